@@ -1,0 +1,48 @@
+"""`diffpipe COMMAND …`, `python -m diffpipe COMMAND …` and `accelerate launch -m diffpipe COMMAND …` are the same."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from diffpipe import __version__
+from diffpipe.contract import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# A command is a module of diffpipe.cli with `add_arguments(parser)` and `run(args)`; only the one asked for is loaded.
+COMMANDS = {
+    "pack": "an image folder or idx files → WebDataset shards with their index",
+    "index": "index tars that exist already",
+    "train": "train, or go on where the run directory left off",
+    "sample": "images and a grid from a run or a checkpoint",
+    "eval": "scores of a run, a folder or shards against reference images, with their protocol",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 2 after a UserError, whose message rank 0 prints on one line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="diffpipe", description="Distributed training of image generators.")
+    parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name in words[:1]:
+            importlib.import_module(f"diffpipe.cli.{name}").add_arguments(command)
+    args = parser.parse_args(words)
+    try:
+        importlib.import_module(f"diffpipe.cli.{args.command}").run(args)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"diffpipe {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

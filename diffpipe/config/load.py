@@ -1,0 +1,129 @@
+"""From a YAML file and `key=value` words to a validated config, and from pydantic's complaints to one line each."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from diffpipe.contract import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def load_config(model: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read `path`, lay the overrides (`train.steps=100`) over it, and validate.
+
+    Raises UserError that names the file, the key, and what it should be.
+    """
+    tree = read_yaml(path)
+    for word in overrides:
+        _override(tree, word)
+    return validate(model, tree, source=str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping at the top of a YAML file. Raises UserError."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config ({error.strerror}); give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of sections such as `data:` and `train:`")
+    return tree
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def validate(model: type[T], tree: dict[str, Any], source: str) -> T:
+    """Build `model` from a tree of plain values. Raises UserError with all complaints on one line."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        complaints = "; ".join(_complaint(model, dict(e)) for e in error.errors())
+        raise UserError(f"{source}: {complaints}") from error
+
+
+def _override(tree: dict[str, Any], word: str) -> None:
+    key, equals, text = word.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{word!r} is not an override: write key=value, such as train.steps=1000")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{word!r}: the value is not valid YAML; quote it for the shell and for YAML") from error
+    *sections, leaf = key.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise UserError(f"{word!r}: {section} is a value, not a section with keys in it")
+    tree[leaf] = value
+
+
+def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:
+    """One validation error as `key: what is wrong`, with the nearest known key for an unknown one."""
+    path, siblings = _walk(model, error["loc"])
+    key = ".".join(path)
+    match error["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
+            section = ".".join(path[:-1])
+            known = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known: {', '.join(siblings)}"
+            return f"unknown key {key}" + (f" in section {section}" if section and not near else "") + f"; {known}"
+        case "missing":
+            return f"{key} is missing; add it to the file or give {key}=VALUE"
+        case "union_tag_invalid":
+            return f"{key}.kind is {error['ctx']['tag']!r}; it is one of {error['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{key}.kind is missing; it says which kind of {key} this is"
+        case "value_error":
+            message = str(error["ctx"]["error"])
+            return f"{key}: {message}" if key else message
+        case _:
+            message = error["msg"][0].lower() + error["msg"][1:]
+            return f"{key}: {message}, not {error['input']!r}"
+
+
+def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """The dotted path of an error's location, without pydantic's own tags, and the keys known beside its last part."""
+    path: list[str] = []
+    siblings: list[str] = []
+    for part in loc:
+        models = _models(model)
+        tagged = [m for m in models if len(models) > 1 and "kind" in m.model_fields and part in _tags(m)]
+        if tagged:
+            model = tagged[0]
+            continue
+        siblings = sorted({name for m in models for name in m.model_fields})
+        if models and part not in siblings and part in {"str", "int", "float", "bool"}:
+            continue  # a member of a plain union
+        path.append(str(part))
+        model = next((m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields), None)
+    return path, siblings
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) is Annotated:
+        return _models(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [m for a in get_args(annotation) for m in _models(a)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -1,0 +1,96 @@
+"""What the parts of the house say to each other: the batch, the loss, the phase, the stage, and the error for the user.
+
+The loader makes a `Batch`, the trainer carries it, a `Stage` turns it into a `Loss`; none of them imports another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from diffpipe.rng import Draws
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class UserError(ValueError):
+    """Something that the user can mend: the message is one sentence or two on what is wrong, where, and what to do.
+
+    The command line prints the message alone and exits with status 2.
+    """
+
+
+class Batch(NamedTuple):
+    """The samples of one micro-batch on one rank.
+
+    images: uint8 [b, c, h, w].
+    labels: int64 [b], or None where the shards carry no classes or the config does not ask for them.
+    positions: int64 [b], each sample's position in the stream, which keys all of its randomness.
+    keys: the samples' names in their shards.
+    """
+
+    images: UInt8[Tensor, "b c h w"]
+    labels: Int[Tensor, " b"] | None
+    positions: Int[Tensor, " b"]
+    keys: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss a sample, float32 [b], and further quantities to log, each [b]. The trainer takes the means."""
+
+    per_sample: Float[Tensor, " b"]
+    metrics: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
+
+
+class Phase(NamedTuple):
+    """One optimizer update within a step.
+
+    trains: the networks whose parameters move. It is due at steps start, start + every, …
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    every: int = 1
+    start: int = 0
+
+    def due(self, step: int) -> bool:
+        return step >= self.start and (step - self.start) % self.every == 0
+
+
+class ImageShape(NamedTuple):
+    """What the data hands to a stage, and how many classes label it (0: none)."""
+
+    channels: int
+    resolution: int
+    classes: int = 0
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A family of generators: its networks, its losses, and how it generates.
+
+    The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device.
+    """
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Fresh networks by name: the names of optimizer groups, averages and checkpoint entries."""
+        ...
+
+    def phases(self) -> Sequence[Phase]:
+        """The updates of a step, in order."""
+        ...
+
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+        """The phase's loss for each sample. All randomness comes from `draws`."""
+        ...
+
+    def generate(
+        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None, sampler: Any
+    ) -> UInt8[Tensor, "b c h w"]:
+        """Images uint8, one for each of the draws' positions (sample indices). `sampler` is the stage's own config."""
+        ...
