@@ -1,0 +1,9 @@
+"""Data: tar → index → order → read → decode → uint8 batches. Each file knows only those before it.
+
+`load` finds the shards, `batches` streams them for training, `images` and `labels` read them in order for evaluation.
+"""
+
+from diffpipe.data.index import ShardSet, load, number_of_classes
+from diffpipe.data.stream import DataConfig, batches, check, images, labels
+
+__all__ = ["DataConfig", "ShardSet", "batches", "check", "images", "labels", "load", "number_of_classes"]

@@ -1,0 +1,227 @@
+"""The endless stream of uint8 batches that trains, whose whole state is the number of the next step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import parent_process
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diffpipe import rng
+from diffpipe.config import Config
+from diffpipe.contract import Batch, UserError
+from diffpipe.data.decode import decode, fit, pixels
+from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.order import Order, sequential
+from diffpipe.data.read import Reader
+from diffpipe.data.table import Sample
+
+
+class DataConfig(Config):
+    """The data section of a config.
+
+    train, test: shards, as `diffpipe.data.index.load` takes them. batch_size: the global batch of an optimizer step.
+    labels: read each sample's `.cls`. lanes, window: see `diffpipe.data.order.Order`. workers: loader processes a rank;
+    prefetch: micro-batches that each holds ready.
+    """
+
+    train: str | list[str]
+    test: str | list[str] | None = None
+    batch_size: int = Field(ge=1)
+    resolution: int = Field(ge=1)
+    channels: Literal[1, 3] = 3
+    labels: bool = False
+    flip: bool = False
+    crop: Literal["center", "random"] = "center"
+    workers: int = Field(default=2, ge=0)
+    prefetch: int = Field(default=2, ge=1)
+    lanes: int = Field(default=64, ge=1)
+    window: int = Field(default=16384, ge=1)
+
+
+class StreamDataset(Dataset):
+    """A map from positions of the stream to batches, of which each sample depends on (seed, position) alone."""
+
+    def __init__(self, config: DataConfig, shard_set: ShardSet, seed: int):
+        self.config = config
+        self.seed = seed
+        self.order = Order(seed, shard_set.counts, config.lanes, config.window)
+        self.reader = Reader(shard_set)
+
+    def __getitems__(self, positions: np.ndarray) -> Batch | UserError:
+        """The batch of positions int64 [b].
+
+        An error of the user's is returned, for a DataLoader would wrap one raised in a worker into its traceback.
+        """
+        try:
+            return self._batch(positions)
+        except UserError as error:
+            return error
+
+    def _batch(self, positions: np.ndarray) -> Batch:
+        config, reader = self.config, self.reader
+        images = np.empty((len(positions), config.channels, config.resolution, config.resolution), dtype=np.uint8)
+        keys: list[str] = []
+        labels: list[int] = []
+        words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
+        shards, indices = self.order.at(positions)
+        for i, (shard, index) in enumerate(zip(shards.tolist(), indices.tolist(), strict=True)):
+            sample = reader.shard_set.sample(shard, index)
+            image = decode(
+                reader.image(shard, sample), config.channels, f"{reader.shard_set.paths[shard]}: {sample.key}"
+            )
+            images[i] = pixels(fit(image, config.resolution, config.crop, config.flip, words[i]))
+            keys.append(sample.key)
+            if config.labels:
+                labels.append(reader.label(shard, sample))
+        return Batch(
+            images=torch.from_numpy(images),
+            labels=torch.tensor(labels) if config.labels else None,
+            positions=torch.from_numpy(positions),
+            keys=keys,
+        )
+
+
+def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:
+    """Raise UserError where the shards or the batch size cannot serve the config."""
+    if config.batch_size < world * accumulate:
+        raise UserError(
+            f"data.batch_size={config.batch_size} cannot be split over {world} processes and {accumulate} "
+            f"micro-batches (train.accumulate); make it {world * accumulate} or more"
+        )
+    path = shard_set.lacking(*IMAGE_EXTENSIONS)
+    if path is not None:
+        raise UserError(f"{path}: some samples have no image; each needs one of {', '.join(IMAGE_EXTENSIONS)}")
+    if config.labels:
+        path = shard_set.lacking("cls")
+        if path is not None:
+            raise UserError(
+                f"{path}: some samples have no .cls member; pack the shards with labels or set data.labels=false"
+            )
+        path = next((shard.path for shard in shard_set.shards if shard.classes is None), None)
+        if path is not None:
+            raise UserError(
+                f"{path}: some .cls members are not integers ≥ 0; pack integer labels or set data.labels=false"
+            )
+
+
+def batches(
+    config: DataConfig,
+    shard_set: ShardSet,
+    seed: int,
+    *,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The micro-batches of a rank, without end: `accumulate` a step, from step `start_step` on.
+
+    Global batch k is positions [k B, (k+1) B) of the stream; the rank has every `world`-th of them from its rank on,
+    and micro-batch m every `accumulate`-th of those from the m-th on. Where B does not divide evenly, the sizes differ
+    by one. Close the iterator to end its workers. Raises UserError, at the call or while iterating.
+    """
+    check(config, shard_set, world, accumulate)
+    dataset = StreamDataset(config, shard_set, seed)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=_Positions(config.batch_size, start_step, rank, world, accumulate),  # type: ignore[arg-type]
+        collate_fn=_itself,
+        num_workers=config.workers,
+        prefetch_factor=config.prefetch if config.workers else None,
+        worker_init_fn=_outlive_signals,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else the loader would draw from the global one
+    )
+    return _iterate(loader)
+
+
+def _iterate(loader: DataLoader) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Positions:
+    """The positions of each micro-batch of a rank, int64 [b], without end."""
+
+    def __init__(self, batch_size: int, start_step: int, rank: int, world: int, accumulate: int):
+        self.batch_size, self.start_step = batch_size, start_step
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        start = self.start_step * self.batch_size
+        while True:
+            for m in range(self.accumulate):
+                first = self.rank + self.world * m
+                yield np.arange(start + first, start + self.batch_size, self.world * self.accumulate, dtype=np.int64)
+            start += self.batch_size
+
+
+def _itself(batch: Any) -> Any:
+    return batch
+
+
+def _outlive_signals(worker: int) -> None:  # noqa: ARG001
+    """Leave it to the trainer to answer a signal that reaches its whole process group or job.
+
+    A worker that died of it would take the trainer down before it could save. SIGTERM from the trainer itself, which is
+    how torch ends a worker that hangs, still ends it: only `sigwaitinfo` tells who sent it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    trainer = parent_process()
+    assert trainer is not None
+    parent = trainer.pid
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def images(
+    shard_set: ShardSet, indices: Sequence[int] | np.ndarray, resolution: int | None, channels: int
+) -> UInt8[Tensor, "b c h w"]:
+    """The images at `indices` of the shards put end to end, unshuffled and without randomness.
+
+    They are resized and cropped at the centre to `resolution`, or left as they are where it is None (and must then be
+    of one size). Raises UserError.
+    """
+    reader = Reader(shard_set)
+    none = np.zeros(3, dtype=np.int64)
+    rows: list[np.ndarray] = []
+    for shard, sample in _samples(shard_set, indices):
+        where = f"{shard_set.paths[shard]}: {sample.key}"
+        image = decode(reader.image(shard, sample), channels, where)
+        row = pixels(image if resolution is None else fit(image, resolution, "center", False, none))
+        if rows and row.shape != rows[0].shape:
+            raise UserError(f"{where}: the images differ in size; give a resolution")
+        rows.append(row)
+    return torch.from_numpy(np.stack(rows))
+
+
+def labels(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Int[Tensor, " b"]:
+    """The labels at `indices` of the shards put end to end. Raises UserError where one is missing or not an integer."""
+    reader = Reader(shard_set)
+    return torch.tensor([reader.label(*place) for place in _samples(shard_set, indices)], dtype=torch.int64)
+
+
+def _samples(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Sample]]:
+    shards, within = sequential(shard_set.counts, np.asarray(indices, dtype=np.int64))
+    for shard, i in zip(shards.tolist(), within.tolist(), strict=True):
+        yield shard, shard_set.sample(shard, i)
