@@ -14,14 +14,15 @@ from diffpipe.contract import UserError
 
 MAX_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_GREY = {"1", "L", "LA", "I", "I;16", "I;16B"}
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Crop = Literal["center", "random"]
 
 
-def decode(data: bytes, channels: int, where: str) -> Image.Image:
-    """The image in mode L (1 channel) or RGB (3), turned as its EXIF orientation says.
+def decode(data: bytes, channels: int | None, where: str) -> Image.Image:
+    """The image in mode L (1 channel), RGB (3), or whichever is nearer to its own (None), turned as its EXIF says.
 
     Transparency is laid over white, 16 bits are scaled to 8. The header's size is checked before any pixel is decoded.
     Raises UserError that begins with `where`.
@@ -69,8 +70,8 @@ def pixels(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    mode = "L" if channels == 1 else "RGB"
+def _convert(image: Image.Image, channels: int | None) -> Image.Image:
+    mode = "L" if channels == 1 or (channels is None and image.mode in _GREY) else "RGB"
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode == "F":

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from diffpipe.contract import UserError
 from diffpipe.data.scan import Scan, scan
@@ -98,8 +98,9 @@ def write_index(directory: str | Path, classes: Sequence[str] | None = None, ext
     arrays, head = _tables(scans, classes)
     temporary = directory / f"{INDEX_NAME}.{os.getpid()}.tmp"
     try:
-        save_file(arrays, temporary, metadata={"diffpipe": json.dumps(head)})
-        with temporary.open("rb+") as file:
+        with temporary.open("wb") as file:
+            file.write(save(arrays, metadata={"diffpipe": json.dumps(head)}))
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:

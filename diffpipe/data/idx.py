@@ -1,0 +1,46 @@
+"""The idx format of MNIST and its kin: unsigned bytes behind a big-endian header (http://yann.lecun.com/exdb/mnist/)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from diffpipe.contract import UserError
+
+_UNSIGNED_BYTE = 8
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The array of an idx file, gzipped or not, uint8 with so many dimensions. Raises UserError."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); give the path of a whole idx file") from error
+    header = 4 + 4 * dimensions
+    if len(data) < header or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
+        raise UserError(f"{path}: not an idx file of bytes with {dimensions} dimensions; check which file it is")
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    if len(data) != header + math.prod(shape):
+        raise UserError(
+            f"{path}: has {len(data)} bytes, but its header says {header + math.prod(shape)}; fetch it anew"
+        )
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def find_idx(folder: Path, split: str) -> tuple[Path, Path] | None:
+    """The images and labels file of a split (`train`, `t10k`) by their usual names, or None."""
+    found: list[Path] = []
+    for kind in ("images-idx3", "labels-idx1"):
+        names = (f"{split}-{kind}-ubyte{suffix}" for suffix in ("", ".gz"))
+        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if path is None:
+            return None
+        found.append(path)
+    return found[0], found[1]
