@@ -20,6 +20,7 @@ COMMANDS = {
     "index": "index tars that exist already",
     "train": "train, or go on where the run directory left off",
     "sample": "images and a grid from a run or a checkpoint",
+    "export": "the weights of a run as safetensors files",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
 }
 

@@ -6,7 +6,7 @@ The loader makes a `Batch`, the trainer carries it, a `Stage` turns it into a `L
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -70,7 +70,6 @@ class ImageShape(NamedTuple):
     classes: int = 0
 
 
-@runtime_checkable
 class Stage(Protocol):
     """A family of generators: its networks, its losses, and how it generates.
 
@@ -90,7 +89,7 @@ class Stage(Protocol):
         ...
 
     def generate(
-        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None, sampler: Any
+        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        """Images uint8, one for each of the draws' positions (sample indices). `sampler` is the stage's own config."""
+        """An image for each of the draws' positions, which here are sample indices."""
         ...

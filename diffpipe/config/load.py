@@ -25,7 +25,7 @@ def load_config(model: type[T], path: str | Path, overrides: Sequence[str] = ())
     """
     tree = read_yaml(path)
     for word in overrides:
-        _override(tree, word)
+        override(tree, word)
     return validate(model, tree, source=str(path))
 
 
@@ -57,7 +57,8 @@ def validate(model: type[T], tree: dict[str, Any], source: str) -> T:
         raise UserError(f"{source}: {complaints}") from error
 
 
-def _override(tree: dict[str, Any], word: str) -> None:
+def override(tree: dict[str, Any], word: str) -> None:
+    """Set `section.key=value` in a tree of plain values; the value is YAML. Raises UserError."""
     key, equals, text = word.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"{word!r} is not an override: write key=value, such as train.steps=1000")

@@ -1,0 +1,94 @@
+"""`diffpipe eval RUN|FOLDER|SHARDS --reference FOLDER|SHARDS`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffpipe.cli.images import ShardImages
+from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, is_run, open_run, sampler_overrides
+from diffpipe.cli.scoring import score, table
+from diffpipe.cli.terminal import say
+from diffpipe.contract import ImageShape, UserError
+from diffpipe.data import index
+from diffpipe.metrics import protocol
+from diffpipe.metrics.evaluate import METRICS, FolderImages, ImageSource, parse_metric
+from diffpipe.train.runtime import Runtime
+
+SPLIT = "split"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", metavar="RUN|FOLDER|SHARDS", help="what to score: a run, a checkpoint, or images")
+    parser.add_argument("--reference", required=True, metavar="FOLDER|SHARDS", help="the real images to compare with")
+    parser.add_argument("--n", type=int, help="how many images to score (default: 1000 of a run, else all)")
+    parser.add_argument(
+        "--metrics",
+        default="fd_efficientnet_lite0,kid_efficientnet_lite0",
+        help=f"of {', '.join(METRICS)}, with commas",
+    )
+    parser.add_argument(
+        "--floor",
+        metavar="FOLDER|SHARDS|split",
+        help="other real images, of which n against the reference show how low a score can be; "
+        "default: a run's training shards, else `split`: one half of the reference against the other",
+    )
+    parser.add_argument("--inception", metavar="FILE", help="weights for fid and kid (default: downloaded once)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON (default: in a run's scores/)")
+    add_sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    metrics = args.metrics.split(",")
+    for name in metrics:
+        parse_metric(name)
+    with Runtime.start(args.precision, args.device) as runtime:
+        opened = None
+        if is_run(Path(args.images)):
+            opened = open_run(Path(args.images), sampler_overrides(args), runtime, raw=args.raw)
+        generated, reference, floor = runtime.together(lambda: _sources(args, opened, runtime))
+        result = score(generated, reference, floor, metrics, runtime, inception_weights=args.inception)
+        out = args.out or _default_out(Path(args.images), opened, generated.n)
+        if out is not None:
+            runtime.together(lambda: protocol.write(result, out) if runtime.main else None)
+        say(runtime, table(result) + (f"\n{out}" if out else ""))
+
+
+def _sources(
+    args: argparse.Namespace, opened: Run | None, runtime: Runtime
+) -> tuple[ImageSource, ImageSource, ImageSource | None]:
+    """What is scored, what it is compared with, and the real images of the floor."""
+    shape = opened.shape if opened else None
+    if opened:
+        generated = generated_images(opened, runtime, n=args.n or 1000, seed=args.seed, label=args.label)
+    else:
+        generated = _real(args.images, shape, args.n)
+    reference = _real(args.reference, shape, None)
+    if args.floor == SPLIT or (args.floor is None and opened is None):
+        return generated, reference, None
+    if args.floor is not None:
+        return generated, reference, _real(args.floor, shape, generated.n)
+    assert opened is not None
+    try:
+        shards = index.load(opened.experiment.data.train)
+    except UserError as error:
+        raise UserError(
+            f"the floor takes the run's data.train: {error}; or name others with --floor, or split"
+        ) from error
+    return generated, reference, ShardImages(shards, opened.shape.channels, opened.shape.resolution, n=generated.n)
+
+
+def _real(place: str, shape: ImageShape | None, n: int | None) -> ImageSource:
+    """Images of a folder or of shards; those of shards at the shape of the run that is scored, else as they are."""
+    path = Path(place)
+    if path.is_dir() and not any(path.glob("*.tar")):
+        return FolderImages(path, n)
+    return ShardImages(index.load(place), shape.channels if shape else 3, shape.resolution if shape else None, n=n)
+
+
+def _default_out(place: Path, opened: Run | None, n: int) -> Path | None:
+    if opened is None:
+        return None
+    home = opened.checkpoint.path.parent.parent if place == opened.checkpoint.path else place
+    sampler = opened.experiment.stage.sampler
+    return home / "scores" / f"step-{opened.checkpoint.step:08d}-{sampler.kind}-{sampler.steps}-n{n}.json"

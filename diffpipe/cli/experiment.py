@@ -1,0 +1,62 @@
+"""The whole config of a run: the components' own configs, put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from diffpipe.config import Config
+from diffpipe.data.stream import DataConfig
+from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.ema import EMAConfig
+from diffpipe.train.loop import TrainConfig
+from diffpipe.train.optimizer import OptimizerConfig
+
+
+class RunConfig(Config):
+    """Where a run lives."""
+
+    dir: str
+    """The run directory; the same directory again means: resume."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.dir)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+
+class SampleConfig(Config):
+    """Grids of samples during training, always of the same sample indices, so that they can be compared."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between grids; 0 draws none."""
+    n: int = Field(default=64, ge=1)
+
+
+class EvalConfig(Config):
+    """Scores against `data.test` during training."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between scores; 0 computes none."""
+    n: int = Field(default=1000, ge=2)
+    metrics: tuple[str, ...] = ("fd_efficientnet_lite0", "kid_efficientnet_lite0")
+
+
+class Experiment(Config):
+    """One experiment: `configs/<dataset>/<what>.yaml` holds it, and `config.yaml` in the run directory."""
+
+    run: RunConfig
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    stage: DDPMConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EMAConfig = EMAConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    sample: SampleConfig = SampleConfig()
+    eval: EvalConfig = EvalConfig()

@@ -1,0 +1,127 @@
+"""Sources of images for pictures and scores: generated ones and those of shards. And how images become pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.contract import UserError
+from diffpipe.data import stream
+from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.rng import Draws, permutation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from diffpipe.contract import ImageShape, Stage
+    from diffpipe.data.index import ShardSet
+    from diffpipe.train.runtime import Runtime
+
+
+class GeneratedImages:
+    """What a stage generates: image i is a function of (seed, i) and the weights alone.
+
+    label: the class of every image; None: image i of a class-conditional stage is of class i mod classes.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        nets: Mapping[str, nn.Module],
+        shape: ImageShape,
+        runtime: Runtime,
+        *,
+        n: int,
+        seed: int,
+        label: int | None = None,
+        about: Mapping[str, Any] | None = None,
+    ):
+        if label is not None and not 0 <= label < shape.classes:
+            known = f"0 to {shape.classes - 1}" if shape.classes else "none: it was trained without labels"
+            raise UserError(f"--label {label}: the labels of this run are {known}")
+        self.stage, self.nets, self.shape, self.runtime = stage, nets, shape, runtime
+        self.n, self.seed, self.label, self.about = n, seed, label, dict(about or {})
+
+    def describe(self) -> dict[str, Any]:
+        labels = self.label if self.label is not None else ("index mod classes" if self.shape.classes else None)
+        precision = str(self.runtime.dtype).removeprefix("torch.")
+        return {"seed": self.seed, "indices": [0, self.n - 1], "labels": labels, "precision": precision, **self.about}
+
+    def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
+        """The images of these sample indices, on the CPU. The same indices in the same call give the same bits."""
+        positions = torch.tensor(indices, device=self.runtime.device)
+        labels = None
+        if self.shape.classes:
+            labels = positions % self.shape.classes if self.label is None else torch.full_like(positions, self.label)
+        with self.runtime.autocast():
+            return self.stage.generate(self.nets, Draws(self.seed, positions), labels).cpu()
+
+
+class ShardImages:
+    """Images of shards, in order, or `n` of them drawn without replacement; resized where a resolution is given."""
+
+    def __init__(self, shards: ShardSet, channels: int, resolution: int | None, *, n: int | None = None, seed: int = 0):
+        if n is not None and n > shards.total:
+            raise UserError(
+                f"{shards.paths[0]} and its set hold {shards.total} images, fewer than {n}; give a smaller n"
+            )
+        self.shards, self.channels, self.resolution = shards, channels, resolution
+        drawn = n is not None and n < shards.total
+        self._indices = permutation(shards.total, seed, "subset")[:n] if drawn else np.arange(shards.total)
+        self.drawn = {"drawn_by_seed": seed} if drawn else {}
+
+    @property
+    def n(self) -> int:
+        return len(self._indices)
+
+    def describe(self) -> dict[str, Any]:
+        about = {"fingerprint": self.shards.fingerprint, "resolution": self.resolution, "channels": self.channels}
+        return {"shards": self.shards.paths, **about, **self.drawn}
+
+    def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
+        chosen = self._indices[indices.start : indices.stop]
+        return stream.images(self.shards, chosen, self.resolution, self.channels)
+
+
+def share_out(source: GeneratedImages, runtime: Runtime, each: Callable[[range, Tensor], object]) -> None:
+    """Generate all images, this rank its share of the chunks, and hand each chunk to `each`."""
+    for start in range(runtime.rank * CHUNK, source.n, runtime.world * CHUNK):
+        chunk = range(start, min(start + CHUNK, source.n))
+        each(chunk, source.images(chunk))
+
+
+def collect(chunks: Mapping[int, Tensor], runtime: Runtime) -> UInt8[Tensor, "n c h w"]:
+    """All ranks' chunks, by the index of their first image, put together on every rank. A collective."""
+    parts = {start: images for part in runtime.gather(dict(chunks)) for start, images in part.items()}
+    return torch.cat([parts[start] for start in sorted(parts)])
+
+
+def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:
+    """The images side by side, row by row, small ones enlarged by a whole factor so that pixels stay pixels."""
+    n, _, h, w = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    factor = max(1, 64 // max(h, w))
+    cells = F.pad(images, (1, 1, 1, 1), value=255)
+    cells = torch.cat([cells, cells.new_full((-n % columns, *cells.shape[1:]), 255)])
+    picture = rearrange(cells, "(rows columns) c h w -> (rows h) (columns w) c", columns=columns)
+    return _to_pil(picture.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1))
+
+
+def save_pngs(images: UInt8[Tensor, "n c h w"], indices: Iterable[int], folder: Path) -> None:
+    """Each image as `000000.png` by its index."""
+    for index, image in zip(indices, images, strict=True):
+        _to_pil(rearrange(image, "c h w -> h w c")).save(folder / f"{index:06d}.png")
+
+
+def _to_pil(picture: UInt8[Tensor, "h w c"]) -> Image.Image:
+    array = picture.numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)

@@ -1,0 +1,106 @@
+"""Open a run, or one of its checkpoints, to generate from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.images import GeneratedImages
+from diffpipe.config import override, validate
+from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from diffpipe.train.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained stage: its config as it was trained (with what the command line overrode) and its networks."""
+
+    checkpoint: Checkpoint
+    experiment: Experiment
+    shape: ImageShape
+    stage: Stage
+    nets: dict[str, nn.Module]
+    weights: str
+
+    def describe(self) -> dict[str, Any]:
+        """What a score's protocol says of the weights and of how they generate."""
+        sampler = self.experiment.stage.sampler.model_dump(mode="json")
+        digest = self.checkpoint.manifest_sha256
+        step = self.checkpoint.step
+        return {"checkpoint": digest, "step": step, "images_seen": self.checkpoint.state["position"]} | {
+            "weights": self.weights,
+            "sampler": sampler,
+        }
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory or a checkpoint."""
+    return (path / checkpoints.MANIFEST).exists() or (path / "checkpoints").is_dir()
+
+
+def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
+    """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError."""
+    if (path / checkpoints.MANIFEST).exists():
+        return checkpoints.open_checkpoint(path, runtime)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; give a run directory or one of its checkpoints")
+    found, _ = checkpoints.newest_valid(path / "checkpoints", runtime)
+    if found is None:
+        raise UserError(f"{path}: no checkpoint in it; give a run directory that training has saved to")
+    return found
+
+
+def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
+    """Build the run's stage and load its averaged weights (`raw`: the trained ones). A collective. Raises UserError."""
+    found = find_checkpoint(path, runtime)
+    tree = found.state["experiment"]
+    for word in overrides:
+        override(tree, word)
+    experiment = validate(Experiment, tree, source=str(path))
+    shape = ImageShape(**found.state["shape"])
+    stage = experiment.stage.build(shape)
+    prefix = "net" if raw else "ema"
+    with torch.random.fork_rng(devices=[]):
+        nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
+    tensors = {f"{prefix}.{name}.{key}": t for name, net in nets.items() for key, t in net.state_dict().items()}
+    checkpoints.load(found, tensors, alone=True)
+    return Run(found, experiment, shape, stage, nets, "raw" if raw else "ema")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that generates; what is not given is as the run's config says."""
+    parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) alone (default %(default)s)")
+    parser.add_argument("--label", type=int, help="the class of all images; default: image i is of class i mod classes")
+    parser.add_argument("--sampler", choices=["ddim", "ancestral"], help="how to go from noise to image")
+    parser.add_argument("--steps", type=int, help="network evaluations an image")
+    parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")
+    parser.add_argument(
+        "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
+    )
+    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def sampler_overrides(args: argparse.Namespace) -> list[str]:
+    """The sampling options that were given, as overrides of the run's config."""
+    given = {"kind": args.sampler, "steps": args.steps, "eta": args.eta, "guidance": args.guidance}
+    return [f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None]
+
+
+def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | None) -> GeneratedImages:
+    """The run's images of sample indices 0 to n - 1."""
+    return GeneratedImages(run.stage, run.nets, run.shape, runtime, n=n, seed=seed, label=label, about=run.describe())

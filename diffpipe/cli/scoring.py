@@ -1,0 +1,66 @@
+"""Score images under a job: the extractors, the progress bar, and what the scores are called on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from diffpipe.metrics.evaluate import build_extractors, evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from diffpipe.metrics.evaluate import ImageSource
+    from diffpipe.metrics.protocol import Result
+    from diffpipe.train.runtime import Runtime
+
+
+def score(
+    generated: ImageSource,
+    reference: ImageSource,
+    floor: ImageSource | None,
+    metrics: Sequence[str],
+    runtime: Runtime,
+    *,
+    inception_weights: str | None = None,
+    on_generated: Callable[[range, Any], object] | None = None,
+) -> Result:
+    """Evaluate on all ranks, with a progress bar on rank 0. A collective. Raises UserError on all ranks."""
+    extractors = runtime.together(
+        lambda: build_extractors(
+            metrics,
+            device=runtime.device,
+            inception_weights=inception_weights,
+            rank=runtime.rank,
+            barrier=runtime.barrier,
+        )
+    )
+    with tqdm(desc="score", unit="image", disable=not runtime.main) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return evaluate(
+            generated,
+            reference,
+            floor,
+            metrics,
+            extractors=extractors,
+            rank=runtime.rank,
+            world=runtime.world,
+            gather=runtime.gather,
+            on_generated=on_generated,
+            progress=progress,
+        )
+
+
+def table(result: Result) -> str:
+    """One line a metric, with the floor beside the score; kernel distances in thousandths, as papers give them."""
+    lines = []
+    for name, value in result.scores.items():
+        factor, unit = (1000, " x10^-3") if name.startswith("kid") else (1, "")
+        floor = result.floor[name] * factor
+        lines.append(f"{name:>24}  {value * factor:10.3f}{unit}   (real images against the same: {floor:.3f}{unit})")
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""`diffpipe train CONFIG [key=value …]`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.images import GeneratedImages, ShardImages, collect, grid, share_out
+from diffpipe.cli.scoring import score, table
+from diffpipe.cli.terminal import say
+from diffpipe.config import dump_yaml, load_config
+from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.data import index
+from diffpipe.data.index import ShardSet, number_of_classes
+from diffpipe.data.stream import batches, check
+from diffpipe.metrics import protocol
+from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.loop import Hook, Trainer
+from diffpipe.train.runtime import Runtime
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file of the experiment, such as configs/fashion_mnist/ddpm.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file, such as train.steps=100")
+
+
+def run(args: argparse.Namespace) -> None:
+    experiment = load_config(Experiment, args.config, args.overrides)
+    with Runtime.start(experiment.train.precision, experiment.train.device, experiment.run.path) as runtime:
+        Job.prepare(experiment, runtime).run()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what it trains on, what it trains, and what it does along the way."""
+
+    experiment: Experiment
+    runtime: Runtime
+    shards: ShardSet
+    shape: ImageShape
+    stage: Stage
+    trainer: Trainer
+
+    @classmethod
+    def prepare(cls, experiment: Experiment, runtime: Runtime) -> Job:
+        """All that can be refused before a step is trained, on all ranks together."""
+        shards, shape, stage = runtime.together(lambda: _fit_together(experiment, runtime.world))
+        trainer = Trainer(
+            stage,
+            runtime,
+            experiment.train,
+            experiment.optimizer,
+            experiment.ema,
+            seed=experiment.seed,
+            batch_size=experiment.data.batch_size,
+        )
+        return cls(experiment, runtime, shards, shape, stage, trainer)
+
+    def run(self) -> None:
+        experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
+        self.resume()
+        if trainer.step >= experiment.train.steps:
+            say(runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on")
+            return
+        if runtime.main:
+            (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
+        runtime.start_tracking({"config": dump_yaml(experiment)})
+        stream = batches(
+            experiment.data,
+            self.shards,
+            experiment.seed,
+            start_step=trainer.step,
+            rank=runtime.rank,
+            world=runtime.world,
+            accumulate=experiment.train.accumulate,
+            pin_memory=runtime.device.type == "cuda",
+        )
+        hooks = [
+            Hook(experiment.checkpoint.every, self.save, last=True),
+            Hook(experiment.sample.every, self.draw),
+            Hook(experiment.eval.every, self.score),
+        ]
+        trainer.run(stream, hooks, experiment.run.path)
+        say(runtime, f"trained to step {trainer.step}: {checkpoints.committed(experiment.run.checkpoints)[0]}")
+
+    def resume(self) -> None:
+        """Go on from the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
+        found, complaints = checkpoints.newest_valid(self.experiment.run.checkpoints, self.runtime)
+        for complaint in complaints:
+            say(self.runtime, f"warning: passing over a damaged checkpoint: {complaint}")
+        if found is not None:
+            _refuse_changes(found, self.identity())
+            checkpoints.load(found, self.trainer.state())
+            self.trainer.step = found.step
+            say(self.runtime, f"resuming from {found.path}")
+
+    def identity(self) -> dict[str, Any]:
+        """What a resume may not change, by section of the config: the seed, the order of the stream, and the model."""
+        data = self.experiment.data
+        order = {"fingerprint": self.shards.fingerprint, "lanes": data.lanes, "window": data.window}
+        augmentation = {"batch_size": data.batch_size, "flip": data.flip, "crop": data.crop}
+        stage = self.experiment.stage.model_dump(mode="json", exclude={"sampler"})
+        return {"seed": self.experiment.seed, "data": order | augmentation | self.shape._asdict(), "stage": stage}
+
+    def save(self) -> None:
+        trainer, experiment = self.trainer, self.experiment
+        state = {
+            "step": trainer.step,
+            "position": trainer.step * experiment.data.batch_size,
+            "identity": self.identity(),
+            "shape": self.shape._asdict(),
+            "experiment": experiment.model_dump(mode="json"),
+        }
+        checkpoints.save(
+            experiment.run.checkpoints, trainer.state(), state, self.runtime, experiment.checkpoint.keep_last
+        )
+
+    def draw(self) -> None:
+        chunks: dict[int, Tensor] = {}
+        share_out(
+            self.generated(self.experiment.sample.n), self.runtime, lambda c, images: chunks.update({c.start: images})
+        )
+        images = collect(chunks, self.runtime)
+        if self.runtime.main:
+            path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            grid(images, columns=self.shape.classes or None).save(path)
+
+    def score(self) -> None:
+        config, shape = self.experiment.eval, self.shape
+        assert self.experiment.data.test is not None
+        reference = ShardImages(index.load(self.experiment.data.test), shape.channels, shape.resolution)
+        floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
+        result = score(self.generated(config.n), reference, floor, config.metrics, self.runtime)
+        if self.runtime.main:
+            protocol.write(result, self.experiment.run.path / "scores" / f"step-{self.trainer.step:08d}.json")
+        say(self.runtime, f"step {self.trainer.step}\n{table(result)}")
+
+    def generated(self, n: int) -> GeneratedImages:
+        """The first n sample indices, from the averaged weights of this moment."""
+        sampler = self.experiment.stage.sampler.model_dump(mode="json")
+        about = {"step": self.trainer.step, "weights": "ema", "sampler": sampler}
+        nets, seed = self.trainer.averaged(), self.experiment.seed
+        return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)
+
+
+def _fit_together(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape, Stage]:
+    data = experiment.data
+    shards = index.load(data.train)
+    check(data, shards, world, experiment.train.accumulate)
+    shape = ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
+    stage = experiment.stage.build(shape)
+    if experiment.eval.every:
+        if data.test is None:
+            raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
+        index.load(data.test)
+        for name in experiment.eval.metrics:
+            parse_metric(name)
+    try:
+        experiment.run.checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir {experiment.run.dir}: {error.strerror}; give one that can be written") from error
+    return shards, shape, stage
+
+
+def _refuse_changes(found: Checkpoint, identity: dict[str, Any]) -> None:
+    before, now = _flatten(found.state["identity"]), _flatten(identity)
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if changed:
+        differences = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in changed)
+        raise UserError(
+            f"{found.path} is of another experiment: {differences}; restore the config, or give another run.dir"
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,85 @@
+"""The blocks that convolutional networks here are made of: residual block, self-attention, resampling, embeddings."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def zero_init(module: M) -> M:
+    """Set all parameters to zero, so that a residual branch starts as the identity (Ho et al. 2020, appendix B)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def sinusoidal_embedding(t: Int[Tensor, " b"], dim: int, max_period: float = 10_000.0) -> Float[Tensor, "b {dim}"]:
+    """Sines and cosines of t at dim/2 geometrically spaced frequencies (Vaswani et al. 2017, section 3.5)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ResBlock(nn.Module):
+    """norm → SiLU → conv, twice, with the embedding added between and a skip around (Ho et al. 2020, appendix B)."""
+
+    def __init__(self, c_in: int, c_out: int, c_emb: int, groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.emb = nn.Linear(c_emb, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b c_emb"]) -> Float[Tensor, "b c_out h w"]:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + rearrange(self.emb(emb), "b c -> b c 1 1")
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the pixels, with a skip around."""
+
+    def __init__(self, channels: int, heads: int, groups: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        qkv = self.qkv(rearrange(self.norm(x), "b c h w -> b (h w) c"))
+        q, k, v = rearrange(qkv, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.heads)
+        y = F.scaled_dot_product_attention(q, k, v)
+        y = self.out(rearrange(y, "b heads n d -> b n (heads d)"))
+        return x + rearrange(y, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Downsample(nn.Conv2d):
+    """Halve height and width with a strided 3×3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a 3×3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

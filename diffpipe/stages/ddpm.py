@@ -1,0 +1,111 @@
+"""The DDPM stage: an epsilon-predicting UNet, trained with the simple loss, sampled by ancestral steps or DDIM."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffpipe.config import Config
+from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
+from diffpipe.diffusion.objective import simple_loss, training_pair
+from diffpipe.diffusion.samplers import SamplerConfig, sample
+from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.nn.unet import UNet, UNetConfig
+from diffpipe.rng import Draws
+from diffpipe.stages.codec import PixelCodec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class GuidedSamplerConfig(SamplerConfig):
+    """How a trained stage generates: free to change at every sampling, and no part of what a checkpoint is."""
+
+    guidance: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates Y."""
+
+
+class DDPMConfig(Config):
+    """Denoising diffusion (Ho et al. 2020). `conditional` makes it P(X|Y) for the labels Y of the data."""
+
+    kind: Literal["ddpm"]
+    unet: UNetConfig = UNetConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    sampler: GuidedSamplerConfig = GuidedSamplerConfig()
+    conditional: bool = False
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y)."""
+
+    def build(self, shape: ImageShape) -> DDPM:
+        """The stage for images of this shape. Raises UserError where they do not fit each other."""
+        return DDPM(self, shape)
+
+
+class DDPM:
+    """A `Stage`. Timesteps and noise are keyed by the samples' positions; label dropout too."""
+
+    def __init__(self, config: DDPMConfig, shape: ImageShape):
+        if config.conditional and not shape.classes:
+            raise UserError(
+                "stage.conditional is true and the data has no labels; set data.labels=true, or it to false"
+            )
+        if config.sampler.guidance != 1 and not config.conditional:
+            raise UserError(
+                "stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it"
+            )
+        self.config = config
+        self.shape = shape
+        self.classes = shape.classes if config.conditional else 0
+        self.codec = PixelCodec()
+        with torch.device("meta"):
+            self.networks()  # what cannot be built is refused here, before any job has started
+        self._schedules = {torch.device("cpu"): Schedule.build(config.schedule)}
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"unet": UNet(self.config.unet, self.shape.channels, self.shape.resolution, self.classes)}
+
+    def phases(self) -> Sequence[Phase]:
+        return (Phase("denoise", trains=("unet",)),)
+
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+        x0 = self.codec.encode(batch.images)
+        x_t, t, eps = training_pair(self._schedule(x0.device), x0, draws)
+        labels = None
+        if self.classes:
+            assert batch.labels is not None, "the loader was asked for labels"
+            hidden = draws.uniform("label_dropout") < self.config.label_dropout
+            labels = torch.where(hidden, self.classes, batch.labels)
+        return Loss(simple_loss(eps, nets["unet"](x_t, t, labels)))
+
+    @torch.no_grad()
+    def generate(
+        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+    ) -> UInt8[Tensor, "b c h w"]:
+        schedule = self._schedule(draws.positions.device)
+        shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)
+
+        def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            return self._predict(nets["unet"], x_t, t, labels).float()
+
+        return self.codec.decode(sample(denoise, schedule, self.config.sampler, draws, shape))
+
+    def _predict(self, unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        if not self.classes:
+            return unet(x_t, t, None)
+        empty = torch.full_like(t, self.classes)
+        if labels is None:
+            return unet(x_t, t, empty)
+        if self.config.sampler.guidance == 1:
+            return unet(x_t, t, labels)
+        both = unet(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, empty]))
+        conditional, unconditional = both.float().chunk(2)
+        return unconditional + self.config.sampler.guidance * (conditional - unconditional)
+
+    def _schedule(self, device: torch.device) -> Schedule:
+        if device not in self._schedules:
+            self._schedules[device] = self._schedules[torch.device("cpu")].to(device)
+        return self._schedules[device]

@@ -1,0 +1,44 @@
+"""Exponential moving averages of the weights, by ema-pytorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ema_pytorch import EMA
+from pydantic import Field
+
+from diffpipe.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class EMAConfig(Config):
+    """The average forgets at rate 1 − decay a step, after a warm-up in which its memory grows with the run.
+
+    At step n the decay is min(decay, 1 − (1 + n)^−power): with power 3/4 the memory spans about the last n^(3/4) steps.
+    """
+
+    decay: float = Field(default=0.9999, gt=0, lt=1)
+    power: float = Field(default=0.75, gt=0)
+
+    def decay_at(self, step: int) -> float:
+        return min(self.decay, 1 - (1 + step) ** -self.power)
+
+
+class Average:
+    """The moving average of one network's parameters and buffers."""
+
+    def __init__(self, config: EMAConfig, net: nn.Module):
+        """`net` is the plain module: ema-pytorch matches names, and a wrapper's prefix would match none."""
+        self.config = config
+        self._ema: Any = EMA(net, include_online_model=False, use_foreach=True)
+        self._ema.copy_params_from_model_to_ema()
+        self.net: nn.Module = self._ema.ema_model
+        self.net.requires_grad_(False).eval()
+        own, averaged = dict(net.named_parameters()), dict(self.net.named_parameters())
+        assert own.keys() == averaged.keys(), "an average with other parameters would never move"
+
+    def update(self, step: int) -> None:
+        """Move towards the weights after `step`. Its own step counter lives on the device; ours costs no host sync."""
+        self._ema.update_moving_average(self._ema.ema_model, self._ema.model, self.config.decay_at(step))

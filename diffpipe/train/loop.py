@@ -1,0 +1,251 @@
+"""The training loop: for each step, each due phase's micro-batches, one update; then averages, counters, hooks.
+
+Between two log steps the host never waits for the device: losses, gradient norms and the finite checks stay there.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from pydantic import Field
+
+from diffpipe.config import Config
+from diffpipe.contract import Batch, Phase, Stage, UserError
+from diffpipe.rng import Draws, derive
+from diffpipe.train.ema import Average, EMAConfig
+from diffpipe.train.optimizer import Optimizer, OptimizerConfig
+from diffpipe.train.runtime import Device, Precision, Runtime
+from diffpipe.train.tracking import Journal, Seen, progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+
+class TrainConfig(Config):
+    """How long and on what a run trains."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps in all."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches a step on each rank: the same global batch in less memory."""
+    precision: Precision = "auto"
+    """What the networks compute in; auto is bf16 where the device has it natively, else fp32."""
+    device: Device = "auto"
+    log_every: int = Field(default=50, ge=1)
+    record_samples: bool = False
+    """Write the keys and positions of every step's samples to seen/."""
+
+
+class Hook(NamedTuple):
+    """Something to do after every `every` steps (0: never) and, if `last`, after the last one. All ranks call it."""
+
+    every: int
+    run: Callable[[], None]
+    last: bool = False
+
+    def due(self, step: int, steps: int) -> bool:
+        return (self.every > 0 and step % self.every == 0) or (self.last and step == steps)
+
+
+class NonFiniteError(UserError):
+    """A loss or a gradient was NaN or infinite. No weight was changed by it."""
+
+
+class Trainer:
+    """Trains a stage's networks from a stream of batches. `step` counts the finished steps, 0 at the start."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        runtime: Runtime,
+        config: TrainConfig,
+        optimizer: OptimizerConfig,
+        ema: EMAConfig,
+        *,
+        seed: int,
+        batch_size: int,
+    ):
+        self.stage, self.runtime, self.config, self.seed, self.batch_size = stage, runtime, config, seed, batch_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "init"))
+            self.nets: dict[str, nn.Module] = {name: runtime.place(net) for name, net in stage.networks().items()}
+        self.averages = {name: Average(ema, net) for name, net in self.nets.items()}
+        self.wrapped = {name: runtime.wrap(net.train()) for name, net in self.nets.items()}
+        self.optimizer_config = optimizer
+        self.optimizers = {
+            phase.name: Optimizer(
+                optimizer,
+                [p for name in phase.trains for p in self.nets[name].parameters()],
+                scaled=runtime.dtype == torch.float16,
+            )
+            for phase in stage.phases()
+        }
+        self.step = 0
+        self._meter = _Meter()
+
+    def averaged(self) -> dict[str, nn.Module]:
+        """The averaged networks: what generates and is scored."""
+        return {name: average.net for name, average in self.averages.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor that a checkpoint holds, by name. Loading writes into these very tensors."""
+        tensors: dict[str, Tensor] = {}
+        for name, net in self.nets.items():
+            tensors |= {f"net.{name}.{key}": value for key, value in net.state_dict().items()}
+            tensors |= {f"ema.{name}.{key}": value for key, value in self.averages[name].net.state_dict().items()}
+        names = {p: f"{name}.{key}" for name, net in self.nets.items() for key, p in net.named_parameters()}
+        for phase, optimizer in self.optimizers.items():
+            tensors |= {f"optimizer.{phase}.{key}": value for key, value in optimizer.state(names).items()}
+        return tensors
+
+    def run(self, batches: Iterator[Batch], hooks: Sequence[Hook], run_dir: Path) -> None:
+        """Train from `self.step` to the last step. `batches` yields this rank's micro-batches from that step on.
+
+        Raises NonFiniteError, on all ranks, at the first log step after a loss or gradient that is not finite.
+        """
+        journal = Journal(run_dir / "metrics.jsonl", self.runtime, self.step)
+        seen = Seen(run_dir, self.runtime.rank) if self.config.record_samples else None
+        bar = progress_bar(self.step, self.config.steps, self.runtime)
+        self._meter.restart(self.step)
+        try:
+            while self.step < self.config.steps:
+                micro = [next(batches) for _ in range(self.config.accumulate)]
+                if seen is not None:
+                    seen.write(self.step, micro)
+                self.train_step(micro)
+                bar.update()
+                due = [hook for hook in hooks if hook.due(self.step, self.config.steps)]
+                # What is saved or scored has been found finite first.
+                if due or self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    values = self._log_values()
+                    journal.write(values)
+                    bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} images/s")
+                for hook in due:
+                    hook.run()
+                self._meter.skip_time() if due else None
+        finally:
+            bar.close()
+            journal.close()
+            if seen is not None:
+                seen.close()
+
+    def train_step(self, micro: Sequence[Batch]) -> None:
+        """One step on this rank's micro-batches: every due phase's update, then the averages."""
+        micro = [self._to_device(batch) for batch in micro]
+        for phase in self.stage.phases():
+            if phase.due(self.step):
+                self._update(phase, micro)
+        for average in self.averages.values():
+            average.update(self.step)
+        self.step += 1
+
+    def _update(self, phase: Phase, micro: Sequence[Batch]) -> None:
+        optimizer = self.optimizers[phase.name]
+        # A network that the phase does not train passes gradients on to those that it does, without the wrapper,
+        # whose reduction would wait for gradients that never come.
+        nets = {name: self.wrapped[name] if name in phase.trains else self.nets[name] for name in self.nets}
+        for name, net in self.nets.items():
+            net.requires_grad_(name in phase.trains)
+        for i, batch in enumerate(micro):
+            last = i == len(micro) - 1
+            torch.manual_seed(derive(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
+            with nullcontext() if last else self.runtime.no_sync(list(self.wrapped.values())):
+                with self.runtime.autocast():
+                    loss = self.stage.loss(phase, nets, batch, Draws(self.seed, batch.positions))
+                # Gradients are averaged over ranks: times the world size they are the sum over the global batch,
+                # however unevenly it falls on ranks and micro-batches.
+                optimizer.backward(loss.per_sample.sum() * (self.runtime.world / self.batch_size))
+            self._meter.add_loss(self.step, self._label(phase), batch.keys, loss.per_sample.detach(), loss.metrics)
+        norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))
+        self._meter.add_norm(self._label(phase), norm)
+
+    def _label(self, phase: Phase) -> str:
+        return f"{phase.name}/" if len(self.optimizers) > 1 else ""
+
+    def _to_device(self, batch: Batch) -> Batch:
+        move: dict[str, Any] = {"device": self.runtime.device, "non_blocking": True}
+        labels = None if batch.labels is None else batch.labels.to(**move)
+        images = batch.images.to(**move, memory_format=self.runtime.memory_format)
+        return batch._replace(images=images, labels=labels, positions=batch.positions.to(**move))
+
+    def _log_values(self) -> dict[str, Any]:
+        """The means since the last log step, over all ranks. Waits for the device; all ranks call it."""
+        bad = [message for part in self.runtime.gather(self._meter.not_finite(self.runtime)) for message in part]
+        if bad:
+            raise NonFiniteError(
+                f"{'; '.join(bad[:4])}. No weight was changed by it. Lower optimizer.lr or look at these samples; "
+                f"the same command goes on from the last checkpoint"
+            )
+        means, seconds = self._meter.means(self.runtime, self.batch_size)
+        steps = self.step - self._meter.first
+        values: dict[str, Any] = {"step": self.step, "images": self.step * self.batch_size}
+        if "loss" not in means:  # several phases: the step's loss is their sum
+            values["loss"] = sum(value for key, value in means.items() if key.endswith("/loss"))
+        values |= means
+        values["lr"] = self.optimizer_config.lr_at(self.step - 1, self.config.steps)
+        values["images_per_second"] = round(steps * self.batch_size / seconds, 2)
+        self._meter.restart(self.step)
+        return values
+
+
+class _Meter:
+    """Sums of losses and norms since the last log step, kept on the device."""
+
+    def __init__(self) -> None:
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        self.first = step
+        self._sums: dict[str, Tensor] = {}
+        self._updates: dict[str, int] = {}
+        self._norms: dict[str, list[Tensor]] = {}
+        self._finite: list[tuple[int, Sequence[str], Tensor]] = []
+        self._since = time.perf_counter()
+        self._until: float | None = None
+
+    def skip_time(self) -> None:
+        """Start the clock again: what the hooks took is not training time."""
+        self._since = time.perf_counter()
+
+    def add_loss(
+        self, step: int, label: str, keys: Sequence[str], per_sample: Tensor, metrics: Mapping[str, Tensor]
+    ) -> None:
+        for name, value in {"loss": per_sample, **metrics}.items():
+            total = value.detach().sum()
+            self._sums[label + name] = self._sums[label + name] + total if label + name in self._sums else total
+        self._finite.append((step, keys, torch.isfinite(per_sample)))
+
+    def add_norm(self, label: str, norm: Tensor) -> None:
+        self._norms.setdefault(label, []).append(norm)
+
+    def not_finite(self, runtime: Runtime) -> list[str]:
+        """What was not finite on this rank, one sentence each, with the keys of the samples. Waits for the device."""
+        found = []
+        if not torch.cat([finite for _, _, finite in self._finite]).all():
+            for step, keys, finite in self._finite:
+                names = [key for key, ok in zip(keys, finite.tolist(), strict=True) if not ok]
+                if names:
+                    found.append(f"step {step}, rank {runtime.rank}: the loss of {', '.join(names[:8])} is not finite")
+        # fp16 overflows now and then by design: its scaler skips the step and lowers the scale.
+        if runtime.main and not found and runtime.dtype != torch.float16:
+            for label, norms in self._norms.items():
+                bad = (~torch.isfinite(torch.stack(norms))).nonzero().flatten().tolist()
+                where = f"update {bad[0] + 1} after step {self.first}" if bad else ""
+                found += [f"{label}{where}: the gradient is not finite"] if bad else []
+        return found
+
+    def means(self, runtime: Runtime, batch_size: int) -> tuple[dict[str, float], float]:
+        """Means a sample of the losses, means an update of the norms, and the seconds since the clock started."""
+        seconds = time.perf_counter() - self._since
+        updates = {name: len(self._norms[name[: name.rfind("/") + 1]]) for name in self._sums}
+        sums = runtime.sum(torch.stack([s.double() for s in self._sums.values()]))
+        means = {
+            name: total / (updates[name] * batch_size) for name, total in zip(self._sums, sums.tolist(), strict=True)
+        }
+        return means | {f"{k}grad_norm": torch.stack(v).mean().item() for k, v in self._norms.items()}, seconds

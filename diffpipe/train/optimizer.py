@@ -1,0 +1,117 @@
+"""AdamW with its learning rate a function of the step, gradient clipping, and updates that skip non-finite gradients.
+
+Nothing here waits for the device: the finite check stays a tensor, which the fused optimizer reads there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from diffpipe.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019) and its schedule."""
+
+    lr: float = Field(default=2e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: int = Field(default=1000, ge=0)
+    """Steps over which the learning rate rises linearly from zero."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or falling along half a cosine to zero at train.steps."""
+    clip: float = Field(default=1.0, gt=0)
+    """The largest norm of the gradient; a longer one is scaled to it."""
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of step 0, 1, …, steps − 1."""
+        lr = self.lr * min(1.0, (step + 1) / max(self.warmup, 1))
+        if self.decay == "cosine":
+            progress = max(0, step - self.warmup) / max(1, steps - self.warmup)
+            lr *= 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return lr
+
+
+class Optimizer:
+    """The optimizer of one phase.
+
+    A gradient with a NaN or an infinity in it changes nothing: `step` returns its norm, and the caller finds it there.
+    Under DDP and FSDP the norm is that of the reduced gradient, so every rank takes or leaves the same steps.
+    """
+
+    def __init__(self, config: OptimizerConfig, parameters: Sequence[nn.Parameter], *, scaled: bool):
+        self.config = config
+        self.parameters = parameters
+        self.adamw = torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        device = parameters[0].device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # pyright: ignore[reportPrivateImportUsage]
+
+    def backward(self, loss: Float[Tensor, ""]) -> None:
+        """Add the gradient of `loss` to the parameters', scaled where fp16 needs it."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr: float) -> Float[Tensor, ""]:
+        """Clip, update, clear the gradients. Returns the norm before clipping, on the device."""
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.scaler.unscale_(self.adamw)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.adamw)
+            self.scaler.update()
+        else:
+            # The fused kernel leaves parameters and moments alone where found_inf is 1.
+            self.adamw.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm.detach()
+
+    def state(self, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
+        """The state's tensors by `parameter.moment`, allocated if no step was taken yet. Loading writes into them."""
+        if not self.adamw.state:
+            self._allocate()
+        tensors = {
+            f"{names[p]}.{key}": value
+            for p in self.parameters
+            for key, value in self.adamw.state[p].items()
+            if isinstance(value, Tensor)
+        }
+        if self.scaler.is_enabled():
+            tensors["scale"], tensors["growth_tracker"] = self._scaler_state()
+        return tensors
+
+    def _allocate(self) -> None:
+        """AdamW makes its moments at its first step: take one that changes nothing, then set the count back to zero."""
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+        self.adamw.found_inf = torch.ones((), device=self.parameters[0].device)  # pyright: ignore[reportAttributeAccessIssue]
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        for state in self.adamw.state.values():
+            state["step"].zero_()
+
+    def _scaler_state(self) -> tuple[Tensor, Tensor]:
+        if self.scaler._scale is None:
+            self.scaler._lazy_init_scale_growth_tracker(self.parameters[0].device)
+        assert self.scaler._scale is not None
+        assert self.scaler._growth_tracker is not None
+        return self.scaler._scale, self.scaler._growth_tracker

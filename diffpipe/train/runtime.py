@@ -1,0 +1,187 @@
+"""Processes, devices and precision: the only module that talks to accelerate.
+
+The same command runs alone, under `accelerate launch` and under torchrun, on CPUs (gloo) and on GPUs (NCCL).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diffpipe.contract import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process of a job: who it is, where it computes, in which precision, and how it talks to the others.
+
+    dtype: what autocast computes in; float32 means no autocast. Parameters, averages and optimizer state stay float32.
+    """
+
+    accelerator: Accelerator
+    dtype: torch.dtype
+
+    @classmethod
+    def start(
+        cls, precision: Precision = "auto", device: Device = "auto", log_dir: str | Path | None = None
+    ) -> Runtime:
+        """Join the job that the launcher described in the environment (or be one process alone).
+
+        Raises UserError for a device or precision that the machine does not have.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("train.device is cuda, and torch sees no CUDA device here; set train.device=cpu or auto")
+        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        _be_deterministic()
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no",  # autocast is entered in `autocast` below: accelerate's patches the module's forward
+            log_with="tensorboard" if log_dir else None,
+            project_config=ProjectConfiguration(project_dir=str(log_dir), logging_dir=str(log_dir))
+            if log_dir
+            else None,
+        )
+        return cls(accelerator, _DTYPES[resolve_precision(precision, accelerator.device)])
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """channels_last, but for bf16 on CPUs, where torch's GroupNorm costs more in it than the convolutions gain."""
+        slow = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return torch.contiguous_format if slow else torch.channels_last
+
+    def place(self, module: M) -> M:
+        """The module on this process's device, in its memory format."""
+        return module.to(device=self.device, memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module under DistributedDataParallel where there is more than one process."""
+        return self.accelerator.prepare_model(module)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def no_sync(self, modules: Sequence[nn.Module]) -> AbstractContextManager[Any]:
+        """Within it, backward passes leave gradients local: for all micro-batches of a step but the last."""
+        return _NoSync([m for m in modules if isinstance(m, DistributedDataParallel)])
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank. A collective: all ranks must call it."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks, on every rank. A collective."""
+        return self.accelerator.reduce(value, reduction="sum") if self.world > 1 else value  # pyright: ignore[reportReturnType]
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all.
+
+        Without it, the ranks on which all is well would wait in their next collective for those that have left.
+        """
+        result, message = None, None
+        try:
+            result = action()
+        except UserError as error:
+            message = str(error)
+        for other in self.gather(message):
+            if other is not None:
+                raise UserError(other)
+        return result  # pyright: ignore[reportReturnType]
+
+    def start_tracking(self, config: Mapping[str, Any]) -> None:
+        self.accelerator.init_trackers("tensorboard", config=dict(config))
+
+    def track(self, values: Mapping[str, Any], step: int) -> None:
+        self.accelerator.log(dict(values), step=step)
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the trackers and leave the process group, unless this rank alone has failed.
+
+        A UserError is raised on all ranks together. After anything else the others wait in a collective, and to leave
+        in good order would mean to wait for them: the launcher ends them when it sees this process die.
+        """
+        if kind is None or issubclass(kind, UserError):
+            self.accelerator.end_training()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+class _NoSync:
+    """`no_sync` of several DistributedDataParallel modules at once."""
+
+    def __init__(self, modules: Sequence[DistributedDataParallel]):
+        self.modules = modules
+
+    def __enter__(self) -> None:
+        self.before = [m.require_backward_grad_sync for m in self.modules]
+        for m in self.modules:
+            m.require_backward_grad_sync = False
+
+    def __exit__(self, *_: object) -> None:
+        for m, before in zip(self.modules, self.before, strict=True):
+            m.require_backward_grad_sync = before
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """`auto` is bf16 where the device computes in it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+def _be_deterministic() -> None:
+    """The same inputs give the same bits: an exact resume needs it, and it costs little where nothing is atomic."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cudnn.benchmark = False

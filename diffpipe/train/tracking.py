@@ -1,0 +1,82 @@
+"""What a run says of itself: metrics.jsonl, the tracker, the progress bar, and which samples it saw."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffpipe.contract import Batch
+    from diffpipe.train.runtime import Runtime
+
+
+class Journal:
+    """metrics.jsonl and the tracker, written by rank 0, one line a log step.
+
+    Opened at the step that training goes on from: lines that a killed run wrote beyond it are dropped, since those
+    steps come again.
+    """
+
+    def __init__(self, path: Path, runtime: Runtime, step: int):
+        self.runtime = runtime
+        self._file = None
+        if runtime.main:
+            self._file = _reopen(path, [line for line in _whole_lines(path) if json.loads(line)["step"] <= step])
+
+    def write(self, values: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self.runtime.track({k: v for k, v in values.items() if k != "step"}, step=values["step"])
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Seen:
+    """seen/rank-00000.jsonl: the keys and positions of each step's samples, however often the step is trained."""
+
+    def __init__(self, run_dir: Path, rank: int):
+        path = run_dir / "seen" / f"rank-{rank:05d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        self._file = _reopen(path, _whole_lines(path))
+
+    def write(self, step: int, batches: list[Batch]) -> None:
+        keys = [key for batch in batches for key in batch.keys]
+        positions = [p for batch in batches for p in batch.positions.tolist()]
+        self._file.write(json.dumps({"step": step, "keys": keys, "positions": positions}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def progress_bar(first: int, total: int, runtime: Runtime) -> tqdm:
+    """Steps done, time left, and what `set_postfix_str` adds; on rank 0 only."""
+    return tqdm(
+        initial=first,
+        total=total,
+        disable=not runtime.main,
+        unit="step",
+        desc="train",
+        dynamic_ncols=True,
+        mininterval=1 if sys.stderr.isatty() else 15,  # a log file gets a line a redraw
+    )
+
+
+def _reopen(path: Path, lines: list[str]) -> TextIO:
+    """The file with these lines in it, open to append whole lines."""
+    temp = path.with_suffix(".tmp")
+    temp.write_text("".join(lines))
+    temp.replace(path)
+    return path.open("a", buffering=1)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of the file that end as lines do; a killed run can leave half of one."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
