@@ -1,0 +1,85 @@
+"""The forward process q in closed form: noising, one step of it, its posterior, and x_0 and eps from one another.
+
+Each t (and s) is int64 [b], one timestep a sample, and may live on any device: nothing here waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from diffpipe.diffusion.schedule import Schedule
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution for each sample, of one variance over all its pixels.
+
+    mean: float [b, *shape]. variance: float [b], positive but for s = -1, where the posterior is x_0 itself.
+    """
+
+    mean: Float[Tensor, " b *shape"]
+    variance: Float[Tensor, " b"]
+
+
+def q_sample(
+    schedule: Schedule, x0: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
+) -> Float[Tensor, " b *shape"]:
+    """x_t ~ q(x_t | x_0) for standard normal eps (Ho et al. 2020, eq. 4)."""
+    signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
+    return over_pixels(signal, x0) * x0 + over_pixels(noise, x0) * eps
+
+
+def q_step(
+    schedule: Schedule, x_prev: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
+) -> Float[Tensor, " b *shape"]:
+    """x_t ~ q(x_t | x_{t-1}) for standard normal eps (Ho et al. 2020, eq. 2)."""
+    signal, noise = schedule.alpha(t, t - 1).sqrt(), schedule.beta(t, t - 1).sqrt()
+    return over_pixels(signal, x_prev) * x_prev + over_pixels(noise, x_prev) * eps
+
+
+def posterior(
+    schedule: Schedule,
+    x0: Float[Tensor, " b *shape"],
+    x_t: Float[Tensor, " b *shape"],
+    t: Int[Tensor, " b"],
+    s: Int[Tensor, " b"],
+) -> Gaussian:
+    """q(x_s | x_t, x_0) for any -1 ≤ s < t: eqs. 6 and 7 of Ho et al. 2020, which have s = t - 1.
+
+    For s = -1 it is the point x_0, of variance 0.
+    """
+    var_t, var_s, beta = schedule.one_minus_alpha_bar(t), schedule.one_minus_alpha_bar(s), schedule.beta(t, s)
+    of_x0, of_x_t = schedule.alpha_bar(s).sqrt() * beta / var_t, schedule.alpha(t, s).sqrt() * var_s / var_t
+    mean = over_pixels(of_x0, x_t) * x0 + over_pixels(of_x_t, x_t) * x_t
+    return Gaussian(mean, posterior_variance(schedule, t, s).to(mean.dtype))
+
+
+def posterior_variance(schedule: Schedule, t: Int[Tensor, " b"], s: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
+    """The variance of q(x_s | x_t, x_0), for -1 ≤ s < t: beta tilde of eq. 7 where s = t - 1."""
+    return schedule.one_minus_alpha_bar(s) / schedule.one_minus_alpha_bar(t) * schedule.beta(t, s)
+
+
+def predict_x0(
+    schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
+) -> Float[Tensor, " b *shape"]:
+    """The x_0 from which eps made x_t: `q_sample` solved for x_0 (Ho et al. 2020, eq. 15)."""
+    signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
+    return (x_t - over_pixels(noise, x_t) * eps) / over_pixels(signal, x_t)
+
+
+def predict_eps(
+    schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], x0: Float[Tensor, " b *shape"]
+) -> Float[Tensor, " b *shape"]:
+    """The eps that made x_t from x_0: `q_sample` solved for eps."""
+    signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
+    return (x_t - over_pixels(signal, x_t) * x0) / over_pixels(noise, x_t)
+
+
+def over_pixels(coefficient: Float[Tensor, " b"], x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *ones"]:
+    """One coefficient a sample, shaped to multiply x, in x's precision but at least in float32."""
+    ones = " ".join("1" * (x.ndim - 1))
+    return rearrange(coefficient, f"b -> b {ones}").to(torch.promote_types(x.dtype, torch.float32))
