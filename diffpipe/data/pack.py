@@ -8,7 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,7 @@ _CONVERTED = {".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 _NO_WORDS = np.zeros(3, dtype=np.int64)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Encoded images to pack, with a label each (or none at all) and the names of the classes (or none)."""
 
