@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from tars import png, random_pixels
+
+from diffpipe.contract import UserError
+from diffpipe.data.decode import decode, fit, pixels
+
+NO_WORDS = np.zeros(3, dtype=np.int64)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes, channels: int) -> np.ndarray:
+    return pixels(decode(data, channels, "here")).transpose(1, 2, 0).copy()
+
+
+def test_grey_and_colour_are_exact() -> None:
+    grey, colour = random_pixels(0, (5, 7)), random_pixels(1, (5, 7, 3))
+    assert np.array_equal(decoded(png(grey), 1)[..., 0], grey)
+    assert np.array_equal(decoded(png(grey), 3), np.repeat(grey[..., None], 3, axis=2))
+    assert np.array_equal(decoded(png(colour), 3), colour)
+    luma = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
+    assert np.abs(decoded(png(colour), 1)[..., 0] - luma).max() <= 1
+
+
+def test_sixteen_bits_are_scaled_not_clamped() -> None:
+    wide = np.arange(0, 65536, 97, dtype=np.uint16).reshape(26, 26)
+    assert np.array_equal(decoded(encoded(Image.fromarray(wide)), 1)[..., 0], np.rint(wide / 257))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_laid_over_white(channels: int) -> None:
+    grey, alpha = random_pixels(2, (6, 6)), random_pixels(3, (6, 6))
+    over_white = (grey * (alpha / 255) + 255 * (1 - alpha / 255))[..., None]
+    la = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
+    for image in (la, la.convert("RGBA")):
+        assert np.abs(decoded(encoded(image), channels) - over_white).max() <= 1
+
+
+def test_palettes_bilevel_and_transparent_entries() -> None:
+    index = np.array([[0, 1], [1, 0]], dtype=np.uint8)
+    image = Image.fromarray(index)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    colours = np.array([[10, 20, 30], [200, 100, 50]])
+    assert np.array_equal(decoded(encoded(image), 3), colours[index])
+    colours[1] = 255
+    assert np.array_equal(decoded(encoded(image, transparency=1), 3), colours[index])
+    assert np.array_equal(decoded(encoded(Image.fromarray(index * 255).convert("1")), 1)[..., 0], index * 255)
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
+    assert np.abs(decoded(encoded(image, "JPEG", quality=95), 3).astype(int) - [0, 255, 255]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.T),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: a[::-1, ::-1].T),
+        (8, np.rot90),
+    ],
+)
+def test_the_orientation_that_exif_says_is_applied(orientation: int, turn) -> None:
+    stored = random_pixels(4, (4, 6))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decoded(encoded(Image.fromarray(stored), exif=exif), 1)[..., 0], turn(stored))
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size and whose data never comes."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("size", [(8001, 8000), (10_000, 10_000), (100_000, 100_000)])
+def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=r"^here: .*64 megapixels"):
+        decode(png_of_size(*size), 3, "here")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", png(random_pixels(0, (64, 64)))[:1000], png_of_size(8, 8), png(random_pixels(0))[:30]]
+)
+def test_what_is_no_whole_image_is_named(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"^here: not an image"):
+        decode(data, 3, "here")
+
+
+def test_an_image_of_the_right_size_is_untouched() -> None:
+    image = Image.fromarray(random_pixels(0, (12, 12)))
+    assert np.array_equal(pixels(fit(image, 12, "random", False, NO_WORDS))[0], random_pixels(0, (12, 12)))
+
+
+def test_the_shorter_side_is_resized_with_antialiasing_and_the_centre_kept() -> None:
+    checkers = np.indices((64, 96)).sum(0) % 2 * np.uint8(255)
+    small = pixels(fit(Image.fromarray(checkers.astype(np.uint8)), 8, "center", False, NO_WORDS))
+    assert small.shape == (1, 8, 8)
+    assert np.abs(small.astype(int) - 128).max() <= 8  # without antialiasing it would be 0 or 255
+
+    bars = np.repeat(np.array([0] * 8 + [100] * 16 + [200] * 8, dtype=np.uint8)[None], 16, axis=0)
+    assert np.array_equal(pixels(fit(Image.fromarray(bars), 16, "center", False, NO_WORDS))[0], bars[:, 8:24])
+    assert fit(Image.new("L", (300, 7)), 7, "center", False, NO_WORDS).size == (7, 7)
+    assert fit(Image.new("RGB", (3, 5)), 8, "center", False, NO_WORDS).size == (8, 8)
+
+
+def test_the_random_crop_covers_every_offset_and_the_flip_is_a_mirror() -> None:
+    wide = Image.fromarray(np.repeat(np.arange(20, dtype=np.uint8)[None], 16, axis=0))
+    words = np.random.default_rng(0).integers(0, 2**32, (400, 3))
+    words[:2, 0] = 0, 2**32 - 1
+    lefts = [int(pixels(fit(wide, 16, "random", False, row))[0, 0, 0]) for row in words]
+    assert lefts[:2] == [0, 4]
+    assert set(lefts) == {0, 1, 2, 3, 4}
+    assert min(np.bincount(lefts)) > 50  # 80 expected of each, standard deviation 8
+    plain = pixels(fit(wide, 16, "center", True, np.array([0, 0, 2**31 - 1])))
+    mirrored = pixels(fit(wide, 16, "center", True, np.array([0, 0, 2**31])))
+    assert np.array_equal(plain[..., ::-1], mirrored)
+    assert plain[0, 0, 0] == 2
