@@ -139,8 +139,9 @@ def test_the_order_of_positions_is_the_order_of_rows():
     assert torch.equal(there, back.flip(0))
 
 
-def test_positions_above_32_bits_are_told_apart():
-    positions = [0, 2**32, 2**33, 2**40, 2**62, 1, 2**32 + 1]
+@pytest.mark.parametrize("base", [0, 2**32 + 1, 2**63 - 1])
+def test_every_bit_of_a_position_counts(base):
+    positions = [base, *(base ^ 1 << bit for bit in range(63))]
     rows = draws(positions).bits("noise", 4)
     assert len({tuple(row) for row in rows.tolist()}) == len(positions)
 

@@ -146,7 +146,7 @@ def test_trajectories_agree_with_diffusers_as_it_comes(kind, steps, spacing, mon
     theirs = their_trajectory(DDPMScheduler(beta_schedule=NAMES[kind], timestep_spacing=spacing), steps, torch.float32)
     config = SamplerConfig(kind="ancestral", steps=steps, spacing=spacing)
     torch.testing.assert_close(trajectory(ancestral, schedule, config, torch.float32), theirs, atol=1e-5, rtol=0)
-    for eta in (0.0, 1.0):
+    for eta in (0.0, 0.5, 1.0):
         theirs = DDIMScheduler(beta_schedule=NAMES[kind], timestep_spacing=spacing)
         theirs = their_trajectory(theirs, steps, torch.float32, eta=eta, use_clipped_model_output=True)
         config = SamplerConfig(steps=steps, spacing=spacing, eta=eta)
