@@ -68,8 +68,8 @@ def scan(path: str) -> Scan:
 def split_name(name: str) -> tuple[str, str] | None:
     """Key and extension of a member, by WebDataset's rule: the key ends at the first dot of the base name.
 
-    The extension is in lower case. None for a name without a key or extension and for `__meta__`, which the webdataset
-    library does not read either.
+    The extension is in lower case. None for a name without a key or extension, such as a hidden file's, and for
+    `__meta__`, which the webdataset library does not read either.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
