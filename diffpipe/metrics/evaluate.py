@@ -1,0 +1,310 @@
+"""From images to scores: chunks of images are shared out over processes, reduced once, and scored alike on each."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from diffpipe import __version__
+from diffpipe.contract import UserError
+from diffpipe.metrics.features import Extractor, build_extractor
+from diffpipe.metrics.frechet import frechet_distance
+from diffpipe.metrics.kernel import draw_subsets, kernel_distance
+from diffpipe.metrics.moments import Moments
+from diffpipe.metrics.protocol import Result
+
+# Fixed, whatever the number of processes: convolutions round differently for another batch size.
+CHUNK = 50
+SUBSETS, SUBSET_SIZE, SUBSET_SEED = 100, 1000, 0
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images by index: generated from seeds or read from disk."""
+
+    @property
+    def n(self) -> int: ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON values that tell where the images come from; `fingerprint` for images that exist already."""
+        ...
+
+    def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
+        """The images of these indices within range(n): a pure function of the indices."""
+        ...
+
+
+class Metric(NamedTuple):
+    """kind: `fd` (Fréchet distance) or `kid` (kernel distance). extractor: the name of the feature network."""
+
+    kind: str
+    extractor: str
+
+
+METRICS = {
+    "fd_efficientnet_lite0": Metric("fd", "efficientnet_lite0"),
+    "kid_efficientnet_lite0": Metric("kid", "efficientnet_lite0"),
+    "fid": Metric("fd", "inception"),
+    "kid": Metric("kid", "inception"),
+}
+
+
+def parse_metric(name: str) -> Metric:
+    """A metric by name; `fd_module:attribute` and `kid_module:attribute` take a feature network of the user's.
+
+    Raises UserError with the known names.
+    """
+    kind, _, extractor = name.partition("_")
+    if kind in ("fd", "kid") and ":" in extractor:
+        return Metric(kind, extractor)
+    if name not in METRICS:
+        known = ", ".join([*METRICS, "fd_module:attribute", "kid_module:attribute"])
+        raise UserError(f"unknown metric {name!r}; known: {known}")
+    return METRICS[name]
+
+
+def build_extractors(metrics: Sequence[str], **options: Any) -> dict[str, Extractor]:
+    """The extractors that `metrics` need, by name. `options` are those of `build_extractor`. Raises UserError."""
+    names = dict.fromkeys(parse_metric(name).extractor for name in metrics)
+    return {name: build_extractor(name, **options) for name in names}
+
+
+def evaluate(
+    generated: ImageSource,
+    reference: ImageSource,
+    floor: ImageSource | None,
+    metrics: Sequence[str],
+    *,
+    extractors: Mapping[str, Extractor],
+    rank: int = 0,
+    world: int = 1,
+    gather: Callable[[Any], Sequence[Any]] = lambda value: [value],
+    on_generated: Callable[[range, Tensor], object] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Result:
+    """Score `generated` against `reference`, and beside it the floor: real images against the same reference.
+
+    `floor` holds as many real images as `generated`; None splits the reference into its even and its odd indices and
+    scores one half against the other. Every rank calls this and returns the same Result; `gather` returns the list of
+    all ranks' values in rank order, and is called once. Chunks of 50 consecutive images go to rank (chunk mod world):
+    the features do not depend on `world`, and the scores only through the order of float64 sums (less than 1e-9).
+
+    extractors: by name, see `build_extractors`. on_generated: called with the indices and the images uint8 [b c h w] of
+    each chunk that this rank generates, which happens once for all metrics. progress: called with the images done and
+    the images in all, of this rank. Raises UserError.
+    """
+    plan = {name: parse_metric(name) for name in dict.fromkeys(metrics)}
+    _check(generated, reference, floor, plan)
+    keep = {metric.extractor: False for metric in plan.values()}
+    keep |= {metric.extractor: True for metric in plan.values() if metric.kind == "kid"}
+    sources = {"generated": generated, "reference": reference} | ({"floor": floor} if floor else {})
+    shares = {(key, name): _Share(extractors[name].dim, keep[name]) for key in sources for name in keep}
+    try:
+        _collect(shares, sources, extractors, rank, world, on_generated, progress)
+        failure = None
+    except UserError as error:
+        failure = error
+    # A rank that fails says so to the others, which would wait for it for ever.
+    gathered, failures = zip(*gather((shares, failure)), strict=True)
+    for error in (failure, *failures):
+        if error is not None:
+            raise error
+    sets = {key: _merge([each[key] for each in gathered]) for key in shares}
+    scores, floors, said = {}, {}, {}
+    for name, metric in plan.items():
+        real = sets["reference", metric.extractor]
+        scores[name] = _score(metric, sets["generated", metric.extractor].all, real.all)
+        pair = (sets["floor", metric.extractor].all, real.all) if floor else (real.even, real.odd)
+        floors[name] = _score(metric, *pair)
+        said[name] = _say(metric, extractors[metric.extractor], min(generated.n, reference.n))
+    return Result(scores, floors, {"metrics": said, **_say_sources(sources), **_say_when()})
+
+
+def _collect(
+    shares: Mapping[tuple[str, str], _Share],
+    sources: Mapping[str, ImageSource],
+    extractors: Mapping[str, Extractor],
+    rank: int,
+    world: int,
+    on_generated: Callable[[range, Tensor], object] | None,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    """Fill `shares`, keyed by source and extractor, with this rank's chunks of every source."""
+    work = [(key, chunk) for key, source in sources.items() for chunk in _chunks(source.n, rank, world)]
+    done, total = 0, sum(len(chunk) for _, chunk in work)
+    for key, chunk in work:
+        images = sources[key].images(chunk)
+        if key == "generated" and on_generated:
+            on_generated(chunk, images)
+        for (source, name), share in shares.items():
+            if source == key:
+                share.add(chunk, extractors[name](images))
+        done += len(chunk)
+        if progress:
+            progress(done, total)
+
+
+def _chunks(n: int, rank: int, world: int) -> list[range]:
+    return [range(start, min(start + CHUNK, n)) for start in range(rank * CHUNK, n, world * CHUNK)]
+
+
+def _check(
+    generated: ImageSource, reference: ImageSource, floor: ImageSource | None, plan: Mapping[str, Metric]
+) -> None:
+    if not plan:
+        raise UserError(f"no metric was asked for; known: {', '.join(METRICS)}")
+    if generated.n < 2:
+        raise UserError(f"n is {generated.n}, and a score needs at least 2 generated images; give a larger n")
+    if reference.n < (2 if floor else 4):
+        raise UserError(f"the reference has {reference.n} images, which is too few for a score; give a larger one")
+    if floor and floor.n != generated.n:
+        raise UserError(
+            f"the floor has {floor.n} images and {generated.n} are generated: at unequal n they cannot be compared; "
+            "give as many, or leave the floor out to score the reference's halves"
+        )
+
+
+class _Features(NamedTuple):
+    """Moments, and for the kernel distance the features themselves in the order of their indices."""
+
+    moments: Moments
+    features: Float[Tensor, "n d"] | None
+
+
+class _Set(NamedTuple):
+    all: _Features
+    even: _Features
+    odd: _Features
+
+
+@dataclass
+class _Share:
+    """What one rank knows of one source under one extractor: moments of its even and odd indices, features by chunk.
+
+    keep: whether the features themselves are needed.
+    """
+
+    dim: int
+    keep: bool
+    features: dict[int, Tensor] = field(default_factory=dict)
+    moments: list[Moments] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.moments = [Moments.of(torch.zeros(0, self.dim)) for _ in range(2)]
+
+    def add(self, chunk: range, features: Float[Tensor, "b d"]) -> None:
+        assert chunk.start % 2 == 0
+        self.moments = [total + Moments.of(features[i::2]) for i, total in enumerate(self.moments)]
+        if self.keep:
+            self.features[chunk.start] = features
+
+
+def _merge(shares: Sequence[_Share]) -> _Set:
+    even, odd = (functools.reduce(operator.add, parity) for parity in zip(*(s.moments for s in shares), strict=True))
+    by_start = {start: features for share in shares for start, features in share.features.items()}
+    x = torch.cat([by_start[start] for start in sorted(by_start)]) if by_start else None
+    halves = (None, None) if x is None else (x[0::2], x[1::2])
+    return _Set(_Features(even + odd, x), _Features(even, halves[0]), _Features(odd, halves[1]))
+
+
+def _score(metric: Metric, a: _Features, b: _Features) -> float:
+    if metric.kind == "fd":
+        return frechet_distance(a.moments, b.moments)
+    assert a.features is not None
+    assert b.features is not None
+    subsets = draw_subsets(len(a.features), len(b.features), SUBSETS, SUBSET_SIZE, SUBSET_SEED)
+    return kernel_distance(a.features, b.features, subsets)
+
+
+def _say(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
+    said = {"extractor": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize, "dim": extractor.dim}
+    if metric.kind == "fd":
+        return said | {"distance": "frechet"}
+    return said | {
+        "distance": "unbiased MMD^2, kernel (x.y/d + 1)^3",
+        "subsets": SUBSETS,
+        "subset_size": min(n, SUBSET_SIZE),
+        "seed": SUBSET_SEED,
+    }
+
+
+def _say_sources(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
+    said: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
+    if "floor" not in said:
+        n = sources["reference"].n
+        said["floor"] = {"n": [(n + 1) // 2, n // 2], "images": "the reference's even against its odd indices"}
+    return said
+
+
+def _say_when() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": {"diffpipe": __version__, "torch": str(torch.__version__)}, "date": now}
+
+
+class FolderImages:
+    """The first n images (all without n) of a folder's PNG and JPEG files in the order of their names.
+
+    Raises UserError for a missing folder, fewer than n images, unequal sizes, and files that hold no 8-bit image.
+    """
+
+    def __init__(self, path: str | Path, n: int | None = None):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UserError(f"{path}: no such folder; give one that holds PNG or JPEG files")
+        files = sorted(p for p in self.path.iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
+        if not files or len(files) < (n or 0):
+            raise UserError(
+                f"{path} holds {len(files)} PNG or JPEG images and {n or 'some'} are asked for; give a smaller n"
+            )
+        self._files = files if n is None else files[:n]
+        headers = [self._header(file) for file in self._files]
+        for file, (size, _) in zip(self._files, headers, strict=True):
+            if size != headers[0][0]:
+                raise UserError(f"{file} is {size} and {self._files[0]} is {headers[0][0]}; images need one size")
+        # A folder of gray images stays gray; one with any colour in it is read as RGB throughout.
+        self._mode = "L" if all(mode in {"1", "L"} for _, mode in headers) else "RGB"
+
+    @property
+    def n(self) -> int:
+        return len(self._files)
+
+    def describe(self) -> dict[str, Any]:
+        """The folder's path and a sha256 over its files' names and contents."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        return {"folder": str(self.path), "fingerprint": digest.hexdigest()}
+
+    def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
+        return torch.stack([self._read(self._files[i]) for i in indices])
+
+    @staticmethod
+    def _header(file: Path) -> tuple[tuple[int, int], str]:
+        try:
+            with Image.open(file) as image:
+                size, mode = image.size, image.mode
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise UserError(f"{file}: cannot read it as an image ({error}); remove or replace it") from error
+        if mode.startswith(("I", "F")):
+            raise UserError(f"{file}: {mode} pixels have more than 8 bits; convert it to 8-bit gray or RGB")
+        return size, mode
+
+    def _read(self, file: Path) -> UInt8[Tensor, "c h w"]:
+        try:
+            with Image.open(file) as image:
+                pixels = np.array(image.convert(self._mode))
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{file}: cannot read it as an image ({error}); remove or replace it") from error
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))

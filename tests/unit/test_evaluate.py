@@ -1,0 +1,298 @@
+"""Evaluation: the same scores on any number of processes, from features that do not know how many there are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffpipe.contract import UserError
+from diffpipe.metrics.evaluate import CHUNK, FolderImages, build_extractors, evaluate, parse_metric
+from diffpipe.metrics.features import Extractor
+from diffpipe.metrics.frechet import frechet_distance
+from diffpipe.metrics.kernel import draw_subsets, kernel_distance
+from diffpipe.metrics.moments import Moments
+from diffpipe.metrics.protocol import Result
+
+LITE0 = ["fd_efficientnet_lite0", "kid_efficientnet_lite0"]
+
+
+class Blobs:
+    """Soft random images, each from its own seed; counts how often each is made."""
+
+    def __init__(self, n: int, channels: int = 3, seed: int = 0, brightness: float = 0.0):
+        self.n, self.channels, self.seed, self.brightness = n, channels, seed, brightness
+        self.made: list[int] = []
+
+    def describe(self) -> dict[str, Any]:
+        return {"fingerprint": f"blobs {self.seed}"}
+
+    def images(self, indices: range) -> torch.Tensor:
+        self.made += indices
+        coarse = [np.random.default_rng((self.seed, i)).normal(size=(self.channels, 4, 4)) for i in indices]
+        x = torch.nn.functional.interpolate(torch.from_numpy(np.stack(coarse)), (16, 16), mode="bilinear")
+        return (x * 60 + 128 + self.brightness).clamp(0, 255).to(torch.uint8)
+
+
+def pixels(name: str = "pixels") -> Extractor:
+    """A cheap network of 12 features."""
+    weights = torch.from_numpy(np.random.default_rng(5).normal(size=(768, 12)).astype(np.float32)) / 100
+    return Extractor(name, 12, "hash", "none", lambda x: torch.relu((x.float() - 128).flatten(1) @ weights + 1))
+
+
+@pytest.fixture(scope="module")
+def lite0() -> dict[str, Extractor]:
+    return build_extractors(LITE0)
+
+
+def on_ranks(world: int, run: Callable[..., Result]) -> list[Result]:
+    """`run` on `world` threads, whose `gather` hands each one all of their values in rank order."""
+    values: list[Any] = [None] * world
+    barrier = threading.Barrier(world, timeout=60)
+
+    def rank_main(rank: int) -> Result:
+        def gather(value: Any) -> list[Any]:
+            values[rank] = value
+            barrier.wait()
+            return list(values)
+
+        return run(rank=rank, world=world, gather=gather)
+
+    with ThreadPoolExecutor(world) as pool:
+        return list(pool.map(rank_main, range(world)))
+
+
+def without_date(result: Result) -> dict[str, Any]:
+    return {key: value for key, value in result.protocol.items() if key != "date"}
+
+
+def test_one_and_two_processes_agree_on_every_score(lite0: dict[str, Extractor]) -> None:
+    def run(**ranks: Any) -> Result:
+        return evaluate(Blobs(55), Blobs(60, channels=1, seed=1), None, LITE0, extractors=lite0, **ranks)
+
+    one, both = run(), on_ranks(2, run)
+    for other in both:
+        assert other.scores == pytest.approx(one.scores, rel=0, abs=1e-9)
+        assert other.floor == pytest.approx(one.floor, rel=0, abs=1e-9)
+        assert without_date(other) == without_date(one)
+    assert one.scores["fd_efficientnet_lite0"] > 1
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_features_do_not_depend_on_the_number_of_processes(world: int) -> None:
+    def run(**ranks: Any) -> Result:
+        sources = Blobs(170), Blobs(203, seed=1), Blobs(170, seed=2)
+        return evaluate(*sources, ["fd_a:b", "kid_a:b"], extractors={"a:b": pixels()}, **ranks)
+
+    one = run()
+    for other in on_ranks(world, run):
+        for ours, theirs in ((one.scores, other.scores), (one.floor, other.floor)):
+            # The kernel distance sees the features themselves, so they are the same bits in the same order.
+            assert theirs["kid_a:b"] == ours["kid_a:b"]
+            assert theirs["fd_a:b"] == pytest.approx(ours["fd_a:b"], rel=0, abs=1e-9)
+
+
+def test_scores_are_the_distances_of_the_features_in_index_order() -> None:
+    extractor, generated, reference, floor = pixels(), Blobs(120), Blobs(140, seed=1), Blobs(120, seed=2)
+    g, r, f = (
+        torch.cat([extractor(s.images(range(i, i + 1))) for i in range(s.n)]) for s in (generated, reference, floor)
+    )
+    result = evaluate(generated, reference, floor, ["fd_a:b", "kid_a:b"], extractors={"a:b": extractor})
+    for scores, x in ((result.scores, g), (result.floor, f)):
+        assert scores["fd_a:b"] == pytest.approx(frechet_distance(Moments.of(x), Moments.of(r)), rel=1e-5)
+        assert scores["kid_a:b"] == pytest.approx(kernel_distance(x, r, draw_subsets(120, 140)), rel=1e-4)
+
+
+def test_without_a_floor_the_references_halves_are_scored() -> None:
+    extractor, reference = pixels(), Blobs(141, seed=1)
+    result = evaluate(Blobs(60), reference, None, ["fd_a:b"], extractors={"a:b": extractor})
+    x = extractor(reference.images(range(141)))
+    expected = frechet_distance(Moments.of(x[0::2]), Moments.of(x[1::2]))
+    assert result.floor["fd_a:b"] == pytest.approx(expected, rel=1e-5)
+    assert result.protocol["floor"]["n"] == [71, 70]
+    assert result.floor["fd_a:b"] < result.scores["fd_a:b"]
+
+
+def test_worse_images_score_worse() -> None:
+    def score(brightness: float) -> dict[str, float]:
+        generated = Blobs(200, seed=9, brightness=brightness)
+        names = ["fd_a:b", "kid_a:b"]
+        return evaluate(generated, Blobs(200, seed=1), None, names, extractors={"a:b": pixels()}).scores
+
+    like, darker, dark = score(0), score(-20), score(-40)
+    for name in like:
+        assert like[name] < darker[name] < dark[name]
+
+
+def test_images_are_made_once_for_all_metrics_and_handed_over_once() -> None:
+    generated = Blobs(130)
+    handed: dict[int, torch.Tensor] = {}
+    steps: list[tuple[int, int]] = []
+
+    def keep(indices: range, images: torch.Tensor) -> None:
+        assert len(indices) == len(images)
+        assert not handed.keys() & set(indices)
+        handed.update(zip(indices, images, strict=True))
+
+    evaluate(
+        generated,
+        Blobs(60, seed=1),
+        None,
+        ["fd_a:b", "kid_a:b", "fd_c:d"],
+        extractors={"a:b": pixels(), "c:d": pixels("other")},
+        on_generated=keep,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert generated.made == list(range(130))
+    assert sorted(handed) == list(range(130))
+    assert torch.equal(handed[77], Blobs(130).images(range(77, 78))[0])
+    assert steps == [(50, 190), (100, 190), (130, 190), (180, 190), (190, 190)]
+
+
+def test_each_chunk_is_whole_and_on_one_rank() -> None:
+    seen: list[tuple[int, range]] = []
+
+    def run(rank: int, **ranks: Any) -> Result:
+        note = lambda indices, images: seen.append((rank, indices))  # noqa: E731
+        extractors = {"a:b": pixels()}
+        return evaluate(
+            Blobs(130), Blobs(60), None, ["fd_a:b"], extractors=extractors, rank=rank, on_generated=note, **ranks
+        )
+
+    on_ranks(2, run)
+    assert CHUNK == 50
+    assert sorted(seen, key=lambda s: s[1].start) == [(0, range(50)), (1, range(50, 100)), (0, range(100, 130))]
+
+
+def test_the_protocol_says_what_the_score_depends_on() -> None:
+    extractor = pixels()
+    names = ["fd_a:b", "kid_a:b"]
+    said = evaluate(Blobs(10), Blobs(12, seed=1), None, names, extractors={"a:b": extractor}).protocol
+    assert said["generated"] == {"n": 10, "fingerprint": "blobs 0"}
+    assert said["reference"] == {"n": 12, "fingerprint": "blobs 1"}
+    for name in names:
+        metric = said["metrics"][name]
+        assert (metric["extractor"], metric["sha256"], metric["resize"]) == ("pixels", "hash", "none")
+    kid = said["metrics"]["kid_a:b"]
+    assert (kid["subsets"], kid["subset_size"], kid["seed"]) == (100, 10, 0)
+    assert said["versions"]["torch"] == torch.__version__
+
+
+def test_metric_names() -> None:
+    assert parse_metric("fid") == ("fd", "inception")
+    assert parse_metric("kid") == ("kid", "inception")
+    assert parse_metric("fd_efficientnet_lite0") == ("fd", "efficientnet_lite0")
+    assert parse_metric("kid_my.module:net") == ("kid", "my.module:net")
+    with pytest.raises(UserError, match=r"unknown metric 'fdi'; known: fd_efficientnet_lite0, .*fid, kid"):
+        parse_metric("fdi")
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "floor", "metrics", "message"),
+    [
+        (1, 50, None, ["fd_a:b"], "n is 1"),
+        (50, 3, None, ["fd_a:b"], "reference has 3 images"),
+        (50, 50, 40, ["fd_a:b"], "floor has 40 images and 50 are generated"),
+        (50, 50, None, ["fd"], "unknown metric"),
+        (50, 50, None, [], "no metric"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    generated: int, reference: int, floor: int | None, metrics: list[str], message: str
+) -> None:
+    real = None if floor is None else Blobs(floor)
+    with pytest.raises(UserError, match=message):
+        evaluate(Blobs(generated), Blobs(reference), real, metrics, extractors={"a:b": pixels()})
+
+
+def test_a_failure_on_one_rank_is_raised_on_all_of_them() -> None:
+    class Broken(Blobs):
+        def images(self, indices: range) -> torch.Tensor:
+            if 77 in indices:
+                raise UserError("image 77 is broken")
+            return super().images(indices)
+
+    failures: list[UserError] = []
+
+    def run(**ranks: Any) -> Result:
+        with pytest.raises(UserError, match="image 77 is broken") as caught:
+            evaluate(Blobs(100), Broken(150), None, ["fd_a:b"], extractors={"a:b": pixels()}, **ranks)
+        failures.append(caught.value)
+        return Result({}, {}, {})
+
+    on_ranks(2, run)
+    assert len(failures) == 2
+
+
+def save(folder: Path, name: str, mode: str = "L", size: tuple[int, int] = (6, 5), seed: int = 0) -> np.ndarray:
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
+    array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(array).save(folder / name)
+    return array
+
+
+def test_a_folders_images_come_by_name_and_index(tmp_path: Path) -> None:
+    arrays = {name: save(tmp_path, name, seed=i) for i, name in enumerate(["b.png", "a.png", "c.PNG"])}
+    (tmp_path / "notes.txt").write_text("not an image")
+    source = FolderImages(tmp_path)
+    assert source.n == 3
+    expected = np.stack([arrays[name] for name in ("a.png", "b.png", "c.PNG")])[:, None]
+    assert torch.equal(source.images(range(3)), torch.from_numpy(expected))
+    assert torch.equal(source.images(range(1, 2)), torch.from_numpy(expected[1:2]))
+
+
+def test_one_coloured_image_makes_the_folder_rgb(tmp_path: Path) -> None:
+    gray, colour = save(tmp_path, "a.png"), save(tmp_path, "b.png", "RGB")
+    x = FolderImages(tmp_path).images(range(2)).numpy()
+    assert np.array_equal(x[0], np.broadcast_to(gray, (3, 5, 6)))
+    assert np.array_equal(x[1], colour.transpose(2, 0, 1))
+
+
+def test_the_fingerprint_follows_names_and_contents_but_not_the_place(tmp_path: Path) -> None:
+    for folder in ("x", "y", "z"):
+        save(tmp_path / folder, "a.png", seed=1)
+        save(tmp_path / folder, "b.png", seed=3 if folder == "z" else 2)
+    x, y, z = (FolderImages(tmp_path / folder).describe()["fingerprint"] for folder in "xyz")
+    assert x == y != z
+    (tmp_path / "y" / "b.png").rename(tmp_path / "y" / "c.png")
+    assert FolderImages(tmp_path / "y").describe()["fingerprint"] != x
+    assert (
+        FolderImages(tmp_path / "x", n=1).describe()["fingerprint"]
+        == FolderImages(tmp_path / "z", 1).describe()["fingerprint"]
+    )
+
+
+def test_bad_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        FolderImages(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds 0 PNG or JPEG images"):
+        FolderImages(tmp_path)
+    save(tmp_path, "a.png")
+    with pytest.raises(UserError, match="holds 1 PNG or JPEG images and 2 are asked for"):
+        FolderImages(tmp_path, n=2)
+    save(tmp_path, "b.png", size=(7, 5))
+    with pytest.raises(UserError, match=r"b\.png is .*one size"):
+        FolderImages(tmp_path)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b\.png: cannot read it as an image"):
+        FolderImages(tmp_path)
+    Image.fromarray(np.zeros((5, 6), dtype=np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match="more than 8 bits"):
+        FolderImages(tmp_path)
+
+
+def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
+    save(tmp_path, "a.png", size=(64, 64))
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    source = FolderImages(tmp_path)
+    with pytest.raises(UserError, match=r"a\.png: cannot read it as an image"):
+        source.images(range(1))
