@@ -82,9 +82,9 @@ def test_equals_cleanfid(n: int, m: int) -> None:
     assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(cleanfid_distance(a, b), rel=1e-6)
 
 
-@pytest.mark.parametrize("n", [60, 600])
-def test_shares_of_the_images_give_the_same_distance(n: int) -> None:
-    a, b = features(n, 256, 1), features(n, 256, 2)
+@pytest.mark.parametrize(("n", "m"), [(60, 60), (60, 600), (600, 60), (600, 600)])
+def test_shares_of_the_images_give_the_same_distance(n: int, m: int) -> None:
+    a, b = features(n, 256, 1), features(m, 256, 2)
     whole = frechet_distance(Moments.of(a), Moments.of(b))
     shares = [sum((Moments.of(x[i::3]) for i in (1, 2)), Moments.of(x[0::3])) for x in (a, b)]
     assert frechet_distance(*shares) == pytest.approx(whole, abs=1e-9)
