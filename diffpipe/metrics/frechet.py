@@ -16,8 +16,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     With Σ = L Lᵀ, the eigenvalues of Σa Σb are the squared singular values of Laᵀ Lb, so the last trace is the sum of
     these: no matrix square root, no imaginary part to drop, and nothing added to a diagonal. L comes from the
     symmetric eigendecomposition without the eigenvalues that are rounding noise: with fewer features than dimensions
-    most eigenvalues are zero and come out near 1e-16. Where the other set is larger, each would add about 1e-8 under the
-    square root, differently for each order of summation, and the score has to agree to 1e-9 between process counts.
+    most eigenvalues are zero and come out near 1e-16. Where the other set is larger, each would add about 1e-8 under
+    the square root, differently for each order of summation; the score has to agree to 1e-9 between process counts.
 
     Raises UserError for fewer than 2 features or features that are not finite.
     Source: Dowson and Landau 1982 (the distance); Heusel et al. 2017, arXiv:1706.08500, eq. 6 (as a score: FID).
