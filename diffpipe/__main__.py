@@ -6,13 +6,10 @@ import argparse
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from diffpipe import __version__
 from diffpipe.contract import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # A command is a module of diffpipe.cli with `add_arguments(parser)` and `run(args)`; only the one asked for is loaded.
 COMMANDS = {

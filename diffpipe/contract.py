@@ -5,16 +5,14 @@ The loader makes a `Batch`, the trainer carries it, a `Stage` turns it into a `L
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from diffpipe.rng import Draws
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 class UserError(ValueError):
@@ -70,6 +68,7 @@ class ImageShape(NamedTuple):
     classes: int = 0
 
 
+@runtime_checkable
 class Stage(Protocol):
     """A family of generators: its networks, its losses, and how it generates.
 

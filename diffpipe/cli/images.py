@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.contract import UserError
+from diffpipe.contract import ImageShape, Stage, UserError
 from diffpipe.data import stream
+from diffpipe.data.index import ShardSet
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws, permutation
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
-
-    from diffpipe.contract import ImageShape, Stage
-    from diffpipe.data.index import ShardSet
-    from diffpipe.train.runtime import Runtime
+from diffpipe.train.runtime import Runtime
 
 
 class GeneratedImages:

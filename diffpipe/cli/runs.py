@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages
@@ -13,15 +17,7 @@ from diffpipe.config import override, validate
 from diffpipe.contract import ImageShape, Stage, UserError
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from torch import nn
-
-    from diffpipe.train.runtime import Runtime
+from diffpipe.train.runtime import Runtime
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from diffpipe.cli.images import collect, grid, save_pngs, share_out
 from diffpipe.cli.runs import add_sampling_arguments, generated_images, open_run, sampler_overrides
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
 from diffpipe.train.runtime import Runtime
+from diffpipe.train.tracking import progress_bar
 
 GRID = 64  # images in the grid at most
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         source = generated_images(opened, runtime, n=args.n, seed=args.seed, label=args.label)
         runtime.together(lambda: _make_folder(args.out))
         first: dict[int, Tensor] = {}
-        with tqdm(total=args.n, desc="sample", unit="image", disable=not runtime.main) as bar:
+        with progress_bar("sample", "image", args.n, runtime) as bar:
 
             def keep(indices: range, images: Tensor) -> None:
                 save_pngs(images, indices, args.out)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from tqdm import tqdm
-
-from diffpipe.metrics.evaluate import build_extractors, evaluate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from diffpipe.metrics.evaluate import ImageSource
-    from diffpipe.metrics.protocol import Result
-    from diffpipe.train.runtime import Runtime
+from diffpipe.metrics.evaluate import ImageSource, build_extractors, evaluate
+from diffpipe.metrics.protocol import Result
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.tracking import progress_bar
 
 
 def score(
@@ -36,11 +31,11 @@ def score(
             barrier=runtime.barrier,
         )
     )
-    with tqdm(desc="score", unit="image", disable=not runtime.main) as bar:
+    total = generated.n + reference.n + (floor.n if floor else 0)
+    with progress_bar("score", "image", total, runtime) as bar:
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def progress(done: int, mine: int) -> None:
+            bar.update(total * done // mine - bar.n)
 
         return evaluate(
             generated,

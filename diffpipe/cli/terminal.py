@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from diffpipe.train.runtime import Runtime
+from diffpipe.train.runtime import Runtime
 
 
 def say(runtime: Runtime, message: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -17,9 +18,6 @@ from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 class GuidedSamplerConfig(SamplerConfig):
@@ -51,7 +49,7 @@ class DDPM:
     def __init__(self, config: DDPMConfig, shape: ImageShape):
         if config.conditional and not shape.classes:
             raise UserError(
-                "stage.conditional is true and the data has no labels; set data.labels=true, or it to false"
+                "stage.conditional needs labels and the data has none; set data.labels=true"
             )
         if config.sampler.guidance != 1 and not config.conditional:
             raise UserError(
@@ -63,7 +61,9 @@ class DDPM:
         self.codec = PixelCodec()
         with torch.device("meta"):
             self.networks()  # what cannot be built is refused here, before any job has started
-        self._schedules = {torch.device("cpu"): Schedule.build(config.schedule)}
+        schedule = Schedule.build(config.schedule)
+        schedule.timesteps(config.sampler.steps, config.sampler.spacing)  # more steps than there are: refused too
+        self._schedules = {torch.device("cpu"): schedule}
 
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": UNet(self.config.unet, self.shape.channels, self.shape.resolution, self.classes)}

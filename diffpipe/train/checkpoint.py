@@ -8,26 +8,25 @@ manifest has vouched for it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pydantic import Field
+from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from diffpipe.config import Config
 from diffpipe.contract import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from diffpipe.train.runtime import Runtime
+from diffpipe.train.runtime import Runtime
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -162,15 +161,26 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], *, alone: bool = Fa
                 f"{checkpoint.path} is a checkpoint of another model: {name} {there} there and has shape "
                 f"{list(tensor.shape)} here; restore the stage section of the config, or train into another run.dir"
             )
-    dcp.load(tensors, storage_reader=reader, no_dist=alone or not dist.is_initialized())
+    with _alone_or_not():
+        dcp.load(tensors, storage_reader=reader, no_dist=alone)
+
+
+@contextlib.contextmanager
+def _alone_or_not() -> Iterator[None]:
+    """One process without a process group is a way to train here, not an oversight to be warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def _write(temp: Path, tensors: dict[str, Tensor]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors knows no channels_last
     # One thread: with more, a writer that fails can go unnoticed. Replicated tensors are shared out over the ranks.
     writer = dcp.HuggingFaceStorageWriter(str(temp), save_distributed=True, thread_count=1)
     try:
         planner = DefaultSavePlanner(dedup_save_to_lowest_rank=False)
-        dcp.save(tensors, storage_writer=writer, planner=planner, no_dist=not dist.is_initialized())
+        with _alone_or_not():
+            dcp.save(tensors, storage_writer=writer, planner=planner)
     except (OSError, dcp.CheckpointException) as error:
         raise UserError(f"{temp}: the checkpoint could not be written: {_root_cause(error)}; free the disk") from error
 

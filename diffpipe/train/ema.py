@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ema_pytorch import EMA
 from pydantic import Field
+from torch import nn
 
 from diffpipe.config import Config
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class EMAConfig(Config):

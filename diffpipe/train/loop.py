@@ -6,12 +6,14 @@ Between two log steps the host never waits for the device: losses, gradient norm
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.contract import Batch, Phase, Stage, UserError
@@ -20,11 +22,6 @@ from diffpipe.train.ema import Average, EMAConfig
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 from diffpipe.train.runtime import Device, Precision, Runtime
 from diffpipe.train.tracking import Journal, Seen, progress_bar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from torch import Tensor, nn
 
 
 class TrainConfig(Config):
@@ -111,7 +108,7 @@ class Trainer:
         """
         journal = Journal(run_dir / "metrics.jsonl", self.runtime, self.step)
         seen = Seen(run_dir, self.runtime.rank) if self.config.record_samples else None
-        bar = progress_bar(self.step, self.config.steps, self.runtime)
+        bar = progress_bar("train", "step", self.config.steps, self.runtime, first=self.step)
         self._meter.restart(self.step)
         try:
             while self.step < self.config.steps:

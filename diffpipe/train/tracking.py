@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from diffpipe.contract import Batch
-    from diffpipe.train.runtime import Runtime
+from diffpipe.contract import Batch
+from diffpipe.train.runtime import Runtime
 
 
 class Journal:
@@ -55,14 +53,14 @@ class Seen:
         self._file.close()
 
 
-def progress_bar(first: int, total: int, runtime: Runtime) -> tqdm:
-    """Steps done, time left, and what `set_postfix_str` adds; on rank 0 only."""
+def progress_bar(name: str, unit: str, total: int, runtime: Runtime, first: int = 0) -> tqdm:
+    """Units done, their rate, and the time left; on rank 0 only."""
     return tqdm(
         initial=first,
         total=total,
         disable=not runtime.main,
-        unit="step",
-        desc="train",
+        unit=unit,
+        desc=name,
         dynamic_ncols=True,
         mininterval=1 if sys.stderr.isatty() else 15,  # a log file gets a line a redraw
     )

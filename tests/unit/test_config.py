@@ -1,0 +1,81 @@
+"""Configs: files and overrides in, one clear line out where something is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffpipe.cli.experiment import Experiment
+from diffpipe.config import dump_yaml, load_config
+from diffpipe.contract import UserError
+
+MINIMAL = {
+    "run": {"dir": "runs/x"},
+    "data": {"train": "shards", "batch_size": 8, "resolution": 8},
+    "stage": {"kind": "ddpm"},
+    "train": {"steps": 3},
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    return file
+
+
+def test_overrides_reach_nested_keys_and_keep_their_yaml_types(path: Path) -> None:
+    words = ["train.steps=7", "stage.unet.mults=[1, 2]", "optimizer.lr=1e-4", "data.test=null", "data.labels=true"]
+    config = load_config(Experiment, path, words)
+    assert config.train.steps == 7
+    assert config.stage.unet.mults == (1, 2)
+    assert config.optimizer.lr == 1e-4
+    assert config.data.test is None
+    assert config.data.labels is True
+
+
+def test_a_dumped_config_loads_as_an_equal_one(path: Path, tmp_path: Path) -> None:
+    config = load_config(Experiment, path, ["optimizer.lr=3e-4"])
+    (tmp_path / "again.yaml").write_text(dump_yaml(config))
+    assert load_config(Experiment, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("train.step=5", ["unknown key train.step", "did you mean train.steps?"]),
+        ("stage.unet.chanels=5", ["unknown key stage.unet.chanels", "did you mean stage.unet.channels?"]),
+        ("zzz.qqq=5", ["unknown key zzz", "known: checkpoint, data, ema"]),
+        ("train.steps=many", ["train.steps", "'many'"]),
+        ("train.steps=true", ["train.steps", "not true or false"]),
+        ("train.steps=0", ["train.steps", "greater than or equal to 1", "0"]),
+        ("optimizer.lr=nan", ["optimizer.lr", "'nan'"]),
+        ("stage.unet.groups=48", ["stage.unet", "channels 128 must be a multiple of groups 48"]),
+        ("train.precision=fp8", ["train.precision", "'bf16'", "'fp8'"]),
+        ("stage.kind=ddpn", ["stage.kind", "'ddpm'", "'ddpn'"]),
+        ("train.steps", ["'train.steps'", "key=value"]),
+        ("train.steps.x=1", ["train.steps.x", "steps is a value"]),
+        ("train.steps={", ["not valid YAML"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_remedy(path: Path, word: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(Experiment, path, [word])
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_missing_key_and_an_unreadable_file_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**MINIMAL, "train": {}}))
+    with pytest.raises(UserError, match=r"x\.yaml: train\.steps is missing"):
+        load_config(Experiment, tmp_path / "x.yaml")
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot read"):
+        load_config(Experiment, tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"broken\.yaml: not valid YAML"):
+        load_config(Experiment, tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match=r"list\.yaml: a config is a mapping"):
+        load_config(Experiment, tmp_path / "list.yaml")

@@ -1,0 +1,103 @@
+"""The optimizer against torch's own AdamW, its schedule in closed form, and what it does with NaNs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diffpipe.train.ema import Average, EMAConfig
+from diffpipe.train.optimizer import Optimizer, OptimizerConfig
+
+
+def parameter() -> nn.Parameter:
+    return nn.Parameter(torch.linspace(-1, 1, 6).reshape(2, 3))
+
+
+def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
+    constant = OptimizerConfig(lr=2.0, warmup=4)
+    assert [constant.lr_at(i, 100) for i in (0, 1, 3, 4, 99)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    cosine = OptimizerConfig(lr=2.0, warmup=4, decay="cosine")
+    assert cosine.lr_at(1, 104) == 1.0
+    assert cosine.lr_at(54, 104) == pytest.approx(1.0)
+    assert cosine.lr_at(29, 104) == pytest.approx(1 + math.cos(math.pi / 4))
+
+
+def test_it_is_torchs_adamw_after_torchs_clipping() -> None:
+    config = OptimizerConfig(lr=0.1, weight_decay=0.2, clip=0.5)
+    ours, theirs = parameter(), parameter()
+    optimizer = Optimizer(config, [ours], scaled=False)
+    reference = torch.optim.AdamW([theirs], lr=0.1, betas=config.betas, eps=config.eps, weight_decay=0.2)
+    for i in range(5):
+        optimizer.backward((ours * (i + 1)).square().sum())
+        norm = optimizer.step(0.1)
+        (theirs * (i + 1)).square().sum().backward()
+        expected = nn.utils.clip_grad_norm_([theirs], 0.5)
+        reference.step()
+        reference.zero_grad()
+        torch.testing.assert_close(norm, expected)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    p = parameter()
+    optimizer = Optimizer(OptimizerConfig(), [p], scaled=False)
+    optimizer.backward(p.square().sum())
+    optimizer.step(0.1)
+    before = [p.detach().clone(), *(t.clone() for t in optimizer.state({p: "p"}).values())]
+    optimizer.backward((p * bad).sum())
+    assert not torch.isfinite(optimizer.step(0.1))
+    after = [p.detach(), *optimizer.state({p: "p"}).values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_state_restored_into_a_fresh_optimizer_goes_on_bit_for_bit(scaled: bool) -> None:
+    def steps(p: nn.Parameter, optimizer: Optimizer, n: int) -> None:
+        for _ in range(n):
+            optimizer.backward(p.sin().sum())
+            optimizer.step(0.1)
+
+    straight, p = parameter(), parameter()
+    steps(straight, Optimizer(OptimizerConfig(), [straight], scaled=scaled), 6)
+    first = Optimizer(OptimizerConfig(), [p], scaled=scaled)
+    steps(p, first, 3)
+    saved = {name: t.clone() for name, t in first.state({p: "p"}).items()}
+    assert saved.keys() == {"p.step", "p.exp_avg", "p.exp_avg_sq"} | ({"scale", "growth_tracker"} if scaled else set())
+    second = Optimizer(OptimizerConfig(), [p], scaled=scaled)
+    for name, tensor in second.state({p: "p"}).items():
+        assert torch.count_nonzero(tensor) == 0 or name == "scale"
+        tensor.copy_(saved[name])
+    steps(p, second, 3)
+    assert torch.equal(p, straight)
+
+
+def test_fp16_skips_an_overflow_and_halves_its_scale() -> None:
+    p = parameter()
+    optimizer = Optimizer(OptimizerConfig(), [p], scaled=True)
+    before, scale = p.detach().clone(), optimizer.state({p: "p"})["scale"].clone()
+    optimizer.backward((p * 3e38).sum())
+    optimizer.step(0.1)
+    assert torch.equal(p.detach(), before)
+    assert optimizer.state({p: "p"})["scale"] == scale / 2
+
+
+def test_the_average_is_the_recursion_with_the_decay_of_each_step() -> None:
+    config = EMAConfig(decay=0.9, power=0.75)
+    net = nn.Linear(1, 1, bias=False)
+    average = Average(config, net)
+    expected = net.weight.item()
+    for step in range(30):
+        with torch.no_grad():
+            net.weight.fill_(float(step))
+        average.update(step)
+        decay = min(0.9, 1 - (1 + step) ** -0.75)
+        expected = decay * expected + (1 - decay) * step
+    weight = average.net.get_parameter("weight")
+    assert weight.item() == pytest.approx(expected, rel=1e-5)
+    assert not weight.requires_grad
+    assert config.decay_at(0) == 0  # the first step starts the average afresh from the weights
+    assert config.decay_at(10**9) == 0.9

@@ -1,0 +1,70 @@
+"""The UNet against diffusers' parameter count for the paper's network, and the properties its users rely on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffpipe.contract import UserError
+from diffpipe.nn.blocks import sinusoidal_embedding
+from diffpipe.nn.unet import UNet, UNetConfig
+
+SMALL = UNetConfig(channels=16, mults=(1, 2), blocks=1, attention=(4,), heads=2, groups=8, dropout=0.0)
+
+
+def randomized(net: UNet) -> UNet:
+    """The network with its zero-initialized outputs made random, so that every path shows in the output."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    return net.eval()
+
+
+def test_the_default_has_the_size_that_the_paper_gives() -> None:
+    # Ho et al. 2020, appendix B: "Our CIFAR10 model has 35.7 million parameters".
+    with torch.device("meta"):
+        net = UNet(UNetConfig(), channels=3, resolution=32)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(35.7e6, rel=2e-3)
+
+
+def test_a_new_network_predicts_zero() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(UNet(SMALL, 3, 8)(x, torch.tensor([0, 9])), torch.zeros_like(x))
+
+
+def test_the_output_depends_on_time_and_label_and_each_sample_on_itself_alone() -> None:
+    net = randomized(UNet(SMALL, 1, 8, classes=3))
+    x, t, y = torch.randn(3, 1, 8, 8), torch.tensor([1, 5, 9]), torch.tensor([0, 1, 3])
+    out = net(x, t, y)
+    assert out.shape == x.shape
+    torch.testing.assert_close(net(x[1:2], t[1:2], y[1:2]), out[1:2], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(net(x, t + 1, y), out, atol=1e-4)
+    assert not torch.allclose(net(x, t, (y + 1) % 3), out, atol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    net = randomized(UNet(SMALL, 1, 8, classes=3))
+    net(torch.randn(4, 1, 8, 8), torch.arange(4), torch.tensor([0, 1, 2, 3])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_channels_last_and_contiguous_agree() -> None:
+    net = randomized(UNet(SMALL, 3, 8))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 7])
+    before = net(x, t)
+    last = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
+    torch.testing.assert_close(last, before, rtol=1e-4, atol=1e-5)
+
+
+def test_the_embedding_holds_sines_and_cosines_of_every_frequency() -> None:
+    e = sinusoidal_embedding(torch.tensor([0, 3]), 8)
+    assert torch.equal(e[0], torch.tensor([0.0] * 4 + [1.0] * 4))
+    torch.testing.assert_close(e[1, 1], torch.sin(torch.tensor(3 * 10_000 ** (-1 / 4))))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.resolution 9 cannot be halved 1 times .* multiple of 2"):
+        UNet(SMALL, 1, 9)
+    with pytest.raises(UserError, match=r"stage\.unet\.attention names resolutions \[4\].*\[16, 8\]"):
+        UNet(SMALL, 1, 16)
