@@ -75,7 +75,9 @@ class Runtime:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device = self.accelerator.device
+        # accelerate numbers the CPU (cpu:0), a name that torch.load does not know.
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def memory_format(self) -> torch.memory_format:
