@@ -14,7 +14,7 @@ from diffpipe.contract import UserError
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.tracking import progress_bar
 
-GRID = 64  # images in the grid at most
+GRID = 100  # images in the grid at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

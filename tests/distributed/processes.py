@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 
 def run(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
-    """What `function(*args)` returns on each of `world` ranks. Raises RuntimeError with the traceback of a failed rank."""
+    """What `function(*args)` returns on each of `world` ranks. Raises RuntimeError with a failed rank's traceback."""
     context = mp.get_context("spawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The main job on real images: two processes train a DDPM on Fashion-MNIST, sample from it, and score the samples.
+# Minutes on two CPU cores. Run it again and it goes on from what stands in the run directory ($RUN).
+# Words after the command override the config: ./launch/demo.sh train.steps=2000
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/setup.sh
+run="${RUN:-runs/fashion_mnist/ddpm}"
+diffpipe=(.venv/bin/accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe)
+"${diffpipe[@]}" train configs/fashion_mnist/ddpm.yaml run.dir="$run" "$@"
+"${diffpipe[@]}" sample "$run" "$run/samples/demo" --n 100
+"${diffpipe[@]}" eval "$run" --reference configs/fashion_mnist/shards/test --n 1000
+echo "the samples, a class a column: $run/samples/demo/grid.png"

@@ -1,0 +1,95 @@
+"""The real commands as subprocesses, alone and under `accelerate launch`, and what to read off their runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+HOME = Path(__file__).parents[2]
+SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
+CONFIG = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
+TINY = [
+    "stage.unet.channels=8",
+    "stage.unet.mults=[1,2]",
+    "stage.unet.attention=[]",
+    "stage.unet.groups=4",
+    "stage.sampler.steps=3",
+    "data.batch_size=8",
+    "optimizer.decay=constant",
+    "train.log_every=1",
+]
+
+
+def command(*words: object, processes: int = 0) -> list[str]:
+    """`diffpipe …` as argument list: by itself, or with that many processes under accelerate launch."""
+    start = [sys.executable, "-m", "diffpipe"]
+    if processes:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(HOME / "launch/cpu.yaml")]
+        start = [*launcher, "--num_processes", str(processes), "--main_process_port", "0", "-m", "diffpipe"]
+    return [*start, *map(str, words)]
+
+
+def diffpipe(*words: object, processes: int = 0, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """Run it from the repository's root, one thread a process, and return what it said."""
+    return subprocess.run(
+        command(*words, processes=processes),
+        cwd=HOME,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+
+
+def succeeds(*words: object, processes: int = 0) -> str:
+    """Run it, require exit status 0, and return stderr."""
+    result = diffpipe(*words, processes=processes)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG) -> str:
+    return succeeds("train", config, f"run.dir={run_dir}", *TINY, *overrides, processes=processes)
+
+
+def refused(*words: object, processes: int = 0) -> str:
+    """The one line of a command that must fail; a launcher adds its own traceback, and its own exit status."""
+    result = diffpipe(*words, processes=processes, timeout=90)
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith(f"diffpipe {words[0]}: error: ")]
+    assert len(lines) == 1, result.stderr
+    if not processes:
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == lines
+    return lines[0]
+
+
+def tensors(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint, from all shards, read with safetensors alone."""
+    found: dict[str, np.ndarray] = {}
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def metrics(run_dir: Path) -> dict[int, dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line for line in map(json.loads, lines)}
+
+
+def seen(run_dir: Path) -> dict[int, dict[int, str]]:
+    """Step → position → key over all ranks and all times that the step was trained. Twice must mean the same."""
+    found: dict[int, dict[int, str]] = {}
+    for path in (run_dir / "seen").glob("rank-*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            for position, key in zip(line["positions"], line["keys"], strict=True):
+                assert found.setdefault(line["step"], {}).setdefault(position, key) == key
+    return found

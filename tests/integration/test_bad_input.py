@@ -1,0 +1,84 @@
+"""Each mistake, through the real command, on one process and on two: one line with what, where and the remedy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.integration.commands import CONFIG, SHARDS, TINY, refused, succeeds, train
+
+Made = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A run of a small model, shards changed behind their index, and shards without labels."""
+    home = tmp_path_factory.mktemp("made")
+    train(home / "run", "train.steps=1")
+    shutil.copytree(SHARDS / "test", home / "changed")
+    tar = home / "changed" / "test-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    (home / "images").mkdir()
+    for i in range(4):
+        Image.new("L", (28, 28), 60 * i).save(home / "images" / f"{i}.png")
+    succeeds("pack", home / "images", home / "unlabelled")
+    return {name: home / name for name in ("run", "changed", "unlabelled")}
+
+
+CASES: dict[str, tuple[list[str], list[str]]] = {
+    "an unknown key": (["train.setps=3"], [str(CONFIG), "unknown key train.setps", "did you mean train.steps?"]),
+    "a wrong type": (["optimizer.lr=fast"], [str(CONFIG), "optimizer.lr", "number", "'fast'"]),
+    "a missing shard": (["data.train=/absent/train.tar"], ["/absent/train.tar", "no such shards", "glob"]),
+    "a changed shard": (
+        ["data.train={changed}"],
+        ["changed/test-000001.tar was changed after indexing", "diffpipe index"],
+    ),
+    "another model": (
+        ["run.dir={run}", "stage.unet.channels=16"],
+        ["run/checkpoints/step-00000001", "stage.unet.channels was 8 and is 16", "another run.dir"],
+    ),
+    "another seed": (["run.dir={run}", "seed=9"], ["seed was 0 and is 9", "restore the config"]),
+    "an odd resolution": (
+        ["data.resolution=27"],
+        ["data.resolution 27 cannot be halved 1 times", "stage.unet.mults", "multiple of 2"],
+    ),
+    "no labels": (["data.train={unlabelled}"], ["unlabelled/", "no .cls member", "data.labels=false"]),
+    "labels not asked for": (["data.labels=false"], ["stage.conditional", "data.labels=true"]),
+}
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_training_refuses_it_in_one_line(tmp_path: Path, made: Made, case: str, processes: int) -> None:
+    overrides, parts = CASES[case]
+    words = [word.format(**made) for word in overrides]
+    line = refused("train", CONFIG, f"run.dir={tmp_path}", *TINY, "train.steps=3", *words, processes=processes)
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["sample", "/absent", "{out}"], ["/absent: no such directory"]),
+        (["sample", "{run}", "{out}", "--steps", "2000"], ["steps are 2000", "1 to 1000"]),
+        (["sample", "{run}", "{out}", "--label", "10"], ["--label 10", "0 to 9"]),
+        (["sample", "{run}", "{out}", "--n", "0"], ["--n 0"]),
+        (["eval", "{run}", "--reference", "/absent"], ["/absent", "no such shards"]),
+        (["eval", "{run}", "--reference", "{unlabelled}", "--metrics", "fids"], ["'fids'", "known: fd_efficientnet"]),
+        (["eval", "{run}", "--reference", "{unlabelled}", "--n", "1"], ["n is 1"]),
+        (["eval", "{run}", "--reference", "{unlabelled}", "--floor", "{unlabelled}"], ["4 images, fewer than 1000"]),
+        (["export", "{changed}", "{out}"], ["changed: no checkpoint in it"]),
+    ],
+)
+def test_the_other_commands_refuse_it_in_one_line(
+    tmp_path: Path, made: Made, words: list[str], parts: list[str]
+) -> None:
+    line = refused(*(word.format(out=tmp_path / "out", **made) for word in words))
+    for part in parts:
+        assert part in line

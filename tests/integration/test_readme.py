@@ -1,0 +1,90 @@
+"""Every command of the README runs, with a small model and few steps, and in its order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.integration.commands import HOME, TINY
+
+SMALL = [*TINY, "data.resolution=8", "data.workers=0", "stage.unet.heads=1", "train.steps=2", "sample.every=0"]
+INSTALLING = (
+    "python3 -m venv",
+    "pip install",
+    "./launch/",
+)  # the suite runs in what these make; the demo has its own test
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (HOME / "README.md").read_text(), flags=re.DOTALL)
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def shortened(line: str) -> str:
+    """The command with little to do: CPUs for GPUs, a tiny network, a handful of images, weights that are at hand."""
+    line = line.replace("--config_file launch/ddp.yaml", "--config_file launch/cpu.yaml --num_processes 2")
+    line = line.replace("--num_processes 2", "--num_processes 2 --main_process_port 0")
+    if " train " in line:
+        words = SMALL if "run.dir=" in line else [*SMALL, "run.dir=runs/demo"]
+        return line + "".join(f" '{word}'" for word in words)
+    if " eval " in line or "fid.py" in line:
+        return line + " --n 6 --metrics fd_efficientnet_lite0"
+    return line
+
+
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    for name in ("configs", "launch", "eval"):
+        (tmp_path / name).symlink_to(HOME / name)
+    for i in range(12):
+        folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ran = 0
+    for line in commands():
+        if not line.startswith(INSTALLING):
+            result = subprocess.run(
+                ["bash", "-c", shortened(line)],
+                cwd=tmp_path,
+                env=env,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=200,
+            )
+            assert result.returncode == 0, f"{shortened(line)}\n{result.stderr}"
+            ran += 1
+    assert ran >= 10
+    assert (tmp_path / "samples" / "photos" / "grid.png").exists()
+    assert (tmp_path / "weights" / "photos" / "unet.safetensors").exists()
+
+
+def test_the_demo_trains_samples_scores_and_says_where_the_grid_is(tmp_path: Path) -> None:
+    # In a checkout of its own, with this installation as its .venv; the script is the user's, word for word.
+    for name in ("configs", "launch", "diffpipe", "pyproject.toml", "README.md", "LICENSE"):
+        source = HOME / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path)
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "accelerate").symlink_to(Path(sys.executable).parent / "accelerate")
+    (venv / ".installed").touch()
+    env = os.environ | {"OMP_NUM_THREADS": "1", "RUN": "runs/x"}
+    result = subprocess.run(
+        ["./launch/demo.sh", *TINY, "train.steps=2"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    grid = result.stdout.splitlines()[-1].partition(": ")[2]
+    with Image.open(tmp_path / grid) as image:
+        assert image.size == (10 * 30 * 2, 10 * 30 * 2)
+    assert re.search(r"fd_efficientnet_lite0 +[\d.]+ +\(real images against the same: [\d.]+\)", result.stderr)
+    assert len(list((tmp_path / "runs/x/scores").iterdir())) == 1
