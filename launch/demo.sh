@@ -4,7 +4,7 @@
 # Words after the command override the config: ./launch/demo.sh train.steps=2000
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/setup.sh
+source launch/setup.sh ""
 run="${RUN:-runs/fashion_mnist/ddpm}"
 diffpipe=(.venv/bin/accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe)
 "${diffpipe[@]}" train configs/fashion_mnist/ddpm.yaml run.dir="$run" "$@"

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
     metrics = args.metrics.split(",")
     for name in metrics:
         parse_metric(name)
+    if args.n is not None and args.n < 2:
+        raise UserError(f"--n {args.n}: a score needs at least 2 images")
     with Runtime.start(args.precision, args.device) as runtime:
         opened = None
         if is_run(Path(args.images)):
