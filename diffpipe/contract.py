@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -45,10 +45,26 @@ class Loss:
     metrics: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Score:
+    """How well a stage explains each sample, float32 [b]: the smaller, the better explained.
+
+    unit: "bits/dim" of a negative log-likelihood, or what else is measured, such as "mse".
+    kind: an "exact" likelihood, an upper "bound" on the negative one, an "estimate" of it, or an "error" that is none.
+    terms: what it is the sum of, each [b], by name.
+    """
+
+    per_sample: Float[Tensor, " b"]
+    unit: str
+    kind: Literal["exact", "bound", "estimate", "error"]
+    terms: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
+
+
 class Phase(NamedTuple):
     """One optimizer update within a step.
 
-    trains: the networks whose parameters move. It is due at steps start, start + every, …
+    trains: the networks whose parameters move; phases that train the same ones share an optimizer. It is due at steps
+    start, start + every, …
     """
 
     name: str
@@ -70,9 +86,10 @@ class ImageShape(NamedTuple):
 
 @runtime_checkable
 class Stage(Protocol):
-    """A family of generators: its networks, its losses, and how it generates.
+    """A family of generators: its networks and its losses.
 
-    The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device.
+    The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device. What a family can
+    do beyond training it says by further methods: see `Generates`, `Reconstructs`, `Scores`.
     """
 
     def networks(self) -> dict[str, nn.Module]:
@@ -87,8 +104,33 @@ class Stage(Protocol):
         """The phase's loss for each sample. All randomness comes from `draws`."""
         ...
 
+
+@runtime_checkable
+class Generates(Protocol):
+    """A stage that makes images from noise."""
+
     def generate(
         self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """An image for each of the draws' positions, which here are sample indices."""
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A stage that encodes images and decodes them again."""
+
+    def reconstruct(
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
+    ) -> UInt8[Tensor, "b c h w"]:
+        """What is left of each image after its code."""
+        ...
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A stage that has a likelihood of images, a bound on it, or an error."""
+
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+        """The score of each sample, with the plain networks in evaluation mode. All randomness comes from `draws`."""
         ...

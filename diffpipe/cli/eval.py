@@ -12,7 +12,8 @@ from diffpipe.cli.terminal import say
 from diffpipe.contract import ImageShape, UserError
 from diffpipe.data import index
 from diffpipe.metrics import protocol
-from diffpipe.metrics.evaluate import METRICS, FolderImages, ImageSource, parse_metric
+from diffpipe.metrics.evaluate import METRICS, ImageSource, parse_metric
+from diffpipe.metrics.folder import FolderImages
 from diffpipe.train.runtime import Runtime
 
 SPLIT = "split"
@@ -92,5 +93,6 @@ def _default_out(place: Path, opened: Run | None, n: int) -> Path | None:
     if opened is None:
         return None
     home = opened.checkpoint.path.parent.parent if place == opened.checkpoint.path else place
-    sampler = opened.experiment.stage.sampler
-    return home / "scores" / f"step-{opened.checkpoint.step:08d}-{sampler.kind}-{sampler.steps}-n{n}.json"
+    sampler = opened.experiment.stage.sampler.model_dump()
+    how = "".join(f"{sampler[key]}-" for key in ("kind", "steps") if key in sampler)
+    return home / "scores" / f"step-{opened.checkpoint.step:08d}-{how}n{n}.json"

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.contract import Generates, ImageShape, Stage, UserError
 from diffpipe.data import stream
 from diffpipe.data.index import ShardSet
 from diffpipe.metrics.evaluate import CHUNK
@@ -41,10 +41,13 @@ class GeneratedImages:
         label: int | None = None,
         about: Mapping[str, Any] | None = None,
     ):
+        if not isinstance(stage, Generates):
+            raise UserError(f"a stage of {type(stage).__name__} generates no images; give a run of another kind")
         if label is not None and not 0 <= label < shape.classes:
             known = f"0 to {shape.classes - 1}" if shape.classes else "none: it was trained without labels"
             raise UserError(f"--label {label}: the labels of this run are {known}")
-        self.stage, self.nets, self.shape, self.runtime = stage, nets, shape, runtime
+        self.stage: Generates = stage
+        self.nets, self.shape, self.runtime = nets, shape, runtime
         self.n, self.seed, self.label, self.about = n, seed, label, dict(about or {})
 
     def describe(self) -> dict[str, Any]:

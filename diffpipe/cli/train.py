@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffpipe.cli.experiment import Experiment
@@ -13,12 +16,13 @@ from diffpipe.cli.images import GeneratedImages, ShardImages, collect, grid, sha
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
 from diffpipe.config import dump_yaml, load_config
-from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage, UserError
 from diffpipe.data import index
 from diffpipe.data.index import ShardSet, number_of_classes
 from diffpipe.data.stream import batches, check
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.rng import Draws
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.loop import Hook, Trainer
@@ -86,7 +90,8 @@ class Job:
             Hook(experiment.sample.every, self.draw),
             Hook(experiment.eval.every, self.score),
         ]
-        trainer.run(stream, hooks, experiment.run.path)
+        with contextlib.closing(stream):
+            trainer.run(stream, hooks, experiment.run.path)
         say(runtime, f"trained to step {trainer.step}: {checkpoints.committed(experiment.run.checkpoints)[0]}")
 
     def resume(self) -> None:
@@ -122,15 +127,34 @@ class Job:
         )
 
     def draw(self) -> None:
-        chunks: dict[int, Tensor] = {}
-        share_out(
-            self.generated(self.experiment.sample.n), self.runtime, lambda c, images: chunks.update({c.start: images})
-        )
-        images = collect(chunks, self.runtime)
-        if self.runtime.main:
+        """A picture of what the stage can do by now: its samples, else images above their reconstructions."""
+        n, columns = self.experiment.sample.n, self.shape.classes or None
+        images = self._samples(n) if isinstance(self.stage, Generates) else self._reconstructions(n)
+        if self.runtime.main and images is not None:
             path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
-            grid(images, columns=self.shape.classes or None).save(path)
+            grid(images, columns).save(path)
+
+    def _samples(self, n: int) -> Tensor:
+        chunks: dict[int, Tensor] = {}
+
+        def keep(indices: range, images: Tensor) -> None:
+            chunks[indices.start] = images
+
+        share_out(self.generated(n), self.runtime, keep)
+        return collect(chunks, self.runtime)
+
+    def _reconstructions(self, n: int) -> Tensor | None:
+        if not isinstance(self.stage, Reconstructs):
+            return None
+        columns = self.shape.classes or 8
+        rows = max(1, n // (2 * columns))
+        shards = index.load(self.experiment.data.test or self.experiment.data.train)
+        images = ShardImages(shards, self.shape.channels, self.shape.resolution).images(range(rows * columns))
+        draws = Draws(self.experiment.seed, torch.arange(len(images), device=self.runtime.device))
+        with torch.no_grad(), self.runtime.autocast():
+            again = self.stage.reconstruct(self.trainer.averaged(), images.to(self.runtime.device), draws).cpu()
+        return rearrange([images, again], "two (rows columns) c h w -> (rows two columns) c h w", columns=columns)
 
     def score(self) -> None:
         config, shape = self.experiment.eval, self.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import parent_process
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ def batches(
     world: int = 1,
     accumulate: int = 1,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The micro-batches of a rank, without end: `accumulate` a step, from step `start_step` on.
 
     Global batch k is positions [k B, (k+1) B) of the stream; the rank has every `world`-th of them from its rank on,
@@ -146,7 +146,7 @@ def batches(
     return _iterate(loader)
 
 
-def _iterate(loader: DataLoader) -> Iterator[Batch]:
+def _iterate(loader: DataLoader) -> Generator[Batch, None, None]:
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch

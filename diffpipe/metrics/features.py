@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import importlib
 import inspect
 import os
 import tempfile
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.contract import UserError
+from diffpipe.metrics.download import download
+from diffpipe.metrics.lite0 import lite0_features
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 # As k-diffusion and others that check the file give it.
@@ -114,40 +114,10 @@ def efficientnet_lite0(size: int = 96, *, device: str | torch.device = "cpu") ->
     def network(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         x = images.to(device).float().contiguous(memory_format=last)
         x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 255).round()
-        return _efficientnet_lite0(tensors, (x - 127) / 128)
+        return lite0_features(tensors, (x - 127) / 128)
 
     resize = f"bicubic with antialias to {size}x{size} (torch), rounded to 0..255"
     return Extractor("efficientnet_lite0", 1280, _file_sha256(path), resize, network)
-
-
-_LITE0_BLOCKS = 16
-_LITE0_HALVING = (1, 3, 5, 11)
-
-
-def _efficientnet_lite0(tensors: dict[str, Tensor], x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-    """The network as a function of its weights by name; kernel sizes and groups are those of the weights' shapes."""
-
-    def unit(x: Tensor, conv: str, norm: str, stride: int = 1) -> Tensor:
-        weight = tensors[f"{conv}.weight"]
-        groups = x.shape[1] // weight.shape[1]
-        x = F.conv2d(_pad_same(x, weight.shape[-1], stride), weight, stride=stride, groups=groups)
-        scale, shift, mean, var = (tensors[f"{norm}.{n}"] for n in ("weight", "bias", "running_mean", "running_var"))
-        return F.batch_norm(x, mean, var, scale, shift, eps=1e-3)
-
-    x = F.relu6(unit(x, "_conv_stem", "_bn0", stride=2))
-    for i in range(_LITE0_BLOCKS):
-        block, stride = f"_blocks.{i}", 2 if i in _LITE0_HALVING else 1
-        h = F.relu6(unit(x, f"{block}._expand_conv", f"{block}._bn0")) if i > 0 else x
-        h = F.relu6(unit(h, f"{block}._depthwise_conv", f"{block}._bn1", stride))
-        h = unit(h, f"{block}._project_conv", f"{block}._bn2")
-        x = x + h if h.shape == x.shape else h
-    return F.relu6(unit(x, "_conv_head", "_bn1")).mean((2, 3))
-
-
-def _pad_same(x: Float[Tensor, "b c h w"], kernel: int, stride: int) -> Float[Tensor, "b c h2 w2"]:
-    """TensorFlow's SAME padding, which the weights were trained with: the odd zero goes to the right and the bottom."""
-    h, w = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[2:])
-    return F.pad(x, (w // 2, w - w // 2, h // 2, h - h // 2))
 
 
 def inception(
@@ -211,33 +181,6 @@ def _load_inception(path: Path) -> nn.Module:
         (Path(folder) / INCEPTION_FILE).symlink_to(path.resolve())
         warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
         return InceptionV3W(folder, download=False, resize_inside=False).eval()
-
-
-def download(url: str, path: Path, sha256: str, timeout: float = 60.0) -> None:
-    """Fetch `url` to `path`: the file is whole and of this sha256, or it is not there. Raises UserError."""
-    digest, length = hashlib.sha256(), 0
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file, urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310
-            while block := response.read(1 << 20):
-                file.write(block)
-                digest.update(block)
-                length += len(block)
-            expected = int(response.headers.get("Content-Length", length))
-            file.flush()
-            os.fsync(file.fileno())
-        if length != expected:
-            raise UserError(f"{url}: the download broke off after {length} of {expected} bytes; try again")
-        if digest.hexdigest() != sha256:
-            raise UserError(f"{url}: the file's sha256 is {digest.hexdigest()}, not {sha256}; it was not kept")
-        Path(partial).replace(path)
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{url}: cannot download it to {path} ({error})") from error
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
 
 
 def _file_sha256(path: Path) -> str:

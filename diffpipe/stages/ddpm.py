@@ -48,9 +48,7 @@ class DDPM:
 
     def __init__(self, config: DDPMConfig, shape: ImageShape):
         if config.conditional and not shape.classes:
-            raise UserError(
-                "stage.conditional needs labels and the data has none; set data.labels=true"
-            )
+            raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
         if config.sampler.guidance != 1 and not config.conditional:
             raise UserError(
                 "stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it"

@@ -76,12 +76,12 @@ class Trainer:
         self.wrapped = {name: runtime.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
         self.optimizers = {
-            phase.name: Optimizer(
+            trains: Optimizer(
                 optimizer,
-                [p for name in phase.trains for p in self.nets[name].parameters()],
+                [p for name in trains for p in self.nets[name].parameters()],
                 scaled=runtime.dtype == torch.float16,
             )
-            for phase in stage.phases()
+            for trains in dict.fromkeys(phase.trains for phase in stage.phases())
         }
         self.step = 0
         self._meter = _Meter()
@@ -97,8 +97,8 @@ class Trainer:
             tensors |= {f"net.{name}.{key}": value for key, value in net.state_dict().items()}
             tensors |= {f"ema.{name}.{key}": value for key, value in self.averages[name].net.state_dict().items()}
         names = {p: f"{name}.{key}" for name, net in self.nets.items() for key, p in net.named_parameters()}
-        for phase, optimizer in self.optimizers.items():
-            tensors |= {f"optimizer.{phase}.{key}": value for key, value in optimizer.state(names).items()}
+        for trains, optimizer in self.optimizers.items():
+            tensors |= {f"optimizer.{'+'.join(trains)}.{key}": t for key, t in optimizer.state(names).items()}
         return tensors
 
     def run(self, batches: Iterator[Batch], hooks: Sequence[Hook], run_dir: Path) -> None:
@@ -143,7 +143,7 @@ class Trainer:
         self.step += 1
 
     def _update(self, phase: Phase, micro: Sequence[Batch]) -> None:
-        optimizer = self.optimizers[phase.name]
+        optimizer = self.optimizers[phase.trains]
         # A network that the phase does not train passes gradients on to those that it does, without the wrapper,
         # whose reduction would wait for gradients that never come.
         nets = {name: self.wrapped[name] if name in phase.trains else self.nets[name] for name in self.nets}
@@ -163,7 +163,7 @@ class Trainer:
         self._meter.add_norm(self._label(phase), norm)
 
     def _label(self, phase: Phase) -> str:
-        return f"{phase.name}/" if len(self.optimizers) > 1 else ""
+        return f"{phase.name}/" if len(self.stage.phases()) > 1 else ""
 
     def _to_device(self, batch: Batch) -> Batch:
         move: dict[str, Any] = {"device": self.runtime.device, "non_blocking": True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffpipe.contract import Batch, Loss, Phase
 from diffpipe.rng import Draws
@@ -25,9 +25,6 @@ class Toy:
         target = x + 0.1 * draws.normal("noise", ())
         guess = nets["point"](x[:, None])[:, 0]
         return Loss((guess - target).square(), {"pixel": x})
-
-    def generate(self, nets: Mapping[str, nn.Module], draws: Draws, labels: Tensor | None) -> Tensor:
-        return torch.zeros(len(draws.positions), 1, 4, 4, dtype=torch.uint8)
 
 
 class Duel(Toy):

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from diffpipe.contract import UserError
-from diffpipe.metrics.evaluate import CHUNK, FolderImages, build_extractors, evaluate, parse_metric
+from diffpipe.metrics.evaluate import CHUNK, build_extractors, evaluate, parse_metric
 from diffpipe.metrics.features import Extractor
+from diffpipe.metrics.folder import FolderImages
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.moments import Moments

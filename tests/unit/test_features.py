@@ -21,7 +21,8 @@ from torch import nn
 
 from diffpipe.contract import UserError
 from diffpipe.metrics import features
-from diffpipe.metrics.features import Extractor, build_extractor, download, efficientnet_lite0, inception
+from diffpipe.metrics.download import download
+from diffpipe.metrics.features import Extractor, build_extractor, efficientnet_lite0, inception
 
 CONTENT = b"weights " * 40_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -122,7 +123,7 @@ def test_gray_is_repeated_to_rgb_and_other_channels_are_refused(lite0: Extractor
 @pytest.mark.parametrize("size", [28, 96, 200])
 def test_resize_is_pils(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = images(1, 3, size, seed=size)
-    monkeypatch.setattr(features, "_efficientnet_lite0", lambda _, scaled: scaled.flatten(1))
+    monkeypatch.setattr(features, "lite0_features", lambda _, scaled: scaled.flatten(1))
     ours = (efficientnet_lite0(96)(x) * 128 + 127).reshape(3, 96, 96).numpy()
     # Float channels: on bytes PIL also clips and rounds between its two passes.
     channels = [Image.fromarray(channel.astype(np.float32)) for channel in x[0].numpy()]

@@ -106,9 +106,9 @@ def test_phases_train_their_own_networks_when_due(runtime: Runtime, tmp_path: Pa
         }
         assert moved == ({"first", "second"} if step % 2 else {"first"})
         before = {name: tensor.clone() for name, tensor in now.items()}
-    assert t.state()["optimizer.a.first.weight.step"] == 4
-    assert t.state()["optimizer.b.second.weight.step"] == 2
-    assert not any(name.startswith(("optimizer.a.second", "optimizer.b.first")) for name in t.state())
+    assert t.state()["optimizer.first.first.weight.step"] == 4
+    assert t.state()["optimizer.second.second.weight.step"] == 2
+    assert not any(name.startswith(("optimizer.first.second", "optimizer.second.first")) for name in t.state())
 
 
 def test_the_averages_move_and_are_not_the_weights(runtime: Runtime) -> None:
