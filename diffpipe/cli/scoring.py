@@ -53,9 +53,9 @@ def score(
 
 def table(result: Result) -> str:
     """One line a metric, with the floor beside the score; kernel distances in thousandths, as papers give them."""
-    lines = []
+    lines, width = [], max(map(len, result.scores))
     for name, value in result.scores.items():
         factor, unit = (1000, " x10^-3") if name.startswith("kid") else (1, "")
         floor = result.floor[name] * factor
-        lines.append(f"{name:>24}  {value * factor:10.3f}{unit}   (real images against the same: {floor:.3f}{unit})")
+        lines.append(f"{name:>{width}}{value * factor:12.3f}{unit}   (real images against the same: {floor:.3f}{unit})")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from diffpipe.metrics.features import Extractor, build_extractor
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.moments import Moments
+from diffpipe.metrics.prdc import NEIGHBOURS, prdc
 from diffpipe.metrics.protocol import Result
 
 # Fixed, whatever the number of processes: convolutions round differently for another batch size.
@@ -43,7 +44,7 @@ class ImageSource(Protocol):
 
 
 class Metric(NamedTuple):
-    """kind: `fd` (Fréchet distance) or `kid` (kernel distance). extractor: the name of the feature network."""
+    """kind: `fd` (Fréchet distance), `kid` (kernel distance) or one of `prdc`. extractor: the feature network's."""
 
     kind: str
     extractor: str
@@ -54,19 +55,21 @@ METRICS = {
     "kid_efficientnet_lite0": Metric("kid", "efficientnet_lite0"),
     "fid": Metric("fd", "inception"),
     "kid": Metric("kid", "inception"),
+    **{f"{kind}_{name}": Metric(kind, name) for name in ("efficientnet_lite0", "inception") for kind in NEIGHBOURS},
 }
+KINDS = ("fd", "kid", *NEIGHBOURS)
 
 
 def parse_metric(name: str) -> Metric:
-    """A metric by name; `fd_module:attribute` and `kid_module:attribute` take a feature network of the user's.
+    """A metric by name; `fd_module:attribute` and the like take a feature network of the user's.
 
     Raises UserError with the known names.
     """
     kind, _, extractor = name.partition("_")
-    if kind in ("fd", "kid") and ":" in extractor:
+    if kind in KINDS and ":" in extractor:
         return Metric(kind, extractor)
     if name not in METRICS:
-        known = ", ".join([*METRICS, "fd_module:attribute", "kid_module:attribute"])
+        known = ", ".join([*METRICS, *(f"{kind}_module:attribute" for kind in KINDS)])
         raise UserError(f"unknown metric {name!r}; known: {known}")
     return METRICS[name]
 
@@ -104,7 +107,7 @@ def evaluate(
     plan = {name: parse_metric(name) for name in dict.fromkeys(metrics)}
     _check(generated, reference, floor, plan)
     keep = {metric.extractor: False for metric in plan.values()}
-    keep |= {metric.extractor: True for metric in plan.values() if metric.kind == "kid"}
+    keep |= {metric.extractor: True for metric in plan.values() if metric.kind != "fd"}
     sources = {"generated": generated, "reference": reference} | ({"floor": floor} if floor else {})
     shares = {(key, name): _Share(extractors[name].dim, keep[name]) for key in sources for name in keep}
     try:
@@ -119,11 +122,12 @@ def evaluate(
             raise error
     sets = {key: _merge([each[key] for each in gathered]) for key in shares}
     scores, floors, said = {}, {}, {}
+    neighbours = functools.cache(prdc)  # its four metrics share one pass over all pairs
     for name, metric in plan.items():
         real = sets["reference", metric.extractor]
-        scores[name] = _score(metric, sets["generated", metric.extractor].all, real.all)
+        scores[name] = _score(metric, sets["generated", metric.extractor].all, real.all, neighbours)
         pair = (sets["floor", metric.extractor].all, real.all) if floor else (real.even, real.odd)
-        floors[name] = _score(metric, *pair)
+        floors[name] = _score(metric, *pair, neighbours)
         said[name] = _say(metric, extractors[metric.extractor], min(generated.n, reference.n))
     return Result(scores, floors, {"metrics": said, **_say_sources(sources), **_say_when()})
 
@@ -173,7 +177,7 @@ def _check(
 
 
 class _Features(NamedTuple):
-    """Moments, and for the kernel distance the features themselves in the order of their indices."""
+    """Moments, and for all but the Fréchet distance the features themselves in the order of their indices."""
 
     moments: Moments
     features: Float[Tensor, "n d"] | None
@@ -215,11 +219,16 @@ def _merge(shares: Sequence[_Share]) -> _Set:
     return _Set(_Features(even + odd, x), _Features(even, halves[0]), _Features(odd, halves[1]))
 
 
-def _score(metric: Metric, a: _Features, b: _Features) -> float:
+def _score(
+    metric: Metric, a: _Features, b: _Features, neighbours: Callable[[Tensor, Tensor], Mapping[str, float]]
+) -> float:
+    """The metric of `a` against the real images `b`."""
     if metric.kind == "fd":
         return frechet_distance(a.moments, b.moments)
     assert a.features is not None
     assert b.features is not None
+    if metric.kind in NEIGHBOURS:
+        return neighbours(b.features, a.features)[metric.kind]
     subsets = draw_subsets(len(a.features), len(b.features), SUBSETS, SUBSET_SIZE, SUBSET_SEED)
     return kernel_distance(a.features, b.features, subsets)
 
@@ -228,6 +237,8 @@ def _say(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
     said = {"extractor": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize, "dim": extractor.dim}
     if metric.kind == "fd":
         return said | {"distance": "frechet"}
+    if metric.kind in NEIGHBOURS:
+        return said | {"distance": "euclidean", "k": NEIGHBOURS[metric.kind]}
     return said | {
         "distance": "unbiased MMD^2, kernel (x.y/d + 1)^3",
         "subsets": SUBSETS,
