@@ -102,13 +102,22 @@ class UNet(nn.Module):
         self.out = zero_init(nn.Conv2d(c, channels, 3, padding=1))
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], labels: Int[Tensor, " b"] | None = None
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None = None,
+        style: Float[Tensor, "b c_emb"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """x has the channels and resolution given at construction; a label of `classes` stands for none."""
+        """x has the channels and resolution given at construction; a label of `classes` stands for none.
+
+        style: what else to condition on, of 4 × config.channels, added to the timestep's embedding.
+        """
         emb = self.time(sinusoidal_embedding(t, self.base))
         if self.label is not None:
             assert labels is not None, "a class-conditional network takes labels"
             emb = emb + self.label(labels)
+        if style is not None:
+            emb = emb + style
         emb = F.silu(emb)  # once here instead of in every block
         h = self.stem(x)
         skips = [h]
