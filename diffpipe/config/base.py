@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Config(BaseModel):
@@ -12,11 +12,12 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic's lax mode reads `true` as 1, so `train.steps: true` would train one step.
-        assert info.field_name is not None
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float):
-            raise ValueError("should be a number, not true or false")
-        return value
+    def _no_boolean_for_a_number(cls, data: Any) -> Any:
+        # pydantic's lax mode reads `true` as 1, so `train.steps: true` would train one step; a word it refuses. A
+        # validator of the fields themselves would bar `kind` from telling the members of a union apart.
+        if not isinstance(data, dict):
+            return data
+        numbers = {name for name, field in cls.model_fields.items() if field.annotation in (int, float)}
+        return {k: str(v).lower() if k in numbers and isinstance(v, bool) else v for k, v in data.items()}

@@ -49,7 +49,7 @@ def test_a_dumped_config_loads_as_an_equal_one(path: Path, tmp_path: Path) -> No
         ("stage.unet.chanels=5", ["unknown key stage.unet.chanels", "did you mean stage.unet.channels?"]),
         ("zzz.qqq=5", ["unknown key zzz", "known: checkpoint, data, ema"]),
         ("train.steps=many", ["train.steps", "'many'"]),
-        ("train.steps=true", ["train.steps", "not true or false"]),
+        ("train.steps=true", ["train.steps: input should be a valid integer", "not 'true'"]),
         ("train.steps=0", ["train.steps", "greater than or equal to 1", "0"]),
         ("optimizer.lr=nan", ["optimizer.lr", "'nan'"]),
         ("stage.unet.groups=48", ["stage.unet", "channels 128 must be a multiple of groups 48"]),
