@@ -1,0 +1,134 @@
+"""The game of two networks: what generator and discriminator lose by, and the penalties that let it converge.
+
+A logit is high for what the discriminator takes as real. Everything here is one number a sample and knows no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from einops import reduce
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.config import Config
+from diffpipe.contract import Loss, Phase
+
+Game = Literal["non_saturating", "hinge", "relativistic"]
+Judge = Callable[[Tensor], Tensor]
+
+DISCRIMINATOR, PENALTY, GENERATOR = "discriminator", "penalty", "generator"
+
+
+class GameConfig(Config):
+    """What is played for, and how the discriminator is kept smooth."""
+
+    loss: Game = "relativistic"
+    r1: float = Field(default=0.1, ge=0)
+    """Weight gamma of the gradient penalty at real images, as in Mescheder et al. 2018, eq. 9: gamma/2 ‖∇D‖²."""
+    r2: float = Field(default=0.1, ge=0)
+    """The same at generated images."""
+    penalty_every: int = Field(default=1, ge=1)
+    """1: the penalties are part of the discriminator's loss. More: an update of their own, every so many steps and as
+    many times as strong (Karras et al. 2020, appendix B)."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The discriminator's update, that of its penalties if they have their own, and the generator's."""
+        lazy = (Phase(PENALTY, trains=(DISCRIMINATOR,), every=self.penalty_every),)
+        return (
+            Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,)),
+            *(lazy if self.penalty_every > 1 and (self.r1 or self.r2) else ()),
+            Phase(GENERATOR, trains=(GENERATOR,)),
+        )
+
+
+def discriminator_loss(game: Game, real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The discriminator's loss of each pair of logits.
+
+    non_saturating: -log sigmoid(real) - log(1 - sigmoid(fake)) (Goodfellow et al. 2014, eq. 1).
+    hinge: Lim & Ye 2017, eq. 6; Miyato et al. 2018, eq. 16.
+    relativistic: -log sigmoid(real - fake) (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
+    """
+    match game:
+        case "non_saturating":
+            return F.softplus(-real) + F.softplus(fake)
+        case "hinge":
+            return F.relu(1 - real) + F.relu(1 + fake)
+        case "relativistic":
+            return F.softplus(fake - real)
+
+
+def generator_loss(game: Game, real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The generator's loss of each pair of logits. Only the relativistic game looks at the real one's.
+
+    non_saturating: -log sigmoid(fake) (Goodfellow et al. 2014, section 3); hinge: Miyato et al. 2018, eq. 17.
+    """
+    match game:
+        case "non_saturating":
+            return F.softplus(-fake)
+        case "hinge":
+            return -fake
+        case "relativistic":
+            return F.softplus(real - fake)
+
+
+def squared_gradient(logits: Float[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """‖∇_x D(x)‖² of each sample, itself differentiable (Mescheder et al. 2018, eqs. 9 and 10, are gamma/2 times it).
+
+    The gradient of the sum is each sample's own, as no logit depends on another sample.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return reduce(gradient.square(), "b c h w -> b", "sum")
+
+
+def play(
+    config: GameConfig,
+    phase: Phase,
+    judge: Judge,
+    real: Float[Tensor, "b c h w"],
+    generate: Callable[[], Float[Tensor, "b c h w"]],
+) -> Loss:
+    """The loss of the phase. `judge` is called once, with real images, generated ones, or the first above the second.
+
+    `generate` is called where the phase needs generated images; in the discriminator's no gradient flows through them.
+    """
+    if phase.name == GENERATOR:
+        fake = generate()
+        if config.loss != "relativistic":
+            logit = judge(fake)
+            return Loss(generator_loss(config.loss, logit, logit))
+        return Loss(generator_loss(config.loss, *judge(torch.cat([real, fake])).chunk(2)))
+    if phase.name == PENALTY:
+        images = torch.cat([real, generate().detach()]) if config.r2 else real
+        logits, penalty = _penalized(config, judge, images, len(real))
+        # Where a gradient does not depend on a parameter, such as the last bias, processes still expect one for it.
+        untouched = 0 * reduce(logits, "(n b) -> b", "sum", b=len(real))
+        return Loss(config.penalty_every * penalty + untouched, {"penalty": penalty.detach()})
+    images = torch.cat([real, generate().detach()])
+    if config.penalty_every > 1 or not (config.r1 or config.r2):
+        at_real, at_fake = judge(images).chunk(2)
+        metrics = {"real": at_real.detach(), "fake": at_fake.detach()}
+        return Loss(discriminator_loss(config.loss, at_real, at_fake), metrics)
+    logits, penalty = _penalized(config, judge, images, len(real))
+    at_real, at_fake = logits.chunk(2)
+    metrics = {"real": at_real.detach(), "fake": at_fake.detach(), "penalty": penalty.detach()}
+    return Loss(discriminator_loss(config.loss, at_real, at_fake) + penalty, metrics)
+
+
+def _penalized(
+    config: GameConfig, judge: Judge, images: Float[Tensor, "n c h w"], b: int
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " b"]]:
+    """The logits and the penalty a sample; the first b images are real, those after them generated.
+
+    In full precision: a squared gradient of a gradient has no digits to spare.
+    """
+    images = images.detach().requires_grad_()
+    with torch.autocast(images.device.type, enabled=False):
+        logits = judge(images)
+        squared = squared_gradient(logits, images)
+    penalty = config.r1 / 2 * squared[:b]
+    return logits, penalty + config.r2 / 2 * squared[b:] if len(squared) > b else penalty

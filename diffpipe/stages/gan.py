@@ -1,0 +1,104 @@
+"""The GAN stage: a generator from a latent vector and a discriminator, in the simplified form of R3GAN.
+
+Huang et al. 2024 ("The GAN is dead; long live the GAN!") show that the relativistic loss and the two zero-centred
+gradient penalties suffice for stable training, without normalization, minibatch statistics or other tricks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffpipe.config import Config
+from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
+from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
+from diffpipe.nn.generator import Generator, GeneratorConfig
+from diffpipe.rng import Draws
+from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
+
+
+class LatentSamplerConfig(Config):
+    """How a trained stage generates: free to change at every sampling, and no part of what a checkpoint is."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Standard deviation of the latents: below 1, less variety of more typical images."""
+
+
+class GANConfig(GameConfig):
+    """A generative adversarial network (Goodfellow et al. 2014). `conditional` makes it P(X|Y) for the labels Y."""
+
+    kind: Literal["gan"]
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    sampler: LatentSamplerConfig = LatentSamplerConfig()
+    conditional: bool = False
+
+    def build(self, shape: ImageShape) -> GAN:
+        """The stage for images of this shape. Raises UserError where they do not fit each other."""
+        return GAN(self, shape)
+
+
+class GAN:
+    """A `Stage`. Latents are keyed by the samples' positions, apart in each phase."""
+
+    def __init__(self, config: GANConfig, shape: ImageShape):
+        self.config = config
+        self.shape = shape
+        self.classes = conditional_classes(config.conditional, shape)
+        self.codec = PixelCodec()
+        with torch.device("meta"):
+            self.networks()  # what cannot be built is refused here, before any job has started
+
+    def networks(self) -> dict[str, nn.Module]:
+        channels, resolution, _ = self.shape
+        return {
+            GENERATOR: Generator(self.config.generator, channels, resolution, self.classes),
+            DISCRIMINATOR: Discriminator(self.config.discriminator, channels, resolution, self.classes),
+        }
+
+    def phases(self) -> Sequence[Phase]:
+        return self.config.phases()
+
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+        labels = batch.labels if self.classes else None
+
+        def generate() -> Float[Tensor, "b c h w"]:
+            z = draws.normal(f"latent/{phase.name}", (self.config.generator.latent,))
+            return nets[GENERATOR](z, labels).float()
+
+        def judge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+            return nets[DISCRIMINATOR](images, tiled(labels, len(images)))
+
+        return play(self.config, phase, judge, self.codec.encode(batch.images), generate)
+
+    @torch.no_grad()
+    def generate(
+        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+    ) -> UInt8[Tensor, "b c h w"]:
+        z = self.config.sampler.temperature * draws.normal("latent", (self.config.generator.latent,))
+        return self.codec.decode(nets[GENERATOR](z, wanted_labels(self.classes, labels, draws)).float())
+
+
+def conditional_classes(conditional: bool, shape: ImageShape) -> int:
+    """How many classes a stage conditions on, 0 for none. Raises UserError where it should and the data has none."""
+    if conditional and not shape.classes:
+        raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
+    return shape.classes if conditional else 0
+
+
+def wanted_labels(classes: int, labels: Int[Tensor, " b"] | None, draws: Draws) -> Int[Tensor, " b"] | None:
+    """The labels to generate by: those given, random ones where a conditional stage is given none, or none at all."""
+    if not classes:
+        return None
+    return draws.integers("label", classes) if labels is None else labels
+
+
+def tiled(condition: Int[Tensor, " b"] | None, n: int) -> Int[Tensor, " n"] | None:
+    """The condition of b samples repeated for n images of theirs: real ones above generated ones."""
+    return None if condition is None else condition.repeat(n // len(condition))
