@@ -7,4 +7,4 @@ source launch/setup.sh dev
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
 .venv/bin/pyright
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses "${PYTEST_WORKERS:-2}" "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses "${PYTEST_WORKERS:-2}" --dist worksteal "$@"
