@@ -30,21 +30,27 @@ def sinusoidal_embedding(t: Int[Tensor, " b"], dim: int, max_period: float = 10_
 
 
 class ResBlock(nn.Module):
-    """norm → SiLU → conv, twice, with the embedding added between and a skip around (Ho et al. 2020, appendix B)."""
+    """norm → SiLU → conv, twice, with the embedding added between and a skip around (Ho et al. 2020, appendix B).
 
-    def __init__(self, c_in: int, c_out: int, c_emb: int, groups: int, dropout: float):
+    `c_emb` is None for a block that takes no embedding.
+    """
+
+    def __init__(self, c_in: int, c_out: int, c_emb: int | None, groups: int, dropout: float):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.emb = nn.Linear(c_emb, c_out)
+        self.emb = None if c_emb is None else nn.Linear(c_emb, c_out)
         self.norm2 = nn.GroupNorm(groups, c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b c_emb"]) -> Float[Tensor, "b c_out h w"]:
+    def forward(
+        self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b c_emb"] | None = None
+    ) -> Float[Tensor, "b c_out h w"]:
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + rearrange(self.emb(emb), "b c -> b c 1 1")
+        if self.emb is not None:
+            h = h + rearrange(self.emb(emb), "b c -> b c 1 1")
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.skip(x) + h
 

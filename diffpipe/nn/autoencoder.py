@@ -1,0 +1,145 @@
+"""A convolutional encoder and its mirror image, the decoder, with spatial or vector latents between them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from einops.layers.torch import Rearrange
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.config import Config
+from diffpipe.contract import UserError
+from diffpipe.nn.blocks import Downsample, ResBlock, Upsample
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class CoderConfig(Config):
+    """Width and depth of the encoder and the decoder, and the latents between them."""
+
+    channels: Positive = 128
+    """Channels at full resolution."""
+    mults: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
+    """Channels of each level as multiples of `channels`; every level after the first halves the resolution."""
+    blocks: Positive = 1
+    """Residual blocks a level."""
+    groups: Positive = 32
+    """Groups of the group normalization."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    latent: Literal["spatial", "vector"] = "spatial"
+    """Latents of the lowest level's height and width, or one vector by a linear head."""
+    latent_channels: Positive = 4
+    """Numbers at each place of spatial latents, or the length of the vector."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> CoderConfig:
+        if self.channels % self.groups:
+            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
+        return self
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """[c h w] of the latents of images of this resolution; a vector is [c 1 1]. Raises UserError."""
+        size = self.lowest(resolution)
+        return (self.latent_channels, size, size) if self.latent == "spatial" else (self.latent_channels, 1, 1)
+
+    def lowest(self, resolution: int) -> int:
+        """The lowest level's height and width. Raises UserError where the resolution cannot be halved so often."""
+        halvings = len(self.mults) - 1
+        if resolution % 2**halvings:
+            raise UserError(
+                f"data.resolution {resolution} cannot be halved {halvings} times for stage.network.mults "
+                f"{list(self.mults)}; take a multiple of {2**halvings} or fewer levels"
+            )
+        return resolution >> halvings
+
+
+class Encoder(nn.Module):
+    """Maps images, and their labels where there are classes, to `outputs` numbers at each place of the latents.
+
+    Raises UserError where the resolution cannot be halved for each level.
+    """
+
+    def __init__(self, config: CoderConfig, channels: int, resolution: int, outputs: int, classes: int = 0):
+        super().__init__()
+        c, size = config.channels, config.lowest(resolution)
+        self.label = nn.Embedding(classes, config.channels) if classes else None
+        self.stem = nn.Conv2d(channels, c, 3, padding=1)
+        self.layers = nn.ModuleList()
+        for level, mult in enumerate(config.mults):
+            if level:
+                self.layers.append(Downsample(c))
+            for _ in range(config.blocks):
+                self.layers.append(_block(config, c, mult * config.channels, classes))
+                c = mult * config.channels
+        self.norm = nn.GroupNorm(config.groups, c)
+        self.head = (
+            nn.Conv2d(c, outputs, 3, padding=1)
+            if config.latent == "spatial"
+            else nn.Sequential(
+                Rearrange("b c h w -> b (c h w)"), nn.Linear(c * size * size, outputs), Rearrange("b c -> b c 1 1")
+            )
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b outputs h_z w_z"]:
+        """x has the channels and resolution given at construction; the result is 1×1 for vector latents."""
+        h = _through(self.layers, self.stem(x), _embedding(self.label, labels))
+        return self.head(F.silu(self.norm(h)))
+
+
+class Decoder(nn.Module):
+    """Maps latents, and labels where there are classes, to `outputs` numbers at each pixel: the encoder's mirror image.
+
+    Raises UserError where the resolution cannot be halved for each level.
+    """
+
+    def __init__(self, config: CoderConfig, resolution: int, outputs: int, classes: int = 0):
+        super().__init__()
+        c, size = config.mults[-1] * config.channels, config.lowest(resolution)
+        self.label = nn.Embedding(classes, config.channels) if classes else None
+        self.stem = (
+            nn.Conv2d(config.latent_channels, c, 3, padding=1)
+            if config.latent == "spatial"
+            else nn.Sequential(
+                Rearrange("b c 1 1 -> b c"),
+                nn.Linear(config.latent_channels, c * size * size),
+                Rearrange("b (c h w) -> b c h w", h=size, w=size),
+            )
+        )
+        self.layers = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(config.mults))):
+            for _ in range(config.blocks):
+                self.layers.append(_block(config, c, mult * config.channels, classes))
+                c = mult * config.channels
+            if level:
+                self.layers.append(Upsample(c))
+        self.norm = nn.GroupNorm(config.groups, c)
+        self.out = nn.Conv2d(c, outputs, 3, padding=1)
+
+    def forward(
+        self, z: Float[Tensor, "b c_z h_z w_z"], labels: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b outputs h w"]:
+        """z has the config's `latent_shape` for the resolution given at construction."""
+        h = _through(self.layers, self.stem(z), _embedding(self.label, labels))
+        return self.out(F.silu(self.norm(h)))
+
+
+def _block(config: CoderConfig, c_in: int, c_out: int, classes: int) -> ResBlock:
+    return ResBlock(c_in, c_out, config.channels if classes else None, config.groups, config.dropout)
+
+
+def _embedding(table: nn.Embedding | None, labels: Tensor | None) -> Tensor | None:
+    if table is None:
+        return None
+    assert labels is not None, "a class-conditional network takes labels"
+    return F.silu(table(labels))
+
+
+def _through(layers: nn.ModuleList, h: Tensor, emb: Tensor | None) -> Tensor:
+    for layer in layers:
+        h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+    return h

@@ -1,0 +1,81 @@
+"""The autoencoder stage: a code and the image again, with the squared error between; denoising as an option."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from einops import reduce
+from jaxtyping import Float, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffpipe.config import Config
+from diffpipe.contract import Batch, ImageShape, Loss, Phase, Score
+from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
+from diffpipe.rng import Draws
+from diffpipe.stages.codec import PixelCodec
+
+
+class AutoencoderConfig(Config):
+    """A plain convolutional autoencoder; with noise a denoising one (Vincent et al. 2008)."""
+
+    kind: Literal["autoencoder"]
+    network: CoderConfig = CoderConfig()
+    noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of the noise on the input in training, for pixels in [-1, 1]; the target stays clean."""
+    sampler: Config = Config()
+    """Empty: it generates nothing."""
+
+    def build(self, shape: ImageShape) -> Autoencoder:
+        """The stage for images of this shape. Raises UserError where they do not fit each other."""
+        return Autoencoder(self, shape)
+
+
+class Autoencoder:
+    """A `Stage` that reconstructs and scores. The noise on its input is keyed by the samples' positions."""
+
+    def __init__(self, config: AutoencoderConfig, shape: ImageShape):
+        self.config = config
+        self.shape = shape
+        self.codec = PixelCodec()
+        self.latent_shape = config.network.latent_shape(shape.resolution)
+
+    def networks(self) -> dict[str, nn.Module]:
+        config, (channels, resolution, _) = self.config.network, self.shape
+        return {
+            "encoder": Encoder(config, channels, resolution, outputs=config.latent_channels),
+            "decoder": Decoder(config, resolution, outputs=channels),
+        }
+
+    def phases(self) -> Sequence[Phase]:
+        return (Phase("reconstruct", trains=("encoder", "decoder")),)
+
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+        x = self.codec.encode(batch.images)
+        seen = x + self.config.noise * draws.normal("corruption", x.shape[1:]) if self.config.noise else x
+        return Loss(_error(x, self.decode(nets, nets["encoder"](seen))))
+
+    def encode(self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c_z h_z w_z"]:
+        """The latents, of `latent_shape`, of clean images."""
+        return nets["encoder"](self.codec.encode(images))
+
+    def decode(self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c_z h_z w_z"]) -> Float[Tensor, "b c h w"]:
+        """The images of latents, float32 for pixels in [-1, 1]."""
+        return nets["decoder"](z).float()
+
+    @torch.no_grad()
+    def reconstruct(
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
+    ) -> UInt8[Tensor, "b c h w"]:
+        return self.codec.decode(self.decode(nets, self.encode(nets, images)))
+
+    @torch.no_grad()
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+        again = self.decode(nets, self.encode(nets, batch.images))
+        return Score(_error(self.codec.encode(batch.images), again), unit="mse", kind="error")
+
+
+def _error(x: Float[Tensor, "b c h w"], again: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    return reduce((x - again).square(), "b c h w -> b", "mean")

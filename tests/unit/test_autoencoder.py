@@ -1,0 +1,125 @@
+"""The autoencoder stage: its networks, what its noise touches, and what it reconstructs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from diffpipe.contract import Batch, Generates, ImageShape, Reconstructs, Scores, Stage, UserError
+from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
+from diffpipe.rng import Draws
+from diffpipe.stages.autoencoder import Autoencoder, AutoencoderConfig
+
+NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
+SHAPE = ImageShape(channels=2, resolution=8, classes=4)
+
+
+def build(**changes: object) -> Autoencoder:
+    return AutoencoderConfig.model_validate({"kind": "autoencoder", "network": NETWORK, **changes}).build(SHAPE)
+
+
+def batch(n: int = 8, first: int = 0) -> Batch:
+    images = torch.randint(0, 256, (64, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    few = slice(first, first + n)
+    return Batch(images[few], None, torch.arange(64)[few], [str(i) for i in range(64)][few])
+
+
+class Recorder(nn.Module):
+    """Passes on what it is given, and remembers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return x
+
+
+def errors(stage: Autoencoder, nets: Mapping[str, nn.Module], some: Batch) -> Tensor:
+    return stage.loss(stage.phases()[0], nets, some, Draws(3, some.positions)).per_sample
+
+
+@pytest.mark.parametrize(("latent", "shape"), [("spatial", (3, 2, 2)), ("vector", (3, 1, 1))])
+def test_the_decoder_undoes_the_encoders_shapes(latent: str, shape: tuple[int, int, int]) -> None:
+    config = CoderConfig.model_validate(NETWORK | {"mults": (1, 2, 2), "latent": latent})
+    assert config.latent_shape(8) == shape
+    x = torch.zeros(5, 2, 8, 8)
+    z = Encoder(config, 2, 8, outputs=3)(x)
+    assert z.shape == (5, *shape)
+    assert Decoder(config, 8, outputs=2)(z).shape == x.shape
+
+
+def test_labels_change_what_a_class_conditional_coder_says() -> None:
+    config = CoderConfig.model_validate(NETWORK)
+    encoder, decoder = Encoder(config, 2, 8, 3, classes=4), Decoder(config, 8, 2, classes=4)
+    for net, x in ((encoder, torch.ones(2, 2, 8, 8)), (decoder, torch.ones(2, 3, 4, 4))):
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.3)
+        first, second = net(x, torch.tensor([0, 3]))
+        assert not torch.allclose(first, second)
+
+
+def test_it_is_a_stage_that_reconstructs_and_scores_but_generates_nothing() -> None:
+    stage = build()
+    assert isinstance(stage, Stage)
+    assert isinstance(stage, Reconstructs)
+    assert isinstance(stage, Scores)
+    assert not isinstance(stage, Generates)
+
+
+def test_the_noise_on_the_input_is_as_strong_as_asked_and_keyed_by_position() -> None:
+    stage, some = build(noise=0.5), batch(64)
+    nets = {"encoder": Recorder(), "decoder": Recorder()}
+    loss = errors(stage, nets, some)
+    noise = nets["encoder"].seen[0] - (some.images.float() / 127.5 - 1)
+    assert noise.std().item() == pytest.approx(0.5, abs=0.02)
+    # These networks hand the noised input through, so what is left of the clean target is the noise.
+    torch.testing.assert_close(loss, noise.square().mean((1, 2, 3)))
+    errors(stage, nets, batch(4, first=20))
+    torch.testing.assert_close(nets["encoder"].seen[1], nets["encoder"].seen[0][20:24])
+
+
+def test_scores_and_reconstructions_see_clean_images() -> None:
+    stage, some = build(noise=0.5), batch()
+    nets = {"encoder": Recorder(), "decoder": Recorder()}
+    score = stage.score(nets, some, Draws(0, some.positions))
+    assert (score.unit, score.kind) == ("mse", "error")
+    assert torch.equal(score.per_sample, torch.zeros(8))
+    assert torch.equal(stage.reconstruct(nets, some.images, Draws(0, some.positions)), some.images)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_the_loss_of_a_sample_depends_on_it_alone(noise: float) -> None:
+    stage = build(noise=noise)
+    torch.manual_seed(0)
+    nets = stage.networks()
+    apart = torch.cat([errors(stage, nets, batch(4)), errors(stage, nets, batch(4, first=4))])
+    torch.testing.assert_close(errors(stage, nets, batch(8)), apart)
+
+
+@pytest.mark.parametrize("latent", ["spatial", "vector"])
+def test_it_learns_one_batch_by_heart(latent: str) -> None:
+    stage = build(network=NETWORK | {"latent": latent, "latent_channels": 16})
+    torch.manual_seed(0)
+    nets, some = stage.networks(), batch(4)
+    before = errors(stage, nets, some).mean().item()
+    optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=5e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        errors(stage, nets, some).mean().backward()
+        optimizer.step()
+    assert errors(stage, nets, some).mean().item() < 0.2 * before
+
+
+def test_what_cannot_be_built_is_refused() -> None:
+    for latent in ("spatial", "vector"):
+        network = NETWORK | {"mults": (1, 1, 1, 1, 1), "latent": latent}
+        with pytest.raises(UserError, match=r"data\.resolution 8 cannot be halved 4 times for stage\.network\.mults"):
+            build(network=network)
+    with pytest.raises(ValidationError, match="channels 8 must be a multiple of groups 3"):
+        build(network=NETWORK | {"groups": 3})
