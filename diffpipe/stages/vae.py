@@ -1,0 +1,205 @@
+"""The variational autoencoder: trained on a bound on the likelihood of the images, and scored by it in bits/dim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from einops import reduce
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.config import Config
+from diffpipe.contract import Batch, ImageShape, Loss, Phase, Score, UserError
+from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
+from diffpipe.rng import Draws
+from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.likelihood import (
+    bits_per_dim,
+    discretized_logistic,
+    gaussian_log_density,
+    importance_weighted,
+    kl_to_standard_normal,
+)
+
+_LOWEST_LOG_SCALE = -7.0  # a ninth of a bin: a narrower one gains nothing and its gradients explode
+
+
+class VAESamplerConfig(Config):
+    """How a trained stage generates and scores: free to change after training."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Standard deviation of the latents that are drawn; the prior's is 1."""
+    mode: Literal["mean", "sample"] = "mean"
+    """Show the mean of the decoder's distribution, or draw each pixel from it."""
+    importance_samples: int = Field(default=1, ge=1)
+    """Latents an image that a score takes: 1 gives the ELBO, more the importance-weighted bound."""
+
+
+class VAEConfig(Config):
+    """Variational autoencoder (Kingma & Welling 2014). `conditional` makes it P(X|Y) for the labels Y of the data."""
+
+    kind: Literal["vae"]
+    network: CoderConfig = CoderConfig()
+    beta: float = Field(default=1.0, ge=0)
+    """Weight of the KL divergence in the loss: 1 is the ELBO (Higgins et al. 2017)."""
+    free_bits: float = Field(default=0.0, ge=0)
+    """Nats of KL divergence that each latent channel (all of its places together) has for free: the loss counts
+    max(free_bits, KL) (Kingma et al. 2016, appendix C; here of each image, not of the batch's mean)."""
+    conditional: bool = False
+    sampler: VAESamplerConfig = VAESamplerConfig()
+
+    def build(self, shape: ImageShape) -> VAE:
+        """The stage for images of this shape. Raises UserError where they do not fit each other."""
+        return VAE(self, shape)
+
+
+class Posterior(NamedTuple):
+    """q(z|x), a normal distribution for each number of the latents, float32."""
+
+    mean: Float[Tensor, "b c_z h_z w_z"]
+    log_variance: Float[Tensor, "b c_z h_z w_z"]
+
+
+class Likelihood(NamedTuple):
+    """p(x|z), a discretized logistic distribution for each pixel in [-1, 1], float32."""
+
+    mean: Float[Tensor, "b c h w"]
+    log_scale: Float[Tensor, "b c h w"]
+
+
+class VAE:
+    """A `Stage` that generates, reconstructs and scores. The noise of the latents is keyed by position."""
+
+    def __init__(self, config: VAEConfig, shape: ImageShape):
+        if config.conditional and not shape.classes:
+            raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
+        self.config = config
+        self.shape = shape
+        self.classes = shape.classes if config.conditional else 0
+        self.codec = PixelCodec()
+        self.latent_shape = config.network.latent_shape(shape.resolution)
+        self.dims = shape.channels * shape.resolution**2
+
+    def networks(self) -> dict[str, nn.Module]:
+        config, (channels, resolution, _) = self.config.network, self.shape
+        return {
+            "encoder": Encoder(config, channels, resolution, 2 * config.latent_channels, self.classes),
+            "decoder": Decoder(config, resolution, 2 * channels, self.classes),
+        }
+
+    def phases(self) -> Sequence[Phase]:
+        return (Phase("bound", trains=("encoder", "decoder")),)
+
+    def encode(
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
+    ) -> Posterior:
+        """q(z|x), of `latent_shape`. A class-conditional stage needs the labels."""
+        mean, log_variance = nets["encoder"](self.codec.encode(images), labels).float().chunk(2, dim=1)
+        return Posterior(mean, log_variance.clamp(-30, 20))
+
+    def decode(
+        self,
+        nets: Mapping[str, nn.Module],
+        z: Float[Tensor, "b c_z h_z w_z"],
+        labels: Int[Tensor, " b"] | None = None,
+    ) -> Likelihood:
+        """p(x|z), whose mean is the image. A class-conditional stage needs the labels."""
+        mean, raw = nets["decoder"](z, labels).float().chunk(2, dim=1)
+        return Likelihood(mean, _LOWEST_LOG_SCALE + F.softplus(raw - _LOWEST_LOG_SCALE))
+
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+        labels = self._labels(batch)
+        q = self.encode(nets, batch.images, labels)
+        z = _reparameterize(q, draws.normal("posterior", self.latent_shape))
+        reconstruction = -_log_likelihood(batch.images, self.decode(nets, z, labels))
+        kl = reduce(kl_to_standard_normal(*q), "b c h w -> b c", "sum")
+        counted = kl.clamp(min=self.config.free_bits) if self.config.free_bits else kl
+        total = reconstruction + self.config.beta * counted.sum(1)
+        return Loss(
+            bits_per_dim(total, self.dims),
+            {
+                "reconstruction": bits_per_dim(reconstruction, self.dims),
+                "kl": bits_per_dim(kl.sum(1), self.dims),
+            },
+        )
+
+    @torch.no_grad()
+    def generate(
+        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+    ) -> UInt8[Tensor, "b c h w"]:
+        """An image a position. A class-conditional stage that is given no labels draws them uniformly."""
+        if self.classes and labels is None:
+            labels = draws.integers("label", self.classes)
+        z = self.config.sampler.temperature * draws.normal("latent", self.latent_shape)
+        mean, log_scale = self.decode(nets, z, labels if self.classes else None)
+        if self.config.sampler.mode == "mean":
+            return self.codec.decode(mean)
+        u = ((draws.bits("pixel", self.dims) >> 9).float() + 0.5) * 2.0**-23
+        # A logistic draw, rounded and clamped to a pixel's values, has the bins' probabilities exactly.
+        return self.codec.decode(mean + torch.exp(log_scale) * torch.logit(u).reshape(mean.shape))
+
+    @torch.no_grad()
+    def reconstruct(
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
+    ) -> UInt8[Tensor, "b c h w"]:
+        """Each image decoded from its posterior mean, by a class-conditional stage under its likeliest label."""
+        labels = self._likeliest(nets, images, draws) if self.classes else None
+        return self.codec.decode(self.decode(nets, self.encode(nets, images, labels).mean, labels).mean)
+
+    @torch.no_grad()
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+        """-ELBO, or the importance-weighted bound, of log P(X), of log P(X|Y) where the stage is class-conditional.
+
+        Raises UserError where the labels for that are missing.
+        """
+        labels = self._labels(batch)
+        nats = self._bound(nets, batch.images, labels, draws)
+        terms = {name: bits_per_dim(value, self.dims) for name, value in nats.items()}
+        return Score(torch.stack([*terms.values()]).sum(0), unit="bits/dim", kind="bound", terms=terms)
+
+    def _bound(
+        self, nets: Mapping[str, nn.Module], images: Tensor, labels: Tensor | None, draws: Draws
+    ) -> dict[str, Float[Tensor, " b"]]:
+        """The terms of the bound on -log p(x), in nats."""
+        q = self.encode(nets, images, labels)
+        reconstructions, log_weights = [], []
+        for k in range(self.config.sampler.importance_samples):
+            z = _reparameterize(q, draws.normal("score", self.latent_shape, stream=k))
+            log_likelihood = _log_likelihood(images, self.decode(nets, z, labels))
+            prior = gaussian_log_density(z, torch.zeros_like(z), torch.zeros_like(z))
+            log_weights.append(log_likelihood + _sum(prior - gaussian_log_density(z, *q)))
+            reconstructions.append(-log_likelihood)
+        terms = {"reconstruction": torch.stack(reconstructions).mean(0), "kl": _sum(kl_to_standard_normal(*q))}
+        if len(log_weights) > 1:  # what the weights gain over the ELBO, which the terms before add up to
+            gained = -importance_weighted(torch.stack(log_weights)) - terms["reconstruction"] - terms["kl"]
+            terms["importance"] = gained
+        return terms
+
+    def _likeliest(self, nets: Mapping[str, nn.Module], images: Tensor, draws: Draws) -> Int[Tensor, " b"]:
+        bounds = []
+        for label in range(self.classes):
+            labels = torch.full((len(images),), label, device=images.device)
+            bounds.append(sum(self._bound(nets, images, labels, draws).values()))
+        return torch.stack(bounds).argmin(0)
+
+    def _labels(self, batch: Batch) -> Int[Tensor, " b"] | None:
+        if self.classes and batch.labels is None:
+            raise UserError("this stage is class-conditional and the images have no labels; set data.labels=true")
+        return batch.labels if self.classes else None
+
+
+def _reparameterize(q: Posterior, eps: Float[Tensor, "b c_z h_z w_z"]) -> Float[Tensor, "b c_z h_z w_z"]:
+    """z ~ q(z|x) as a differentiable function of standard normal eps (Kingma & Welling 2014, section 2.4)."""
+    return q.mean + torch.exp(0.5 * q.log_variance) * eps
+
+
+def _log_likelihood(images: UInt8[Tensor, "b c h w"], p: Likelihood) -> Float[Tensor, " b"]:
+    return _sum(discretized_logistic(images, p.mean, p.log_scale))
+
+
+def _sum(x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    return reduce(x, "b c h w -> b", "sum")
