@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
+from diffpipe.diffusion.bound import BoundScore, timestep_strata, variational_bound
 from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
@@ -21,10 +22,12 @@ from diffpipe.stages.codec import PixelCodec
 
 
 class GuidedSamplerConfig(SamplerConfig):
-    """How a trained stage generates: free to change at every sampling, and no part of what a checkpoint is."""
+    """How a trained stage generates and scores: free to change every time, and no part of what a checkpoint is."""
 
     guidance: float = Field(default=1.0, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates Y."""
+    bound_steps: int | None = Field(default=None, ge=2)
+    """Network evaluations an image for the bound on its likelihood; null: one at every timestep, else an estimate."""
 
 
 class DDPMConfig(Config):
@@ -61,6 +64,7 @@ class DDPM:
             self.networks()  # what cannot be built is refused here, before any job has started
         schedule = Schedule.build(config.schedule)
         schedule.timesteps(config.sampler.steps, config.sampler.spacing)  # more steps than there are: refused too
+        timestep_strata(schedule.T, config.sampler.bound_steps)
         self._schedules = {torch.device("cpu"): schedule}
 
     def networks(self) -> dict[str, nn.Module]:
@@ -90,6 +94,31 @@ class DDPM:
             return self._predict(nets["unet"], x_t, t, labels).float()
 
         return self.codec.decode(sample(denoise, schedule, self.config.sampler, draws, shape))
+
+    @torch.no_grad()
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> BoundScore:
+        """The bound on -log P(X), or on -log P(X|Y) where the stage is conditional and the batch has labels.
+
+        It is that of the chain without guidance, which has no part in the model.
+        """
+        x0 = self.codec.encode(batch.images)
+        labels = batch.labels if self.classes else None
+        if self.classes and labels is None:
+            labels = torch.full_like(batch.positions, self.classes)
+
+        def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            return nets["unet"](x_t, t, labels).float()
+
+        sampler = self.config.sampler
+        return variational_bound(
+            denoise,
+            self._schedule(x0.device),
+            x0,
+            draws,
+            clip=sampler.clip,
+            variance=sampler.variance,
+            evaluations=sampler.bound_steps,
+        )
 
     def _predict(self, unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if not self.classes:
