@@ -1,0 +1,102 @@
+"""Glow (Kingma & Dhariwal 2018): the multi-scale network of invertible convolutions and couplings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffpipe.config import Config
+from diffpipe.contract import UserError
+from diffpipe.nn.flow import Chain, Context, Prior, one_hot, squeeze, unsqueeze
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class GlowConfig(Config):
+    """Depth and width. The defaults are the CIFAR-10 network of Kingma & Dhariwal 2018."""
+
+    kind: Literal["glow"]
+    levels: Positive = 3
+    """How often the image is squeezed to half its resolution. Half the channels leave after each level but the last."""
+    steps: Positive = 32
+    """Steps of flow a level."""
+    hidden: Positive = 512
+    """Channels inside the couplings' networks."""
+
+
+class Glow(nn.Module):
+    """An invertible map x → (z, log|det dz/dx|), z of x's shape and standard normal under the model.
+
+    Raises UserError where the resolution cannot be squeezed once a level.
+    """
+
+    def __init__(self, config: GlowConfig, channels: int, resolution: int, classes: int = 0):
+        super().__init__()
+        if resolution % 2**config.levels:
+            raise UserError(
+                f"data.resolution {resolution} cannot be squeezed {config.levels} times for "
+                f"stage.network.levels; take a multiple of {2**config.levels} or fewer levels"
+            )
+        self.classes = classes
+        self.chains, self.priors = nn.ModuleList(), nn.ModuleList()
+        c = channels
+        for level in range(config.levels):
+            c *= 4
+            stays = c // 2 if level < config.levels - 1 else 0
+            self.chains.append(Chain(c, config.steps, config.hidden, classes))
+            self.priors.append(Prior(c - stays, stays, classes))
+            c = stays
+
+    def _context(self, x: Tensor, labels: Tensor | None) -> Context:
+        if not self.classes:
+            return None
+        assert labels is not None, "a class-conditional network takes labels"
+        return one_hot(labels, self.classes, x)[:, :, None, None]
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        context = self._context(x, labels)
+        log_det, h, parts = x.new_zeros(len(x)), x, []
+        for chain, prior in zip(self.chains, self.priors, strict=True):
+            leaves, term = chain(squeeze(h), context)
+            last = len(parts) == len(self.chains) - 1
+            if not last:
+                h, leaves = leaves.chunk(2, dim=1)
+            z, gaussian = prior(leaves, None if last else h, context)
+            log_det = log_det + term + gaussian
+            parts.append(z)
+        return _join(parts), log_det
+
+    def inverse(self, z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b c h w"]:
+        context, h = self._context(z, labels), None
+        for part, chain, prior in zip(
+            reversed(_part(z, len(self.chains))), reversed(self.chains), reversed(self.priors), strict=True
+        ):
+            leaves = prior.inverse(part, h, context)  # pyright: ignore[reportCallIssue]
+            y = leaves if h is None else torch.cat([h, leaves], dim=1)
+            h = unsqueeze(chain.inverse(y, context))  # pyright: ignore[reportCallIssue]
+        assert h is not None, "there is at least one level"
+        return h
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """What left at each level, back in the place that it has in the image."""
+    z = unsqueeze(parts[-1])
+    for part in reversed(parts[:-1]):
+        z = unsqueeze(torch.cat([z, part], dim=1))
+    return z
+
+
+def _part(z: Tensor, levels: int) -> list[Tensor]:
+    """The inverse of `_join`."""
+    parts = []
+    for _ in range(levels - 1):
+        z, leaves = squeeze(z).chunk(2, dim=1)
+        parts.append(leaves)
+    return [*parts, squeeze(z)]

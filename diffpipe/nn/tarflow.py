@@ -1,0 +1,171 @@
+"""TarFlow: transformers as flows (Zhai et al. 2024, "Normalizing Flows are Capable Generative Models")."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.config import Config
+from diffpipe.contract import UserError
+from diffpipe.nn.blocks import zero_init
+from diffpipe.nn.flow import full_precision
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TarFlowConfig(Config):
+    """Width and depth. The defaults are the unconditional ImageNet-64 network of Zhai et al. 2024."""
+
+    kind: Literal["tarflow"]
+    patch: Positive = 2
+    """Side of the square of pixels that is one token."""
+    width: Positive = 768
+    """Channels of the transformers."""
+    blocks: Positive = 8
+    """Autoregressive maps; each reads the tokens in the order opposite to the one before."""
+    layers: Positive = 8
+    """Transformer layers a block."""
+    heads: Positive = 12
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TarFlowConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+
+class Cache:
+    """Keys and values of the tokens decoded so far."""
+
+    def __init__(self) -> None:
+        self.kv: Float[Tensor, "two b heads n d"] | None = None
+
+    def append(self, kv: Float[Tensor, "two b heads 1 d"]) -> Float[Tensor, "two b heads n d"]:
+        self.kv = kv if self.kv is None else torch.cat([self.kv, kv], dim=3)
+        return self.kv
+
+
+class TransformerLayer(nn.Module):
+    """norm → causal attention → add, norm → MLP → add."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Float[Tensor, "b n width"], cache: Cache | None = None) -> Float[Tensor, "b n width"]:
+        """With a cache, h is the next token alone, which attends to all before it and to itself."""
+        qkv = rearrange(self.qkv(self.norm1(h)), "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.heads)
+        k, v = qkv[1:] if cache is None else cache.append(qkv[1:])
+        y = F.scaled_dot_product_attention(qkv[0], k, v, is_causal=cache is None)
+        h = h + self.out(rearrange(y, "b heads n d -> b n (heads d)"))
+        return h + self.mlp(self.norm2(h))
+
+
+class AutoregressiveBlock(nn.Module):
+    """z_i = (x_i − shift_i) exp(−log_scale_i), both functions of the tokens before i and of the label.
+
+    A learned start stands before the first token, where the paper leaves that token as it is. The last projection
+    starts at zero, so the block starts as the identity; it computes in full precision, since the scale would magnify
+    the rounding of a shift.
+    """
+
+    def __init__(self, config: TarFlowConfig, tokens: int, dim: int, classes: int):
+        super().__init__()
+        self.embed = nn.Linear(dim, config.width)
+        self.start = nn.Parameter(torch.randn(config.width))
+        self.position = nn.Parameter(torch.randn(tokens, config.width))
+        self.label = nn.Embedding(classes, config.width) if classes else None
+        self.layers = nn.ModuleList(TransformerLayer(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.out = zero_init(nn.Linear(config.width, 2 * dim))
+
+    def _offsets(self, labels: Tensor | None) -> Float[Tensor, "... n width"]:
+        """What is added to the tokens on their way in: where they stand, and of which class the image is."""
+        if self.label is None:
+            return self.position[None]
+        assert labels is not None, "a class-conditional network takes labels"
+        return self.position + self.label(labels)[:, None]
+
+    def _affine(self, h: Float[Tensor, "b n width"], like: Tensor) -> tuple[Tensor, Tensor]:
+        with full_precision(h):
+            log_scale, shift = self.out(self.norm(h.to(like.dtype))).chunk(2, dim=-1)
+        return log_scale, shift
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None = None
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, " b"]]:
+        start = self.start.expand(len(x), 1, -1)
+        h = torch.cat([start, self.embed(x[:, :-1])], dim=1) + self._offsets(labels)
+        for layer in self.layers:
+            h = layer(h)
+        log_scale, shift = self._affine(h, x)
+        return (x - shift) * (-log_scale).exp(), -log_scale.sum((1, 2))
+
+    def inverse(self, z: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b n d"]:
+        """Token by token; each layer keeps the keys and values of those before."""
+        caches = [Cache() for _ in self.layers]
+        offsets = self._offsets(labels)
+        h = self.start.expand(len(z), 1, -1)
+        tokens: list[Tensor] = []
+        for i in range(z.shape[1]):
+            h = h + offsets[:, i : i + 1]
+            for layer, cache in zip(self.layers, caches, strict=True):
+                h = layer(h, cache)
+            log_scale, shift = self._affine(h, z)
+            tokens.append(z[:, i : i + 1] * log_scale.exp() + shift)
+            h = self.embed(tokens[-1])
+        return torch.cat(tokens, dim=1)
+
+
+class TarFlow(nn.Module):
+    """An invertible map x → (z, log|det dz/dx|), z of x's shape and standard normal under the model.
+
+    Raises UserError where the patches do not tile the image, or are fewer than two.
+    """
+
+    def __init__(self, config: TarFlowConfig, channels: int, resolution: int, classes: int = 0):
+        super().__init__()
+        if resolution % config.patch or resolution == config.patch:
+            raise UserError(
+                f"stage.network.patch {config.patch} must divide data.resolution {resolution} into two or more; "
+                f"take one of {[p for p in range(1, resolution) if resolution % p == 0]}"
+            )
+        self.patch = config.patch
+        self.side = resolution // config.patch
+        dim = channels * config.patch**2
+        self.blocks = nn.ModuleList(
+            AutoregressiveBlock(config, self.side**2, dim, classes) for _ in range(config.blocks)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        tokens, log_det = self._tokens(x), x.new_zeros(len(x))
+        for block in self.blocks:
+            tokens, term = block(tokens, labels)
+            tokens, log_det = tokens.flip(1), log_det + term
+        return self._image(tokens), log_det
+
+    def inverse(self, z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b c h w"]:
+        tokens = self._tokens(z)
+        for block in reversed(self.blocks):
+            tokens = block.inverse(tokens.flip(1), labels)  # pyright: ignore[reportCallIssue]
+        return self._image(tokens)
+
+    def _tokens(self, x: Tensor) -> Float[Tensor, "b n d"]:
+        return rearrange(x, "b c (h p1) (w p2) -> b (h w) (c p1 p2)", p1=self.patch, p2=self.patch)
+
+    def _image(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b c h w"]:
+        p = self.patch
+        return rearrange(tokens, "b (h w) (c p1 p2) -> b c (h p1) (w p2)", h=self.side, p1=p, p2=p)
