@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from diffpipe import __version__
-from diffpipe.contract import UserError
+from diffpipe.contract import RankError, UserError
 
 # A command is a module of diffpipe.cli with `add_arguments(parser)` and `run(args)`; only the one asked for is loaded.
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "images and a grid from a run or a checkpoint",
     "export": "the weights of a run as safetensors files",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
+    "nll": "how well a run explains images: the likelihood in bits/dim or a bound on it, with its terms",
 }
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         importlib.import_module(f"diffpipe.cli.{args.command}").run(args)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(f"diffpipe {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)  # noqa: T201
         return 2
     return 0

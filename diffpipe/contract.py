@@ -22,6 +22,10 @@ class UserError(ValueError):
     """
 
 
+class RankError(UserError):
+    """What this rank alone has met: it says so itself and leaves, and the launcher ends the others."""
+
+
 class Batch(NamedTuple):
     """The samples of one micro-batch on one rank.
 

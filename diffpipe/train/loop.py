@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, Phase, Stage, UserError
+from diffpipe.contract import Batch, Phase, RankError, Stage, UserError
 from diffpipe.rng import Draws, derive
 from diffpipe.train.ema import Average, EMAConfig
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
@@ -104,7 +104,8 @@ class Trainer:
     def run(self, batches: Iterator[Batch], hooks: Sequence[Hook], run_dir: Path) -> None:
         """Train from `self.step` to the last step. `batches` yields this rank's micro-batches from that step on.
 
-        Raises NonFiniteError, on all ranks, at the first log step after a loss or gradient that is not finite.
+        Raises NonFiniteError, on all ranks, at the first log step after a loss or gradient that is not finite, and
+        RankError where this rank alone cannot read a sample.
         """
         journal = Journal(run_dir / "metrics.jsonl", self.runtime, self.step)
         seen = Seen(run_dir, self.runtime.rank) if self.config.record_samples else None
@@ -112,7 +113,7 @@ class Trainer:
         self._meter.restart(self.step)
         try:
             while self.step < self.config.steps:
-                micro = [next(batches) for _ in range(self.config.accumulate)]
+                micro = self._next(batches)
                 if seen is not None:
                     seen.write(self.step, micro)
                 self.train_step(micro)
@@ -131,6 +132,12 @@ class Trainer:
             journal.close()
             if seen is not None:
                 seen.close()
+
+    def _next(self, batches: Iterator[Batch]) -> list[Batch]:
+        try:
+            return [next(batches) for _ in range(self.config.accumulate)]
+        except UserError as error:
+            raise RankError(f"step {self.step}, rank {self.runtime.rank}: {error}") from error
 
     def train_step(self, micro: Sequence[Batch]) -> None:
         """One step on this rank's micro-batches: every due phase's update, then the averages."""

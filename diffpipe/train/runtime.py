@@ -19,7 +19,7 @@ from accelerate.utils import ProjectConfiguration
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffpipe.contract import UserError
+from diffpipe.contract import RankError, UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -147,7 +147,7 @@ class Runtime:
         A UserError is raised on all ranks together. After anything else the others wait in a collective, and to leave
         in good order would mean to wait for them: the launcher ends them when it sees this process die.
         """
-        if kind is None or issubclass(kind, UserError):
+        if kind is None or (issubclass(kind, UserError) and not issubclass(kind, RankError)):
             self.accelerator.end_training()
             if dist.is_initialized():
                 dist.destroy_process_group()

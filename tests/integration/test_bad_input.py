@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.integration.commands import CONFIG, SHARDS, TINY, refused, succeeds, train
+from tests.integration.commands import CONFIG, HOME, SHARDS, TINY, command, refused, succeeds, train
 
 Made = dict[str, Path]
 
@@ -82,3 +84,29 @@ def test_the_other_commands_refuse_it_in_one_line(
     line = refused(*(word.format(out=tmp_path / "out", **made) for word in words))
     for part in parts:
         assert part in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_changes_while_training_stops_both_processes_and_is_named(tmp_path: Path, workers: int) -> None:
+    shutil.copytree(SHARDS / "test", tmp_path / "shards")
+    words = [
+        f"run.dir={tmp_path}/run",
+        f"data.train={tmp_path}/shards",
+        f"data.workers={workers}",
+        "train.steps=100000",
+    ]
+    launched = command("train", CONFIG, *TINY, *words, "checkpoint.every=0", processes=2)
+    with subprocess.Popen(launched, cwd=HOME, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as launcher:
+        journal = tmp_path / "run" / "metrics.jsonl"
+        while not (journal.exists() and journal.read_text()):
+            assert launcher.poll() is None
+            time.sleep(0.1)
+        with (tmp_path / "shards" / "test-000001.tar").open("r+b") as tar:
+            for offset in range(600, 2_000_000, 1000):  # some byte of nearly every image
+                tar.seek(offset)
+                tar.write(b"\xff")
+        _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    (line, *_) = [line for line in said.splitlines() if line.startswith("diffpipe train: error: step ")]
+    assert "test-000001.tar: " in line
+    assert "was changed after indexing" in line
