@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from diffpipe.config import Config
 from diffpipe.data.stream import DataConfig
+from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.gan import GANConfig
 from diffpipe.train.checkpoint import CheckpointConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import TrainConfig
@@ -53,7 +56,7 @@ class Experiment(Config):
     run: RunConfig
     seed: int = Field(default=0, ge=0)
     data: DataConfig
-    stage: DDPMConfig
+    stage: Annotated[AdversarialConfig | DDPMConfig | GANConfig, Field(discriminator="kind")]
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig = EMAConfig()
     train: TrainConfig

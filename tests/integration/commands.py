@@ -9,21 +9,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 from safetensors import safe_open
 
 HOME = Path(__file__).parents[2]
 SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
 CONFIG = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
-TINY = [
-    "stage.unet.channels=8",
-    "stage.unet.mults=[1,2]",
-    "stage.unet.attention=[]",
-    "stage.unet.groups=4",
-    "stage.sampler.steps=3",
-    "data.batch_size=8",
-    "optimizer.decay=constant",
-    "train.log_every=1",
-]
+_UNET = ["stage.unet.channels=8", "stage.unet.mults=[1,2]", "stage.unet.attention=[]"]
+_UNET += ["stage.unet.groups=4", "stage.unet.heads=1"]
+_DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.mults=[1,2]"]
+TINY_STAGE = {
+    "adversarial": [*_UNET, *_DISCRIMINATOR],
+    "ddpm": [*_UNET, "stage.sampler.steps=3"],
+    "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.mults=[1,2]"],
+}
+TINY_RUN = ["data.batch_size=8", "optimizer.decay=constant", "train.log_every=1"]
+TINY = [*TINY_STAGE["ddpm"], *TINY_RUN]
 
 
 def command(*words: object, processes: int = 0) -> list[str]:
@@ -56,7 +57,10 @@ def succeeds(*words: object, processes: int = 0) -> str:
 
 
 def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG) -> str:
-    return succeeds("train", config, f"run.dir={run_dir}", *TINY, *overrides, processes=processes)
+    kind = yaml.safe_load(config.read_text())["stage"]["kind"]
+    return succeeds(
+        "train", config, f"run.dir={run_dir}", *TINY_STAGE[kind], *TINY_RUN, *overrides, processes=processes
+    )
 
 
 def refused(*words: object, processes: int = 0) -> str:

@@ -19,8 +19,7 @@ def test_it_trains(path: Path, tmp_path: Path) -> None:
     experiment = load_config(Experiment, path)
     assert experiment.train.steps >= 100
     shutil.copytree(SHARDS / "test", tmp_path / "shards")
-    heads = "stage.unet.heads=1"
-    small = ["data.resolution=8", f"data.train={tmp_path}/shards", "data.workers=0", heads, "train.steps=2"]
+    small = ["data.resolution=8", f"data.train={tmp_path}/shards", "data.workers=0", "train.steps=2"]
     train(tmp_path / "run", *small, config=path)
     assert sorted(metrics(tmp_path / "run")) == [1, 2]
     assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
