@@ -7,10 +7,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from tars import png, random_pixels
 
 from diffpipe.contract import UserError
 from diffpipe.data.decode import decode, fit, pixels
+from tests.unit.tars import png, random_pixels
 
 NO_WORDS = np.zeros(3, dtype=np.int64)
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tars import png, random_pixels, write_shards, write_tar
 from webdataset.compat import WebDataset
 from webdataset.tariterators import base_plus_ext
 from webdataset.writer import ShardWriter
@@ -23,6 +22,7 @@ from diffpipe.contract import UserError
 from diffpipe.data.index import ShardSet, load, number_of_classes
 from diffpipe.data.scan import scan, split_name
 from diffpipe.data.table import INDEX_NAME, write_index
+from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 FILES = {f"a/{i:03d}.{e}": bytes([i]) * (500 + 7 * i) for i in range(5) for e in ("png", "cls")}
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tars import png, random_pixels
 from webdataset.compat import WebDataset
 
 from diffpipe.contract import UserError
 from diffpipe.data import images, labels, load, number_of_classes
 from diffpipe.data.idx import find_idx, read_idx
 from diffpipe.data.pack import FolderSource, IdxSource, pack
+from tests.unit.tars import png, random_pixels
 
 FASHION = Path(__file__).parents[2] / "configs" / "fashion_mnist" / "shards"
 

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from tars import png, random_pixels, write_shards, write_tar
 
 from diffpipe.contract import UserError
 from diffpipe.data.index import ShardSet, load
 from diffpipe.data.read import Reader
 from diffpipe.data.table import write_index
+from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tars import png, random_pixels, write_shards, write_tar
 
 from diffpipe.config import validate
 from diffpipe.contract import Batch, UserError
@@ -25,6 +24,7 @@ from diffpipe.data import DataConfig, batches, images, labels, load
 from diffpipe.data.index import ShardSet
 from diffpipe.data.stream import _Positions
 from diffpipe.data.table import write_index
+from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 COUNTS = [13, 1, 30, 7]
 CONFIG = DataConfig(
