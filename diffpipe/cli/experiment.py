@@ -11,6 +11,7 @@ from diffpipe.config import Config
 from diffpipe.data.stream import DataConfig
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.flow import FlowConfig
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.checkpoint import CheckpointConfig
 from diffpipe.train.ema import EMAConfig
@@ -56,7 +57,7 @@ class Experiment(Config):
     run: RunConfig
     seed: int = Field(default=0, ge=0)
     data: DataConfig
-    stage: Annotated[AdversarialConfig | DDPMConfig | GANConfig, Field(discriminator="kind")]
+    stage: Annotated[AdversarialConfig | DDPMConfig | FlowConfig | GANConfig, Field(discriminator="kind")]
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig = EMAConfig()
     train: TrainConfig

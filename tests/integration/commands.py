@@ -21,7 +21,9 @@ _DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.mults=[
 TINY_STAGE = {
     "adversarial": [*_UNET, *_DISCRIMINATOR],
     "ddpm": [*_UNET, "stage.sampler.steps=3"],
+    "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],
     "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.mults=[1,2]"],
+    "tarflow": ["stage.network.width=16", "stage.network.blocks=2", "stage.network.layers=1"],
 }
 TINY_RUN = ["data.batch_size=8", "optimizer.decay=constant", "train.log_every=1"]
 TINY = [*TINY_STAGE["ddpm"], *TINY_RUN]
@@ -57,10 +59,9 @@ def succeeds(*words: object, processes: int = 0) -> str:
 
 
 def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG) -> str:
-    kind = yaml.safe_load(config.read_text())["stage"]["kind"]
-    return succeeds(
-        "train", config, f"run.dir={run_dir}", *TINY_STAGE[kind], *TINY_RUN, *overrides, processes=processes
-    )
+    stage = yaml.safe_load(config.read_text())["stage"]
+    tiny = TINY_STAGE[stage.get("network", stage)["kind"]]
+    return succeeds("train", config, f"run.dir={run_dir}", *tiny, *TINY_RUN, *overrides, processes=processes)
 
 
 def refused(*words: object, processes: int = 0) -> str:
