@@ -10,6 +10,7 @@ import yaml
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import dump_yaml, load_config
 from diffpipe.contract import UserError
+from diffpipe.stages.ddpm import DDPMConfig
 
 MINIMAL = {
     "run": {"dir": "runs/x"},
@@ -30,6 +31,7 @@ def test_overrides_reach_nested_keys_and_keep_their_yaml_types(path: Path) -> No
     words = ["train.steps=7", "stage.unet.mults=[1, 2]", "optimizer.lr=1e-4", "data.test=null", "data.labels=true"]
     config = load_config(Experiment, path, words)
     assert config.train.steps == 7
+    assert isinstance(config.stage, DDPMConfig)
     assert config.stage.unet.mults == (1, 2)
     assert config.optimizer.lr == 1e-4
     assert config.data.test is None
