@@ -60,7 +60,7 @@ def succeeds(*words: object, processes: int = 0) -> str:
 
 def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG) -> str:
     stage = yaml.safe_load(config.read_text())["stage"]
-    tiny = TINY_STAGE[stage.get("network", stage)["kind"]]
+    tiny = TINY_STAGE[stage.get("network", {}).get("kind", stage["kind"])]
     return succeeds("train", config, f"run.dir={run_dir}", *tiny, *TINY_RUN, *overrides, processes=processes)
 
 
