@@ -17,6 +17,7 @@ from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import TrainConfig, Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
+from tests.unit.test_loop import Calls
 
 NETS = {"channels": 8, "mults": (1, 2), "blocks": 1}
 SHAPE = ImageShape(channels=1, resolution=8, classes=3)
@@ -252,6 +253,18 @@ def test_a_resume_in_the_midst_of_a_lazy_period_goes_on_bit_for_bit(runtime: Run
     assert due[8] == ["discriminator", "penalty", "generator"]
     for name, tensor in straight.state().items():
         assert torch.equal(resumed.state()[name], tensor), name
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_step_never_waits_for_the_device(every: int) -> None:
+    with Runtime.start("bf16", "cpu") as runtime:
+        t = trainer(runtime, config(penalty_every=every, conditional=True).build(SHAPE))
+        t.train_step([batch()])
+        t.step = 0  # all phases are due again
+        with Calls() as calls:
+            t.train_step([batch()])
+    assert calls.counts["_fused_adamw_"] == (2 if every == 1 else 3)
+    assert calls.counts["_local_scalar_dense"] == 0
 
 
 def test_phases_without_penalty_or_with_one_every_step() -> None:
