@@ -86,6 +86,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
     )
+    parser.add_argument("--temperature", type=float, help="of a flow: factor on the normal noise, 0 for no noise")
     parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -94,6 +95,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def sampler_overrides(args: argparse.Namespace) -> list[str]:
     """The sampling options that were given, as overrides of the run's config."""
     given = {"kind": args.sampler, "steps": args.steps, "eta": args.eta, "guidance": args.guidance}
+    given["temperature"] = args.temperature
     return [f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None]
 
 

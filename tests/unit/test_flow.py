@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffpipe.contract import Batch, ImageShape, UserError
 from diffpipe.nn.flow import Dequantizer, InvertibleConv
@@ -43,6 +44,18 @@ def pixels(n: int, shape: ImageShape = SHAPE, seed: int = 1) -> Batch:
     size = (n, shape.channels, shape.resolution, shape.resolution)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Batch(images, torch.arange(n) % 3, torch.arange(n), [str(i) for i in range(n)])
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name().split(".")[0])
+        return func(*args, **(kwargs or {}))
 
 
 def normal(*shape: int) -> Tensor:
@@ -291,6 +304,17 @@ def test_every_parameter_learns(network: dict[str, object]) -> None:
         for name, p in net.named_parameters():
             assert p.grad is not None, name
             assert p.grad.abs().max() > 0, name
+
+
+@NETWORKS
+def test_a_training_step_never_waits_for_the_device(network: dict[str, object]) -> None:
+    stage = config(network=network, conditional=True, dequantization={"kind": "variational"}).build(SHAPE)
+    nets, batch = networks(stage), pixels(6)
+    calls = Calls()
+    with calls:
+        stage.loss(stage.phases()[0], nets, batch, Draws(0, batch.positions)).per_sample.sum().backward()
+    assert calls.names
+    assert not calls.names & {"aten::_local_scalar_dense", "aten::nonzero"}
 
 
 def test_what_cannot_be_is_refused() -> None:
