@@ -17,7 +17,7 @@ class NormFreeBlock(nn.Module):
     """leaky ReLU → conv, twice, with a skip around, and an embedding added between where there is one.
 
     Nothing is normalized: a signal that grows with depth is prevented at initialization instead, by a last convolution
-    of zeros and a first one scaled by 1/sqrt(depth) (Zhang et al. 2019, "Fixup"; Huang et al. 2024, section 3.2).
+    of zeros and a first one scaled by 1/sqrt(depth) (Zhang et al. 2019, "Fixup"; Huang et al. 2024, section 3).
 
     depth: residual blocks in the whole network. c_emb: channels of the embedding, 0 for none.
     """

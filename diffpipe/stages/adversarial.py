@@ -42,7 +42,7 @@ class LargeStepsConfig(Config):
         return self
 
     def build(self) -> Schedule:
-        """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), t from 1 to T (their appendix C)."""
+        """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), for t from 1 to T (Xiao et al. 2022)."""
         t = torch.arange(1, self.steps + 1, dtype=torch.float64)
         slope = self.beta_max - self.beta_min
         log_alpha = -self.beta_min / self.steps - slope * (2 * t - 1) / (2 * self.steps**2)
@@ -126,7 +126,7 @@ class AdversarialDiffusion:
         return self.codec.decode(x_t)
 
     def _reverse(self, schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is x_0 itself (their eq. 8)."""
+        """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is x_0 itself."""
         mean, variance = posterior(schedule, x0, x_t, t, t - 1)
         return mean + over_pixels(variance.sqrt(), mean) * eps
 

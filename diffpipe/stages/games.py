@@ -50,7 +50,7 @@ def discriminator_loss(game: Game, real: Float[Tensor, " b"], fake: Float[Tensor
     """The discriminator's loss of each pair of logits.
 
     non_saturating: -log sigmoid(real) - log(1 - sigmoid(fake)) (Goodfellow et al. 2014, eq. 1).
-    hinge: Lim & Ye 2017, eq. 6; Miyato et al. 2018, eq. 16.
+    hinge: Lim & Ye 2017; Miyato et al. 2018, eq. 16.
     relativistic: -log sigmoid(real - fake) (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
     """
     match game:
