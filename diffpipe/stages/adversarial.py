@@ -42,7 +42,7 @@ class LargeStepsConfig(Config):
         return self
 
     def build(self) -> Schedule:
-        """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), for t from 1 to T (Xiao et al. 2022)."""
+        """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), t from 1 to T (Xiao et al. 2022)."""
         t = torch.arange(1, self.steps + 1, dtype=torch.float64)
         slope = self.beta_max - self.beta_min
         log_alpha = -self.beta_min / self.steps - slope * (2 * t - 1) / (2 * self.steps**2)
