@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -89,6 +89,10 @@ class ShardImages:
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         chosen = self._indices[indices.start : indices.stop]
         return stream.images(self.shards, chosen, self.resolution, self.channels)
+
+    def labels(self, indices: range) -> Int[Tensor, " b"]:
+        """The labels of these images. Raises UserError where one is missing."""
+        return stream.labels(self.shards, self._indices[indices.start : indices.stop])
 
 
 def share_out(source: GeneratedImages, runtime: Runtime, each: Callable[[range, Tensor], object]) -> None:

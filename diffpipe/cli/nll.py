@@ -1,0 +1,216 @@
+"""`diffpipe nll RUN SHARDS`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float64
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffpipe import __version__
+from diffpipe.cli.images import ShardImages
+from diffpipe.cli.runs import Run, open_run
+from diffpipe.cli.terminal import say
+from diffpipe.contract import Batch, Score, Scores, UserError
+from diffpipe.data import index
+from diffpipe.data.index import number_of_classes
+from diffpipe.diffusion.bound import BoundScore
+from diffpipe.metrics import protocol
+from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.metrics.protocol import Result
+from diffpipe.rng import Draws
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.tracking import progress_bar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one checkpoint in it")
+    parser.add_argument("shards", metavar="SHARDS", help="the images to explain, taken at the run's resolution")
+    parser.add_argument("--n", type=int, default=1000, help="how many of them (default %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, help="network evaluations an image for a diffusion's bound (default: at every timestep)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise in a bound (default %(default)s)")
+    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the JSON, with a diffusion's plot beside it (default: in scores/)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.n < 2:
+        raise UserError(f"--n {args.n}: a standard error needs at least 2 images")
+    overrides = [] if args.steps is None else [f"stage.sampler.bound_steps={args.steps}"]
+    with Runtime.start(args.precision, args.device) as runtime:
+        opened = open_run(args.run, overrides, runtime, raw=args.raw)
+        images = runtime.together(lambda: _images(args.shards, opened, args.n))
+        found = likelihoods(opened, images, args.seed, runtime)
+        out = args.out or _default_out(opened, images.n, args.steps)
+        plot = out.with_suffix(".png") if found.course else None
+        runtime.together(lambda: _write(found, opened, images, args.seed, runtime, out, plot) if runtime.main else None)
+        say(runtime, "\n".join([_table(found), str(out), *([str(plot)] if plot else [])]))
+
+
+class Course(NamedTuple):
+    """A diffusion's bound over time: for each stratum of timesteps the mean of its terms' sum, in bits/dim."""
+
+    strata: Sequence[range]
+    terms: Float64[Tensor, " k"]
+
+
+class Likelihoods(NamedTuple):
+    """values: "nll" and its terms by name, one number an image, float64 [n] in the order of the images."""
+
+    values: Mapping[str, Float64[Tensor, " n"]]
+    unit: str
+    kind: str
+    course: Course | None
+
+    @property
+    def n(self) -> int:
+        return len(self.values["nll"])
+
+    def mean(self, name: str) -> float:
+        return float(self.values[name].mean())
+
+    def standard_error(self, name: str) -> float:
+        return float(self.values[name].std()) / math.sqrt(self.n)
+
+
+def likelihoods(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> Likelihoods:
+    """Every image's negative log-likelihood, shared out in fixed chunks over the ranks. A collective.
+
+    The labels are read where the stage is conditional. Raises UserError where the stage has no likelihood.
+    """
+    stage, kind = opened.stage, opened.experiment.stage.kind
+    if not isinstance(stage, Scores):
+        raise UserError(f"a run of stage.kind {kind} has no likelihood; give a run of another kind")
+    conditional = getattr(opened.experiment.stage, "conditional", False)
+    mine: dict[int, Likelihoods] = {}
+
+    def score(chunk: range) -> Likelihoods:
+        positions = torch.tensor(chunk, device=runtime.device)
+        labels = images.labels(chunk).to(runtime.device) if conditional else None
+        batch = Batch(images.images(chunk).to(runtime.device), labels, positions, [str(i) for i in chunk])
+        with torch.no_grad(), runtime.autocast():
+            found = stage.score(opened.nets, batch, Draws(seed, positions))
+        if found.kind == "error":
+            raise UserError(f"a run of stage.kind {kind} has an error ({found.unit}) and no likelihood; give another")
+        return _kept(found)
+
+    def score_mine(bar: Any) -> None:
+        for start in range(runtime.rank * CHUNK, images.n, runtime.world * CHUNK):
+            chunk = range(start, min(start + CHUNK, images.n))
+            mine[start] = score(chunk)
+            bar.update(min(len(chunk) * runtime.world, images.n - bar.n))
+
+    with progress_bar("nll", "image", images.n, runtime) as bar:
+        runtime.together(lambda: score_mine(bar))
+    parts = {start: part for each in runtime.gather(mine) for start, part in each.items()}
+    return _merge([parts[start] for start in sorted(parts)])
+
+
+def _kept(score: Score) -> Likelihoods:
+    values = {name: value.double().cpu() for name, value in {"nll": score.per_sample, **score.terms}.items()}
+    course = None
+    if isinstance(score, BoundScore):
+        course = Course(score.strata, score.over_time.double().mean(0).cpu())
+    return Likelihoods(values, score.unit, score.kind, course)
+
+
+def _merge(parts: Sequence[Likelihoods]) -> Likelihoods:
+    first = parts[0]
+    values = {name: torch.cat([part.values[name] for part in parts]) for name in first.values}
+    n, course = len(values["nll"]), None
+    if first.course:
+        terms = [part.n / n * part.course.terms for part in parts if part.course]
+        course = Course(first.course.strata, torch.stack(terms).sum(0))
+    return Likelihoods(values, first.unit, first.kind, course)
+
+
+def _images(shards: str, opened: Run, n: int) -> ShardImages:
+    """The images, after a check that their labels are ones the run knows."""
+    loaded, classes = index.load(shards), opened.shape.classes
+    if getattr(opened.experiment.stage, "conditional", False):
+        path = loaded.lacking("cls")
+        if path is not None:
+            raise UserError(f"{path}: the run is class-conditional and some samples have no label; pack them with one")
+        if number_of_classes(loaded) > classes:
+            raise UserError(f"{shards} holds {number_of_classes(loaded)} classes and the run was trained on {classes}")
+    return ShardImages(loaded, opened.shape.channels, opened.shape.resolution, n=n)
+
+
+def _write(
+    found: Likelihoods, opened: Run, images: ShardImages, seed: int, runtime: Runtime, out: Path, plot: Path | None
+) -> None:
+    """The JSON, and the plot where there is a course to draw."""
+    scores = {"nll": found.mean("nll"), "nll_standard_error": found.standard_error("nll")}
+    terms = {name: found.mean(name) for name in found.values if name != "nll"}
+    pixels = {"levels": 256, "resolution": opened.shape.resolution, "channels": opened.shape.channels}
+    precision = str(runtime.dtype).removeprefix("torch.")
+    model = {"stage": opened.experiment.stage.kind, "kind": found.kind, "seed": seed, "precision": precision}
+    said = {
+        "metrics": {"nll": {"unit": found.unit, **pixels}},
+        "model": {**model, **opened.describe()},
+        "reference": {"n": found.n, **images.describe()},
+        "versions": {"diffpipe": __version__, "torch": str(torch.__version__)},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    protocol.write(Result(scores | terms, {}, said), out)
+    if plot and found.course:
+        title = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}: {_line(found, 'nll')}"
+        try:
+            draw(found.course, found.mean("L_T"), found.mean("L_0"), title).savefig(plot)
+        except OSError as error:
+            raise UserError(f"{plot}: cannot write the plot ({error.strerror}); give another --out") from error
+
+
+def draw(course: Course, prior: float, decoder: float, title: str) -> Figure:
+    """The terms of a diffusion's bound over time, and what they add up to, at the paper's t of 1 to T.
+
+    There t = 1 is L_0, and T + 1 stands for L_T.
+    """
+    first = [1, *(stratum.start + 1 for stratum in course.strata)]
+    middle = [1, *((stratum.start + stratum.stop + 1) / 2 for stratum in course.strata)]
+    lengths = [1, *(len(stratum) for stratum in course.strata)]
+    terms = torch.cat([torch.tensor([decoder], dtype=torch.float64), course.terms])
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    each, total = figure.subplots(1, 2)
+    each.loglog(middle, terms / torch.tensor(lengths), ".-", markersize=4, linewidth=1)
+    each.annotate("$L_0$", (1, decoder), xytext=(6, 0), textcoords="offset points")
+    each.set(ylabel="bits/dim a timestep", title="$L_{t-1}$")
+    last = course.strata[-1].stop + 1
+    sums = torch.cat([terms, torch.tensor([prior], dtype=torch.float64)]).flip(0).cumsum(0).flip(0)
+    total.semilogx([*first, last], sums, ".-", markersize=4, linewidth=1)
+    total.set(ylabel="bits/dim", title="$L_T$ and all terms from $t$ up", ylim=(0, None))
+    for axes in (each, total):
+        axes.set_xlabel("$t$")
+        axes.grid(visible=True, alpha=0.3)
+    figure.suptitle(title)
+    return figure
+
+
+def _line(found: Likelihoods, name: str) -> str:
+    return f"{found.mean(name):.4f} ± {found.standard_error(name):.4f} {found.unit}"
+
+
+def _table(found: Likelihoods) -> str:
+    """The mean and its standard error, and below it those of each term."""
+    width = max(map(len, found.values))
+    lines = [f"{name:>{width}}  {_line(found, name)}" for name in found.values]
+    return "\n".join([f"{lines[0]} ({found.kind}; {found.n} images)", *lines[1:]])
+
+
+def _default_out(opened: Run, n: int, steps: int | None) -> Path:
+    how = "" if steps is None else f"steps{steps}-"
+    name = f"nll-step-{opened.checkpoint.step:08d}-{how}n{n}.json"
+    return opened.checkpoint.path.parents[1] / "scores" / name

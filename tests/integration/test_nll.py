@@ -1,0 +1,80 @@
+"""`diffpipe nll` through the real command: what it writes, and that processes do not change it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diffpipe.data.pack import FolderSource, pack
+from diffpipe.metrics import protocol
+from tests.integration.commands import HOME, SHARDS, refused, succeeds, train
+
+STEPS, N = 4, 70
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("run")
+    train(home, "train.steps=2", "data.resolution=8")
+    return home
+
+
+@pytest.fixture(scope="module")
+def results(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[str, Any]]]:
+    """What the command says and writes on one process and on two."""
+    home, found = tmp_path_factory.mktemp("nll"), []
+    for processes in (0, 2):
+        out = home / f"{processes}.json"
+        words = ["nll", run, SHARDS / "test", "--n", N, "--steps", STEPS, "--out", out]
+        said = succeeds(*words, processes=processes)
+        found.append((said, json.loads(out.read_text())))
+        with Image.open(out.with_suffix(".png")) as plot:
+            assert plot.width > plot.height > 400
+    return found
+
+
+def test_the_likelihood_does_not_depend_on_the_number_of_processes(results: list[tuple[str, dict[str, Any]]]) -> None:
+    one, two = (result for _, result in results)
+    assert two["scores"] == pytest.approx(one["scores"], rel=1e-9)
+    assert two["protocol"] | {"date": ""} == one["protocol"] | {"date": ""}
+
+
+def test_the_terms_add_up_and_the_protocol_says_how_they_were_made(
+    run: Path, results: list[tuple[str, dict[str, Any]]]
+) -> None:
+    said, result = results[0]
+    scores, told = result["scores"], result["protocol"]
+    assert scores.keys() == {"nll", "nll_standard_error", "L_T", "L_t", "L_0"}
+    assert scores["nll"] == pytest.approx(scores["L_T"] + scores["L_t"] + scores["L_0"], rel=1e-6)
+    assert min(scores.values()) > 0
+    assert 0 < scores["nll_standard_error"] < scores["nll"] / math.sqrt(N)
+    assert f"nll  {scores['nll']:.4f} ± {scores['nll_standard_error']:.4f} bits/dim (bound; {N} images)" in said
+    assert f"L_0  {scores['L_0']:.4f} ± " in said
+    assert told["metrics"]["nll"] == {"unit": "bits/dim", "levels": 256, "resolution": 8, "channels": 1}
+    model = told["model"]
+    assert (model["stage"], model["kind"], model["seed"], model["precision"]) == ("ddpm", "bound", 0, "float32")
+    assert (model["step"], model["weights"], model["sampler"]["bound_steps"]) == (2, "ema", STEPS)
+    assert told["reference"]["n"] == N
+    assert len(told["reference"]["fingerprint"]) == 64
+    assert protocol.parse(result, "score").scores == scores
+
+
+def test_what_has_no_likelihood_is_refused_in_one_line(tmp_path: Path) -> None:
+    train(tmp_path / "gan", "train.steps=1", "data.resolution=8", config=HOME / "configs/fashion_mnist/gan.yaml")
+    line = refused("nll", tmp_path / "gan", SHARDS / "test")
+    assert line.endswith("a run of stage.kind gan has no likelihood; give a run of another kind")
+
+
+def test_images_without_labels_are_refused_where_the_run_is_class_conditional(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), 60 * i).save(tmp_path / "images" / f"{i}.png")
+    pack(FolderSource(tmp_path / "images"), tmp_path / "unlabelled")
+    line = refused("nll", run, tmp_path / "unlabelled", "--n", 2)
+    assert "unlabelled" in line
+    assert "the run is class-conditional and some samples have no label; pack them with one" in line
