@@ -10,9 +10,11 @@ from pydantic import Field
 from diffpipe.config import Config
 from diffpipe.data.stream import DataConfig
 from diffpipe.stages.adversarial import AdversarialConfig
+from diffpipe.stages.autoencoder import AutoencoderConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.stages.gan import GANConfig
+from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.checkpoint import CheckpointConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import TrainConfig
@@ -57,7 +59,10 @@ class Experiment(Config):
     run: RunConfig
     seed: int = Field(default=0, ge=0)
     data: DataConfig
-    stage: Annotated[AdversarialConfig | DDPMConfig | FlowConfig | GANConfig, Field(discriminator="kind")]
+    stage: Annotated[
+        AdversarialConfig | AutoencoderConfig | DDPMConfig | FlowConfig | GANConfig | VAEConfig,
+        Field(discriminator="kind"),
+    ]
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig = EMAConfig()
     train: TrainConfig

@@ -181,6 +181,11 @@ def _fit_together(experiment: Experiment, world: int) -> tuple[ShardSet, ImageSh
     shape = ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
     stage = experiment.stage.build(shape)
     if experiment.eval.every:
+        if not isinstance(stage, Generates):
+            raise UserError(
+                f"eval.every scores generated images, and stage.kind {experiment.stage.kind} generates none; "
+                f"set eval.every=0"
+            )
         if data.test is None:
             raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
         index.load(data.test)

@@ -18,12 +18,15 @@ CONFIG = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
 _UNET = ["stage.unet.channels=8", "stage.unet.mults=[1,2]", "stage.unet.attention=[]"]
 _UNET += ["stage.unet.groups=4", "stage.unet.heads=1"]
 _DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.mults=[1,2]"]
+_CODER = ["stage.network.channels=8", "stage.network.mults=[1,2]", "stage.network.groups=4"]
 TINY_STAGE = {
     "adversarial": [*_UNET, *_DISCRIMINATOR],
+    "autoencoder": _CODER,
     "ddpm": [*_UNET, "stage.sampler.steps=3"],
     "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],
     "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.mults=[1,2]"],
     "tarflow": ["stage.network.width=16", "stage.network.blocks=2", "stage.network.layers=1"],
+    "vae": _CODER,
 }
 TINY_RUN = ["data.batch_size=8", "optimizer.decay=constant", "train.log_every=1"]
 TINY = [*TINY_STAGE["ddpm"], *TINY_RUN]

@@ -110,3 +110,9 @@ def test_a_shard_that_changes_while_training_stops_both_processes_and_is_named(t
     (line, *_) = [line for line in said.splitlines() if line.startswith("diffpipe train: error: step ")]
     assert "test-000001.tar: " in line
     assert "was changed after indexing" in line
+
+
+def test_scores_during_training_are_refused_where_nothing_is_generated(tmp_path: Path) -> None:
+    config = HOME / "configs" / "fashion_mnist" / "autoencoder.yaml"
+    line = refused("train", config, f"run.dir={tmp_path}", "eval.every=10")
+    assert "stage.kind autoencoder generates none; set eval.every=0" in line
