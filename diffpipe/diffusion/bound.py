@@ -85,15 +85,16 @@ def variational_bound(
 
 
 def timestep_strata(T: int, evaluations: int | None = None) -> list[range]:  # noqa: N803 - the field's name for it
-    """Timesteps 1 to T - 1 cut into evaluations - 1 runs of equal length, give or take one; timestep 0 is L_0's.
+    """Timesteps 1 to T - 1 cut into evaluations - 1 runs that lengthen in proportion to t; timestep 0 is L_0's.
 
-    A timestep drawn uniformly from each run stands for all of it, so that the sum has the right expectation. Raises
-    UserError for fewer than 2 evaluations or more than T.
+    A timestep drawn uniformly from each run stands for all of it, so that the sum has the right expectation. The terms
+    fall off like a power of t: runs of equal length would leave most of the variance to the first. Raises UserError for
+    fewer than 2 evaluations or more than T.
     """
     runs = T - 1 if evaluations is None else evaluations - 1
     if not 1 <= runs < T:
         raise UserError(f"the bound's steps are {evaluations}, but the schedule has {T}: ask for 2 to {T} steps")
-    edges = [1 + i * (T - 1) // runs for i in range(runs + 1)]
+    edges = [max(1 + i, int(T ** (i / runs))) for i in range(runs + 1)]
     return [range(*edge) for edge in pairwise(edges)]
 
 
