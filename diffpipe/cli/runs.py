@@ -15,6 +15,10 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages
 from diffpipe.config import override, validate
 from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.stages.codec import VAECodecConfig
+from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.latents import LatentCodec, unfit
+from diffpipe.stages.vae import VAE
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime
@@ -61,19 +65,79 @@ def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
 
 def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
     """Build the run's stage and load its averaged weights (`raw`: the trained ones). A collective. Raises UserError."""
-    found = find_checkpoint(path, runtime)
+    return _opened(find_checkpoint(path, runtime), overrides, runtime, raw=raw)
+
+
+def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
     tree = found.state["experiment"]
     for word in overrides:
         override(tree, word)
-    experiment = validate(Experiment, tree, source=str(path))
+    experiment = validate(Experiment, tree, source=str(found.path))
     shape = ImageShape(**found.state["shape"])
-    stage = experiment.stage.build(shape)
+    experiment, stage = build_stage(experiment, shape, runtime)
     prefix = "net" if raw else "ema"
     with torch.random.fork_rng(devices=[]):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
     tensors = {f"{prefix}.{name}.{key}": t for name, net in nets.items() for key, t in net.state_dict().items()}
     checkpoints.load(found, tensors, alone=True)
     return Run(found, experiment, shape, stage, nets, "raw" if raw else "ema")
+
+
+def build_stage(
+    experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None = None
+) -> tuple[Experiment, Stage]:
+    """The experiment's stage, and the experiment with the hash of its codec's checkpoint pinned in it. A collective.
+
+    trained: the run's own checkpoint where it has one: it stays with the codec that it was trained with. Raises
+    UserError where the stage cannot be built or its codec not be found.
+    """
+    stage = experiment.stage
+    if not isinstance(stage, DDPMConfig) or not isinstance(stage.codec, VAECodecConfig):
+        return experiment, runtime.together(lambda: stage.build(shape))
+    before = trained.state["experiment"]["stage"].get("codec", {}) if trained else {}
+    try:
+        found = _codec_checkpoint(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
+        codec = _latent_codec(found, runtime)
+    except UserError as error:
+        raise UserError(f"stage.codec.run: {error}") from error
+    tree = experiment.model_dump(mode="json")
+    tree["stage"]["codec"]["sha256"] = found.manifest_sha256
+    pinned = validate(Experiment, tree, source=experiment.run.dir)
+    return pinned, runtime.together(lambda: stage.build(shape, codec))
+
+
+def _codec_checkpoint(path: Path, sha256: str | None, runtime: Runtime) -> Checkpoint:
+    """The checkpoint at `path`, or that of the run there, which has this hash (None: the newest). A collective."""
+    if sha256 is None:
+        return find_checkpoint(path, runtime)
+    if not path.is_dir():
+        raise UserError(
+            f"{path}: no such directory; this run needs its VAE, of the checkpoint with sha256 {sha256}; bring it "
+            f"back, or give its new place (stage.codec.run=PATH in training, --codec PATH elsewhere)"
+        )
+    there = [path] if (path / checkpoints.MANIFEST).exists() else checkpoints.committed(path / "checkpoints")
+    digests = {checkpoints.manifest_sha256(checkpoint): checkpoint for checkpoint in there}
+    if sha256 not in digests:
+        raise UserError(
+            f"{path}: this run needs the checkpoint whose manifest.json has sha256 {sha256}, and there "
+            f"{'is only' if len(there) == 1 else 'are'} {', '.join(map(str, digests)) or 'no checkpoint'}; "
+            f"bring it back, or train another run on this one"
+        )
+    return checkpoints.open_checkpoint(digests[sha256], runtime)
+
+
+def _latent_codec(found: Checkpoint, runtime: Runtime) -> LatentCodec:
+    kind = found.state["experiment"]["stage"]["kind"]
+    if kind != "vae":
+        raise UserError(f"{found.path} is a run of stage.kind={kind}; give one of stage.kind=vae with spatial latents")
+    vae = _opened(found, [], runtime)
+    assert isinstance(vae.stage, VAE)
+    complaint = unfit(vae.stage)
+    if complaint is None and not found.state.get("latents"):
+        complaint = "its checkpoint says nothing of its latents' mean and deviation; train it on with this version"
+    if complaint is not None:
+        raise UserError(f"{found.path}: {complaint}")
+    return LatentCodec(vae.stage, vae.nets, found.state["latents"]["mean"], found.state["latents"]["std"])
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +151,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
     )
     parser.add_argument("--temperature", type=float, help="of a flow: factor on the normal noise, 0 for no noise")
+    parser.add_argument("--codec", metavar="RUN", help="where the VAE of a latent diffusion run lies by now")
     parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -96,7 +161,8 @@ def sampler_overrides(args: argparse.Namespace) -> list[str]:
     """The sampling options that were given, as overrides of the run's config."""
     given = {"kind": args.sampler, "steps": args.steps, "eta": args.eta, "guidance": args.guidance}
     given["temperature"] = args.temperature
-    return [f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None]
+    codec = [f"stage.codec.run={args.codec}"] if args.codec else []
+    return [*codec, *(f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None)]
 
 
 def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | None) -> GeneratedImages:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages, ShardImages, collect, grid, share_out
+from diffpipe.cli.latents import measured
+from diffpipe.cli.runs import build_stage
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
 from diffpipe.config import dump_yaml, load_config
@@ -50,11 +52,17 @@ class Job:
     shape: ImageShape
     stage: Stage
     trainer: Trainer
+    found: Checkpoint | None
 
     @classmethod
     def prepare(cls, experiment: Experiment, runtime: Runtime) -> Job:
         """All that can be refused before a step is trained, on all ranks together."""
-        shards, shape, stage = runtime.together(lambda: _fit_together(experiment, runtime.world))
+        shards, shape = runtime.together(lambda: _data(experiment, runtime.world))
+        found, complaints = checkpoints.newest_valid(experiment.run.checkpoints, runtime)
+        for complaint in complaints:
+            say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
+        experiment, stage = build_stage(experiment, shape, runtime, found)
+        runtime.together(lambda: _fit_together(experiment, stage))
         trainer = Trainer(
             stage,
             runtime,
@@ -64,7 +72,7 @@ class Job:
             seed=experiment.seed,
             batch_size=experiment.data.batch_size,
         )
-        return cls(experiment, runtime, shards, shape, stage, trainer)
+        return cls(experiment, runtime, shards, shape, stage, trainer, found)
 
     def run(self) -> None:
         experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
@@ -96,21 +104,19 @@ class Job:
 
     def resume(self) -> None:
         """Go on from the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
-        found, complaints = checkpoints.newest_valid(self.experiment.run.checkpoints, self.runtime)
-        for complaint in complaints:
-            say(self.runtime, f"warning: passing over a damaged checkpoint: {complaint}")
-        if found is not None:
-            _refuse_changes(found, self.identity())
-            checkpoints.load(found, self.trainer.state())
-            self.trainer.step = found.step
-            say(self.runtime, f"resuming from {found.path}")
+        if self.found is not None:
+            _refuse_changes(self.found, self.identity())
+            checkpoints.load(self.found, self.trainer.state())
+            self.trainer.step = self.found.step
+            say(self.runtime, f"resuming from {self.found.path}")
 
     def identity(self) -> dict[str, Any]:
         """What a resume may not change, by section of the config: the seed, the order of the stream, and the model."""
         data = self.experiment.data
         order = {"fingerprint": self.shards.fingerprint, "lanes": data.lanes, "window": data.window}
         augmentation = {"batch_size": data.batch_size, "flip": data.flip, "crop": data.crop}
-        stage = self.experiment.stage.model_dump(mode="json", exclude={"sampler"})
+        # A codec is its checkpoint's hash, wherever it lies.
+        stage = self.experiment.stage.model_dump(mode="json", exclude={"sampler": True, "codec": {"run"}})
         return {"seed": self.experiment.seed, "data": order | augmentation | self.shape._asdict(), "stage": stage}
 
     def save(self) -> None:
@@ -121,6 +127,7 @@ class Job:
             "identity": self.identity(),
             "shape": self.shape._asdict(),
             "experiment": experiment.model_dump(mode="json"),
+            "latents": measured(self.stage, trainer.averaged(), self.shards, self.shape, self.runtime),
         }
         checkpoints.save(
             experiment.run.checkpoints, trainer.state(), state, self.runtime, experiment.checkpoint.keep_last
@@ -174,28 +181,29 @@ class Job:
         return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)
 
 
-def _fit_together(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape, Stage]:
+def _data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
     data = experiment.data
     shards = index.load(data.train)
     check(data, shards, world, experiment.train.accumulate)
-    shape = ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
-    stage = experiment.stage.build(shape)
+    return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
+
+
+def _fit_together(experiment: Experiment, stage: Stage) -> None:
     if experiment.eval.every:
         if not isinstance(stage, Generates):
             raise UserError(
                 f"eval.every scores generated images, and stage.kind {experiment.stage.kind} generates none; "
                 f"set eval.every=0"
             )
-        if data.test is None:
+        if experiment.data.test is None:
             raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
-        index.load(data.test)
+        index.load(experiment.data.test)
         for name in experiment.eval.metrics:
             parse_metric(name)
     try:
         experiment.run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir {experiment.run.dir}: {error.strerror}; give one that can be written") from error
-    return shards, shape, stage
 
 
 def _refuse_changes(found: Checkpoint, identity: dict[str, Any]) -> None:

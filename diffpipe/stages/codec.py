@@ -2,15 +2,69 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import Field
 from torch import Tensor
+
+from diffpipe.config import Config
+from diffpipe.contract import ImageShape
+from diffpipe.rng import Draws
+
+
+class PixelCodecConfig(Config):
+    """The network sees the pixels themselves."""
+
+    kind: Literal["pixels"] = "pixels"
+
+
+class VAECodecConfig(Config):
+    """The network sees the latents of a trained VAE (Rombach et al. 2022)."""
+
+    kind: Literal["vae"]
+    run: str
+    """The VAE's run directory, or one checkpoint in it."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Of its checkpoint's manifest.json; null: the newest checkpoint's when training starts, and then for good."""
+
+
+CodecConfig = Annotated[PixelCodecConfig | VAECodecConfig, Field(discriminator="kind")]
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Maps images to codes and back. It is frozen: nothing in it is trained, averaged or saved with the stage.
+
+    latent: whether codes are latents, which know no range to clip to and no likelihood of images.
+    """
+
+    latent: bool
+
+    def shape(self, images: ImageShape) -> tuple[int, int, int]:
+        """[c h w] of the codes of images of this shape. Raises UserError where it cannot encode such images."""
+        ...
+
+    def encode(self, images: UInt8[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b c_z h_z w_z"]:
+        """The codes, float32 of about unit size. Where encoding is random, it is by `draws`."""
+        ...
+
+    def decode(self, x: Float[Tensor, "b c_z h_z w_z"]) -> UInt8[Tensor, "b c h w"]:
+        """The images of codes."""
+        ...
 
 
 class PixelCodec:
     """The identity codec: the network sees the pixels themselves, scaled from 0..255 to [-1, 1]."""
 
-    def encode(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    latent = False
+
+    def shape(self, images: ImageShape) -> tuple[int, int, int]:
+        return (images.channels, images.resolution, images.resolution)
+
+    def encode(self, images: UInt8[Tensor, "b c h w"], draws: Draws | None = None) -> Float[Tensor, "b c h w"]:
+        """Nothing is drawn."""
         return images.float() / 127.5 - 1
 
     def decode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:

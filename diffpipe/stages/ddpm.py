@@ -18,7 +18,7 @@ from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws
-from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 
 
 class GuidedSamplerConfig(SamplerConfig):
@@ -34,6 +34,8 @@ class DDPMConfig(Config):
     """Denoising diffusion (Ho et al. 2020). `conditional` makes it P(X|Y) for the labels Y of the data."""
 
     kind: Literal["ddpm"]
+    codec: CodecConfig = PixelCodecConfig()
+    """What is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
     unet: UNetConfig = UNetConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     sampler: GuidedSamplerConfig = GuidedSamplerConfig()
@@ -41,40 +43,53 @@ class DDPMConfig(Config):
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y)."""
 
-    def build(self, shape: ImageShape) -> DDPM:
-        """The stage for images of this shape. Raises UserError where they do not fit each other."""
-        return DDPM(self, shape)
+    def build(self, shape: ImageShape, codec: Codec | None = None) -> DDPM:
+        """The stage for images of this shape. Raises UserError where they do not fit each other.
+
+        codec: the one that `self.codec` describes, opened; pixels need none.
+        """
+        assert codec is not None or self.codec.kind == "pixels", "a codec that was trained is opened by the caller"
+        return DDPM(self, shape, codec or PixelCodec())
 
 
 class DDPM:
     """A `Stage`. Timesteps and noise are keyed by the samples' positions; label dropout too."""
 
-    def __init__(self, config: DDPMConfig, shape: ImageShape):
+    def __init__(self, config: DDPMConfig, shape: ImageShape, codec: Codec):
         if config.conditional and not shape.classes:
             raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
         if config.sampler.guidance != 1 and not config.conditional:
             raise UserError(
                 "stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it"
             )
+        if codec.latent and config.sampler.clip:
+            raise UserError(
+                "stage.sampler.clip=true clips to [-1, 1], a range that latents do not keep to; set it to false"
+            )
         self.config = config
-        self.shape = shape
         self.classes = shape.classes if config.conditional else 0
-        self.codec = PixelCodec()
-        with torch.device("meta"):
-            self.networks()  # what cannot be built is refused here, before any job has started
+        self.codec = codec
+        self.code_shape = codec.shape(shape)
+        try:
+            with torch.device("meta"):
+                self.networks()  # what cannot be built is refused here, before any job has started
+        except UserError as error:
+            about = f"for latents {list(self.code_shape)} instead of images, " if codec.latent else ""
+            raise UserError(f"{about}{error}") from error
         schedule = Schedule.build(config.schedule)
         schedule.timesteps(config.sampler.steps, config.sampler.spacing)  # more steps than there are: refused too
         timestep_strata(schedule.T, config.sampler.bound_steps)
         self._schedules = {torch.device("cpu"): schedule}
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"unet": UNet(self.config.unet, self.shape.channels, self.shape.resolution, self.classes)}
+        channels, resolution, _ = self.code_shape
+        return {"unet": UNet(self.config.unet, channels, resolution, self.classes)}
 
     def phases(self) -> Sequence[Phase]:
         return (Phase("denoise", trains=("unet",)),)
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
-        x0 = self.codec.encode(batch.images)
+        x0 = self.codec.encode(batch.images, draws)
         x_t, t, eps = training_pair(self._schedule(x0.device), x0, draws)
         labels = None
         if self.classes:
@@ -88,20 +103,24 @@ class DDPM:
         self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         schedule = self._schedule(draws.positions.device)
-        shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)
 
         def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             return self._predict(nets["unet"], x_t, t, labels).float()
 
-        return self.codec.decode(sample(denoise, schedule, self.config.sampler, draws, shape))
+        return self.codec.decode(sample(denoise, schedule, self.config.sampler, draws, self.code_shape))
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> BoundScore:
         """The bound on -log P(X), or on -log P(X|Y) where the stage is conditional and the batch has labels.
 
-        It is that of the chain without guidance, which has no part in the model.
+        It is that of the chain without guidance, which has no part in the model. Raises UserError for latents.
         """
-        x0 = self.codec.encode(batch.images)
+        if self.codec.latent:
+            raise UserError(
+                "this run diffuses the latents of a VAE, so its bound is no likelihood of images; score its VAE, or a "
+                "run with stage.codec.kind=pixels"
+            )
+        x0 = self.codec.encode(batch.images, draws)
         labels = batch.labels if self.classes else None
         if self.classes and labels is None:
             labels = torch.full_like(batch.positions, self.classes)

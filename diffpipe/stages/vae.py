@@ -114,7 +114,7 @@ class VAE:
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
         labels = self._labels(batch)
         q = self.encode(nets, batch.images, labels)
-        z = _reparameterize(q, draws.normal("posterior", self.latent_shape))
+        z = reparameterize(q, draws.normal("posterior", self.latent_shape))
         reconstruction = -_log_likelihood(batch.images, self.decode(nets, z, labels))
         kl = reduce(kl_to_standard_normal(*q), "b c h w -> b c", "sum")
         counted = kl.clamp(min=self.config.free_bits) if self.config.free_bits else kl
@@ -168,7 +168,7 @@ class VAE:
         q = self.encode(nets, images, labels)
         reconstructions, log_weights = [], []
         for k in range(self.config.sampler.importance_samples):
-            z = _reparameterize(q, draws.normal("score", self.latent_shape, stream=k))
+            z = reparameterize(q, draws.normal("score", self.latent_shape, stream=k))
             log_likelihood = _log_likelihood(images, self.decode(nets, z, labels))
             prior = gaussian_log_density(z, torch.zeros_like(z), torch.zeros_like(z))
             log_weights.append(log_likelihood + _sum(prior - gaussian_log_density(z, *q)))
@@ -192,7 +192,7 @@ class VAE:
         return batch.labels if self.classes else None
 
 
-def _reparameterize(q: Posterior, eps: Float[Tensor, "b c_z h_z w_z"]) -> Float[Tensor, "b c_z h_z w_z"]:
+def reparameterize(q: Posterior, eps: Float[Tensor, "b c_z h_z w_z"]) -> Float[Tensor, "b c_z h_z w_z"]:
     """z ~ q(z|x) as a differentiable function of standard normal eps (Kingma & Welling 2014, section 2.4)."""
     return q.mean + torch.exp(0.5 * q.log_variance) * eps
 

@@ -116,8 +116,17 @@ def open_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
     return _open(path)
 
 
+def manifest_sha256(path: Path) -> str | None:
+    """The hash by which others name the checkpoint at `path`: its manifest's; None where that cannot be read."""
+    try:
+        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def _open(path: Path) -> Checkpoint:
-    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    digest = manifest_sha256(path)
+    assert digest is not None, "it has just been read"
     return Checkpoint(path, json.loads((path / STATE).read_text()), digest)
 
 

@@ -1,0 +1,75 @@
+"""Latents for a diffusion stage: the codec made of a trained VAE, and the statistics that normalize its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import reduce
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor, nn
+
+from diffpipe.contract import ImageShape, UserError
+from diffpipe.rng import Draws
+from diffpipe.stages.vae import VAE, Posterior, reparameterize
+
+
+class LatentCodec:
+    """A `Codec`: codes are samples of a frozen VAE's q(z|x), normalized by the latents' measured mean and deviation.
+
+    mean, std: one number a latent channel, as `statistics` finds them. The noise of a sample is keyed by its position
+    ("codec"): fresh each time that an image comes round, and the same on any process.
+    """
+
+    latent = True
+
+    def __init__(self, vae: VAE, nets: Mapping[str, nn.Module], mean: Sequence[float], std: Sequence[float]):
+        """nets: the VAE's averaged networks, placed."""
+        assert unfit(vae) is None, "the caller has asked"
+        self.vae = vae
+        self.nets = {name: net.requires_grad_(False).eval() for name, net in nets.items()}
+        device = next(self.nets["encoder"].parameters()).device
+        self.mean = torch.tensor(mean, device=device)[:, None, None]
+        self.std = torch.tensor(std, device=device)[:, None, None]
+
+    def shape(self, images: ImageShape) -> tuple[int, int, int]:
+        ours = self.vae.shape
+        if (ours.channels, ours.resolution) != (images.channels, images.resolution):
+            raise UserError(
+                f"stage.codec: its VAE takes images of {ours.channels} × {ours.resolution} × {ours.resolution}, and "
+                f"data.channels is {images.channels} and data.resolution {images.resolution}; make them the VAE's"
+            )
+        return self.vae.latent_shape
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b c_z h_z w_z"]:
+        q = self.vae.encode(self.nets, images)
+        z = reparameterize(q, draws.normal("codec", self.vae.latent_shape))
+        return (z - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, x: Float[Tensor, "b c_z h_z w_z"]) -> UInt8[Tensor, "b c h w"]:
+        return self.vae.codec.decode(self.vae.decode(self.nets, x * self.std + self.mean).mean)
+
+
+def unfit(vae: VAE) -> str | None:
+    """Why this VAE cannot be a codec, or None."""
+    if vae.classes:
+        return "its VAE is class-conditional, so its latents need labels; train one with stage.conditional=false"
+    if vae.config.network.latent != "spatial":
+        return "its VAE has vector latents, no image to denoise; train one with stage.network.latent=spatial"
+    return None
+
+
+def moments(q: Posterior) -> Float64[Tensor, "3 c_z"]:
+    """The sums over samples and places, channel by channel, of 1, E z and E z² for z ~ q: float64, to be added up."""
+    mean, variance = q.mean.double(), q.log_variance.double().exp()
+    sums = [reduce(x, "b c h w -> c", "sum") for x in (torch.ones_like(mean), mean, mean**2 + variance)]
+    return torch.stack(sums)
+
+
+def statistics(sums: Float64[Tensor, "3 c_z"]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of the latents, from the `moments` of all images together."""
+    n, first, second = sums
+    mean = first / n
+    return mean.tolist(), (second / n - mean**2).sqrt().tolist()

@@ -1,0 +1,139 @@
+"""Latent diffusion through the command: the VAE is found, pinned by its hash, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from diffpipe.__main__ import main
+from diffpipe.data import index, stream
+from diffpipe.train.checkpoint import manifest_sha256
+from tests.integration.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, tensors
+
+VAE = HOME / "configs" / "fashion_mnist" / "latent_vae.yaml"
+DDPM = HOME / "configs" / "fashion_mnist" / "latent_ddpm.yaml"
+DATA = [f"data.train={SHARDS}/test/test-000000.tar", "train.device=cpu"]
+
+
+def train(config: Path, run: Path, *overrides: str) -> int:
+    kind = yaml.safe_load(config.read_text())["stage"]["kind"]
+    return main(["train", str(config), f"run.dir={run}", *TINY_STAGE[kind], *TINY_RUN, *DATA, *overrides])
+
+
+def diffuse(run: Path, vae: Path, *overrides: str) -> int:
+    return train(DDPM, run, f"stage.codec.run={vae}", *overrides)
+
+
+def state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step-*"))
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("vae")
+    assert train(VAE, home, "train.steps=2") == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def latent(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Path:
+    home = tmp_path_factory.mktemp("latent")
+    assert diffuse(home, vae, "train.steps=1", "sample.every=1", "sample.n=4") == 0
+    return home
+
+
+def test_the_vaes_checkpoint_carries_the_statistics_of_its_latents(vae: Path) -> None:
+    from diffpipe.cli.runs import open_run
+    from diffpipe.train.runtime import Runtime
+
+    found = state(newest(vae))["latents"]
+    shards = index.load(f"{SHARDS}/test/test-000000.tar")
+    assert found["images"] == shards.total <= 2000
+    run = open_run(vae, [], Runtime.start("fp32", "cpu"))
+    q = run.stage.encode(run.nets, stream.images(shards, range(shards.total), 28, 1))  # pyright: ignore[reportAttributeAccessIssue]
+    mean, variance = q.mean.mean((0, 2, 3)), q.mean.var((0, 2, 3)) + q.log_variance.exp().mean((0, 2, 3))
+    # Training was in bf16 where the machine has it.
+    torch.testing.assert_close(torch.tensor(found["mean"]), mean, atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.tensor(found["std"]), variance.sqrt(), atol=0.02, rtol=0)
+
+
+def test_the_codecs_hash_is_pinned_in_the_run_and_the_codec_is_not_saved_again(vae: Path, latent: Path) -> None:
+    sha256 = manifest_sha256(newest(vae))
+    assert yaml.safe_load((latent / "config.yaml").read_text())["stage"]["codec"]["sha256"] == sha256
+    assert state(newest(latent))["identity"]["stage"]["codec"] == {"kind": "vae", "sha256": sha256}
+    assert {name.split(".")[1] for name in tensors(newest(latent))} == {"unet"}
+
+
+def test_it_draws_images_in_training_and_by_the_command(latent: Path, tmp_path: Path) -> None:
+    assert (latent / "samples" / "step-00000001.png").exists()
+    assert main(["sample", str(latent), str(tmp_path), "--n", "3", "--device", "cpu"]) == 0
+    for i in range(3):
+        with Image.open(tmp_path / f"{i:06d}.png") as image:
+            assert (image.size, image.mode) == ((28, 28), "L")
+
+
+def test_it_stays_with_its_vae_when_that_trains_on_and_when_it_moves(vae: Path, latent: Path, tmp_path: Path) -> None:
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(vae, moved)
+    shutil.copytree(latent, run)
+    assert train(VAE, moved, "train.steps=3") == 0
+    assert diffuse(run, moved, "train.steps=2") == 0
+    pinned = state(newest(run))["identity"]["stage"]["codec"]["sha256"]
+    assert pinned == manifest_sha256(newest(vae)) != manifest_sha256(newest(moved))
+
+
+def refusal(capfd: pytest.CaptureFixture[str], status: int) -> str:
+    assert status == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_another_vae_is_refused_by_both_hashes(
+    vae: Path, latent: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert train(VAE, other, "train.steps=1", "seed=9") == 0
+    capfd.readouterr()
+    ours, theirs = manifest_sha256(newest(vae)), manifest_sha256(newest(other))
+    line = refusal(capfd, diffuse(latent, other, "train.steps=2"))
+    for part in ("stage.codec.run", str(other), str(ours), str(theirs)):
+        assert part in line
+    line = refusal(capfd, diffuse(latent, other, "train.steps=2", f"stage.codec.sha256={theirs}"))
+    assert f"stage.codec.sha256 was {ours} and is {theirs}" in line
+    line = refusal(capfd, main(["sample", str(latent), str(tmp_path), "--codec", str(other), "--device", "cpu"]))
+    assert str(ours) in line
+    assert str(theirs) in line
+
+
+def test_a_hash_given_beforehand_is_held_to(vae: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capfd, diffuse(tmp_path, vae, f"stage.codec.sha256={'ab' * 32}"))
+    assert "ab" * 32 in line
+    assert str(manifest_sha256(newest(vae))) in line
+
+
+def test_a_lost_vae_is_named_with_the_key(latent: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", str(latent), str(tmp_path), "--codec", "/absent/vae", "--device", "cpu"]
+    line = refusal(capfd, main(words))
+    for part in ("stage.codec.run: /absent/vae: no such directory", "--codec PATH"):
+        assert part in line
+
+
+def test_what_is_no_codec_is_refused(
+    vae: Path, latent: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capfd, diffuse(tmp_path, latent))
+    assert "is a run of stage.kind=ddpm; give one of stage.kind=vae with spatial latents" in line
+    assert "stage.sampler.clip=true" in refusal(capfd, diffuse(tmp_path, vae, "stage.sampler.clip=true"))
+    assert "no checkpoint in it" in refusal(capfd, diffuse(tmp_path, tmp_path))

@@ -1,0 +1,176 @@
+"""Latent diffusion's codec: its codes, their normalization and noise, and what the DDPM makes of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.rng import Draws
+from diffpipe.stages.ddpm import DDPM, DDPMConfig
+from diffpipe.stages.latents import LatentCodec, moments, statistics, unfit
+from diffpipe.stages.vae import VAE, VAEConfig
+from diffpipe.train.ema import EMAConfig
+from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.optimizer import OptimizerConfig
+from diffpipe.train.runtime import Runtime
+
+SHAPE = ImageShape(channels=2, resolution=8, classes=4)
+NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
+UNET = {"channels": 8, "mults": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+
+
+def vae(shape: ImageShape = SHAPE, **changes: Any) -> VAE:
+    return VAEConfig.model_validate({"kind": "vae", "network": NETWORK, **changes}).build(shape)
+
+
+def codec(stage: VAE | None = None) -> LatentCodec:
+    """Of a VAE with random weights, so that its latents have some mean, and another spread in each channel."""
+    stage = stage or vae()
+    torch.manual_seed(0)
+    nets = stage.networks()
+    with torch.no_grad():
+        for net in nets.values():
+            for p in net.parameters():
+                p.add_(0.1 * torch.randn(p.shape))
+        q = stage.encode(nets, images(500))
+        return LatentCodec(stage, nets, *statistics(moments(q)))
+
+
+def images(n: int, first: int = 0) -> Tensor:
+    """Images that depend on their position."""
+    return torch.stack(
+        [
+            torch.randint(0, 256, (2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+            for i in range(first, first + n)
+        ]
+    )
+
+
+def batch(positions: Sequence[int]) -> Batch:
+    rows = torch.cat([images(1, i) for i in positions])
+    return Batch(rows, None, torch.tensor(positions), [str(i) for i in positions])
+
+
+def ddpm(some: LatentCodec | None = None, **changes: Any) -> DDPM:
+    tree = {"kind": "ddpm", "unet": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False, "steps": 3}}
+    return DDPMConfig.model_validate(tree | changes).build(SHAPE, some or codec())
+
+
+def test_codes_have_mean_zero_and_deviation_one_in_each_channel() -> None:
+    some = codec()
+    assert (some.std - 1).abs().max() > 0.2  # there is something to normalize
+    assert some.mean.abs().max() > 0.1
+    x = some.encode(images(500), Draws(0, torch.arange(500)))
+    assert x.dtype == torch.float32
+    assert x.shape == (500, *some.shape(SHAPE)) == (500, 3, 4, 4)
+    assert x.mean((0, 2, 3)).abs().max() < 0.03
+    torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=0.03, rtol=0)
+
+
+def test_the_statistics_are_those_of_many_samples_and_add_up_over_parts() -> None:
+    some, few = codec(), images(20)
+    q = some.vae.encode(some.nets, few)
+    mean, std = statistics(moments(q))
+    draws = Draws(1, torch.arange(20))
+    noise = torch.stack([draws.normal("many", some.vae.latent_shape, stream=k) for k in range(400)])
+    z = (q.mean + torch.exp(q.log_variance / 2) * noise).double()
+    torch.testing.assert_close(torch.tensor(mean), z.mean((0, 1, 3, 4)).float(), atol=0.01, rtol=0)
+    torch.testing.assert_close(torch.tensor(std), z.std((0, 1, 3, 4)).float(), atol=0.01, rtol=0)
+    parts = moments(type(q)(*(t[:7] for t in q))) + moments(type(q)(*(t[7:] for t in q)))
+    assert statistics(parts)[0] == pytest.approx(mean, rel=1e-12)
+    assert statistics(parts)[1] == pytest.approx(std, rel=1e-12)
+
+
+def test_decoding_a_code_is_the_vaes_image_of_its_latents() -> None:
+    some, few = codec(), images(5)
+    q = some.vae.encode(some.nets, few)
+    code = (q.mean - some.mean) / some.std
+    expected = some.vae.reconstruct(some.nets, few, Draws(0, torch.arange(5)))
+    assert (some.decode(code).int() - expected.int()).abs().max() <= 1  # to and fro rounds
+    assert expected.float().std() > 1
+
+
+def test_the_noise_of_a_code_is_keyed_by_position_and_seed() -> None:
+    some, positions = codec(), [7, 3, 3, 12]
+    same = images(1).expand(4, -1, -1, -1).contiguous()
+    together = some.encode(same, Draws(0, torch.tensor(positions)))
+    assert torch.equal(together[1], together[2])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(together, some.encode(same, Draws(1, torch.tensor(positions))))
+    apart = torch.cat([some.encode(same[:1], Draws(0, torch.tensor([p]))) for p in positions])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    q = some.vae.encode(some.nets, same)
+    noise = (together * some.std + some.mean - q.mean) / torch.exp(q.log_variance / 2)
+    expected = Draws(0, torch.tensor(positions)).normal("codec", (3, 4, 4))
+    torch.testing.assert_close(noise, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_codec_is_frozen_and_no_part_of_the_stage() -> None:
+    some = codec()
+    before = {name: [p.clone() for p in net.parameters()] for name, net in some.nets.items()}
+    stage = ddpm(some)
+    runtime = Runtime.start("fp32", "cpu")
+    trainer = Trainer(stage, runtime, TrainConfig(steps=3), OptimizerConfig(lr=0.1), EMAConfig(), seed=0, batch_size=8)
+    names = {".".join(name.split(".")[:2]) for name in trainer.state()}
+    assert names == {"net.unet", "ema.unet", "optimizer.unet"}
+    for step in range(2):
+        trainer.train_step([batch(range(8 * step, 8 * step + 8))])
+    for name, net in some.nets.items():
+        assert not net.training
+        for p, old in zip(net.parameters(), before[name], strict=True):
+            assert p.grad is None
+            assert not p.requires_grad
+            assert torch.equal(p, old)
+
+
+def test_the_network_sees_noised_codes_and_generated_codes_are_decoded() -> None:
+    some = codec()
+    stage, asked = ddpm(some), []
+
+    class Recorder(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+            asked.append((x, t))
+            return torch.zeros_like(x)
+
+    few, draws = batch(range(6)), Draws(0, torch.arange(6))
+    stage.loss(stage.phases()[0], {"unet": Recorder()}, few, draws)
+    (x_t, t), code = asked[0], some.encode(few.images, draws)
+    alpha_bar = stage._schedule(torch.device("cpu")).alpha_bar(t)[:, None, None, None].float()
+    torch.testing.assert_close(x_t, alpha_bar.sqrt() * code + (1 - alpha_bar).sqrt() * draws.normal("noise", (3, 4, 4)))
+    made = stage.generate({"unet": Recorder()}, draws, None)
+    assert made.shape == few.images.shape
+    assert made.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"conditional": True}, "its VAE is class-conditional.*stage.conditional=false"),
+        ({"network": NETWORK | {"latent": "vector"}}, "its VAE has vector latents.*latent=spatial"),
+    ],
+)
+def test_a_vae_that_is_no_codec_says_why(changes: dict[str, Any], complaint: str) -> None:
+    found = unfit(vae(**changes))
+    assert found is not None
+    assert re.search(complaint, found)
+    assert unfit(vae()) is None
+
+
+def test_what_does_not_fit_latents_is_refused() -> None:
+    with pytest.raises(UserError, match=r"stage\.sampler\.clip=true.*set it to false"):
+        ddpm(sampler={})
+    with pytest.raises(UserError, match=r"2 × 8 × 8, and data\.channels is 1 and data\.resolution 8"):
+        DDPMConfig.model_validate({"kind": "ddpm", "unet": UNET, "sampler": {"clip": False}}).build(
+            ImageShape(1, 8), codec()
+        )
+    with pytest.raises(UserError, match=r"for latents \[3, 4, 4\] instead of images, .*cannot be halved 3 times"):
+        ddpm(unet=UNET | {"mults": (1, 1, 1, 1)})
+    stage = ddpm()
+    with pytest.raises(UserError, match=r"no likelihood of images.*stage\.codec\.kind=pixels"):
+        stage.score(stage.networks(), batch(range(2)), Draws(0, torch.arange(2)))
