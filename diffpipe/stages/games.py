@@ -92,16 +92,18 @@ def play(
     real: Float[Tensor, "b c h w"],
     generate: Callable[[], Float[Tensor, "b c h w"]],
 ) -> Loss:
-    """The loss of the phase. `judge` is called once, with real images, generated ones, or the first above the second.
+    """The loss of the phase. `judge` takes real images, generated ones, or the first above the second.
 
-    `generate` is called where the phase needs generated images; in the discriminator's no gradient flows through them.
+    A phase that trains the discriminator calls it once. `generate` is called where the phase needs generated images;
+    where it trains the discriminator, no gradient flows through them.
     """
     if phase.name == GENERATOR:
-        fake = generate()
+        at_fake = judge(generate())
         if config.loss != "relativistic":
-            logit = judge(fake)
-            return Loss(generator_loss(config.loss, logit, logit))
-        return Loss(generator_loss(config.loss, *judge(torch.cat([real, fake])).chunk(2)))
+            return Loss(generator_loss(config.loss, at_fake, at_fake))
+        with torch.no_grad():  # nothing that the generator can change
+            at_real = judge(real)
+        return Loss(generator_loss(config.loss, at_real, at_fake))
     if phase.name == PENALTY:
         images = torch.cat([real, generate().detach()]) if config.r2 else real
         logits, penalty = _penalized(config, judge, images, len(real))
