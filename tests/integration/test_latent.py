@@ -137,3 +137,8 @@ def test_what_is_no_codec_is_refused(
     assert "is a run of stage.kind=ddpm; give one of stage.kind=vae with spatial latents" in line
     assert "stage.sampler.clip=true" in refusal(capfd, diffuse(tmp_path, vae, "stage.sampler.clip=true"))
     assert "no checkpoint in it" in refusal(capfd, diffuse(tmp_path, tmp_path))
+
+
+def test_a_bound_on_latents_is_no_likelihood_of_images(latent: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capfd, main(["nll", str(latent), f"{SHARDS}/test/test-000000.tar", "--device", "cpu"]))
+    assert "its bound is no likelihood of images" in line

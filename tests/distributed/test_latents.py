@@ -1,0 +1,68 @@
+"""Latent diffusion under DDP: two processes show their networks the codes that one does, and hold one codec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from diffpipe.contract import ImageShape
+from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.latents import LatentCodec, moments, statistics
+from diffpipe.stages.vae import VAEConfig
+from diffpipe.train.ema import EMAConfig
+from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.optimizer import OptimizerConfig
+from diffpipe.train.runtime import Runtime
+from tests.distributed.processes import run
+from tests.unit.stages import batch
+
+BATCH, STEPS = 12, 3
+SHAPE = ImageShape(1, 4)
+VAE = {"kind": "vae", "network": {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 2}}
+UNET = {"channels": 8, "mults": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+DDPM = {"kind": "ddpm", "unet": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}
+
+
+def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any]]:
+    """What the network was shown at each step and position, the losses, and the weights."""
+    with Runtime.start("fp32", "cpu") as runtime:
+        vae = VAEConfig.model_validate(VAE).build(SHAPE)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            nets = vae.networks()
+        codec = LatentCodec(vae, nets, *statistics(moments(vae.encode(nets, batch(range(50)).images))))
+        stage = DDPMConfig.model_validate(DDPM).build(SHAPE, codec)
+        settings = TrainConfig(steps=STEPS, log_every=1)
+        optimizer = OptimizerConfig(lr=0.01, warmup=0)
+        trainer = Trainer(stage, runtime, settings, optimizer, EMAConfig(), seed=5, batch_size=BATCH)
+        shown: dict[tuple[int, int], Any] = {}
+        positions: list[int] = []
+
+        def spy(module: Any, args: tuple[Any, ...]) -> None:
+            for position, x_t, t in zip(positions, args[0], args[1], strict=True):
+                shown[trainer.step, position] = (x_t.numpy().copy(), int(t))
+
+        trainer.nets["unet"].register_forward_pre_hook(spy)
+        losses = []
+        for step in range(STEPS):
+            positions[:] = range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)
+            trainer.train_step([batch(positions)])
+            losses.append(trainer._log_values()["loss"])
+        return shown, losses, {key: tensor.numpy() for key, tensor in trainer.state().items()}
+
+
+def test_two_processes_are_shown_the_codes_that_one_is() -> None:
+    shown, losses, state = train()
+    (first, their_losses, weights), (second, _, same) = run(2, train)
+    assert not first.keys() & second.keys()
+    assert (first | second).keys() == shown.keys()
+    for at, (x_t, t) in (first | second).items():
+        assert t == shown[at][1]
+        assert x_t == pytest.approx(shown[at][0], abs=1e-5)
+    assert their_losses == pytest.approx(losses, rel=1e-4)
+    assert weights.keys() == same.keys() == state.keys()
+    for key, tensor in weights.items():
+        assert tensor.tobytes() == same[key].tobytes(), key
+        assert tensor == pytest.approx(state[key], abs=2e-4), key
