@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "images and a grid from a run or a checkpoint",
     "export": "the weights of a run as safetensors files",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
+    "anomaly": "how well a run's score tells abnormal images from normal ones",
     "nll": "how well a run explains images: the likelihood in bits/dim or a bound on it, with its terms",
 }
 

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float64
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from diffpipe import __version__
 from diffpipe.cli.images import ShardImages
+from diffpipe.cli.likelihood import Course, Likelihoods, score_images
 from diffpipe.cli.runs import Run, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.contract import Batch, Score, Scores, UserError
+from diffpipe.contract import UserError
 from diffpipe.data import index
 from diffpipe.data.index import number_of_classes
-from diffpipe.diffusion.bound import BoundScore
 from diffpipe.metrics import protocol
-from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.metrics.protocol import Result
-from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,88 +45,19 @@ def run(args: argparse.Namespace) -> None:
     with Runtime.start(args.precision, args.device) as runtime:
         opened = open_run(args.run, overrides, runtime, raw=args.raw)
         images = runtime.together(lambda: _images(args.shards, opened, args.n))
-        found = likelihoods(opened, images, args.seed, runtime)
+        found = score_images(opened, images, args.seed, runtime)
+        if found.kind == "error":
+            kind = opened.experiment.stage.kind
+            raise UserError(f"a run of stage.kind {kind} has an error ({found.unit}) and no likelihood; give another")
+        infinite = int((~found.values["score"].isfinite()).sum())
+        if infinite:
+            raise UserError(
+                f"{args.run}: {infinite} of {found.n} likelihoods are not finite; look at the training's loss"
+            )
         out = args.out or _default_out(opened, images.n, args.steps)
         plot = out.with_suffix(".png") if found.course else None
         runtime.together(lambda: _write(found, opened, images, args.seed, runtime, out, plot) if runtime.main else None)
         say(runtime, "\n".join([_table(found), str(out), *([str(plot)] if plot else [])]))
-
-
-class Course(NamedTuple):
-    """A diffusion's bound over time: for each stratum of timesteps the mean of its terms' sum, in bits/dim."""
-
-    strata: Sequence[range]
-    terms: Float64[Tensor, " k"]
-
-
-class Likelihoods(NamedTuple):
-    """values: "nll" and its terms by name, one number an image, float64 [n] in the order of the images."""
-
-    values: Mapping[str, Float64[Tensor, " n"]]
-    unit: str
-    kind: str
-    course: Course | None
-
-    @property
-    def n(self) -> int:
-        return len(self.values["nll"])
-
-    def mean(self, name: str) -> float:
-        return float(self.values[name].mean())
-
-    def standard_error(self, name: str) -> float:
-        return float(self.values[name].std()) / math.sqrt(self.n)
-
-
-def likelihoods(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> Likelihoods:
-    """Every image's negative log-likelihood, shared out in fixed chunks over the ranks. A collective.
-
-    The labels are read where the stage is conditional. Raises UserError where the stage has no likelihood.
-    """
-    stage, kind = opened.stage, opened.experiment.stage.kind
-    if not isinstance(stage, Scores):
-        raise UserError(f"a run of stage.kind {kind} has no likelihood; give a run of another kind")
-    conditional = getattr(opened.experiment.stage, "conditional", False)
-    mine: dict[int, Likelihoods] = {}
-
-    def score(chunk: range) -> Likelihoods:
-        positions = torch.tensor(chunk, device=runtime.device)
-        labels = images.labels(chunk).to(runtime.device) if conditional else None
-        batch = Batch(images.images(chunk).to(runtime.device), labels, positions, [str(i) for i in chunk])
-        with torch.no_grad(), runtime.autocast():
-            found = stage.score(opened.nets, batch, Draws(seed, positions))
-        if found.kind == "error":
-            raise UserError(f"a run of stage.kind {kind} has an error ({found.unit}) and no likelihood; give another")
-        return _kept(found)
-
-    def score_mine(bar: Any) -> None:
-        for start in range(runtime.rank * CHUNK, images.n, runtime.world * CHUNK):
-            chunk = range(start, min(start + CHUNK, images.n))
-            mine[start] = score(chunk)
-            bar.update(min(len(chunk) * runtime.world, images.n - bar.n))
-
-    with progress_bar("nll", "image", images.n, runtime) as bar:
-        runtime.together(lambda: score_mine(bar))
-    parts = {start: part for each in runtime.gather(mine) for start, part in each.items()}
-    return _merge([parts[start] for start in sorted(parts)])
-
-
-def _kept(score: Score) -> Likelihoods:
-    values = {name: value.double().cpu() for name, value in {"nll": score.per_sample, **score.terms}.items()}
-    course = None
-    if isinstance(score, BoundScore):
-        course = Course(score.strata, score.over_time.double().mean(0).cpu())
-    return Likelihoods(values, score.unit, score.kind, course)
-
-
-def _merge(parts: Sequence[Likelihoods]) -> Likelihoods:
-    first = parts[0]
-    values = {name: torch.cat([part.values[name] for part in parts]) for name in first.values}
-    n, course = len(values["nll"]), None
-    if first.course:
-        terms = [part.n / n * part.course.terms for part in parts if part.course]
-        course = Course(first.course.strata, torch.stack(terms).sum(0))
-    return Likelihoods(values, first.unit, first.kind, course)
 
 
 def _images(shards: str, opened: Run, n: int) -> ShardImages:
@@ -153,8 +76,8 @@ def _write(
     found: Likelihoods, opened: Run, images: ShardImages, seed: int, runtime: Runtime, out: Path, plot: Path | None
 ) -> None:
     """The JSON, and the plot where there is a course to draw."""
-    scores = {"nll": found.mean("nll"), "nll_standard_error": found.standard_error("nll")}
-    terms = {name: found.mean(name) for name in found.values if name != "nll"}
+    scores = {"nll": found.mean("score"), "nll_standard_error": found.standard_error("score")}
+    terms = {name: found.mean(name) for name in found.values if name != "score"}
     pixels = {"levels": 256, "resolution": opened.shape.resolution, "channels": opened.shape.channels}
     precision = str(runtime.dtype).removeprefix("torch.")
     model = {"stage": opened.experiment.stage.kind, "kind": found.kind, "seed": seed, "precision": precision}
@@ -167,7 +90,8 @@ def _write(
     }
     protocol.write(Result(scores | terms, {}, said), out)
     if plot and found.course:
-        title = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}: {_line(found, 'nll')}"
+        whose = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}"
+        title = f"{whose}: {_line(found, 'score')} ({found.kind})"
         try:
             draw(found.course, found.mean("L_T"), found.mean("L_0"), title).savefig(plot)
         except OSError as error:
@@ -187,26 +111,27 @@ def draw(course: Course, prior: float, decoder: float, title: str) -> Figure:
     each, total = figure.subplots(1, 2)
     each.loglog(middle, terms / torch.tensor(lengths), ".-", markersize=4, linewidth=1)
     each.annotate("$L_0$", (1, decoder), xytext=(6, 0), textcoords="offset points")
-    each.set(ylabel="bits/dim a timestep", title="$L_{t-1}$")
+    each.set(ylabel="bits/dim a timestep", title="each term $L_{t-1}$")
     last = course.strata[-1].stop + 1
     sums = torch.cat([terms, torch.tensor([prior], dtype=torch.float64)]).flip(0).cumsum(0).flip(0)
     total.semilogx([*first, last], sums, ".-", markersize=4, linewidth=1)
-    total.set(ylabel="bits/dim", title="$L_T$ and all terms from $t$ up", ylim=(0, None))
+    total.set(ylabel="bits/dim", title="$L_T$ and the terms from $t$ to $T$, added up", ylim=(0, None))
     for axes in (each, total):
-        axes.set_xlabel("$t$")
+        axes.set_xlabel("timestep $t$")
         axes.grid(visible=True, alpha=0.3)
     figure.suptitle(title)
     return figure
 
 
 def _line(found: Likelihoods, name: str) -> str:
-    return f"{found.mean(name):.4f} ± {found.standard_error(name):.4f} {found.unit}"
+    return f"{found.mean(name):.3f} ± {found.standard_error(name):.3f} {found.unit}"
 
 
 def _table(found: Likelihoods) -> str:
     """The mean and its standard error, and below it those of each term."""
-    width = max(map(len, found.values))
-    lines = [f"{name:>{width}}  {_line(found, name)}" for name in found.values]
+    titles = {name: "nll" if name == "score" else name for name in found.values}
+    width = max(map(len, titles.values()))
+    lines = [f"{title:>{width}}  {_line(found, name)}" for name, title in titles.items()]
     return "\n".join([f"{lines[0]} ({found.kind}; {found.n} images)", *lines[1:]])
 
 

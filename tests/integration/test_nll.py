@@ -53,8 +53,8 @@ def test_the_terms_add_up_and_the_protocol_says_how_they_were_made(
     assert scores["nll"] == pytest.approx(scores["L_T"] + scores["L_t"] + scores["L_0"], rel=1e-6)
     assert min(scores.values()) > 0
     assert 0 < scores["nll_standard_error"] < scores["nll"] / math.sqrt(N)
-    assert f"nll  {scores['nll']:.4f} ± {scores['nll_standard_error']:.4f} bits/dim (bound; {N} images)" in said
-    assert f"L_0  {scores['L_0']:.4f} ± " in said
+    assert f"nll  {scores['nll']:.3f} ± {scores['nll_standard_error']:.3f} bits/dim (bound; {N} images)" in said
+    assert f"L_0  {scores['L_0']:.3f} ± " in said
     assert told["metrics"]["nll"] == {"unit": "bits/dim", "levels": 256, "resolution": 8, "channels": 1}
     model = told["model"]
     assert (model["stage"], model["kind"], model["seed"], model["precision"]) == ("ddpm", "bound", 0, "float32")
@@ -67,7 +67,8 @@ def test_the_terms_add_up_and_the_protocol_says_how_they_were_made(
 def test_what_has_no_likelihood_is_refused_in_one_line(tmp_path: Path) -> None:
     train(tmp_path / "gan", "train.steps=1", "data.resolution=8", config=HOME / "configs/fashion_mnist/gan.yaml")
     line = refused("nll", tmp_path / "gan", SHARDS / "test")
-    assert line.endswith("a run of stage.kind gan has no likelihood; give a run of another kind")
+    assert "a run of stage.kind gan has no likelihood" in line
+    assert line.endswith("give a run of another kind")
 
 
 def test_images_without_labels_are_refused_where_the_run_is_class_conditional(tmp_path: Path, run: Path) -> None:

@@ -1,0 +1,134 @@
+"""`diffpipe anomaly RUN --normal SHARDS --abnormal SHARDS`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.cli.images import ShardImages, grid
+from diffpipe.cli.likelihood import Likelihoods, score_images
+from diffpipe.cli.runs import Run, open_run
+from diffpipe.cli.terminal import say
+from diffpipe.contract import UserError
+from diffpipe.data import index
+from diffpipe.metrics.detection import Detection, complexity, detect, typicality
+from diffpipe.train.runtime import Runtime
+
+COLUMNS = 16
+FRAME = {"normal": (70, 140, 70), "abnormal": (210, 40, 40)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one checkpoint in it")
+    parser.add_argument("--normal", required=True, metavar="SHARDS", help="images like those it was trained on")
+    parser.add_argument("--abnormal", required=True, metavar="SHARDS", help="images that it should tell from them")
+    parser.add_argument("--n", type=int, default=1000, help="how many of each, at most (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise in a score (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="network evaluations an image for a diffusion's bound")
+    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON, a picture beside it (default: in scores/)")
+
+
+def run(args: argparse.Namespace) -> None:
+    overrides = [] if args.steps is None else [f"stage.sampler.bound_steps={args.steps}"]
+    with Runtime.start(args.precision, args.device) as runtime:
+        opened = open_run(args.run, overrides, runtime, raw=args.raw)
+        if getattr(opened.experiment.stage, "conditional", False):
+            raise UserError(
+                f"{args.run}: a class-conditional stage explains an image given its class, and an anomaly has none; "
+                f"give a run trained with stage.conditional=false"
+            )
+        sets = {
+            "normal": runtime.together(lambda: _images("--normal", args.normal, opened, args.n)),
+            "abnormal": runtime.together(lambda: _images("--abnormal", args.abnormal, opened, args.n)),
+        }
+        found = {name: score_images(opened, images, args.seed, runtime) for name, images in sets.items()}
+        scores = {name: {found[name].kind: found[name].values["score"].numpy()} for name in sets}
+        pixels = {name: images.images(range(images.n)) for name, images in sets.items()}
+        if found["normal"].unit == "bits/dim":
+            trained = runtime.together(lambda: _images("data.train", opened.experiment.data.train, opened, args.n))
+            likelihood = score_images(opened, trained, args.seed, runtime).values["score"].numpy()
+            for name, each in scores.items():
+                (raw,) = each.values()
+                each |= {"complexity": raw - complexity(pixels[name]), "typicality": typicality(raw, likelihood)}
+        detections = {kind: detect(scores["normal"][kind], scores["abnormal"][kind]) for kind in scores["normal"]}
+        out = (
+            args.out or opened.checkpoint.path.parents[1] / "scores" / f"anomaly-step-{opened.checkpoint.step:08d}.json"
+        )
+        if runtime.main:
+            said = {
+                "run": opened.describe(),
+                "seed": args.seed,
+                **{k: {"n": s.n, **s.describe()} for k, s in sets.items()},
+            }
+            _write(out, detections, found["normal"], said)
+            extremes(scores, pixels).save(out.with_suffix(".png"))
+        say(runtime, f"{table(detections, found['normal'])}\n{out}\n{out.with_suffix('.png')}")
+
+
+def _images(option: str, shards: str | list[str], opened: Run, n: int) -> ShardImages:
+    """The images, which must have the run's size as they are: a resize would itself tell two sets apart."""
+    loaded = index.load(shards)
+    size = opened.shape.resolution
+    height, width = ShardImages(loaded, opened.shape.channels, None).images(range(1)).shape[2:]
+    if option != "data.train" and (height, width) != (size, size):
+        raise UserError(
+            f"{option} {shards} holds images of {width}x{height} and the run was trained at {size}x{size}; "
+            f"pack both sets alike: diffpipe pack … --resolution {size}"
+        )
+    return ShardImages(loaded, opened.shape.channels, size, n=min(n, loaded.total))
+
+
+def table(detections: Mapping[str, Detection], found: Likelihoods) -> str:
+    """A line a score, each figure with its 95% interval."""
+    lines = [f"{'score':>12}  {'AUROC':^24}  {'average precision':^24}  {'FPR at 95% TPR':^24}"]
+    for kind, figures in detections.items():
+        cells = "  ".join(f"{f.value:.4f} ({f.low:.4f} to {f.high:.4f})" for f in figures)
+        lines.append(f"{kind:>12}  {cells}")
+    if found.unit == "bits/dim" and detections[found.kind].auroc.value < 0.5:
+        lines.append(
+            "the raw likelihood takes the abnormal images for more normal than the normal ones, as likelihoods do with "
+            "images simpler than those of the training: go by the complexity-corrected score"
+        )
+    return "\n".join(lines)
+
+
+def extremes(
+    scores: Mapping[str, Mapping[str, Float[np.ndarray, " _"]]], pixels: Mapping[str, UInt8[Tensor, "_ c h w"]]
+) -> Image.Image:
+    """For each score a row of its most and a row of its least anomalous images, framed green if normal, red if not."""
+    framed = torch.cat([_framed(images, FRAME[name]) for name, images in pixels.items()])
+    rows = []
+    for kind in scores["normal"]:
+        order = np.argsort(-np.concatenate([scores[name][kind] for name in pixels]), kind="stable")
+        rows += [framed[order[:COLUMNS].copy()], framed[order[::-1][:COLUMNS].copy()]]
+    return grid(torch.cat(rows), columns=COLUMNS)
+
+
+def _framed(images: UInt8[Tensor, "n c h w"], colour: tuple[int, int, int]) -> UInt8[Tensor, "n 3 h2 w2"]:
+    rgb = images.expand(-1, 3, -1, -1)
+    return torch.stack([F.pad(rgb[:, c], (2, 2, 2, 2), value=colour[c]) for c in range(3)], dim=1)
+
+
+def _write(out: Path, detections: Mapping[str, Detection], found: Likelihoods, said: Mapping[str, Any]) -> None:
+    figures = {
+        kind: {name: interval._asdict() for name, interval in detection._asdict().items()}
+        for kind, detection in detections.items()
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"detection": figures, "unit": found.unit, "protocol": said}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
