@@ -15,6 +15,7 @@ from diffpipe.contract import RankError, UserError
 COMMANDS = {
     "pack": "an image folder or idx files → WebDataset shards with their index",
     "index": "index tars that exist already",
+    "encode": "the latents of images, by a VAE's run, as shards to train a diffusion on",
     "train": "train, or go on where the run directory left off",
     "sample": "images and a grid from a run or a checkpoint",
     "export": "the weights of a run as safetensors files",

@@ -29,13 +29,13 @@ class RankError(UserError):
 class Batch(NamedTuple):
     """The samples of one micro-batch on one rank.
 
-    images: uint8 [b, c, h, w].
+    images: uint8 [b, c, h, w]; of shards of latents float32 [b, 2c, h, w], what an encoder said of each image.
     labels: int64 [b], or None where the shards carry no classes or the config does not ask for them.
     positions: int64 [b], each sample's position in the stream, which keys all of its randomness.
     keys: the samples' names in their shards.
     """
 
-    images: UInt8[Tensor, "b c h w"]
+    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
     labels: Int[Tensor, " b"] | None
     positions: Int[Tensor, " b"]
     keys: Sequence[str]

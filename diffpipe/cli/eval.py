@@ -74,11 +74,12 @@ def _sources(
     assert opened is not None
     try:
         shards = index.load(opened.experiment.data.train)
+        floor = ShardImages(shards, opened.shape.channels, opened.shape.resolution, n=generated.n)
     except UserError as error:
         raise UserError(
             f"the floor takes the run's data.train: {error}; or name others with --floor, or split"
         ) from error
-    return generated, reference, ShardImages(shards, opened.shape.channels, opened.shape.resolution, n=generated.n)
+    return generated, reference, floor
 
 
 def _real(place: str, shape: ImageShape | None, n: int | None) -> ImageSource:

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.contract import Generates, ImageShape, Stage, UserError
 from diffpipe.data import stream
-from diffpipe.data.index import ShardSet
+from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
@@ -73,6 +73,9 @@ class ShardImages:
             raise UserError(
                 f"{shards.paths[0]} and its set hold {shards.total} images, fewer than {n}; give a smaller n"
             )
+        path = shards.lacking(*IMAGE_EXTENSIONS)
+        if path is not None:
+            raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
         self.shards, self.channels, self.resolution = shards, channels, resolution
         drawn = n is not None and n < shards.total
         self._indices = permutation(shards.total, seed, "subset")[:n] if drawn else np.arange(shards.total)

@@ -96,12 +96,11 @@ def build_stage(
         return experiment, runtime.together(lambda: stage.build(shape))
     before = trained.state["experiment"]["stage"].get("codec", {}) if trained else {}
     try:
-        found = _codec_checkpoint(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
-        codec = _latent_codec(found, runtime)
+        codec, sha256 = open_codec(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
     except UserError as error:
         raise UserError(f"stage.codec.run: {error}") from error
     tree = experiment.model_dump(mode="json")
-    tree["stage"]["codec"]["sha256"] = found.manifest_sha256
+    tree["stage"]["codec"]["sha256"] = sha256
     pinned = validate(Experiment, tree, source=experiment.run.dir)
     return pinned, runtime.together(lambda: stage.build(shape, codec))
 
@@ -126,7 +125,12 @@ def _codec_checkpoint(path: Path, sha256: str | None, runtime: Runtime) -> Check
     return checkpoints.open_checkpoint(digests[sha256], runtime)
 
 
-def _latent_codec(found: Checkpoint, runtime: Runtime) -> LatentCodec:
+def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[LatentCodec, str]:
+    """The codec made of the VAE at `path`, of the checkpoint with this hash (None: the newest), and that hash.
+
+    A collective. Raises UserError where there is no such checkpoint or it is of no VAE that can be a codec.
+    """
+    found = _codec_checkpoint(path, sha256, runtime)
     kind = found.state["experiment"]["stage"]["kind"]
     if kind != "vae":
         raise UserError(f"{found.path} is a run of stage.kind={kind}; give one of stage.kind=vae with spatial latents")
@@ -137,7 +141,8 @@ def _latent_codec(found: Checkpoint, runtime: Runtime) -> LatentCodec:
         complaint = "its checkpoint says nothing of its latents' mean and deviation; train it on with this version"
     if complaint is not None:
         raise UserError(f"{found.path}: {complaint}")
-    return LatentCodec(vae.stage, vae.nets, found.state["latents"]["mean"], found.state["latents"]["std"])
+    mean, std = (found.state["latents"][name] for name in ("mean", "std"))
+    return LatentCodec(vae.stage, vae.nets, mean, std), found.manifest_sha256
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

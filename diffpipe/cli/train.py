@@ -21,10 +21,12 @@ from diffpipe.config import dump_yaml, load_config
 from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage, UserError
 from diffpipe.data import index
 from diffpipe.data.index import ShardSet, number_of_classes
+from diffpipe.data.latents import are_latents, encoder
 from diffpipe.data.stream import batches, check
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import parse_metric
 from diffpipe.rng import Draws
+from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.loop import Hook, Trainer
@@ -62,7 +64,7 @@ class Job:
         for complaint in complaints:
             say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
         experiment, stage = build_stage(experiment, shape, runtime, found)
-        runtime.together(lambda: _fit_together(experiment, stage))
+        runtime.together(lambda: _fit_together(experiment, stage, shards))
         trainer = Trainer(
             stage,
             runtime,
@@ -188,7 +190,12 @@ def _data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
     return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
 
 
-def _fit_together(experiment: Experiment, stage: Stage) -> None:
+def _fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
+    if are_latents(shards):
+        codec = getattr(experiment.stage, "codec", None)
+        _fit_latents(shards, codec.sha256 if isinstance(codec, VAECodecConfig) else None)
+        if experiment.eval.every:
+            raise UserError("eval.every needs images in data.train for the floor of a score; set eval.every=0")
     if experiment.eval.every:
         if not isinstance(stage, Generates):
             raise UserError(
@@ -204,6 +211,21 @@ def _fit_together(experiment: Experiment, stage: Stage) -> None:
         experiment.run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir {experiment.run.dir}: {error.strerror}; give one that can be written") from error
+
+
+def _fit_latents(shards: ShardSet, sha256: str | None) -> None:
+    """Raise UserError where shards of latents were not encoded by the checkpoint with this hash (None: no codec)."""
+    made_by = encoder(shards)
+    if sha256 is None:
+        raise UserError(
+            f"{shards.paths[0]} and its set hold latents, and the stage takes images; set stage.codec to the VAE that "
+            f"encoded them, of the checkpoint with sha256 {made_by}, or data.train to the images"
+        )
+    if made_by != sha256:
+        raise UserError(
+            f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {made_by}, and stage.codec is "
+            f"the one with {sha256}; encode the images anew, or set stage.codec.sha256"
+        )
 
 
 def _refuse_changes(found: Checkpoint, identity: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from diffpipe.config import Config
 from diffpipe.contract import Batch, UserError
 from diffpipe.data.decode import decode, fit, pixels
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.latents import LATENTS, are_latents, from_bytes
 from diffpipe.data.order import Order, sequential
 from diffpipe.data.read import Reader
 from diffpipe.data.table import Sample
@@ -56,6 +57,7 @@ class StreamDataset(Dataset):
         self.seed = seed
         self.order = Order(seed, shard_set.counts, config.lanes, config.window)
         self.reader = Reader(shard_set)
+        self.latents = are_latents(shard_set)
 
     def __getitems__(self, positions: np.ndarray) -> Batch | UserError:
         """The batch of positions int64 [b].
@@ -69,22 +71,24 @@ class StreamDataset(Dataset):
 
     def _batch(self, positions: np.ndarray) -> Batch:
         config, reader = self.config, self.reader
-        images = np.empty((len(positions), config.channels, config.resolution, config.resolution), dtype=np.uint8)
+        images: list[np.ndarray] = []
         keys: list[str] = []
         labels: list[int] = []
         words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
         shards, indices = self.order.at(positions)
         for i, (shard, index) in enumerate(zip(shards.tolist(), indices.tolist(), strict=True)):
             sample = reader.shard_set.sample(shard, index)
-            image = decode(
-                reader.image(shard, sample), config.channels, f"{reader.shard_set.paths[shard]}: {sample.key}"
-            )
-            images[i] = pixels(fit(image, config.resolution, config.crop, config.flip, words[i]))
+            where = f"{reader.shard_set.paths[shard]}: {sample.key}"
+            if self.latents:
+                images.append(from_bytes(reader.read(shard, sample, LATENTS), where))
+            else:
+                image = decode(reader.image(shard, sample), config.channels, where)
+                images.append(pixels(fit(image, config.resolution, config.crop, config.flip, words[i])))
             keys.append(sample.key)
             if config.labels:
                 labels.append(reader.label(shard, sample))
         return Batch(
-            images=torch.from_numpy(images),
+            images=torch.from_numpy(np.stack(images)),
             labels=torch.tensor(labels) if config.labels else None,
             positions=torch.from_numpy(positions),
             keys=keys,
@@ -98,8 +102,10 @@ def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: i
             f"data.batch_size={config.batch_size} cannot be split over {world} processes and {accumulate} "
             f"micro-batches (train.accumulate); make it {world * accumulate} or more"
         )
-    path = shard_set.lacking(*IMAGE_EXTENSIONS)
-    if path is not None:
+    latents, path = are_latents(shard_set), shard_set.lacking(*IMAGE_EXTENSIONS)
+    if latents and (config.flip or config.crop != "center"):
+        raise UserError(f"{path}: latents cannot be flipped or cropped; set data.flip=false and data.crop=center")
+    if path is not None and not latents:
         raise UserError(f"{path}: some samples have no image; each needs one of {', '.join(IMAGE_EXTENSIONS)}")
     if config.labels:
         path = shard_set.lacking("cls")

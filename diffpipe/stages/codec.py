@@ -46,8 +46,10 @@ class Codec(Protocol):
         """[c h w] of the codes of images of this shape. Raises UserError where it cannot encode such images."""
         ...
 
-    def encode(self, images: UInt8[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b c_z h_z w_z"]:
-        """The codes, float32 of about unit size. Where encoding is random, it is by `draws`."""
+    def encode(
+        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], draws: Draws
+    ) -> Float[Tensor, "b c_z h_z w_z"]:
+        """The codes, float32 of about unit size, of images or of shards' latents. What is random is by `draws`."""
         ...
 
     def decode(self, x: Float[Tensor, "b c_z h_z w_z"]) -> UInt8[Tensor, "b c h w"]:

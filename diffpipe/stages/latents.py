@@ -42,10 +42,19 @@ class LatentCodec:
         return self.vae.latent_shape
 
     @torch.no_grad()
-    def encode(self, images: UInt8[Tensor, "b c h w"], draws: Draws) -> Float[Tensor, "b c_z h_z w_z"]:
-        q = self.vae.encode(self.nets, images)
-        z = reparameterize(q, draws.normal("codec", self.vae.latent_shape))
+    def encode(
+        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], draws: Draws
+    ) -> Float[Tensor, "b c_z h_z w_z"]:
+        """images: or what `describe` said of them, which gives the same codes without the encoder."""
+        q = self.describe(images) if images.dtype == torch.uint8 else images
+        mean, log_variance = q.chunk(2, dim=1)
+        z = reparameterize(Posterior(mean, log_variance), draws.normal("codec", self.vae.latent_shape))
         return (z - self.mean) / self.std
+
+    @torch.no_grad()
+    def describe(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c2_z h_z w_z"]:
+        """Mean and log-variance of q(z|x), float32, one after the other: all that encoding depends on."""
+        return torch.cat(self.vae.encode(self.nets, images), dim=1)
 
     @torch.no_grad()
     def decode(self, x: Float[Tensor, "b c_z h_z w_z"]) -> UInt8[Tensor, "b c h w"]:

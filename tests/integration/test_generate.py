@@ -101,7 +101,7 @@ def test_fid_without_its_weights_says_where_to_put_them(run: Path, reference: Pa
     assert "fd_efficientnet_lite0, which works offline" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "eval", "pack", "index", "export"])
+@pytest.mark.parametrize("name", ["train", "sample", "eval", "pack", "index", "encode", "export"])
 def test_help_tells_of_every_option(name: str) -> None:
     result = diffpipe(name, "--help")
     assert result.returncode == 0

@@ -15,7 +15,7 @@ from PIL import Image
 from diffpipe.__main__ import main
 from diffpipe.data import index, stream
 from diffpipe.train.checkpoint import manifest_sha256
-from tests.integration.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, tensors
+from tests.integration.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, metrics, seen, succeeds, tensors
 
 VAE = HOME / "configs" / "fashion_mnist" / "latent_vae.yaml"
 DDPM = HOME / "configs" / "fashion_mnist" / "latent_ddpm.yaml"
@@ -142,3 +142,54 @@ def test_what_is_no_codec_is_refused(
 def test_a_bound_on_latents_is_no_likelihood_of_images(latent: Path, capfd: pytest.CaptureFixture[str]) -> None:
     line = refusal(capfd, main(["nll", str(latent), f"{SHARDS}/test/test-000000.tar", "--device", "cpu"]))
     assert "its bound is no likelihood of images" in line
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Path:
+    out = tmp_path_factory.mktemp("encoded") / "out"
+    assert main(["encode", str(vae), f"{SHARDS}/test", str(out), "--device", "cpu"]) == 0
+    return out
+
+
+def test_training_from_latents_equals_encoding_on_the_fly(vae: Path, encoded: Path, tmp_path: Path) -> None:
+    words = ["train.steps=3", "train.precision=fp32", "train.record_samples=true"]
+    assert diffuse(tmp_path / "images", vae, *words) == 0
+    assert diffuse(tmp_path / "latents", vae, *words, f"data.train={encoded}/latents-000000.tar") == 0
+    assert seen(tmp_path / "latents") == seen(tmp_path / "images")
+    expected = metrics(tmp_path / "images")
+    for step, values in metrics(tmp_path / "latents").items():
+        assert values["loss"] == pytest.approx(expected[step]["loss"], rel=1e-5)
+    assert sorted(expected) == [1, 2, 3]
+    assert main(["sample", str(tmp_path / "latents"), str(tmp_path / "out"), "--n", "1", "--device", "cpu"]) == 0
+
+
+def test_two_processes_encode_what_one_does(vae: Path, encoded: Path, tmp_path: Path) -> None:
+    succeeds("encode", vae, SHARDS / "test", tmp_path / "out", "--device", "cpu", processes=2)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["codec.json", "index.safetensors", "latents-000000.tar", "latents-000001.tar"]
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (encoded / name).read_bytes(), name
+
+
+def test_latents_that_do_not_fit_are_refused(
+    vae: Path, latent: Path, encoded: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ours = str(manifest_sha256(newest(vae)))
+    pixels = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
+    line = refusal(capfd, train(pixels, tmp_path / "a", f"data.train={encoded}"))
+    assert "hold latents, and the stage takes images" in line
+    assert ours in line
+    other = tmp_path / "other"
+    assert train(VAE, other, "train.steps=1", "seed=9") == 0
+    capfd.readouterr()
+    line = refusal(capfd, diffuse(tmp_path / "a", other, f"data.train={encoded}"))
+    assert ours in line
+    assert str(manifest_sha256(newest(other))) in line
+    line = refusal(capfd, diffuse(tmp_path / "a", vae, f"data.train={encoded}", "eval.every=1"))
+    assert "eval.every=0" in line
+    line = refusal(capfd, main(["encode", str(latent), f"{SHARDS}/test", str(tmp_path / "b"), "--device", "cpu"]))
+    assert "stage.kind=ddpm" in line
+    line = refusal(capfd, main(["encode", str(vae), str(encoded), str(tmp_path / "b"), "--device", "cpu"]))
+    assert "no image to encode" in line
+    line = refusal(capfd, main(["encode", str(vae), f"{SHARDS}/test", str(encoded), "--device", "cpu"]))
+    assert "exists already" in line

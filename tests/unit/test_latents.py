@@ -96,6 +96,14 @@ def test_decoding_a_code_is_the_vaes_image_of_its_latents() -> None:
     assert expected.float().std() > 1
 
 
+def test_what_the_encoder_says_of_images_gives_their_codes_without_it() -> None:
+    some, few, draws = codec(), images(5), Draws(2, torch.arange(5))
+    said, codes = some.describe(few), some.encode(few, draws)
+    assert said.shape == (5, 6, 4, 4)
+    del some.nets["encoder"]
+    assert torch.equal(some.encode(said, draws), codes)
+
+
 def test_the_noise_of_a_code_is_keyed_by_position_and_seed() -> None:
     some, positions = codec(), [7, 3, 3, 12]
     same = images(1).expand(4, -1, -1, -1).contiguous()

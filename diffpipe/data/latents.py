@@ -1,0 +1,53 @@
+"""Shards of latents: a member `latents.npy` instead of an image, and `codec.json`, which says who encoded them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from diffpipe.contract import UserError
+from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+
+LATENTS = "latents.npy"
+CODEC = "codec.json"
+
+
+def are_latents(shard_set: ShardSet) -> bool:
+    """Whether these are shards that `diffpipe encode` wrote."""
+    return shard_set.has(LATENTS) and shard_set.lacking(*IMAGE_EXTENSIONS) is not None
+
+
+def encoder(shard_set: ShardSet) -> str:
+    """The sha256 of the checkpoint that encoded the shards. Raises UserError where they do not say, or not the same."""
+    found: set[str] = set()
+    for path in sorted({Path(path).parent / CODEC for path in shard_set.paths}):
+        try:
+            found.add(str(json.loads(path.read_text())["sha256"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: it does not say which checkpoint made the latents beside it; write them with: diffpipe encode"
+            ) from error
+    if len(found) > 1:
+        raise UserError(f"{shard_set.paths[0]} and others: encoded by several checkpoints; use the shards of one")
+    return found.pop()
+
+
+def to_bytes(latents: Float32[np.ndarray, "c h w"]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, latents, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes, where: str) -> Float32[np.ndarray, "c h w"]:
+    """The inverse of `to_bytes`. Raises UserError that begins with `where`."""
+    try:
+        latents = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{where}: not a readable .npy file ({error}); encode the shard again") from error
+    if latents.dtype != np.float32 or latents.ndim != 3:
+        raise UserError(f"{where}: not float32 [c h w], as diffpipe encode writes; encode the shard again")
+    return latents
