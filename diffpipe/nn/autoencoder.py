@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
+from einops import repeat
 from einops.layers.torch import Rearrange
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
@@ -101,12 +103,13 @@ class Decoder(nn.Module):
         super().__init__()
         c, size = config.mults[-1] * config.channels, config.lowest(resolution)
         self.label = nn.Embedding(classes, config.channels) if classes else None
+        inputs = config.latent_channels + (config.channels if classes else 0)
         self.stem = (
-            nn.Conv2d(config.latent_channels, c, 3, padding=1)
+            nn.Conv2d(inputs, c, 3, padding=1)
             if config.latent == "spatial"
             else nn.Sequential(
                 Rearrange("b c 1 1 -> b c"),
-                nn.Linear(config.latent_channels, c * size * size),
+                nn.Linear(inputs, c * size * size),
                 Rearrange("b (c h w) -> b c h w", h=size, w=size),
             )
         )
@@ -124,7 +127,10 @@ class Decoder(nn.Module):
         self, z: Float[Tensor, "b c_z h_z w_z"], labels: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b outputs h w"]:
         """z has the config's `latent_shape` for the resolution given at construction."""
-        h = _through(self.layers, self.stem(z), _embedding(self.label, labels))
+        emb = _embedding(self.label, labels)
+        if emb is not None:  # beside the latents too: a block only shifts whole channels by it, and a class has a shape
+            z = torch.cat([z, repeat(emb, "b c -> b c h w", h=z.shape[2], w=z.shape[3])], dim=1)
+        h = _through(self.layers, self.stem(z), emb)
         return self.out(F.silu(self.norm(h)))
 
 
