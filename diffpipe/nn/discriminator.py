@@ -80,9 +80,12 @@ class Discriminator(nn.Module):
             for block in level:  # pyright: ignore[reportGeneralTypeIssues]
                 h = block(h, emb)
         features = self.basis(F.leaky_relu(h, SLOPE)).flatten(1)
-        logits = self.out(features)[:, 0]
-        if self.label is not None:
-            assert labels is not None, "a class-conditional discriminator takes labels"
-            projection = reduce(self.label(labels) * features, "b c -> b", "sum")
-            logits = logits + projection / features.shape[1] ** 0.5
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
+        with torch.autocast(x.device.type, enabled=False):
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            logits = self.out(features)[:, 0]
+            if self.label is not None:
+                assert labels is not None, "a class-conditional discriminator takes labels"
+                projection = reduce(self.label(labels) * features, "b c -> b", "sum")
+                logits = logits + projection / features.shape[1] ** 0.5
+        return logits

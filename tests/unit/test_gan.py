@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.nn.discriminator import Discriminator
 from diffpipe.rng import Draws
 from diffpipe.stages.games import GameConfig, discriminator_loss, generator_loss, play, squared_gradient
 from diffpipe.stages.gan import GANConfig
@@ -290,6 +291,17 @@ def test_the_penalty_is_in_full_precision_under_autocast() -> None:
         rounded = play(stage.config.model_copy(update={"r1": 0, "r2": 0}), phase, judge, real, lambda: fake)
     assert torch.equal(under.metrics["penalty"], full.metrics["penalty"])
     assert not torch.equal(rounded.metrics["real"], full.metrics["real"])
+
+
+def test_logits_far_from_zero_keep_their_small_differences_under_autocast() -> None:
+    torch.manual_seed(0)
+    net = config(loss="hinge").build(SHAPE).networks()["discriminator"]
+    assert isinstance(net, Discriminator)
+    nn.init.constant_(net.out.bias, 1000.0)  # bfloat16 knows 1000 and 1004, and nothing between
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = net(torch.randn(64, 1, 8, 8))
+    assert logits.dtype == torch.float32
+    assert len(logits.unique()) > 32
 
 
 def test_an_image_depends_on_its_index_its_label_and_the_temperature_alone() -> None:
