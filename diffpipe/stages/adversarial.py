@@ -24,7 +24,8 @@ from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, Game, GameConfig, play
-from diffpipe.stages.gan import LatentSamplerConfig, conditional_classes, tiled, wanted_labels
+from diffpipe.stages.gan import LatentSamplerConfig, tiled, wanted_labels
+from diffpipe.stages.labels import conditional_classes
 
 
 class LargeStepsConfig(Config):

@@ -19,6 +19,7 @@ from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
+from diffpipe.stages.labels import conditional_classes
 
 
 class GuidedSamplerConfig(SamplerConfig):
@@ -56,8 +57,7 @@ class DDPM:
     """A `Stage`. Timesteps and noise are keyed by the samples' positions; label dropout too."""
 
     def __init__(self, config: DDPMConfig, shape: ImageShape, codec: Codec):
-        if config.conditional and not shape.classes:
-            raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
+        self.classes = conditional_classes(config.conditional, shape)
         if config.sampler.guidance != 1 and not config.conditional:
             raise UserError(
                 "stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it"
@@ -67,7 +67,6 @@ class DDPM:
                 "stage.sampler.clip=true clips to [-1, 1], a range that latents do not keep to; set it to false"
             )
         self.config = config
-        self.classes = shape.classes if config.conditional else 0
         self.codec = codec
         self.code_shape = codec.shape(shape)
         try:

@@ -17,6 +17,7 @@ from diffpipe.nn.flow import Dequantizer
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
 from diffpipe.rng import Draws
+from diffpipe.stages.labels import conditional_classes
 
 HALF = 128.0  # pixel v fills [v, v + 1) of 256 units of [-1, 1]
 
@@ -85,8 +86,7 @@ class FlowStage:
     """
 
     def __init__(self, config: FlowConfig, shape: ImageShape):
-        if config.conditional and not shape.classes:
-            raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
+        self.classes = conditional_classes(config.conditional, shape)
         if config.dequantization.kind == "variational" and shape.resolution % 2:
             raise UserError(
                 f"data.resolution {shape.resolution} is odd and stage.dequantization.kind=variational halves it once; "
@@ -94,7 +94,6 @@ class FlowStage:
             )
         self.config = config
         self.shape = shape
-        self.classes = shape.classes if config.conditional else 0
         self.dims = shape.channels * shape.resolution**2
         with torch.device("meta"):
             self.networks()  # what cannot be built is refused here, before any job has started

@@ -15,12 +15,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
+from diffpipe.contract import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.generator import Generator, GeneratorConfig
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
+from diffpipe.stages.labels import conditional_classes
 
 
 class LatentSamplerConfig(Config):
@@ -83,13 +84,6 @@ class GAN:
     ) -> UInt8[Tensor, "b c h w"]:
         z = self.config.sampler.temperature * draws.normal("latent", (self.config.generator.latent,))
         return self.codec.decode(nets[GENERATOR](z, wanted_labels(self.classes, labels, draws)).float())
-
-
-def conditional_classes(conditional: bool, shape: ImageShape) -> int:
-    """How many classes a stage conditions on, 0 for none. Raises UserError where it should and the data has none."""
-    if conditional and not shape.classes:
-        raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
-    return shape.classes if conditional else 0
 
 
 def wanted_labels(classes: int, labels: Int[Tensor, " b"] | None, draws: Draws) -> Int[Tensor, " b"] | None:

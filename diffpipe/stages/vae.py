@@ -17,6 +17,7 @@ from diffpipe.contract import Batch, ImageShape, Loss, Phase, Score, UserError
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.labels import conditional_classes
 from diffpipe.stages.likelihood import (
     bits_per_dim,
     discretized_logistic,
@@ -75,11 +76,9 @@ class VAE:
     """A `Stage` that generates, reconstructs and scores. The noise of the latents is keyed by position."""
 
     def __init__(self, config: VAEConfig, shape: ImageShape):
-        if config.conditional and not shape.classes:
-            raise UserError("stage.conditional needs labels and the data has none; set data.labels=true")
+        self.classes = conditional_classes(config.conditional, shape)
         self.config = config
         self.shape = shape
-        self.classes = shape.classes if config.conditional else 0
         self.codec = PixelCodec()
         self.latent_shape = config.network.latent_shape(shape.resolution)
         self.dims = shape.channels * shape.resolution**2
