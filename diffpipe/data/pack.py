@@ -1,4 +1,4 @@
-"""Image folders and idx files → WebDataset shards with their index; the same input gives the same bytes."""
+"""Image folders, idx files and shards → WebDataset shards with their index; the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +18,8 @@ from diffpipe import rng
 from diffpipe.contract import UserError
 from diffpipe.data.decode import decode, fit
 from diffpipe.data.idx import read_idx
+from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.read import Reader
 from diffpipe.data.table import write_index
 
 _KEPT = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
@@ -27,7 +29,7 @@ _NO_WORDS = np.zeros(3, dtype=np.int64)
 
 @runtime_checkable
 class Source(Protocol):
-    """Encoded images to pack, with a label each (or none at all) and the names of the classes (or none)."""
+    """Samples to pack, with a label each (or none at all) and the names of the classes (or none)."""
 
     @property
     def labels(self) -> Sequence[int] | None: ...
@@ -37,8 +39,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def encoded(self, i: int) -> tuple[str, bytes]:
-        """The extension and the bytes of image i."""
+    def members(self, i: int) -> dict[str, bytes]:
+        """The members of sample i by extension: its encoded image, and what else it has beside its label."""
         ...
 
 
@@ -79,7 +81,7 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def encoded(self, i: int) -> tuple[str, bytes]:
+    def members(self, i: int) -> dict[str, bytes]:
         path = self.paths[i]
         try:
             data = path.read_bytes()
@@ -88,8 +90,8 @@ class FolderSource:
         image = decode(data, None, str(path))
         kept = _KEPT.get(path.suffix.lower())
         if kept and (self.resolution is None or image.size == (self.resolution, self.resolution)):
-            return kept, data
-        return "png", _png(image, self.resolution)
+            return {kept: data}
+        return {"png": _png(image, self.resolution)}
 
 
 class IdxSource:
@@ -120,8 +122,35 @@ class IdxSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def encoded(self, i: int) -> tuple[str, bytes]:
-        return "png", _png(Image.fromarray(self.images[i]), self.resolution)
+    def members(self, i: int) -> dict[str, bytes]:
+        return {"png": _png(Image.fromarray(self.images[i]), self.resolution)}
+
+
+class ShardSource:
+    """The samples of shards in their order, every member byte for byte but for images that a resolution resizes."""
+
+    def __init__(self, shards: ShardSet, resolution: int | None = None):
+        self.shards, self.reader, self.resolution = shards, Reader(shards), resolution
+        self.classes = shards.classes
+        self._places = [(shard, i) for shard, count in enumerate(shards.counts.tolist()) for i in range(count)]
+        self.labels: list[int] | None = None
+        if all(shard.classes is not None for shard in shards.shards):
+            self.labels = [self.reader.label(shard, shards.sample(shard, i)) for shard, i in self._places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def members(self, i: int) -> dict[str, bytes]:
+        shard, place = self._places[i]
+        sample = self.shards.sample(shard, place)
+        found = {extension: self.reader.read(shard, sample, extension) for extension in sample.members}
+        if self.resolution is not None:
+            for extension in found.keys() & set(IMAGE_EXTENSIONS):
+                data = found.pop(extension)
+                image = decode(data, None, f"{self.shards.paths[shard]}: {sample.key}.{extension}")
+                resized = image.size != (self.resolution, self.resolution)
+                found |= {"png": _png(image, self.resolution)} if resized else {extension: data}
+        return found
 
 
 def pack(
@@ -129,6 +158,8 @@ def pack(
     out: Path,
     *,
     shard_samples: int = 1000,
+    only: Collection[int] = (),
+    leave_out: Collection[int] = (),
     per_class: int | None = None,
     seed: int = 0,
     prefix: str = "shard",
@@ -136,13 +167,14 @@ def pack(
     """Write the shards `out/PREFIX-000000.tar` … and their index; `out` appears whole or not at all.
 
     The samples are shuffled by `seed`, so that each shard mixes the classes; keys are indices into the source.
-    per_class: so many samples of each class, chosen by `seed`. Raises UserError.
+    only, leave_out: the labels to keep (all if none are given) and not to; none is renumbered. per_class: so many
+    samples of each class that is kept, chosen by `seed`. Raises UserError.
     """
     if Path(prefix).name != prefix:
         raise UserError(f"--prefix {prefix!r} is not a file name; give a plain word such as train")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; remove it or give another name")
-    chosen = _choose(source, per_class, seed)
+    chosen = _choose(source, only, leave_out, per_class, seed)
     chosen = chosen[rng.permutation(len(chosen), seed, "pack")]
     temporary = out.parent.absolute() / f".{out.absolute().name}.{os.getpid()}.tmp"
     try:
@@ -161,30 +193,44 @@ def pack(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _choose(source: Source, per_class: int | None, seed: int) -> np.ndarray:
+def _choose(
+    source: Source, only: Collection[int], leave_out: Collection[int], per_class: int | None, seed: int
+) -> np.ndarray:
     """Indices of the samples to pack, int64."""
-    if per_class is None:
+    options = {"--only": only, "--leave-out": leave_out, "--per-class": per_class}
+    used = [option for option, value in options.items() if value]
+    if not used:
         return np.arange(len(source))
     if source.labels is None:
-        raise UserError("--per-class needs labels; give class folders or a labels file")
+        raise UserError(f"{used[0]} needs labels; give class folders or a labels file")
     labels = np.asarray(source.labels)
-    chosen: list[np.ndarray] = []
-    for label in range(len(source.classes) if source.classes is not None else int(labels.max()) + 1):
-        members = np.flatnonzero(labels == label)
-        if len(members) < per_class:
-            name = label if source.classes is None else source.classes[label]
-            raise UserError(
-                f"class {name} has {len(members)} images, fewer than --per-class {per_class}; ask for fewer"
-            )
-        chosen.append(members[rng.permutation(len(members), seed, "per-class", label)[:per_class]])
+    names = source.classes
+    known = np.arange(len(names)) if names is not None else np.unique(labels)
+    for option, asked in (("--only", only), ("--leave-out", leave_out)):
+        unknown = sorted(set(asked) - set(known.tolist()))
+        if unknown:
+            raise UserError(f"{option} {unknown[0]}: no such label; the labels are {known[0]} to {known[-1]}")
+    kept = [label for label in sorted(set(only)) or known.tolist() if label not in leave_out]
+    chosen = [np.flatnonzero(np.isin(labels, kept))]
+    if per_class is not None:
+        chosen = []
+        for label in kept:
+            members = np.flatnonzero(labels == label)
+            if len(members) < per_class:
+                name = label if names is None else names[label]
+                raise UserError(
+                    f"class {name} has {len(members)} images, fewer than --per-class {per_class}; ask for fewer"
+                )
+            chosen.append(members[rng.permutation(len(members), seed, "per-class", label)[:per_class]])
+    if not sum(map(len, chosen)):
+        raise UserError("--only and --leave-out leave no images; keep a class that has some")
     return np.concatenate(chosen)
 
 
 def _add(tar: tarfile.TarFile, key: str, source: Source, i: int) -> None:
-    extension, data = source.encoded(i)
-    members = {extension: data}
+    members = source.members(i)
     if source.labels is not None:
-        members["cls"] = str(source.labels[i]).encode()
+        members.setdefault("cls", str(source.labels[i]).encode())
     for suffix, content in members.items():
         info = tarfile.TarInfo(f"{key}.{suffix}")  # its owner and time are zero, so the same input gives the same bytes
         info.size = len(content)

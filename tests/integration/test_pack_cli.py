@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from diffpipe.data import load
+from diffpipe.__main__ import main
+from diffpipe.data import labels, load
 
 
 def diffpipe(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -59,6 +61,42 @@ def test_idx_files_are_packed_with_the_names_of_their_classes(tmp_path: Path) ->
     result = diffpipe("pack", tmp_path / "i", tmp_path / "out", "--labels", tmp_path / "l", "--classes", "left,right")
     assert (result.returncode, result.stderr) == (0, "")
     assert load(str(tmp_path / "out")).classes == ["left", "right"]
+
+
+def test_shards_are_split_into_nine_classes_and_the_tenth(tmp_path: Path) -> None:
+    fashion = Path(__file__).parents[2] / "configs" / "fashion_mnist" / "shards" / "test"
+    # In this process: what starts as a command of its own is shown above.
+    assert main(["pack", str(fashion), str(tmp_path / "nine"), "--leave-out", "3"]) == 0
+    assert main(["pack", str(fashion / "test-000000.tar"), str(tmp_path / "tenth"), "--only", "3"]) == 0
+    nine, tenth = load(str(tmp_path / "nine")), load(str(tmp_path / "tenth"))
+    assert labels(nine, range(nine.total)).bincount().tolist() == [200, 200, 200, 0, 200, 200, 200, 200, 200, 200]
+    assert set(labels(tenth, range(tenth.total)).tolist()) == {3}
+    assert nine.classes == tenth.classes == load(str(fashion)).classes
+
+
+@pytest.mark.parametrize(
+    ("words", "about"),
+    [
+        (["--only", "10"], "--only 10: no such label"),
+        (["--leave-out", "0,1,2,3,4,5,6,7,8,9"], "leave no images"),
+        (["--classes", "a,b"], "--classes is for idx files"),
+        (["--only", "1", "--leave-out", "2"], "--leave-out: not allowed with argument --only"),
+        (["--only", "shoes"], "'shoes' is no list of labels"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], about: str
+) -> None:
+    fashion = Path(__file__).parents[2] / "configs" / "fashion_mnist" / "shards" / "test"
+    try:
+        status: object = main(["pack", str(fashion), str(tmp_path / "out"), *words])
+    except SystemExit as stop:  # argparse ends the process itself
+        status = stop.code
+    assert status == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("diffpipe pack: error: ")
+    assert about in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_tars_made_elsewhere_are_indexed_and_a_damaged_one_is_named(tmp_path: Path) -> None:

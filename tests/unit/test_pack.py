@@ -13,8 +13,9 @@ from webdataset.compat import WebDataset
 from diffpipe.contract import UserError
 from diffpipe.data import images, labels, load, number_of_classes
 from diffpipe.data.idx import find_idx, read_idx
-from diffpipe.data.pack import FolderSource, IdxSource, pack
-from tests.unit.tars import png, random_pixels
+from diffpipe.data.pack import FolderSource, IdxSource, ShardSource, pack
+from diffpipe.data.table import write_index
+from tests.unit.tars import png, random_pixels, write_tar
 
 FASHION = Path(__file__).parents[2] / "configs" / "fashion_mnist" / "shards"
 
@@ -139,6 +140,73 @@ def test_so_many_of_each_class_are_chosen(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs labels"):
         pack(IdxSource(digits / "train-images-idx3-ubyte.gz"), tmp_path / "more", per_class=1)
     assert not (tmp_path / "more").exists()
+
+
+def everything(folder: Path) -> dict[tuple[bytes, ...], int]:
+    """Each sample's members, byte for byte, and how often it is there."""
+    shards = load(str(folder))
+    found: dict[tuple[bytes, ...], int] = {}
+    for shard, path in enumerate(shards.paths):
+        data = Path(path).read_bytes()
+        for i in range(int(shards.counts[shard])):
+            members = shards.sample(shard, i).members
+            row = tuple(e.encode() + data[m.offset : m.offset + m.size] for e, m in sorted(members.items()))
+            found[row] = found.get(row, 0) + 1
+    return found
+
+
+def test_classes_are_chosen_or_left_out_and_keep_their_labels(digits: Path, tmp_path: Path) -> None:
+    source = source_of(digits, classes=list("abcd"))
+    pack(source, tmp_path / "rest", leave_out=[1])
+    pack(source, tmp_path / "one", only=[1])
+    pack(source, tmp_path / "few", only=[0, 3], per_class=2)
+    rest, one, few = (load(str(tmp_path / name)) for name in ("rest", "one", "few"))
+    assert labels(rest, range(rest.total)).bincount().tolist() == [10, 0, 10, 10]
+    assert labels(one, range(one.total)).tolist() == [1] * 10
+    assert labels(few, range(few.total)).sort().values.tolist() == [0, 0, 3, 3]
+    assert rest.classes == list("abcd")
+    assert {int(one.sample(0, i).key) for i in range(10)} == set(range(1, 40, 4))
+
+
+def test_labels_that_cannot_be_chosen_are_named_and_nothing_is_written(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="--only 4: no such label; the labels are 0 to 3"):
+        pack(source_of(digits), out, only=[0, 4])
+    with pytest.raises(UserError, match="--leave-out 7: no such label"):
+        pack(source_of(digits, classes=list("abcde")), out, leave_out=[7])
+    with pytest.raises(UserError, match="leave no images"):
+        pack(source_of(digits), out, leave_out=[3, 2, 1, 0])
+    with pytest.raises(UserError, match="leave no images"):
+        pack(source_of(digits, classes=list("abcde")), out, only=[4])
+    with pytest.raises(UserError, match="--leave-out needs labels"):
+        pack(IdxSource(digits / "train-images-idx3-ubyte.gz"), out, leave_out=[0])
+    assert not out.exists()
+
+
+def test_shards_are_packed_again_byte_for_byte(digits: Path, tmp_path: Path) -> None:
+    pack(source_of(digits, classes=list("abcd")), tmp_path / "all", shard_samples=15)
+    pack(ShardSource(load(str(tmp_path / "all"))), tmp_path / "again", seed=1)
+    assert everything(tmp_path / "again") == everything(tmp_path / "all")
+    pack(ShardSource(load(str(tmp_path / "all"))), tmp_path / "rest", leave_out=[2])
+    rest = load(str(tmp_path / "rest"))
+    assert rest.classes == list("abcd")
+    assert labels(rest, range(rest.total)).bincount().tolist() == [10, 10, 0, 10]
+    assert everything(tmp_path / "rest").items() <= everything(tmp_path / "all").items()
+    pack(ShardSource(load(str(tmp_path / "all")), resolution=4), tmp_path / "small", only=[0])
+    assert images(load(str(tmp_path / "small")), range(10), None, 1).shape == (10, 1, 4, 4)
+
+
+def test_shards_keep_what_else_they_hold(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    rows = {f"{i}.{e}": data for i in range(3) for e, data in {"png": png(random_pixels(i)), "txt": b"words"}.items()}
+    write_tar(tmp_path / "src" / "a.tar", rows)
+    write_index(tmp_path / "src")
+    source = ShardSource(load(str(tmp_path / "src")))
+    assert source.labels is None
+    pack(source, tmp_path / "out")
+    assert everything(tmp_path / "out") == everything(tmp_path / "src")
+    with pytest.raises(UserError, match="--only needs labels"):
+        pack(source, tmp_path / "more", only=[0])
 
 
 def test_a_bad_image_is_named_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:
