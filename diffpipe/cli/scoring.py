@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffpipe.metrics.evaluate import ImageSource, build_extractors, evaluate
+from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.tracking import progress_bar
@@ -19,18 +20,14 @@ def score(
     runtime: Runtime,
     *,
     inception_weights: str | None = None,
+    extractors: Mapping[str, Extractor] | None = None,
     on_generated: Callable[[range, Any], object] | None = None,
 ) -> Result:
-    """Evaluate on all ranks, with a progress bar on rank 0. A collective. Raises UserError on all ranks."""
-    extractors = runtime.together(
-        lambda: build_extractors(
-            metrics,
-            device=runtime.device,
-            inception_weights=inception_weights,
-            rank=runtime.rank,
-            barrier=runtime.barrier,
-        )
-    )
+    """Evaluate on all ranks, with a progress bar on rank 0. A collective. Raises UserError on all ranks.
+
+    extractors: what `load_extractors` returned, where several scores share them.
+    """
+    extractors = extractors or load_extractors(metrics, runtime, inception_weights)
     total = generated.n + reference.n + (floor.n if floor else 0)
     with progress_bar("score", "image", total, runtime) as bar:
 
@@ -49,6 +46,21 @@ def score(
             on_generated=on_generated,
             progress=progress,
         )
+
+
+def load_extractors(
+    metrics: Sequence[str], runtime: Runtime, inception_weights: str | None = None
+) -> dict[str, Extractor]:
+    """The feature networks of `metrics`, on this rank's device. A collective. Raises UserError on all ranks."""
+    return runtime.together(
+        lambda: build_extractors(
+            metrics,
+            device=runtime.device,
+            inception_weights=inception_weights,
+            rank=runtime.rank,
+            barrier=runtime.barrier,
+        )
+    )
 
 
 def table(result: Result) -> str:
