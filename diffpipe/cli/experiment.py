@@ -51,6 +51,9 @@ class EvalConfig(Config):
     """Steps between scores; 0 computes none."""
     n: int = Field(default=1000, ge=2)
     metrics: tuple[str, ...] = ("fd_efficientnet_lite0", "kid_efficientnet_lite0")
+    reconstruction: int = Field(default=0, ge=0)
+    """Images that are compared with their reconstructions after the last step, for the checkpoint to say what an
+    autoencoder loses (a Fréchet distance, some seconds for 1000): of data.test where there is one. 0 is none."""
 
 
 class Experiment(Config):

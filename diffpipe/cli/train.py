@@ -14,6 +14,7 @@ from torch import Tensor
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages, ShardImages, collect, grid, share_out
 from diffpipe.cli.latents import measured
+from diffpipe.cli.reconstruction import originals, reconstruction, unseen
 from diffpipe.cli.runs import build_stage
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
@@ -130,10 +131,19 @@ class Job:
             "shape": self.shape._asdict(),
             "experiment": experiment.model_dump(mode="json"),
             "latents": measured(self.stage, trainer.averaged(), self.shards, self.shape, self.runtime),
+            "reconstruction": self._reconstruction(),
         }
         checkpoints.save(
             experiment.run.checkpoints, trainer.state(), state, self.runtime, experiment.checkpoint.keep_last
         )
+
+    def _reconstruction(self) -> dict[str, Any] | None:
+        """After the last step, the score of reconstructed images, of held-out ones where there are any."""
+        experiment, step = self.experiment, self.trainer.step
+        if not experiment.eval.reconstruction or step < experiment.train.steps:
+            return None
+        about = {"step": step, "weights": "ema"}
+        return reconstruction(experiment, self.stage, self.trainer.averaged(), self.runtime, about)
 
     def draw(self) -> None:
         """A picture of what the stage can do by now: its samples, else images above their reconstructions."""
@@ -158,8 +168,8 @@ class Job:
             return None
         columns = self.shape.classes or 8
         rows = max(1, n // (2 * columns))
-        shards = index.load(self.experiment.data.test or self.experiment.data.train)
-        images = ShardImages(shards, self.shape.channels, self.shape.resolution).images(range(rows * columns))
+        real = ShardImages(unseen(self.experiment), self.shape.channels, self.shape.resolution)
+        images = real.images(range(rows * columns))
         draws = Draws(self.experiment.seed, torch.arange(len(images), device=self.runtime.device))
         with torch.no_grad(), self.runtime.autocast():
             again = self.stage.reconstruct(self.trainer.averaged(), images.to(self.runtime.device), draws).cpu()
@@ -207,6 +217,8 @@ def _fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> Non
         index.load(experiment.data.test)
         for name in experiment.eval.metrics:
             parse_metric(name)
+    if experiment.eval.reconstruction:
+        originals(experiment, stage)
     try:
         experiment.run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:

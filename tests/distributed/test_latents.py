@@ -1,4 +1,6 @@
-"""Latent diffusion under DDP: two processes show their networks the codes that one does, and hold one codec."""
+"""Latent diffusion under DDP: two processes show their networks the codes that one does, and hold one codec; and they
+find one score of its reconstructions.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
+from diffpipe.cli.reconstruction import ReconstructedImages
+from diffpipe.cli.scoring import score
 from diffpipe.contract import ImageShape
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics
@@ -23,10 +29,28 @@ SHAPE = ImageShape(1, 4)
 VAE = {"kind": "vae", "network": {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 2}}
 UNET = {"channels": 8, "mults": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 DDPM = {"kind": "ddpm", "unet": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}
+METRIC = f"fd_{__name__}:pixels"
 
 
-def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any]]:
-    """What the network was shown at each step and position, the losses, and the weights."""
+def pixels(images: Tensor) -> Tensor:
+    """A feature network that costs nothing."""
+    return F.adaptive_avg_pool2d(images[:, 0].float(), 4).flatten(1)
+
+
+class Patterns:
+    """Two chunks of images that depend on their index."""
+
+    n = 70
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def images(self, indices: range) -> Tensor:
+        return batch(indices).images
+
+
+def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], float]:
+    """What the network was shown at each step and position, the losses, the weights, and the codec's score."""
     with Runtime.start("fp32", "cpu") as runtime:
         vae = VAEConfig.model_validate(VAE).build(SHAPE)
         with torch.random.fork_rng():
@@ -50,12 +74,16 @@ def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any]]:
             positions[:] = range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)
             trainer.train_step([batch(positions)])
             losses.append(trainer._log_values()["loss"])
-        return shown, losses, {key: tensor.numpy() for key, tensor in trainer.state().items()}
+        reconstructed = ReconstructedImages(vae, nets, Patterns(), runtime, 0, {})
+        lost = score(reconstructed, Patterns(), None, [METRIC], runtime).scores[METRIC]
+        return shown, losses, {key: tensor.numpy() for key, tensor in trainer.state().items()}, lost
 
 
-def test_two_processes_are_shown_the_codes_that_one_is() -> None:
-    shown, losses, state = train()
-    (first, their_losses, weights), (second, _, same) = run(2, train)
+def test_two_processes_are_shown_the_codes_that_one_is_and_score_them_alike() -> None:
+    shown, losses, state, lost = train()
+    (first, their_losses, weights, *theirs), (second, _, same, *others) = run(2, train)
+    assert lost > 1
+    assert [*theirs, *others] == pytest.approx([lost, lost], rel=1e-9)
     assert not first.keys() & second.keys()
     assert (first | second).keys() == shown.keys()
     for at, (x_t, t) in (first | second).items():

@@ -42,7 +42,7 @@ def newest(run: Path) -> Path:
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("vae")
-    assert train(VAE, home, "train.steps=2") == 0
+    assert train(VAE, home, "train.steps=2", "checkpoint.every=1", "eval.reconstruction=20") == 0
     return home
 
 
@@ -66,6 +66,44 @@ def test_the_vaes_checkpoint_carries_the_statistics_of_its_latents(vae: Path) ->
     # Training was in bf16 where the machine has it.
     torch.testing.assert_close(torch.tensor(found["mean"]), mean, atol=0.02, rtol=0)
     torch.testing.assert_close(torch.tensor(found["std"]), variance.sqrt(), atol=0.02, rtol=0)
+
+
+def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measured(vae: Path) -> None:
+    from diffpipe.cli.runs import open_run
+    from diffpipe.metrics.features import efficientnet_lite0
+    from diffpipe.metrics.frechet import frechet_distance
+    from diffpipe.metrics.moments import Moments
+    from diffpipe.rng import Draws, permutation
+    from diffpipe.train.runtime import Runtime
+
+    found, held_out = state(newest(vae))["reconstruction"], index.load(f"{SHARDS}/test")
+    assert state(vae / "checkpoints" / "step-00000001")["reconstruction"] is None
+    said, lite0 = found["protocol"], efficientnet_lite0()
+    assert said["metrics"]["fd_efficientnet_lite0"]["sha256"] == lite0.sha256
+    assert said["metrics"]["fd_efficientnet_lite0"]["resize"] == lite0.resize
+    assert said["reference"]["fingerprint"] == held_out.fingerprint
+    assert (said["reference"]["n"], said["reference"]["drawn_by_seed"]) == (20, 0)
+    about = {"n": 20, "images": "reconstructions of the reference", "step": 2, "weights": "ema"}
+    assert about.items() <= said["generated"].items()
+    runtime = Runtime.start("auto", "cpu")  # as it was trained: of images as flat as these, rounding shows
+    run = open_run(vae, [], runtime)
+    images = stream.images(held_out, permutation(held_out.total, 0, "subset")[:20], 28, 1)
+    with runtime.autocast():
+        again = run.stage.reconstruct(run.nets, images, Draws(0, torch.arange(20)))  # pyright: ignore[reportAttributeAccessIssue]
+    expected = frechet_distance(Moments.of(lite0(again)), Moments.of(lite0(images)))
+    assert found["scores"] == {"fd_efficientnet_lite0": pytest.approx(expected, rel=1e-4)}
+
+
+def test_a_reconstruction_score_that_cannot_be_is_refused_before_training(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
+    line = refusal(capfd, train(pixels, tmp_path, "eval.reconstruction=8"))
+    assert "stage.kind ddpm reconstructs none; set eval.reconstruction=0" in line
+    line = refusal(capfd, train(VAE, tmp_path, "eval.reconstruction=3"))
+    assert "eval.reconstruction is 3, and a score needs 4 images or more" in line
+    line = refusal(capfd, train(VAE, tmp_path, "eval.reconstruction=5000"))
+    assert "hold 2000 images, fewer than 5000" in line
 
 
 def test_the_codecs_hash_is_pinned_in_the_run_and_the_codec_is_not_saved_again(vae: Path, latent: Path) -> None:

@@ -1,0 +1,94 @@
+"""How much of an image a stage keeps: real images against their own reconstructions, by a Fréchet distance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.images import ShardImages
+from diffpipe.cli.scoring import score
+from diffpipe.cli.terminal import say
+from diffpipe.contract import Reconstructs, Stage, UserError
+from diffpipe.data import index
+from diffpipe.data.index import ShardSet
+from diffpipe.metrics.evaluate import ImageSource
+from diffpipe.rng import Draws
+from diffpipe.train.runtime import Runtime
+
+METRIC = "fd_efficientnet_lite0"
+_FEWEST = 4  # half of the images against the other half is the floor
+
+
+def unseen(experiment: Experiment) -> ShardSet:
+    """The images held out, or those of the training where none are."""
+    return index.load(experiment.data.test or experiment.data.train)
+
+
+def originals(experiment: Experiment, stage: Stage) -> ShardImages:
+    """The `eval.reconstruction` images that are compared with their reconstructions. Raises UserError."""
+    n, data = experiment.eval.reconstruction, experiment.data
+    if not isinstance(stage, Reconstructs):
+        raise UserError(
+            f"eval.reconstruction scores reconstructed images, and stage.kind {experiment.stage.kind} reconstructs "
+            f"none; set eval.reconstruction=0"
+        )
+    if n < _FEWEST:
+        raise UserError(f"eval.reconstruction is {n}, and a score needs {_FEWEST} images or more; set it to 0 for none")
+    try:
+        return ShardImages(unseen(experiment), data.channels, data.resolution, n=n)
+    except UserError as error:
+        raise UserError(f"eval.reconstruction: {error}") from error
+
+
+class ReconstructedImages:
+    """What a stage makes of real images: image i is a function of the i-th of `originals` and the weights."""
+
+    def __init__(
+        self,
+        stage: Reconstructs,
+        nets: Mapping[str, nn.Module],
+        originals: ImageSource,
+        runtime: Runtime,
+        seed: int,
+        about: Mapping[str, Any],
+    ):
+        self.stage, self.nets, self.originals, self.runtime = stage, nets, originals, runtime
+        self.seed, self.about = seed, about
+
+    @property
+    def n(self) -> int:
+        return self.originals.n
+
+    def describe(self) -> dict[str, Any]:
+        precision = str(self.runtime.dtype).removeprefix("torch.")
+        what = "reconstructions of the reference"
+        return {"images": what, "seed": self.seed, "precision": precision, **self.about}
+
+    def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
+        device = self.runtime.device
+        originals = self.originals.images(indices).to(device, memory_format=self.runtime.memory_format)
+        draws = Draws(self.seed, torch.tensor(indices, device=device))
+        with self.runtime.autocast():
+            return self.stage.reconstruct(self.nets, originals, draws).cpu()
+
+
+def reconstruction(
+    experiment: Experiment, stage: Stage, nets: Mapping[str, nn.Module], runtime: Runtime, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The score with its protocol, as a score file holds it: JSON values. A collective. Raises UserError.
+
+    about: what the protocol says of the weights. The floor is what one half of the images scores against the other;
+    reconstructions can be far below it, as they share their images with the reference.
+    """
+    real = originals(experiment, stage)
+    assert isinstance(stage, Reconstructs)
+    again = ReconstructedImages(stage, nets, real, runtime, experiment.seed, about)
+    result = score(again, real, None, [METRIC], runtime)
+    say(runtime, f"{METRIC} of {real.n} images and their reconstructions: {result.scores[METRIC]:.3f}")
+    return asdict(result)
