@@ -1,16 +1,24 @@
-"""The real commands as subprocesses, alone and under `accelerate launch`, and what to read off their runs."""
+"""The commands in processes of their own, alone and several as one job, and what to read off their runs.
+
+They are forks of a server that has imported what they need (server.py); with `real=True` they are what a user types:
+`python -m diffpipe`, and for several processes `accelerate launch`.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import yaml
 from safetensors import safe_open
+
+from tests.integration.server import Server
 
 HOME = Path(__file__).parents[2]
 SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
@@ -26,7 +34,7 @@ TINY_STAGE = {
     "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],
     "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.mults=[1,2]"],
     "tarflow": ["stage.network.width=16", "stage.network.blocks=2", "stage.network.layers=1"],
-    "vae": _CODER,
+    "vae": [*_CODER, "eval.reconstruction=0"],
 }
 TINY_RUN = ["data.batch_size=8", "optimizer.decay=constant", "train.log_every=1"]
 TINY = [*TINY_STAGE["ddpm"], *TINY_RUN]
@@ -41,35 +49,43 @@ def command(*words: object, processes: int = 0) -> list[str]:
     return [*start, *map(str, words)]
 
 
-def diffpipe(*words: object, processes: int = 0, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def diffpipe(
+    *words: object, processes: int = 0, real: bool = False, timeout: float = 200
+) -> subprocess.CompletedProcess[str]:
     """Run it from the repository's root, one thread a process, and return what it said."""
-    return subprocess.run(
-        command(*words, processes=processes),
-        cwd=HOME,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = command(*words, processes=processes)
+    if real:
+        return subprocess.run(started, cwd=HOME, env=env, capture_output=True, text=True, check=False, timeout=timeout)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        code = server().start([*map(str, words)], HOME, env, out, err, processes).wait(timeout)
+        for stream in (out, err):
+            stream.seek(0)
+        return subprocess.CompletedProcess(started, code, out.read(), err.read())
 
 
-def succeeds(*words: object, processes: int = 0) -> str:
+@functools.cache
+def server() -> Server:
+    return Server(HOME)
+
+
+def succeeds(*words: object, processes: int = 0, real: bool = False) -> str:
     """Run it, require exit status 0, and return stderr."""
-    result = diffpipe(*words, processes=processes)
+    result = diffpipe(*words, processes=processes, real=real)
     assert result.returncode == 0, result.stderr
     return result.stderr
 
 
-def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG) -> str:
+def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG, real: bool = False) -> str:
     stage = yaml.safe_load(config.read_text())["stage"]
     tiny = TINY_STAGE[stage.get("network", {}).get("kind", stage["kind"])]
-    return succeeds("train", config, f"run.dir={run_dir}", *tiny, *TINY_RUN, *overrides, processes=processes)
+    words = ["train", config, f"run.dir={run_dir}", *tiny, *TINY_RUN, *overrides]
+    return succeeds(*words, processes=processes, real=real)
 
 
-def refused(*words: object, processes: int = 0) -> str:
+def refused(*words: object, processes: int = 0, real: bool = False) -> str:
     """The one line of a command that must fail; a launcher adds its own traceback, and its own exit status."""
-    result = diffpipe(*words, processes=processes, timeout=90)
+    result = diffpipe(*words, processes=processes, real=real, timeout=90)
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith(f"diffpipe {words[0]}: error: ")]
     assert len(lines) == 1, result.stderr

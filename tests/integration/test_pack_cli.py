@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,7 @@ from PIL import Image
 
 from diffpipe.__main__ import main
 from diffpipe.data import labels, load
-
-
-def diffpipe(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "diffpipe", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from tests.integration.commands import diffpipe
 
 
 def refused(*words: str | Path) -> str:
@@ -41,9 +36,8 @@ def test_a_folder_is_packed_and_the_line_says_what_was_made(tmp_path: Path) -> N
         for i in range(3):
             (tmp_path / "src" / name / f"{i}.png").write_bytes(png(i))
     (tmp_path / "src" / "dog" / "notes.txt").write_text("no image")
-    result = diffpipe(
-        "pack", tmp_path / "src", tmp_path / "out", "--shard-samples", "4", "--per-class", "2", "--seed", "3"
-    )
+    words = ["pack", tmp_path / "src", tmp_path / "out", "--shard-samples", "4", "--per-class", "2", "--seed", "3"]
+    result = diffpipe(*words, real=True)
     assert (result.returncode, result.stderr) == (0, "")
     shards = load(str(tmp_path / "out"))
     line, skipped = result.stdout.splitlines()
