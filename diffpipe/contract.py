@@ -93,7 +93,7 @@ class Stage(Protocol):
     """A family of generators: its networks and its losses.
 
     The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device. What a family can
-    do beyond training it says by further methods: see `Generates`, `Reconstructs`, `Scores`.
+    do beyond training it says by further methods: see `Generates`, `Reconstructs`, `Encodes`, `Scores`.
     """
 
     def networks(self) -> dict[str, nn.Module]:
@@ -128,6 +128,35 @@ class Reconstructs(Protocol):
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
     ) -> UInt8[Tensor, "b c h w"]:
         """What is left of each image after its code."""
+        ...
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A stage with a latent for each image and an image for each latent.
+
+    normal_latents: whether training draws the latents to a standard normal distribution.
+    """
+
+    normal_latents: bool
+
+    def encode_latents(
+        self,
+        nets: Mapping[str, nn.Module],
+        images: UInt8[Tensor, "b c h w"],
+        labels: Int[Tensor, " b"] | None,
+        draws: Draws,
+    ) -> Float[Tensor, " b *latent"]:
+        """One latent an image, float32: that of a distribution's mean; what has to be random is by `draws`.
+
+        A class-conditional stage needs the labels, and its latents say what they do not.
+        """
+        ...
+
+    def decode_latents(
+        self, nets: Mapping[str, nn.Module], z: Float[Tensor, " b *latent"], labels: Int[Tensor, " b"] | None
+    ) -> UInt8[Tensor, "b c h w"]:
+        """The images of latents; nothing is drawn. A class-conditional stage needs the labels."""
         ...
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from einops import reduce
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -34,7 +34,9 @@ class AutoencoderConfig(Config):
 
 
 class Autoencoder:
-    """A `Stage` that reconstructs and scores. The noise on its input is keyed by the samples' positions."""
+    """A `Stage` that reconstructs, encodes and scores. The noise on its input is keyed by the samples' positions."""
+
+    normal_latents = False
 
     def __init__(self, config: AutoencoderConfig, shape: ImageShape):
         self.config = config
@@ -70,6 +72,22 @@ class Autoencoder:
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
     ) -> UInt8[Tensor, "b c h w"]:
         return self.codec.decode(self.decode(nets, self.encode(nets, images)))
+
+    @torch.no_grad()
+    def encode_latents(
+        self,
+        nets: Mapping[str, nn.Module],
+        images: UInt8[Tensor, "b c h w"],
+        labels: Int[Tensor, " b"] | None,
+        draws: Draws,
+    ) -> Float[Tensor, "b c_z h_z w_z"]:
+        return self.encode(nets, images).float()
+
+    @torch.no_grad()
+    def decode_latents(
+        self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c_z h_z w_z"], labels: Int[Tensor, " b"] | None
+    ) -> UInt8[Tensor, "b c h w"]:
+        return self.codec.decode(self.decode(nets, z))
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:

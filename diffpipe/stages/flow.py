@@ -77,13 +77,15 @@ class _Continuous(NamedTuple):
 
 
 class FlowStage:
-    """A `Stage`. The noise of the dequantization is keyed by the samples' positions.
+    """A `Stage` that generates, encodes and scores. The noise of the dequantization is keyed by the samples' positions.
 
     bits/dim = −log2 p(x) / dims + log2 128: the density in units of pixel values rather than of [-1, 1]. It is the
     exact density of the one continuous x drawn. Its mean over u is an upper bound on −log2 P(v) / dims of the discrete
     image v, by Jensen's inequality (Theis et al. 2016, section 3.1); with a variational q(u|v), log2 q(u|v) / dims is
     added, and the bound is tighter by as much as q is closer to the model's own p(u|v).
     """
+
+    normal_latents = True
 
     def __init__(self, config: FlowConfig, shape: ImageShape):
         self.classes = conditional_classes(config.conditional, shape)
@@ -135,9 +137,27 @@ class FlowStage:
     def generate(
         self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        flow = cast(Glow | TarFlow, nets["flow"])
-        labels = labels if self.classes else None
         z = self.config.sampler.temperature * draws.normal("prior", self._image)
+        return self.decode_latents(nets, z, labels)
+
+    @torch.no_grad()
+    def encode_latents(
+        self,
+        nets: Mapping[str, nn.Module],
+        images: UInt8[Tensor, "b c h w"],
+        labels: Int[Tensor, " b"] | None,
+        draws: Draws,
+    ) -> Float[Tensor, "b c h w"]:
+        """z of one draw of the dequantization's noise: without it, latents would not be as the prior knows them."""
+        x, _ = self._continuous(nets, images, draws)
+        return nets["flow"](x, self._labels(labels))[0].float()
+
+    @torch.no_grad()
+    def decode_latents(
+        self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None
+    ) -> UInt8[Tensor, "b c h w"]:
+        """The pixels that x lies in; where the flow was trained on noised images, after a denoising step."""
+        flow, labels = cast(Glow | TarFlow, nets["flow"]), self._labels(labels)
         x = flow.inverse(z, labels)
         if isinstance(self.config.dequantization, Gaussian):
             x = self._denoise(flow, x, labels)
@@ -149,10 +169,9 @@ class FlowStage:
 
     def _bits(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> dict[str, Float[Tensor, " b"]]:
         """The negative log-likelihood in bits/dim, as the terms whose sum it is. Float32 whatever the autocast."""
-        if self.classes and batch.labels is None:
-            raise UserError("stage.conditional is p(x|y) and the data brings no labels; set data.labels=true")
+        labels = self._labels(batch.labels)
         x, log_q = self._continuous(nets, batch.images, draws)
-        z, log_det = nets["flow"](x, batch.labels if self.classes else None)
+        z, log_det = nets["flow"](x, labels)
         nats = {
             "log_det": self.dims * math.log(HALF) - log_det,
             "prior": 0.5 * (z.square() + math.log(2 * math.pi)).sum((1, 2, 3)),
@@ -160,6 +179,11 @@ class FlowStage:
         if log_q is not None:
             nats["dequantization"] = log_q
         return {name: value / (self.dims * math.log(2)) for name, value in nats.items()}
+
+    def _labels(self, labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"] | None:
+        if self.classes and labels is None:
+            raise UserError("stage.conditional is p(x|y) and the data brings no labels; set data.labels=true")
+        return labels if self.classes else None
 
     def _continuous(self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws) -> _Continuous:
         noise, v = self.config.dequantization, images.float()
