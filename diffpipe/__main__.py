@@ -7,11 +7,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from diffpipe import __version__
 from diffpipe.contract import RankError, UserError
 
-# A command is a module of diffpipe.cli with `add_arguments(parser)` and `run(args)`; only the one asked for is loaded.
+# A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`;
+# only the one asked for is loaded.
 COMMANDS = {
     "pack": "an image folder or idx files → WebDataset shards with their index",
     "index": "index tars that exist already",
@@ -20,7 +22,12 @@ COMMANDS = {
     "sample": "images and a grid from a run or a checkpoint",
     "export": "the weights of a run as safetensors files",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
+    "attribute": "images moved along the direction in the latents from one class to another",
+    "interpolate": "images on the way from one image to another, through the latents or the noise",
+    "latent-map": "a map of the latents of images, coloured by their class",
+    "compare": "runs side by side: samples, scores, likelihoods, speed and size, as a page, a table and a picture",
     "anomaly": "how well a run's score tells abnormal images from normal ones",
+    "classify": "the classes of images by the likelihoods of a class-conditional run, and how far to trust them",
     "nll": "how well a run explains images: the likelihood in bits/dim or a bound on it, with its terms",
 }
 
@@ -34,15 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name in words[:1]:
-            importlib.import_module(f"diffpipe.cli.{name}").add_arguments(command)
+            _module(name).add_arguments(command)
     args = parser.parse_args(words)
     try:
-        importlib.import_module(f"diffpipe.cli.{args.command}").run(args)
+        _module(args.command).run(args)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(f"diffpipe {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)  # noqa: T201
         return 2
     return 0
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"diffpipe.cli.{command.replace('-', '_')}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.cli.images import ShardImages, grid
-from diffpipe.cli.likelihood import Likelihoods, score_images
-from diffpipe.cli.runs import Run, open_run
+from diffpipe.cli.likelihood import Likelihoods, is_conditional, score_images, scoring
+from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
 from diffpipe.data import index
@@ -42,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    overrides = [] if args.steps is None else [f"stage.sampler.bound_steps={args.steps}"]
     with Runtime.start(args.precision, args.device) as runtime:
-        opened = open_run(args.run, overrides, runtime, raw=args.raw)
-        if getattr(opened.experiment.stage, "conditional", False):
+        opened = open_run(args.run, bound_overrides(args), runtime, raw=args.raw)
+        scoring(opened)
+        if is_conditional(opened):
             raise UserError(
                 f"{args.run}: a class-conditional stage explains an image given its class, and an anomaly has none; "
                 f"give a run trained with stage.conditional=false"

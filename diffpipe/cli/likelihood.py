@@ -13,6 +13,8 @@ from torch import Tensor
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run
 from diffpipe.contract import Batch, Score, Scores, UserError
+from diffpipe.data import index
+from diffpipe.data.index import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws
@@ -50,17 +52,16 @@ class Likelihoods(NamedTuple):
 
 
 def score_images(
-    opened: Run, images: ShardImages, seed: int, runtime: Runtime, label: int | None = None
+    opened: Run, images: ShardImages, seed: int, runtime: Runtime, label: int | None = None, title: str = "score"
 ) -> Likelihoods:
     """The score of every image, shared out in fixed chunks over the ranks. A collective.
 
-    A class-conditional stage is given each image's own label, or `label` for all. Raises UserError where the stage
+    A class-conditional stage is given each image's own label, or `label` for all. What is random is keyed by the image
+    alone: two labels are compared under the same noise. title: of the progress bar. Raises UserError where the stage
     scores nothing.
     """
-    stage, kind = opened.stage, opened.experiment.stage.kind
-    if not isinstance(stage, Scores):
-        raise UserError(f"a run of stage.kind {kind} has no likelihood and no error; give a run of another kind")
-    conditional = getattr(opened.experiment.stage, "conditional", False)
+    stage = scoring(opened)
+    conditional = is_conditional(opened)
     mine: dict[int, Likelihoods] = {}
 
     def score(chunk: range) -> Likelihoods:
@@ -80,10 +81,46 @@ def score_images(
             mine[start] = score(chunk)
             bar.update(min(len(chunk) * runtime.world, images.n - bar.n))
 
-    with progress_bar("score", "image", images.n, runtime) as bar:
+    with progress_bar(title, "image", images.n, runtime) as bar:
         runtime.together(lambda: score_mine(bar))
     parts = {start: part for each in runtime.gather(mine) for start, part in each.items()}
     return _merge([parts[start] for start in sorted(parts)])
+
+
+def labelled_images(shards: str, opened: Run, n: int) -> ShardImages:
+    """n images of the shards, after a check that a class-conditional run knows their labels. Raises UserError."""
+    loaded, classes = index.load(shards), opened.shape.classes
+    if is_conditional(opened):
+        path = loaded.lacking("cls")
+        if path is not None:
+            raise UserError(f"{path}: the run is class-conditional and some samples have no label; pack them with one")
+        if number_of_classes(loaded) > classes:
+            raise UserError(f"{shards} holds {number_of_classes(loaded)} classes and the run was trained on {classes}")
+    return ShardImages(loaded, opened.shape.channels, opened.shape.resolution, n=n)
+
+
+def is_conditional(opened: Run) -> bool:
+    """Whether the run's stage explains an image given its class."""
+    return getattr(opened.experiment.stage, "conditional", False)
+
+
+def scoring(opened: Run) -> Scores:
+    """The run's stage, which scores. Raises UserError where it does not."""
+    if isinstance(opened.stage, Scores):
+        return opened.stage
+    kind = opened.experiment.stage.kind
+    raise UserError(f"a run of stage.kind {kind} has no likelihood and no error; give a run of another kind")
+
+
+def require_likelihood(found: Likelihoods, opened: Run) -> None:
+    """Raise UserError where the scores are no likelihoods, or not all of them are finite."""
+    if found.kind == "error":
+        kind = opened.experiment.stage.kind
+        raise UserError(f"a run of stage.kind {kind} has an error ({found.unit}) and no likelihood; give another")
+    infinite = int((~found.values["score"].isfinite()).sum())
+    if infinite:
+        home = opened.checkpoint.path.parents[1]
+        raise UserError(f"{home}: {infinite} of {found.n} likelihoods are not finite; look at the training's loss")
 
 
 def _kept(score: Score) -> Likelihoods:

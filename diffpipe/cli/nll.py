@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 
 from diffpipe import __version__
 from diffpipe.cli.images import ShardImages
-from diffpipe.cli.likelihood import Course, Likelihoods, score_images
-from diffpipe.cli.runs import Run, open_run
+from diffpipe.cli.likelihood import Course, Likelihoods, labelled_images, require_likelihood, score_images
+from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
-from diffpipe.data import index
-from diffpipe.data.index import number_of_classes
 from diffpipe.metrics import protocol
 from diffpipe.metrics.protocol import Result
 from diffpipe.train.runtime import Runtime
@@ -28,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=1000, help="how many of them (default %(default)s)")
     parser.add_argument(
         "--steps", type=int, help="network evaluations an image for a diffusion's bound (default: at every timestep)"
+    )
+    parser.add_argument(
+        "--importance-samples",
+        type=int,
+        metavar="K",
+        help="latents an image for a VAE's bound: more than 1 make it the importance-weighted one (default: as the "
+        "run's config says)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise in a bound (default %(default)s)")
     parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
@@ -41,35 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.n < 2:
         raise UserError(f"--n {args.n}: a standard error needs at least 2 images")
-    overrides = [] if args.steps is None else [f"stage.sampler.bound_steps={args.steps}"]
     with Runtime.start(args.precision, args.device) as runtime:
-        opened = open_run(args.run, overrides, runtime, raw=args.raw)
-        images = runtime.together(lambda: _images(args.shards, opened, args.n))
+        opened = open_run(args.run, bound_overrides(args), runtime, raw=args.raw)
+        images = runtime.together(lambda: labelled_images(args.shards, opened, args.n))
         found = score_images(opened, images, args.seed, runtime)
-        if found.kind == "error":
-            kind = opened.experiment.stage.kind
-            raise UserError(f"a run of stage.kind {kind} has an error ({found.unit}) and no likelihood; give another")
-        infinite = int((~found.values["score"].isfinite()).sum())
-        if infinite:
-            raise UserError(
-                f"{args.run}: {infinite} of {found.n} likelihoods are not finite; look at the training's loss"
-            )
-        out = args.out or _default_out(opened, images.n, args.steps)
+        require_likelihood(found, opened)
+        out = args.out or _default_out(opened, images.n, args)
         plot = out.with_suffix(".png") if found.course else None
         runtime.together(lambda: _write(found, opened, images, args.seed, runtime, out, plot) if runtime.main else None)
         say(runtime, "\n".join([_table(found), str(out), *([str(plot)] if plot else [])]))
-
-
-def _images(shards: str, opened: Run, n: int) -> ShardImages:
-    """The images, after a check that their labels are ones the run knows."""
-    loaded, classes = index.load(shards), opened.shape.classes
-    if getattr(opened.experiment.stage, "conditional", False):
-        path = loaded.lacking("cls")
-        if path is not None:
-            raise UserError(f"{path}: the run is class-conditional and some samples have no label; pack them with one")
-        if number_of_classes(loaded) > classes:
-            raise UserError(f"{shards} holds {number_of_classes(loaded)} classes and the run was trained on {classes}")
-    return ShardImages(loaded, opened.shape.channels, opened.shape.resolution, n=n)
 
 
 def _write(
@@ -135,7 +120,8 @@ def _table(found: Likelihoods) -> str:
     return "\n".join([f"{lines[0]} ({found.kind}; {found.n} images)", *lines[1:]])
 
 
-def _default_out(opened: Run, n: int, steps: int | None) -> Path:
-    how = "" if steps is None else f"steps{steps}-"
+def _default_out(opened: Run, n: int, args: argparse.Namespace) -> Path:
+    how = "" if args.steps is None else f"steps{args.steps}-"
+    how += "" if args.importance_samples is None else f"k{args.importance_samples}-"
     name = f"nll-step-{opened.checkpoint.step:08d}-{how}n{n}.json"
     return opened.checkpoint.path.parents[1] / "scores" / name

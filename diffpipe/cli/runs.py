@@ -23,6 +23,18 @@ from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime
 
+# What an option of a command overrides in a run's config, and whose it is: a stage that lacks the key refuses it so.
+OPTIONS = {
+    "stage.codec.run": ("--codec", "a latent diffusion (stage.codec.kind vae)"),
+    "stage.sampler.kind": ("--sampler", "a diffusion's sampling"),
+    "stage.sampler.steps": ("--steps", "a diffusion's sampling"),
+    "stage.sampler.eta": ("--eta", "a diffusion's sampling"),
+    "stage.sampler.guidance": ("--guidance", "a diffusion's sampling"),
+    "stage.sampler.temperature": ("--temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
+    "stage.sampler.bound_steps": ("--steps", "a diffusion's bound"),
+    "stage.sampler.importance_samples": ("--importance-samples", "a VAE's bound"),
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -69,10 +81,7 @@ def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: boo
 
 
 def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
-    tree = found.state["experiment"]
-    for word in overrides:
-        override(tree, word)
-    experiment = validate(Experiment, tree, source=str(found.path))
+    experiment = _overridden(found, overrides)
     shape = ImageShape(**found.state["shape"])
     experiment, stage = build_stage(experiment, shape, runtime)
     prefix = "net" if raw else "ema"
@@ -81,6 +90,25 @@ def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, ra
     tensors = {f"{prefix}.{name}.{key}": t for name, net in nets.items() for key, t in net.state_dict().items()}
     checkpoints.load(found, tensors, alone=True)
     return Run(found, experiment, shape, stage, nets, "raw" if raw else "ema")
+
+
+def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:
+    """The run's experiment with `key=value` words laid over it. Raises UserError, by the option where one says it."""
+    tree, source = found.state["experiment"], str(found.path)
+    stage = validate(Experiment, tree, source).stage
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key in OPTIONS and not _takes(stage, key):
+            option, whose = OPTIONS[key]
+            raise UserError(f"{option} is for {whose}, and {found.path.parents[1]} is of stage.kind {stage.kind}")
+        override(tree, word)
+    return validate(Experiment, tree, source)
+
+
+def _takes(stage: Any, key: str) -> bool:
+    if key == "stage.codec.run":
+        return isinstance(stage, DDPMConfig) and isinstance(stage.codec, VAECodecConfig)
+    return key.removeprefix("stage.sampler.") in type(stage.sampler).model_fields
 
 
 def build_stage(
@@ -155,7 +183,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
     )
-    parser.add_argument("--temperature", type=float, help="of a flow: factor on the normal noise, 0 for no noise")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of a flow, VAE, GAN or adversarial denoiser: factor on the normal noise, 0 for no noise",
+    )
     parser.add_argument("--codec", metavar="RUN", help="where the VAE of a latent diffusion run lies by now")
     parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
@@ -168,6 +200,12 @@ def sampler_overrides(args: argparse.Namespace) -> list[str]:
     given["temperature"] = args.temperature
     codec = [f"stage.codec.run={args.codec}"] if args.codec else []
     return [*codec, *(f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None)]
+
+
+def bound_overrides(args: argparse.Namespace) -> list[str]:
+    """How many evaluations a likelihood may cost, where it was said, as overrides of the run's config."""
+    given = {"bound_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
+    return [f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None]
 
 
 def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | None) -> GeneratedImages:

@@ -75,8 +75,13 @@ def _defining(result: Result, metrics: list[str]) -> dict[str, Any]:
 
 def write(result: Result, path: str | Path) -> None:
     """Write the score as JSON, whole or not at all. Raises UserError where the file cannot be written."""
+    write_json(asdict(result), path)
+
+
+def write_json(tree: Mapping[str, Any], path: str | Path) -> None:
+    """Write a score, and what else there is to it, as `write` does."""
     path = Path(path)
-    text = json.dumps(asdict(result), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

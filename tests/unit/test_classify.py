@@ -1,0 +1,206 @@
+"""Classes by likelihood, with a stage whose Bayes posterior and accuracy are known in closed form."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import norm
+from torch import nn
+
+from diffpipe.cli.classify import classify, draw, log_likelihoods, log_prior, table
+from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.images import ShardImages
+from diffpipe.cli.runs import Run
+from diffpipe.config import validate
+from diffpipe.contract import Batch, ImageShape, Score, UserError
+from diffpipe.data import index
+from diffpipe.data.pack import FolderSource, pack
+from diffpipe.rng import Draws
+from diffpipe.stages.vae import VAEConfig
+from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.runtime import Runtime
+from tests.unit.stages import Toy
+
+N, SIZE, STD = 400, 4, 48.0
+MEANS = (124.0, 136.0)
+DIMS = SIZE * SIZE
+
+
+class Gaussians(Toy):
+    """Class y has pixels N(MEANS[y], STD²), independent; noise that is the image's alone is added to what it says."""
+
+    def __init__(self, factor: float = 1.0, kind: str = "exact"):
+        self.factor, self.kind = factor, kind
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+        assert batch.labels is not None
+        mean = torch.tensor(MEANS)[batch.labels][:, None, None, None]
+        nats = (0.5 * ((batch.images - mean) / STD).square() + math.log(STD * math.sqrt(2 * math.pi))).sum((1, 2, 3))
+        nats = self.factor * (nats + 50 * draws.normal("noise", ()))
+        return Score(nats / (DIMS * math.log(2)), "bits/dim", self.kind)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of both classes, three of the first to one of the second."""
+    home = tmp_path_factory.mktemp("gaussians")
+    rng = np.random.default_rng(0)
+    for i in range(N):
+        y = int(i % 4 == 0)
+        folder = home / "images" / f"{y}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.normal(MEANS[y], STD, (SIZE, SIZE)).round().clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    pack(FolderSource(home / "images"), home / "shards")
+    return home / "shards"
+
+
+def opened(stage: Gaussians, shards: Path) -> Run:
+    tree = {
+        "run": {"dir": "x"},
+        "data": {"train": str(shards), "batch_size": 4, "resolution": SIZE, "channels": 1, "labels": True},
+        "stage": {"kind": "vae", "conditional": True},
+        "train": {"steps": 1},
+    }
+    found = Checkpoint(Path("x/checkpoints/step-00000001"), {"step": 1, "position": 4}, "0" * 64)
+    return Run(found, validate(Experiment, tree, "test"), ImageShape(1, SIZE, 2), stage, {}, "ema")
+
+
+def images(shards: Path) -> ShardImages:
+    return ShardImages(index.load(str(shards)), 1, SIZE)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Runtime:
+    return Runtime.start("fp32", "cpu")
+
+
+def exact(source: ShardImages) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p(x, y) up to what both classes share, from the sum of the pixels; and the true classes."""
+    x, y = source.images(range(source.n)).double(), source.labels(range(source.n))
+    slope = (MEANS[1] - MEANS[0]) / STD**2
+    odds = slope * (x - (MEANS[0] + MEANS[1]) / 2).sum((1, 2, 3)) + math.log(101 / 301)
+    return torch.stack([torch.zeros_like(odds), odds], 1), y
+
+
+def test_the_posterior_and_the_accuracy_are_those_of_bayes(shards: Path, runtime: Runtime) -> None:
+    run, source = opened(Gaussians(), shards), images(shards)
+    logits = log_likelihoods(run, source, 0, runtime) + log_prior(run, "data")
+    expected, labels = exact(source)
+    # The noise is ±50 nats an image, the same for both labels: what is left of it is rounding to float32.
+    torch.testing.assert_close(logits.softmax(1), expected.softmax(1), atol=1e-4, rtol=0)
+    found = classify(logits, labels, seed=0)
+    distance = (MEANS[1] - MEANS[0]) * SIZE / STD  # between the classes, in standard deviations of the pixels' mean
+    cut = distance / 2 + math.log(3) / distance
+    bayes = 0.75 * norm.cdf(cut) + 0.25 * norm.cdf(distance - cut)
+    assert found.right / N == pytest.approx(bayes, abs=3 * math.sqrt(bayes * (1 - bayes) / N))
+    assert found.confusion.sum(1).tolist() == [300, 100]
+    assert found.raw.reliability.count.sum() == N / 2
+    assert found.temperature == pytest.approx(1, abs=0.4)
+    assert found.tempered.reliability.error < 0.1
+
+
+def test_a_likelihood_that_counts_everything_nine_times_is_repaired(shards: Path, runtime: Runtime) -> None:
+    run, source = opened(Gaussians(factor=9), shards), images(shards)
+    _, labels = exact(source)
+    found = classify(log_likelihoods(run, source, 0, runtime) + log_prior(run, "uniform"), labels, seed=0)
+    assert found.raw.reliability.error > 0.2
+    assert found.tempered.reliability.error < 0.1
+    assert found.tempered.log_loss < 0.5 * found.raw.log_loss
+    assert "far too sure" in table(found)
+    assert f"{found.right / N:.4f} (" in table(found)
+    assert draw(found, ["a", "b"], "title").axes[0].get_xticklabels()[1].get_text() == "b"
+
+
+def test_the_prior_is_the_training_datas_or_uniform(shards: Path) -> None:
+    run = opened(Gaussians(), shards)
+    assert log_prior(run, "data").exp().tolist() == pytest.approx([301 / 402, 101 / 402])
+    assert log_prior(run, "uniform").exp().tolist() == pytest.approx([0.5, 0.5])
+    lost = opened(Gaussians(), shards / "absent")
+    with pytest.raises(UserError, match=r"--prior data counts the run's data\.train.*or give --prior uniform"):
+        log_prior(lost, "data")
+
+
+def test_an_error_is_no_likelihood(shards: Path, runtime: Runtime) -> None:
+    with pytest.raises(UserError, match="has an error"):
+        log_likelihoods(opened(Gaussians(kind="error"), shards), images(shards), 0, runtime)
+
+
+def test_the_likelihoods_do_not_depend_on_the_number_of_processes(shards: Path, runtime: Runtime) -> None:
+    run, source = opened(Gaussians(), shards), images(shards)
+    alone = log_likelihoods(run, source, 0, runtime)
+    for each in in_ranks(3, lambda rank: log_likelihoods(run, source, 0, rank)):
+        assert torch.equal(each, alone)
+
+
+class Rank(Runtime):
+    """A rank of several threads of this process."""
+
+    place_: int
+    table: list[Any]
+    barrier_: threading.Barrier
+
+    @property
+    def rank(self) -> int:
+        return self.place_
+
+    @property
+    def world(self) -> int:
+        return len(self.table)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.table[self.place_] = value
+        self.barrier_.wait(30)
+        values = list(self.table)
+        self.barrier_.wait(30)
+        return values
+
+
+def in_ranks(world: int, function: Callable[[Runtime], Any]) -> list[Any]:
+    table: list[Any] = [None] * world
+    barrier, results = threading.Barrier(world), [None] * world
+    alone = Runtime.start("fp32", "cpu")
+
+    def work(i: int) -> None:
+        rank = Rank(alone.accelerator, alone.dtype)
+        for name, value in {"place_": i, "table": table, "barrier_": barrier}.items():
+            object.__setattr__(rank, name, value)
+        results[i] = function(rank)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_every_stage_meets_every_label_with_the_same_noise() -> None:
+    # A class-conditional VAE whose networks ignore the label says the same of an image under each, to the last bit.
+    stage = VAEConfig.model_validate(
+        {"kind": "vae", "conditional": True, "network": {"channels": 8, "mults": (1, 2), "groups": 4}}
+    ).build(ImageShape(1, 8, 3))
+    nets = {name: net.eval() for name, net in stage.networks().items()}
+    for net in nets.values():
+        net.label.weight.data.zero_()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    pixels = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(5)
+    scores = [
+        stage.score(
+            nets, Batch(pixels, torch.full((5,), label), positions, list("abcde")), Draws(0, positions)
+        ).per_sample
+        for label in range(3)
+    ]
+    assert torch.equal(scores[0], scores[1])
+    assert torch.equal(scores[0], scores[2])
