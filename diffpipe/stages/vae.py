@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.config import Config
 from diffpipe.contract import Batch, ImageShape, Loss, Phase, Score, UserError
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
+from diffpipe.nn.patch import PatchDiscriminator
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.labels import conditional_classes
@@ -25,7 +26,17 @@ from diffpipe.stages.likelihood import (
     importance_weighted,
     kl_to_standard_normal,
 )
+from diffpipe.stages.realism import (
+    Features,
+    PatchConfig,
+    PerceptualConfig,
+    check_channels,
+    fooling_loss,
+    judging_loss,
+    perceptual_distance,
+)
 
+ENCODER, DECODER, DISCRIMINATOR = "encoder", "decoder", "discriminator"
 _LOWEST_LOG_SCALE = -7.0  # a ninth of a bin: a narrower one gains nothing and its gradients explode
 
 
@@ -50,12 +61,17 @@ class VAEConfig(Config):
     free_bits: float = Field(default=0.0, ge=0)
     """Nats of KL divergence that each latent channel (all of its places together) has for free: the loss counts
     max(free_bits, KL) (Kingma et al. 2016, appendix C; here of each image, not of the batch's mean)."""
+    perceptual: PerceptualConfig | None = None
+    patch: PatchConfig | None = None
     conditional: bool = False
     sampler: VAESamplerConfig = VAESamplerConfig()
 
-    def build(self, shape: ImageShape) -> VAE:
-        """The stage for images of this shape. Raises UserError where they do not fit each other."""
-        return VAE(self, shape)
+    def build(self, shape: ImageShape, features: Features | None = None) -> VAE:
+        """The stage for images of this shape. Raises UserError where they do not fit each other.
+
+        features: the network of the perceptual loss, without which a stage that has one cannot train.
+        """
+        return VAE(self, shape, features)
 
 
 class Posterior(NamedTuple):
@@ -77,23 +93,39 @@ class VAE:
 
     normal_latents = True
 
-    def __init__(self, config: VAEConfig, shape: ImageShape):
+    def __init__(self, config: VAEConfig, shape: ImageShape, features: Features | None = None):
         self.classes = conditional_classes(config.conditional, shape)
         self.config = config
         self.shape = shape
         self.codec = PixelCodec()
         self.latent_shape = config.network.latent_shape(shape.resolution)
         self.dims = shape.channels * shape.resolution**2
+        self.features = features
+        if config.perceptual is not None:
+            check_channels(shape)
+        with torch.device("meta"):
+            self.networks()  # what cannot be built is refused here, before any job has started
 
     def networks(self) -> dict[str, nn.Module]:
         config, (channels, resolution, _) = self.config.network, self.shape
-        return {
-            "encoder": Encoder(config, channels, resolution, 2 * config.latent_channels, self.classes),
-            "decoder": Decoder(config, resolution, 2 * channels, self.classes),
+        nets: dict[str, nn.Module] = {
+            ENCODER: Encoder(config, channels, resolution, 2 * config.latent_channels, self.classes),
+            DECODER: Decoder(config, resolution, 2 * channels, self.classes),
         }
+        if self.config.patch is not None:
+            nets[DISCRIMINATOR] = PatchDiscriminator(self.config.patch.network, channels, resolution)
+        return nets
 
     def phases(self) -> Sequence[Phase]:
-        return (Phase("bound", trains=("encoder", "decoder")),)
+        """Where there is a discriminator, the autoencoder's update is another phase from the step on that it starts."""
+        coder, patch = (ENCODER, DECODER), self.config.patch
+        if patch is None:
+            return (Phase("bound", trains=coder),)
+        return (
+            Phase("bound", trains=coder, until=patch.start),
+            Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,), start=patch.start),
+            Phase("adversarial", trains=coder, start=patch.start),
+        )
 
     def encode(
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
@@ -113,20 +145,36 @@ class VAE:
         return Likelihood(mean, _LOWEST_LOG_SCALE + F.softplus(raw - _LOWEST_LOG_SCALE))
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+        if phase.name == DISCRIMINATOR:
+            return self._judging_loss(nets, batch, draws)
         labels = self._labels(batch.labels)
         q = self.encode(nets, batch.images, labels)
         z = reparameterize(q, draws.normal("posterior", self.latent_shape))
-        reconstruction = -_log_likelihood(batch.images, self.decode(nets, z, labels))
+        p = self.decode(nets, z, labels)
+        reconstruction = -_log_likelihood(batch.images, p)
         kl = reduce(kl_to_standard_normal(*q), "b c h w -> b c", "sum")
         counted = kl.clamp(min=self.config.free_bits) if self.config.free_bits else kl
-        total = reconstruction + self.config.beta * counted.sum(1)
-        return Loss(
-            bits_per_dim(total, self.dims),
-            {
-                "reconstruction": bits_per_dim(reconstruction, self.dims),
-                "kl": bits_per_dim(kl.sum(1), self.dims),
-            },
-        )
+        total = bits_per_dim(reconstruction + self.config.beta * counted.sum(1), self.dims)
+        metrics = {
+            "reconstruction": bits_per_dim(reconstruction, self.dims),
+            "kl": bits_per_dim(kl.sum(1), self.dims),
+        }
+        if self.config.perceptual is not None:
+            assert self.features is not None, "training has asked for the feature network"
+            metrics["perceptual"] = perceptual_distance(self.features, self.codec.encode(batch.images), p.mean)
+            total = total + self.config.perceptual.weight * metrics["perceptual"]
+        if self.config.patch is not None and phase.name == "adversarial":
+            metrics["fooling"] = fooling_loss(nets[DISCRIMINATOR], p.mean)
+            total = total + self.config.patch.weight * metrics["fooling"]
+        return Loss(total, metrics)
+
+    def _judging_loss(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+        labels = self._labels(batch.labels)
+        with torch.no_grad():
+            q = self.encode(nets, batch.images, labels)
+            z = reparameterize(q, draws.normal(f"posterior/{DISCRIMINATOR}", self.latent_shape))
+            fake = self.decode(nets, z, labels).mean
+        return Loss(*judging_loss(nets[DISCRIMINATOR], self.codec.encode(batch.images), fake))
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,56 @@
+"""Feature maps as named, hashed things, differentiable in the images: what a perceptual loss looks through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffpipe.contract import UserError
+from diffpipe.metrics.features import hashed, import_network, lite0_weights
+from diffpipe.metrics.lite0 import lite0_maps
+
+FeatureMaps = Callable[[Tensor], Sequence[Tensor]]
+
+
+def build_feature_maps(name: str, resolution: int, *, device: str | torch.device = "cpu") -> tuple[FeatureMaps, str]:
+    """`efficientnet_lite0` or `module:attribute`, frozen, and its sha256.
+
+    It maps float32 images [b 3 h w] in [-1, 1], here of `resolution`, to a list of feature maps [b c h w]. The first
+    looks at images as they are, not resized. Raises UserError.
+    """
+    if name == "efficientnet_lite0":
+        network, sha256 = _lite0(device)
+    elif ":" in name:
+        network, sha256 = hashed(name, import_network(name), device)
+        if isinstance(network, nn.Module):
+            network.requires_grad_(False)
+    else:
+        raise UserError(f"no feature network {name!r}: known are efficientnet_lite0 and module:attribute")
+    with torch.no_grad():
+        _check(name, network(torch.zeros(2, 3, resolution, resolution, device=device)))
+    return network, sha256
+
+
+def _lite0(device: str | torch.device) -> tuple[FeatureMaps, str]:
+    tensors, sha256 = lite0_weights(device)
+
+    def network(images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        x = images.contiguous(memory_format=torch.channels_last)
+        return lite0_maps(tensors, (127.5 * (x + 1) - 127) / 128)
+
+    return network, sha256
+
+
+def _check(name: str, maps: Any) -> None:
+    sound = isinstance(maps, list | tuple) and all(
+        isinstance(m, Tensor) and m.ndim == 4 and m.is_floating_point() and len(m) == 2 for m in maps
+    )
+    if not sound or not maps:
+        raise UserError(
+            f"feature network {name} gives no list of float feature maps [b c h w] of the images of this run; "
+            f"give another, or larger images"
+        )

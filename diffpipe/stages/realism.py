@@ -1,0 +1,103 @@
+"""What makes reconstructions look right beside their likelihood: a perceptual distance, and a game over patches.
+
+Rombach et al. 2022 (section 3.1) train the autoencoder of a latent diffusion with both, after Esser et al. 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from diffpipe.config import Config
+from diffpipe.contract import ImageShape, UserError
+from diffpipe.nn.discriminator import DiscriminatorConfig
+from diffpipe.stages.games import discriminator_loss, generator_loss
+
+Features = Callable[[Tensor], Sequence[Tensor]]
+"""A frozen network: float32 images [b 3 h w] in [-1, 1] to feature maps [b c h w], each of a size of its own."""
+
+
+class PerceptualConfig(Config):
+    """A perceptual loss: how far apart a feature network finds an image and its reconstruction."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Of the distance, in a loss of bits/dim."""
+    features: str = "efficientnet_lite0"
+    """`efficientnet_lite0`, or `module:attribute`: any callable from images [b 3 h w] in [-1, 1] to a list of feature
+    maps, differentiable in the images."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Of the network's weights; null: those that training starts with, and then for good."""
+
+
+class PatchConfig(Config):
+    """A discriminator of patches (PatchGAN, Isola et al. 2017), trained by the hinge loss."""
+
+    weight: float = Field(default=0.1, gt=0)
+    """Of what its logits add to the autoencoder's loss of bits/dim."""
+    start: int = Field(default=0, ge=0)
+    """The first step that it takes part in: by then there should be something to judge."""
+    network: DiscriminatorConfig = DiscriminatorConfig(mults=(1, 2))
+    """With one block a level, a patch is 16×16 pixels for two levels, 34×34 for three, 70×70 for four."""
+
+
+def check_channels(shape: ImageShape) -> None:
+    """Raises UserError for images that a feature network cannot look at."""
+    if shape.channels not in (1, 3):
+        raise UserError(
+            f"stage.perceptual takes gray or RGB images, and data.channels is {shape.channels}; leave it out"
+        )
+
+
+def perceptual_distance(
+    features: Features, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]
+) -> Float[Tensor, " b"]:
+    """The mean over layers and places of ‖f(x) - f(y)‖², f being the features at a place scaled to unit length.
+
+    x, y: gray or RGB images in [-1, 1]. Gradients flow to y alone. It is the distance of Zhang et al. 2018, eq. 1, with
+    all of its weights alike, and a mean over layers, so that it lies in [0, 4] whatever the network.
+    """
+    # In full precision: near the end of a training the two have only small differences.
+    with torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad():
+            wanted = [_unit(f) for f in features(_rgb(x.float()))]
+        found = [_unit(f) for f in features(_rgb(y.float()))]
+        layers = [reduce((a - b).square(), "b c h w -> b h w", "sum") for a, b in zip(wanted, found, strict=True)]
+        return torch.stack([reduce(d, "b h w -> b", "mean") for d in layers]).mean(0)
+
+
+def judging_loss(
+    judge: Callable[[Tensor], Tensor], real: Float[Tensor, "b c h w"], fake: Float[Tensor, "b c h w"]
+) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
+    """The patch discriminator's hinge loss of each pair of images, a mean over the patches, and what it made of both.
+
+    judge: images to a logit for each patch [n h w]. It is called once, with the real images above the others.
+    """
+    logits = judge(torch.cat([real, fake]))
+    at_real, at_fake = rearrange(logits, "(two b) h w -> two (b h w)", two=2)
+    losses = discriminator_loss("hinge", at_real, at_fake)
+    means = reduce(logits.detach(), "(two b) h w -> two b", "mean", two=2)
+    return _over_patches(losses, len(real)), {"real": means[0], "fake": means[1]}
+
+
+def fooling_loss(judge: Callable[[Tensor], Tensor], fake: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """What a reconstruction loses to the patch discriminator: a mean over the patches."""
+    logits = judge(fake).flatten()
+    return _over_patches(generator_loss("hinge", logits, logits), len(fake))
+
+
+def _over_patches(losses: Float[Tensor, " n"], b: int) -> Float[Tensor, " b"]:
+    return reduce(losses, "(b n) -> b", "mean", b=b)
+
+
+def _rgb(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+    return repeat(x, "b 1 h w -> b 3 h w") if x.shape[1] == 1 else x
+
+
+def _unit(features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    # Not by a norm, whose derivative where all features are zero is not finite.
+    return features * torch.rsqrt(reduce(features.square(), "b c h w -> b 1 h w", "sum") + 1e-8)
