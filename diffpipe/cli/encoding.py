@@ -1,0 +1,153 @@
+"""The latents of images and the images of latents, by a run's stage on all processes; and images by their class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from diffpipe.contract import Encodes, ImageShape, Stage, UserError
+from diffpipe.data import index, stream
+from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet, number_of_classes
+from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.rng import Draws, permutation
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.tracking import progress_bar
+
+ENOUGH = 1000  # labels that are read at a time in search of a class
+
+
+def in_chunks(title: str, n: int, each: Callable[[range], Tensor], runtime: Runtime) -> Tensor:
+    """`each` of range(n) in fixed chunks, shared out over the ranks and put together on every rank. A collective.
+
+    The chunks are the same on any number of processes, and so is every bit of the result, which is on the CPU.
+    """
+    mine: dict[int, Tensor] = {}
+
+    def work() -> None:
+        for start in range(runtime.rank * CHUNK, n, runtime.world * CHUNK):
+            chunk = range(start, min(start + CHUNK, n))
+            with torch.no_grad(), runtime.autocast():
+                mine[start] = each(chunk).cpu()
+            bar.update(min(len(chunk) * runtime.world, n - bar.n))
+
+    with progress_bar(title, "image", n, runtime) as bar:
+        runtime.together(work)
+    parts = {start: part for each_rank in runtime.gather(mine) for start, part in each_rank.items()}
+    return torch.cat([parts[start] for start in sorted(parts)])
+
+
+class LatentSpace:
+    """Latents and images by a stage that encodes. Raises UserError where it does not.
+
+    seed: of what is random in a latent, which is keyed by the image's place in its shards.
+    """
+
+    def __init__(self, stage: Stage, nets: Mapping[str, nn.Module], shape: ImageShape, runtime: Runtime, seed: int = 0):
+        if not isinstance(stage, Encodes):
+            raise UserError(
+                f"a stage of {type(stage).__name__} has no latents of images; give a run of an autoencoder, VAE or flow"
+            )
+        self.stage: Encodes = stage
+        self.nets, self.shape, self.runtime, self.seed = nets, shape, runtime, seed
+
+    def of_shards(
+        self, shards: ShardSet, places: Int[np.ndarray, " n"], labels: Int[Tensor, " n"] | None
+    ) -> Float[Tensor, " n *latent"]:
+        """The latents of the images at these places of the shards put end to end. A collective."""
+        channels, resolution, _ = self.shape
+
+        def images(chunk: range) -> Tensor:
+            return stream.images(shards, places[chunk.start : chunk.stop], resolution, channels)
+
+        return self._encoded(len(places), images, torch.from_numpy(places), labels)
+
+    def of_images(
+        self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None
+    ) -> Float[Tensor, " n *latent"]:
+        """The latents of images in memory, each in the place that it has there. A collective."""
+        places = torch.arange(len(images))
+        return self._encoded(len(images), lambda chunk: images[chunk.start : chunk.stop], places, labels)
+
+    def images_of(self, z: Float[Tensor, " n *latent"], labels: Int[Tensor, " n"] | None) -> UInt8[Tensor, "n c h w"]:
+        """The images of latents. A collective."""
+
+        def each(chunk: range) -> Tensor:
+            some = z[chunk.start : chunk.stop].to(self.runtime.device)
+            return self.stage.decode_latents(self.nets, some, self._some(labels, chunk))
+
+        return in_chunks("decode", len(z), each, self.runtime)
+
+    def _encoded(
+        self, n: int, images: Callable[[range], Tensor], places: Tensor, labels: Tensor | None
+    ) -> Float[Tensor, " n *latent"]:
+        def each(chunk: range) -> Tensor:
+            draws = Draws(self.seed, places[chunk.start : chunk.stop].to(self.runtime.device))
+            some = images(chunk).to(self.runtime.device)
+            return self.stage.encode_latents(self.nets, some, self._some(labels, chunk), draws)
+
+        return in_chunks("encode", n, each, self.runtime)
+
+    def _some(self, labels: Tensor | None, chunk: range) -> Tensor | None:
+        return None if labels is None else labels[chunk.start : chunk.stop].to(self.runtime.device)
+
+
+def labelled_shards(patterns: str) -> ShardSet:
+    """Shards whose samples all have an image and a class. Raises UserError."""
+    shards = index.load(patterns)
+    require_images(shards)
+    path = shards.lacking("cls") or next((s.path for s in shards.shards if s.classes is None), None)
+    if path is not None:
+        raise UserError(
+            f"{path}: some samples have no label that is an integer ≥ 0; pack the images with their classes"
+        )
+    return shards
+
+
+def require_images(shards: ShardSet) -> None:
+    """Raise UserError where some sample has no image."""
+    path = shards.lacking(*IMAGE_EXTENSIONS)
+    if path is not None:
+        raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
+
+
+def drawn(shards: ShardSet, n: int, seed: int) -> Int[np.ndarray, " _"]:
+    """The places of up to n of the set's images, drawn without replacement."""
+    return permutation(shards.total, seed, "subset")[:n]
+
+
+def drawn_of_class(
+    shards: ShardSet, classes: Collection[int], n: int, seed: int, *, least: int = 1
+) -> dict[int, Int[np.ndarray, " _"]]:
+    """The places of up to n images of each class, drawn without replacement.
+
+    Raises UserError where there is no such class or fewer than `least` of its images.
+    """
+    known = number_of_classes(shards)
+    unknown = [label for label in classes if not 0 <= label < known]
+    if unknown:
+        raise UserError(f"{unknown[0]} is no class of {shards.paths[0]} and its set; they are 0 to {known - 1}")
+    found: dict[int, list[int]] = {label: [] for label in classes}
+    order = permutation(shards.total, seed, "subset")
+    for start in range(0, shards.total, ENOUGH):
+        some = order[start : start + ENOUGH]
+        labels = stream.labels(shards, some).numpy()
+        for label, places in found.items():
+            places.extend(some[labels == label][: n - len(places)].tolist())
+        if all(len(places) == n for places in found.values()):
+            break
+    for label, places in found.items():
+        if len(places) < least:
+            raise UserError(
+                f"{shards.paths[0]} and its set hold {len(places)} images of class {class_names(shards)[label]}, and "
+                f"{least} are needed; give shards with more, or another class"
+            )
+    return {label: np.array(places, dtype=np.int64) for label, places in found.items()}
+
+
+def class_names(shards: ShardSet) -> list[str]:
+    """The classes' names in the index, else their numbers."""
+    return shards.classes or [str(i) for i in range(number_of_classes(shards))]
