@@ -1,5 +1,5 @@
-"""Latent diffusion under DDP: two processes show their networks the codes that one does, and hold one codec; and they
-find one score of its reconstructions.
+"""Latent diffusion under DDP: two processes show their networks the codes that one does, and hold one codec; they
+find one score of its reconstructions, and train one VAE with a perceptual loss and a discriminator of patches.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SHAPE = ImageShape(1, 4)
 VAE = {"kind": "vae", "network": {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 2}}
 UNET = {"channels": 8, "mults": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 DDPM = {"kind": "ddpm", "unet": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}
+RIGHT = {"perceptual": {}, "patch": {"start": 1, "network": {"channels": 8, "mults": (1, 2)}}}
 METRIC = f"fd_{__name__}:pixels"
 
 
@@ -47,6 +48,21 @@ class Patterns:
 
     def images(self, indices: range) -> Tensor:
         return batch(indices).images
+
+
+def features(images: Tensor) -> list[Tensor]:
+    return [F.avg_pool2d(images, 2) + 1.5]
+
+
+def train_autoencoder(runtime: Runtime) -> dict[str, Any]:
+    """Every tensor of the training state after some steps without the discriminator and some with it."""
+    stage = VAEConfig.model_validate(VAE | RIGHT).build(SHAPE, features)
+    # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
+    optimizer = OptimizerConfig(lr=0.01, warmup=0, eps=1e-3, clip=100.0)
+    trainer = Trainer(stage, runtime, TrainConfig(steps=STEPS), optimizer, EMAConfig(), seed=5, batch_size=BATCH)
+    for step in range(STEPS):
+        trainer.train_step([batch(range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world))])
+    return {key: tensor.numpy() for key, tensor in trainer.state().items()}
 
 
 def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], float]:
@@ -76,10 +92,11 @@ def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], fl
             losses.append(trainer._log_values()["loss"])
         reconstructed = ReconstructedImages(vae, nets, Patterns(), runtime, 0, {})
         lost = score(reconstructed, Patterns(), None, [METRIC], runtime).scores[METRIC]
-        return shown, losses, {key: tensor.numpy() for key, tensor in trainer.state().items()}, lost
+        state = {key: tensor.numpy() for key, tensor in trainer.state().items()}
+        return shown, losses, state | train_autoencoder(runtime), lost
 
 
-def test_two_processes_are_shown_the_codes_that_one_is_and_score_them_alike() -> None:
+def test_two_processes_see_and_score_what_one_does_and_train_as_one() -> None:
     shown, losses, state, lost = train()
     (first, their_losses, weights, *theirs), (second, _, same, *others) = run(2, train)
     assert lost > 1
@@ -91,6 +108,8 @@ def test_two_processes_are_shown_the_codes_that_one_is_and_score_them_alike() ->
         assert x_t == pytest.approx(shown[at][0], abs=1e-5)
     assert their_losses == pytest.approx(losses, rel=1e-4)
     assert weights.keys() == same.keys() == state.keys()
+    nets = {name.split(".")[1] for name in state if name.startswith("net.")}
+    assert nets == {"unet", "encoder", "decoder", "discriminator"}
     for key, tensor in weights.items():
         assert tensor.tobytes() == same[key].tobytes(), key
         assert tensor == pytest.approx(state[key], abs=2e-4), key
