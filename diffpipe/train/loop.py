@@ -75,11 +75,15 @@ class Trainer:
         self.averages = {name: Average(ema, net) for name, net in self.nets.items()}
         self.wrapped = {name: runtime.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
+        unknown = optimizer.lr_factors.keys() - self.nets.keys()
+        if unknown:
+            raise UserError(
+                f"optimizer.lr_factors names {', '.join(sorted(unknown))}, and this stage's networks are "
+                f"{', '.join(self.nets)}"
+            )
         self.optimizers = {
             trains: Optimizer(
-                optimizer,
-                [p for name in trains for p in self.nets[name].parameters()],
-                scaled=runtime.dtype == torch.float16,
+                optimizer, {name: self.nets[name] for name in trains}, scaled=runtime.dtype == torch.float16
             )
             for trains in dict.fromkeys(phase.trains for phase in stage.phases())
         }

@@ -6,8 +6,8 @@ Nothing here waits for the device: the finite check stays a tensor, which the fu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019) and its schedule."""
 
     lr: float = Field(default=2e-4, gt=0)
+    lr_factors: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """What `lr` is multiplied by for a network of this name, such as {discriminator: 4} (Heusel et al. 2017)."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -41,24 +43,27 @@ class OptimizerConfig(Config):
 
 
 class Optimizer:
-    """The optimizer of one phase.
+    """The optimizer of the phases that train the same networks.
+
+    networks: those, by name. Each has its factor on the learning rate.
 
     A gradient with a NaN or an infinity in it changes nothing: `step` returns its norm, and the caller finds it there.
     Under DDP and FSDP the norm is that of the reduced gradient, so every rank takes or leaves the same steps.
     """
 
-    def __init__(self, config: OptimizerConfig, parameters: Sequence[nn.Parameter], *, scaled: bool):
+    def __init__(self, config: OptimizerConfig, networks: Mapping[str, nn.Module], *, scaled: bool):
         self.config = config
-        self.parameters = parameters
+        self.parameters = [p for net in networks.values() for p in net.parameters()]
+        self.factors = [config.lr_factors.get(name, 1.0) for name in networks]
         self.adamw = torch.optim.AdamW(
-            parameters,
+            [{"params": [*net.parameters()]} for net in networks.values()],
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        device = parameters[0].device
+        device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # pyright: ignore[reportPrivateImportUsage]
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
@@ -67,8 +72,8 @@ class Optimizer:
 
     def step(self, lr: float) -> Float[Tensor, ""]:
         """Clip, update, clear the gradients. Returns the norm before clipping, on the device."""
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
+        for group, factor in zip(self.adamw.param_groups, self.factors, strict=True):
+            group["lr"] = lr * factor
         self.scaler.unscale_(self.adamw)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
         if self.scaler.is_enabled():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffpipe.contract import Batch, ImageShape, Stage
+from diffpipe.contract import Batch, ImageShape, Stage, UserError
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Hook, NonFiniteError, TrainConfig, Trainer
@@ -109,6 +109,19 @@ def test_phases_train_their_own_networks_when_due(runtime: Runtime, tmp_path: Pa
     assert t.state()["optimizer.first.first.weight.step"] == 4
     assert t.state()["optimizer.second.second.weight.step"] == 2
     assert not any(name.startswith(("optimizer.first.second", "optimizer.second.first")) for name in t.state())
+
+
+def test_a_learning_rate_for_a_network_that_is_not_there_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(UserError, match=r"optimizer.lr_factors names critic, and this stage's networks are net"):
+        Trainer(
+            Toy(),
+            runtime,
+            TrainConfig(steps=1),
+            OptimizerConfig(lr_factors={"critic": 2.0}),
+            EMAConfig(),
+            seed=0,
+            batch_size=8,
+        )
 
 
 def test_the_averages_move_and_are_not_the_weights(runtime: Runtime) -> None:

@@ -16,6 +16,10 @@ def parameter() -> nn.Parameter:
     return nn.Parameter(torch.linspace(-1, 1, 6).reshape(2, 3))
 
 
+def net(p: nn.Parameter) -> dict[str, nn.Module]:
+    return {"net": nn.ParameterList([p])}
+
+
 def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     constant = OptimizerConfig(lr=2.0, warmup=4)
     assert [constant.lr_at(i, 100) for i in (0, 1, 3, 4, 99)] == [0.5, 1.0, 2.0, 2.0, 2.0]
@@ -28,7 +32,7 @@ def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
 def test_it_is_torchs_adamw_after_torchs_clipping() -> None:
     config = OptimizerConfig(lr=0.1, weight_decay=0.2, clip=0.5)
     ours, theirs = parameter(), parameter()
-    optimizer = Optimizer(config, [ours], scaled=False)
+    optimizer = Optimizer(config, net(ours), scaled=False)
     reference = torch.optim.AdamW([theirs], lr=0.1, betas=config.betas, eps=config.eps, weight_decay=0.2)
     for i in range(5):
         optimizer.backward((ours * (i + 1)).square().sum())
@@ -41,10 +45,26 @@ def test_it_is_torchs_adamw_after_torchs_clipping() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+def test_a_network_with_a_factor_steps_as_torchs_adamw_does_at_that_many_times_the_rate() -> None:
+    slow, fast, reference = parameter(), parameter(), parameter()
+    config = OptimizerConfig(lr=0.1, clip=1e9, lr_factors={"fast": 3})
+    networks = {"slow": nn.ParameterList([slow]), "fast": nn.ParameterList([fast])}
+    optimizer = Optimizer(config, networks, scaled=False)
+    adamw = torch.optim.AdamW([reference], lr=0.3, betas=config.betas, eps=config.eps, weight_decay=0)
+    for _ in range(3):
+        optimizer.backward(slow.square().sum() + fast.square().sum())
+        optimizer.step(0.1)
+        reference.square().sum().backward()
+        adamw.step()
+        adamw.zero_grad()
+    torch.testing.assert_close(fast, reference)
+    assert not torch.allclose(slow, reference)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     p = parameter()
-    optimizer = Optimizer(OptimizerConfig(), [p], scaled=False)
+    optimizer = Optimizer(OptimizerConfig(), net(p), scaled=False)
     optimizer.backward(p.square().sum())
     optimizer.step(0.1)
     before = [p.detach().clone(), *(t.clone() for t in optimizer.state({p: "p"}).values())]
@@ -62,12 +82,12 @@ def test_state_restored_into_a_fresh_optimizer_goes_on_bit_for_bit(scaled: bool)
             optimizer.step(0.1)
 
     straight, p = parameter(), parameter()
-    steps(straight, Optimizer(OptimizerConfig(), [straight], scaled=scaled), 6)
-    first = Optimizer(OptimizerConfig(), [p], scaled=scaled)
+    steps(straight, Optimizer(OptimizerConfig(), net(straight), scaled=scaled), 6)
+    first = Optimizer(OptimizerConfig(), net(p), scaled=scaled)
     steps(p, first, 3)
     saved = {name: t.clone() for name, t in first.state({p: "p"}).items()}
     assert saved.keys() == {"p.step", "p.exp_avg", "p.exp_avg_sq"} | ({"scale", "growth_tracker"} if scaled else set())
-    second = Optimizer(OptimizerConfig(), [p], scaled=scaled)
+    second = Optimizer(OptimizerConfig(), net(p), scaled=scaled)
     for name, tensor in second.state({p: "p"}).items():
         assert torch.count_nonzero(tensor) == 0 or name == "scale"
         tensor.copy_(saved[name])
@@ -77,7 +97,7 @@ def test_state_restored_into_a_fresh_optimizer_goes_on_bit_for_bit(scaled: bool)
 
 def test_fp16_skips_an_overflow_and_halves_its_scale() -> None:
     p = parameter()
-    optimizer = Optimizer(OptimizerConfig(), [p], scaled=True)
+    optimizer = Optimizer(OptimizerConfig(), net(p), scaled=True)
     before, scale = p.detach().clone(), optimizer.state({p: "p"})["scale"].clone()
     optimizer.backward((p * 3e38).sum())
     optimizer.step(0.1)
