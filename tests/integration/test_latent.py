@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,40 @@ def test_a_reconstruction_score_that_cannot_be_is_refused_before_training(
     assert "eval.reconstruction is 3, and a score needs 4 images or more" in line
     line = refusal(capfd, train(VAE, tmp_path, "eval.reconstruction=5000"))
     assert "hold 2000 images, fewer than 5000" in line
+
+
+MAPS = """
+def maps(images):
+    return [images[..., ::2, ::2] + {}]
+"""
+
+
+def test_a_perceptual_loss_keeps_to_its_feature_network_and_only_training_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    run, module = tmp_path / "run", tmp_path / "looks.py"
+    patch = ["stage.patch.start=1", "stage.patch.network.channels=8"]
+    words = ["data.resolution=8", "stage.perceptual.features=looks:maps", *patch]
+    module.write_text(MAPS.format(1))
+    assert train(VAE, run, "train.steps=2", *words) == 0
+    assert {"adversarial/fooling", "adversarial/perceptual", "discriminator/real"} <= metrics(run)[2].keys()
+    first = state(newest(run))["identity"]["stage"]["perceptual"]["sha256"]
+    assert train(VAE, run, "train.steps=3", *words) == 0
+    nets = {name.split(".")[1] for name in tensors(newest(run)) if name.startswith("net.")}
+    assert nets == {"encoder", "decoder", "discriminator"}  # and nothing of the features
+    sys.modules.pop("looks")
+    module.write_text(MAPS.format(25))
+    capfd.readouterr()
+    line = refusal(capfd, train(VAE, run, "train.steps=4", *words))
+    assert f"stage.perceptual.sha256 was {first} and is " in line
+    line = refusal(capfd, train(VAE, run, "train.steps=4", *words, f"stage.perceptual.sha256={first}"))
+    assert "bring that network back" in line
+    module.unlink()
+    sys.modules.pop("looks")
+    assert main(["sample", str(run), str(tmp_path / "out"), "--n", "1", "--device", "cpu"]) == 0
+    line = refusal(capfd, train(VAE, run, "train.steps=4", *words))
+    assert "stage.perceptual.features: feature network looks:maps: cannot import it" in line
 
 
 def test_the_codecs_hash_is_pinned_in_the_run_and_the_codec_is_not_saved_again(vae: Path, latent: Path) -> None:
