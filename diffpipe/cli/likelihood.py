@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run
-from diffpipe.contract import Batch, Score, Scores, UserError
+from diffpipe.contract import Batch, Generates, Score, Scores, UserError
 from diffpipe.data import index
 from diffpipe.data.index import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
@@ -104,19 +104,21 @@ def is_conditional(opened: Run) -> bool:
     return getattr(opened.experiment.stage, "conditional", False)
 
 
-def scoring(opened: Run) -> Scores:
-    """The run's stage, which scores. Raises UserError where it does not."""
-    if isinstance(opened.stage, Scores):
-        return opened.stage
+def scoring(opened: Run, *, likelihood: bool = False) -> Scores:
+    """The run's stage, which scores: by a likelihood where one is asked for. Raises UserError where it does not."""
     kind = opened.experiment.stage.kind
-    raise UserError(f"a run of stage.kind {kind} has no likelihood and no error; give a run of another kind")
+    if not isinstance(opened.stage, Scores):
+        raise UserError(f"a run of stage.kind {kind} has no likelihood and no error; give a run of another kind")
+    if likelihood and not isinstance(opened.stage, Generates):  # what draws nothing is no distribution
+        raise UserError(f"a run of stage.kind {kind} has an error and no likelihood; give a run of another kind")
+    return opened.stage
 
 
 def require_likelihood(found: Likelihoods, opened: Run) -> None:
     """Raise UserError where the scores are no likelihoods, or not all of them are finite."""
     if found.kind == "error":
         kind = opened.experiment.stage.kind
-        raise UserError(f"a run of stage.kind {kind} has an error ({found.unit}) and no likelihood; give another")
+        raise UserError(f"a run of stage.kind {kind} has an error and no likelihood; give a run of another kind")
     infinite = int((~found.values["score"].isfinite()).sum())
     if infinite:
         home = opened.checkpoint.path.parents[1]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from diffpipe import __version__
 from diffpipe.cli.images import ShardImages
-from diffpipe.cli.likelihood import Course, Likelihoods, labelled_images, require_likelihood, score_images
+from diffpipe.cli.likelihood import Course, Likelihoods, labelled_images, require_likelihood, score_images, scoring
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--n {args.n}: a standard error needs at least 2 images")
     with Runtime.start(args.precision, args.device) as runtime:
         opened = open_run(args.run, bound_overrides(args), runtime, raw=args.raw)
+        scoring(opened, likelihood=True)
         images = runtime.together(lambda: labelled_images(args.shards, opened, args.n))
         found = score_images(opened, images, args.seed, runtime)
         require_likelihood(found, opened)

@@ -1,0 +1,109 @@
+"""What a run of one family is asked for and another family has: one line in the user's own words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import HOME, SHARDS, TINY, refused, succeeds, train
+
+FASHION = HOME / "configs" / "fashion_mnist"
+SMALL = ["train.steps=1", "data.resolution=8", f"data.train={SHARDS}/test"]
+CONFIGS = {"vae": "vae", "gan": "gan", "few": "adversarial", "ae": "autoencoder", "ddpm": "ddpm"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each family, none of which knows of classes."""
+    home = tmp_path_factory.mktemp("made")
+    for name, config in CONFIGS.items():
+        words = [] if name == "ae" else ["stage.conditional=false"]
+        train(home / name, *SMALL, *words, config=FASHION / f"{config}.yaml")
+    return {name: home / name for name in CONFIGS} | {"test": SHARDS / "test"}
+
+
+BETWEEN = ["--normal", "{test}", "--abnormal", "{test}"]
+CASES: dict[str, tuple[list[str], list[str]]] = {
+    "no likelihood of a GAN": (["nll", "{gan}", "{test}"], ["stage.kind gan has no likelihood and no error"]),
+    "no likelihood of a few-step denoiser": (["nll", "{few}", "{test}"], ["stage.kind adversarial has no likelihood"]),
+    "no likelihood of an autoencoder": (
+        ["nll", "{ae}", "{test}", "--n", "4"],
+        ["stage.kind autoencoder has an error and no likelihood"],
+    ),
+    "no anomaly score of a few-step denoiser": (["anomaly", "{few}", *BETWEEN], ["adversarial has no likelihood"]),
+    "no classes of a GAN": (["classify", "{gan}", "{test}"], ["stage.kind gan has no likelihood"]),
+    "no classes of an autoencoder": (
+        ["classify", "{ae}", "{test}"],
+        ["stage.kind autoencoder knows none", "stage.conditional=true"],
+    ),
+    "no classes": (["classify", "{vae}", "{test}"], ["{vae}: ", "stage.kind vae knows none", "data.labels=true"]),
+    "too few to classify": (["classify", "{vae}", "{test}", "--n", "3"], ["--n 3", "4 or more"]),
+    "steps of a VAE's bound": (
+        ["nll", "{vae}", "{test}", "--steps", "9"],
+        ["--steps is for a diffusion's bound, and {vae} is of stage.kind vae"],
+    ),
+    "steps of an autoencoder's error": (
+        ["anomaly", "{ae}", *BETWEEN, "--steps", "9"],
+        ["--steps is for a diffusion's bound, and {ae} is of stage.kind autoencoder"],
+    ),
+    "importance samples of a diffusion": (
+        ["nll", "{ddpm}", "{test}", "--importance-samples", "4"],
+        ["--importance-samples is for a VAE's bound, and {ddpm} is of stage.kind ddpm"],
+    ),
+    "no importance sample": (
+        ["nll", "{vae}", "{test}", "--importance-samples", "0"],
+        ["stage.sampler.importance_samples", "greater than or equal to 1"],
+    ),
+    "steps of a GAN": (
+        ["sample", "{gan}", "{out}", "--steps", "9"],
+        ["--steps is for a diffusion's sampling, and {gan} is of stage.kind gan"],
+    ),
+    "a sampler of a VAE": (
+        ["eval", "{vae}", "--reference", "{test}", "--sampler", "ddim"],
+        ["--sampler is for a diffusion's sampling, and {vae} is of stage.kind vae"],
+    ),
+    "eta of a few-step denoiser": (["sample", "{few}", "{out}", "--eta", "1"], ["--eta is for a diffusion's sampling"]),
+    "guidance of a GAN": (
+        ["sample", "{gan}", "{out}", "--guidance", "2"],
+        ["--guidance is for a diffusion's sampling"],
+    ),
+    "temperature of a diffusion": (
+        ["sample", "{ddpm}", "{out}", "--temperature", "0.5"],
+        ["--temperature is for the sampling of a flow, VAE, GAN or adversarial denoiser", "stage.kind ddpm"],
+    ),
+    "a codec of a diffusion in pixels": (
+        ["sample", "{ddpm}", "{out}", "--codec", "{vae}"],
+        ["--codec is for a latent diffusion (stage.codec.kind vae), and {ddpm} is of stage.kind ddpm"],
+    ),
+    "guidance without labels": (
+        ["sample", "{ddpm}", "{out}", "--guidance", "2"],
+        ["guidance needs labels to guide by", "stage.conditional=true"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused_in_one_line(tmp_path: Path, made: dict[str, Path], case: str) -> None:
+    words, parts = CASES[case]
+    line = refused(*(word.format(out=tmp_path / "out", **made) for word in words))
+    for part in parts:
+        assert part.format(**made) in line
+    assert "unknown key" not in line
+
+
+def test_training_with_guidance_and_no_labels_is_refused(tmp_path: Path) -> None:
+    words = ["stage.sampler.guidance=2", "stage.conditional=false"]
+    line = refused("train", FASHION / "ddpm.yaml", f"run.dir={tmp_path}", *TINY, *words)
+    assert "stage.sampler.guidance needs labels to guide by; set stage.conditional=true" in line
+
+
+def test_importance_samples_tighten_the_bound_of_a_vae(tmp_path: Path, made: dict[str, Path]) -> None:
+    found = []
+    for k in (1, 8):
+        out = tmp_path / f"{k}.json"
+        succeeds("nll", made["vae"], SHARDS / "test", "--n", 16, "--importance-samples", k, "--out", out)
+        found.append(json.loads(out.read_text()))
+    assert [each["protocol"]["model"]["sampler"]["importance_samples"] for each in found] == [1, 8]
+    assert found[1]["scores"]["nll"] < found[0]["scores"]["nll"]
