@@ -21,7 +21,7 @@ class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019) and its schedule."""
 
     lr: float = Field(default=2e-4, gt=0)
-    lr_factors: dict[str, Annotated[float, Field(gt=0)]] = {}
+    lr_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """What `lr` is multiplied by for a network of this name, such as {discriminator: 4} (Heusel et al. 2017)."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)

@@ -112,7 +112,7 @@ def test_phases_train_their_own_networks_when_due(runtime: Runtime, tmp_path: Pa
 
 
 def test_a_learning_rate_for_a_network_that_is_not_there_is_refused(runtime: Runtime) -> None:
-    with pytest.raises(UserError, match=r"optimizer.lr_factors names critic, and this stage's networks are net"):
+    with pytest.raises(UserError, match=r"optimizer.lr_factors names critic, and this stage's networks are point"):
         Trainer(
             Toy(),
             runtime,
