@@ -45,10 +45,10 @@ class Recipe(NamedTuple):
 RECIPES = {
     "autoencoder": Recipe("autoencoder", 300, SMALL),
     "denoising_autoencoder": Recipe("denoising_autoencoder", 300, SMALL),
-    "vae": Recipe("vae", 400, [*SMALL, "stage.conditional=false", "stage.network.channels=8"]),
+    "vae": Recipe("vae", 300, [*SMALL, "stage.conditional=false", "stage.network.channels=8"]),
     "flow": Recipe(
         "flow",
-        800,
+        600,
         [*SMALL, "stage.conditional=false", "stage.network.steps=4", "stage.network.hidden=32", "ema.decay=0.99"],
     ),
     "ddpm": Recipe(
@@ -56,9 +56,10 @@ RECIPES = {
         400,
         [
             *SMALL,
+            "data.batch_size=16",
             "stage.conditional=false",
             "stage.unet.channels=16",
-            "stage.unet.mults=[1,2]",
+            "stage.unet.mults=[1,1,2]",
             "stage.unet.attention=[]",
             "ema.decay=0.99",
         ],
