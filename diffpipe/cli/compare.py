@@ -1,0 +1,208 @@
+"""`diffpipe compare RUN… --reference SHARDS --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from diffpipe import __version__
+from diffpipe.cli import families
+from diffpipe.cli.bench import Bench, Measured
+from diffpipe.cli.columns import REAL, Comparison, markdown
+from diffpipe.cli.families import Family
+from diffpipe.cli.gallery import Row, gallery, strip
+from diffpipe.cli.page import html
+from diffpipe.cli.reuse import Scored
+from diffpipe.cli.runs import Run, open_run
+from diffpipe.cli.terminal import say
+from diffpipe.contract import UserError
+from diffpipe.metrics.evaluate import CHUNK, METRICS, parse_metric
+from diffpipe.metrics.protocol import require_alike
+from diffpipe.train.runtime import Runtime
+
+_LITE0 = ["fd", "kid", "precision", "recall", "density", "coverage"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[NAME=]RUN[,key=value…]",
+        help="a run or a checkpoint; key=value changes how it samples in this row alone: "
+        "fast=runs/ddpm,kind=ddim,steps=4 (codec=RUN is where the VAE of a latent run lies by now)",
+    )
+    parser.add_argument("--reference", required=True, metavar="SHARDS", help="the real images to compare with")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for index.html, compare.json, …")
+    parser.add_argument("--n", type=int, default=1000, help="images of each family that are scored (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the images and of the likelihood's noise (%(default)s)")
+    parser.add_argument(
+        "--nll-n", type=int, default=500, help="reference images to explain and to reconstruct (%(default)s)"
+    )
+    parser.add_argument(
+        "--metrics",
+        default=",".join(f"{kind}_efficientnet_lite0" for kind in _LITE0),
+        help=f"of {', '.join(METRICS)}, with commas (default: all of efficientnet_lite0)",
+    )
+    parser.add_argument(
+        "--floor", metavar="SHARDS", help="other real images, to score beside the families (default: what they saw)"
+    )
+    parser.add_argument("--inception", metavar="FILE", help="weights for fid and kid (default: downloaded once)")
+    parser.add_argument("--fresh", action="store_true", help="measure also the scores that the runs hold already")
+    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+class Entry(NamedTuple):
+    """One row as the command line asks for it. overrides: `key=value` words for the run's config."""
+
+    name: str
+    path: Path
+    overrides: tuple[str, ...]
+
+
+def parse_entries(words: Sequence[str]) -> list[Entry]:
+    """The rows of `[NAME=]RUN[,key=value…]` words, each of its own name. Raises UserError."""
+    entries = [_entry(word) for word in words]
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{names.count(name)} rows are called {name}; give each a name of its own: NAME=RUN")
+    return entries
+
+
+def _entry(word: str) -> Entry:
+    head, *settings = word.split(",")
+    name, equals, place = head.partition("=")
+    place = place if equals else head
+    path = Path(place)
+    if not equals:
+        whole = path.resolve()
+        name = whole.parents[1].name if whole.parent.name == "checkpoints" else whole.name
+    if not (name and place):
+        raise UserError(f"{word!r} is no row of a comparison: write RUN, or NAME=RUN, then ,key=value where you like")
+    overrides = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (key and equals and value):
+            raise UserError(f"{word!r}: {setting!r} sets nothing; write key=value, such as steps=4")
+        overrides.append(f"stage.codec.run={value}" if key == "codec" else f"stage.sampler.{key}={value}")
+    return Entry(name, path, tuple(overrides))
+
+
+def run(args: argparse.Namespace) -> None:
+    entries, metrics = parse_entries(args.runs), args.metrics.split(",")
+    for name in metrics:
+        parse_metric(name)
+    for option, value in (("--n", args.n), ("--nll-n", args.nll_n)):
+        if value < 2:
+            raise UserError(f"{option} {value}: give 2 or more")
+    with Runtime.start(args.precision, args.device) as runtime:
+        runtime.together(lambda: _make_folder(args.out) if runtime.main else None)
+        opened = {entry.name: _open(entry, args.raw, runtime) for entry in entries}
+        require_one_size({name: each.shape[:2] for name, each in opened.items()})
+        bench = Bench.prepare(args, metrics, list(opened.values()), runtime)
+        measured = {}
+        for i, entry in enumerate(entries, 1):
+            say(runtime, f"{i}/{len(entries)} {entry.name}: {families.describe(opened[entry.name])}")
+            measured[entry.name] = bench.measure(entry.name, str(entry.path), opened[entry.name])
+        require_comparable({name: each.scored for name, each in measured.items()})
+        comparison = _comparison(list(measured.values()), bench)
+        runtime.together(lambda: _write(comparison, measured, bench, args.out) if runtime.main else None)
+        if runtime.main:
+            print(markdown(comparison), flush=True)
+        say(runtime, f"{args.out}/index.html, compare.json, table.md, samples.png")
+
+
+def require_one_size(sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UserError unless all runs make images of the same channels and resolution."""
+    (first, size), *others = sizes.items()
+    for name, other in others:
+        if other != size:
+            there, here = (f"{channels}×{side}×{side}" for channels, side in (size, other))
+            raise UserError(f"{first} makes images of {there} and {name} of {here}; compare runs of one size")
+
+
+def require_comparable(scored: Mapping[str, Scored | None]) -> None:
+    """Raise UserError unless all scores follow one protocol."""
+    results = [(name, each.result) for name, each in scored.items() if each is not None]
+    for (a, first), (b, second) in combinations(results, 2):
+        try:
+            require_alike(first, second, (a, b))
+        except UserError as error:
+            raise UserError(f"{error}, with --fresh") from error
+
+
+def _open(entry: Entry, raw: bool, runtime: Runtime) -> Run:
+    try:
+        return open_run(entry.path, entry.overrides, runtime, raw=raw)
+    except UserError as error:
+        raise UserError(f"{entry.name}: {error}") from error
+
+
+def _comparison(measured: Sequence[Measured], bench: Bench) -> Comparison:
+    args, runtime = bench.args, bench.runtime
+    results = [each.scored.result for each in measured if each.scored]
+    said = results[0].protocol if results else {"metrics": {}}
+    sources = {"reference": {"n": bench.reference.n, **bench.reference.describe()}, "floor": said.get("floor")}
+    device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else "CPU"
+    sampling = {"batch": CHUNK, "precision": str(runtime.dtype).removeprefix("torch."), "device": device}
+    protocol = {
+        "n": args.n,
+        "seed": args.seed,
+        "metrics": said["metrics"],
+        **sources,
+        "likelihood_n": bench.explained.n,
+        "likelihood_precision": "float32",
+        "sampling": sampling | {"threads": torch.get_num_threads(), "processes": runtime.world},
+        "versions": {"diffpipe": __version__, "torch": str(torch.__version__)},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return Comparison([each.family for each in measured], results[0].floor if results else None, protocol)
+
+
+def _write(comparison: Comparison, measured: Mapping[str, Measured], bench: Bench, out: Path) -> None:
+    """The page, the JSON, the table and the picture. Raises UserError."""
+    rows = [Row(REAL, "", bench.real)]
+    strips = {REAL: ("of the reference", strip(bench.real))}
+    for name, (family, shown, label, _) in measured.items():
+        if shown is not None:
+            rows.append(Row(name, _note(family, label, bench.classes), shown))
+            strips[name] = (rows[-1].note, strip(shown))
+    by_class = any(family.conditional for family in comparison.families)
+    headings = [str(i % bench.classes) for i in range(len(bench.real))] if by_class else []
+    tree = {
+        "families": [dataclasses.asdict(family) for family in comparison.families],
+        "floor": comparison.floor,
+        "protocol": comparison.protocol,
+    }
+    try:
+        (out / "compare.json").write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (out / "table.md").write_text(markdown(comparison) + "\n", encoding="utf-8")
+        (out / "index.html").write_text(html(comparison, strips), encoding="utf-8")
+        gallery(rows, headings).save(out / "samples.png", optimize=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
+
+
+def _note(family: Family, label: str, classes: int) -> str:
+    """What a row of images shows: the family, what of it, and in how many evaluations of its networks."""
+    evaluations = (family.sampling or {}).get("evaluations")
+    many = "" if evaluations is None else f" in {evaluations:g} evaluation{'' if evaluations == 1 else 's'}"
+    any_class = ", any class" if family.sampling and classes and not family.conditional else ""
+    return f"{family.stage}: {label}{many}{any_class}"
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; give a folder that can be written") from error

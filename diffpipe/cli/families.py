@@ -1,0 +1,190 @@
+"""What is known of one trained run beside others: its scores, likelihood, reconstruction, speed and size."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from diffpipe.cli.images import ShardImages
+from diffpipe.cli.likelihood import labelled_images, require_likelihood, score_images, scoring
+from diffpipe.cli.runs import Run, generated_images
+from diffpipe.contract import Reconstructs, UserError
+from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.rng import Draws
+from diffpipe.stages.latents import LatentCodec
+from diffpipe.train.runtime import Runtime
+
+TIMED_SECONDS, TIMED_CHUNKS = 2.0, 20
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of a comparison: JSON values, None for what the run cannot do, with the reason in `missing` by field.
+
+    bits_per_dim: value, standard_error, n, unit, and kind as in `contract.Score`. reconstruction: value, unit, n.
+    training: images_per_second, the median over the log lines but the first, and the seconds that the images seen take
+    at it. sampling: images_per_second of all processes together, evaluations (of the run's own networks, an image) and
+    how it was measured. parameters: of the networks that generate (with a codec's) and of all.
+    """
+
+    name: str
+    run: str
+    stage: str
+    conditional: bool
+    checkpoint: str
+    step: int
+    images_seen: int
+    weights: str
+    sampler: dict[str, Any]
+    parameters: dict[str, int | None]
+    scores: dict[str, float] | None = None
+    score_file: str | None = None
+    reused: bool = False
+    bits_per_dim: dict[str, Any] | None = None
+    reconstruction: dict[str, Any] | None = None
+    training: dict[str, float] | None = None
+    sampling: dict[str, Any] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+class Sampled(NamedTuple):
+    """What was seen while images were made: the first chunk of them, and which networks made them how fast."""
+
+    images: UInt8[Tensor, "b c h w"]
+    speed: dict[str, Any]
+    ran: set[str]
+
+
+def describe(opened: Run) -> str:
+    """The family in a word or two, such as `latent ddpm` or `flow (glow)`."""
+    stage = opened.experiment.stage
+    variant = getattr(getattr(stage, "network", None), "kind", None)
+    latent = "latent " if isinstance(getattr(opened.stage, "codec", None), LatentCodec) else ""
+    return f"{latent}{stage.kind}" + (f" ({variant})" if variant else "")
+
+
+def networks(opened: Run) -> dict[str, nn.Module]:
+    """The run's networks by name, and those of the codec that it decodes by."""
+    codec = getattr(opened.stage, "codec", None)
+    borrowed = {f"codec.{name}": net for name, net in codec.nets.items()} if isinstance(codec, LatentCodec) else {}
+    return opened.nets | borrowed
+
+
+def parameters(opened: Run, ran: set[str] | None) -> dict[str, int | None]:
+    """How many numbers the networks hold: those in `ran`, which generate (None: nothing does), and all."""
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in networks(opened).items()}
+    return {"generating": None if ran is None else sum(sizes[name] for name in ran), "all": sum(sizes.values())}
+
+
+def sampled(opened: Run, runtime: Runtime, seed: int) -> Sampled:
+    """Generate a first chunk that warms up, then time some more on every process. A collective."""
+    source = generated_images(opened, runtime, n=CHUNK, seed=seed, label=None)
+
+    def measure() -> tuple[Tensor, Counter[str], set[str], list[float]]:
+        with _watched(networks(opened)) as (evaluated, ran):
+            first = source.images(range(CHUNK))
+        seconds: list[float] = []
+        while len(seconds) < TIMED_CHUNKS and sum(seconds) < TIMED_SECONDS:
+            start = time.perf_counter()
+            source.images(range(CHUNK * (len(seconds) + 1), CHUNK * (len(seconds) + 2)))
+            seconds.append(time.perf_counter() - start)
+        return first, evaluated, ran, seconds
+
+    runtime.barrier()
+    first, evaluated, ran, seconds = runtime.together(measure)
+    evaluations = sum(count for name, count in evaluated.items() if name in opened.nets) / CHUNK
+    rates = runtime.gather(CHUNK / statistics.median(seconds))
+    speed = {"images_per_second": sum(rates), "evaluations": evaluations or None, "timed_chunks": len(seconds)}
+    return Sampled(first, speed, ran)
+
+
+@contextlib.contextmanager
+def _watched(nets: Mapping[str, nn.Module]) -> Iterator[tuple[Counter[str], set[str]]]:
+    """Counts how many images each network is evaluated on, and names those of which any part runs."""
+    evaluated: Counter[str] = Counter()
+    ran: set[str] = set()
+    handles = []
+    for name, net in nets.items():
+
+        def count(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            evaluated[name] += len(inputs[0])
+
+        def note(_: nn.Module, __: Any, name: str = name) -> None:
+            ran.add(name)
+
+        handles.append(net.register_forward_pre_hook(count))
+        # A flow generates through its parts: its own forward goes the other way.
+        handles += [part.register_forward_pre_hook(note) for part in net.modules()]
+    try:
+        yield evaluated, ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def training(opened: Run) -> dict[str, float] | None:
+    """The median rate over the log lines but the first, and the seconds that the images seen take at it, if known."""
+    path = opened.checkpoint.path.parents[1] / "metrics.jsonl"
+    if not path.exists():
+        return None
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    rates = [line["images_per_second"] for line in lines if line["step"] <= opened.checkpoint.step][1:]
+    if not rates:
+        return None
+    rate = statistics.median(rates)
+    return {"images_per_second": rate, "seconds": opened.checkpoint.state["position"] / rate}
+
+
+def likelihood(opened: Run, shards: str, n: int, seed: int, runtime: Runtime) -> dict[str, Any]:
+    """The likelihood of n images or a bound on it, in float32. A collective. Raises UserError where there is none."""
+    scoring(opened, likelihood=True)
+    images = runtime.together(lambda: labelled_images(shards, opened, n))
+    found = score_images(opened, images, seed, _exact(runtime), title="bits/dim")
+    require_likelihood(found, opened)
+    value, error = found.mean("score"), found.standard_error("score")
+    return {"value": value, "standard_error": error, "n": found.n, "unit": found.unit, "kind": found.kind}
+
+
+def reconstructed(
+    opened: Run, images: UInt8[Tensor, "b c h w"], positions: range, seed: int, runtime: Runtime
+) -> UInt8[Tensor, "b c h w"]:
+    """What is left of the images after their code, on the CPU, in float32. Raises UserError where nothing is coded."""
+    if not isinstance(opened.stage, Reconstructs):
+        raise UserError(f"stage.kind {opened.experiment.stage.kind} reconstructs no images")
+    exact = _exact(runtime)
+    draws = Draws(seed, torch.tensor(positions, device=exact.device))
+    with torch.no_grad(), exact.autocast():
+        return opened.stage.reconstruct(opened.nets, images.to(exact.device), draws).cpu()
+
+
+def reconstruction(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> dict[str, Any]:
+    """The mean squared error of the images' reconstructions. A collective. Raises UserError where nothing is coded."""
+
+    def mine() -> dict[int, Tensor]:
+        errors = {}
+        for start in range(runtime.rank * CHUNK, images.n, runtime.world * CHUNK):
+            chunk = range(start, min(start + CHUNK, images.n))
+            real = images.images(chunk)
+            difference = reconstructed(opened, real, chunk, seed, runtime).double() - real.double()
+            errors[start] = (difference / 127.5).square().mean((1, 2, 3))
+        return errors
+
+    parts = {start: errors for part in runtime.gather(runtime.together(mine)) for start, errors in part.items()}
+    value = torch.cat([parts[start] for start in sorted(parts)]).mean().item()
+    return {"value": value, "unit": "mean squared error of pixels in [-1, 1]", "n": images.n}
+
+
+def _exact(runtime: Runtime) -> Runtime:
+    """The same job in float32: half precision would be most of the third decimal of a likelihood."""
+    return dataclasses.replace(runtime, dtype=torch.float32)

@@ -1,0 +1,169 @@
+"""A comparison as one HTML page that needs no other file: tables, samples, and how each number was made."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from PIL import Image
+
+from diffpipe.cli.columns import COST, DASH, REAL, Column, Comparison, decimals, quality
+from diffpipe.cli.families import Family
+
+STYLE = """
+:root { color-scheme: light dark; --line: #d5d5d5; --soft: #666; --best: #e2f2e4; --paper: #fff; --ink: #1a1a1a; }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #444; --soft: #a5a5a5; --best: #1f4327; --paper: #161616; --ink: #e8e8e8; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 76rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 100%; }
+caption { text-align: left; color: var(--soft); padding: 0 0 .5rem; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+thead th { vertical-align: bottom; white-space: normal; font-weight: 600; }
+th[scope=row], th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+td.best { background: var(--best); font-weight: 600; }
+tr.real { color: var(--soft); font-style: italic; }
+small, figcaption span { color: var(--soft); font-weight: 400; }
+figure { margin: 0 0 1rem; } figure img { display: block; max-width: none; }
+pre { overflow-x: auto; font-size: .85rem; } summary { cursor: pointer; }
+dt { font-weight: 600; } dd { margin: 0 0 .6rem; }
+"""
+
+
+def html(comparison: Comparison, strips: Mapping[str, tuple[str, Image.Image]]) -> str:
+    """The page. strips: by name, what a row of images shows (such as "samples") and the row."""
+    families, said = comparison.families, comparison.protocol
+    names = ", ".join(family.name for family in families)
+    parts = [
+        f"<h1>{escape(names)}</h1>",
+        f"<p>{escape(_summary(comparison))}</p>",
+        "<h2>Quality</h2>",
+        _table(_QUALITY.format(**_sizes(comparison)), quality(said["metrics"], comparison.floor), comparison),
+        "<h2>Samples</h2>",
+        *(_figure(name, what, strip) for name, (what, strip) in strips.items()),
+        "<h2>Cost</h2>",
+        _table(_cost(comparison), COST, comparison),
+        _reasons(families),
+        "<h2>How it was made</h2>",
+        *(_details(family.name, _about(family)) for family in families),
+        _details("All of them", dict(said)),
+    ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    title = f"<title>{escape(names)}: diffpipe compare</title>"
+    style = f"<style>{STYLE}</style>"
+    body = "\n".join(part for part in parts if part)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>{head}{title}{style}</head>\n<body>\n<main>\n{body}\n</main>\n'
+        f"</body>\n</html>\n"
+    )
+
+
+_QUALITY = (
+    "The best of each column is marked. FD and KID: distances of the generated from the real images in the features of "
+    "a network; precision and density: whether images are real; recall and coverage: whether none are missing. "
+    "bits/dim: {likelihood_n} reference images, lower is a better explanation; a bound is above the true value. "
+    "Reconstruction: mean squared error of pixels in [−1, 1]. The last row is the floor: as many real images against "
+    "the same reference."
+)
+
+
+def _sizes(comparison: Comparison) -> dict[str, str]:
+    return {key: f"{comparison.protocol[key]:,}" for key in ("n", "likelihood_n")}
+
+
+def _summary(comparison: Comparison) -> str:
+    said = comparison.protocol
+    networks = ", ".join(dict.fromkeys(about["extractor"] for about in said["metrics"].values()))
+    scored = f"{said['n']:,} images of each family are compared with {said['reference']['n']:,} real ones"
+    return f"{scored} in the features of {networks}." if networks else "None of these families generates images."
+
+
+def _cost(comparison: Comparison) -> str:
+    how = comparison.protocol["sampling"]
+    where = how["device"] if how["device"] != "CPU" else _several(how["threads"], "CPU thread")
+    processes = _several(how["processes"], "process")
+    return (
+        f"Training: the median rate of each run's log, and the time of its images at that rate. "
+        f"Sampling: measured here, {how['batch']} images at a time, {how['precision']}, {processes} with {where}. "
+        f"Evaluations and parameters: of the run's own networks, and parameters of its codec's with them."
+    )
+
+
+def _several(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def _table(caption: str, columns: Sequence[Column], comparison: Comparison) -> str:
+    families = comparison.families
+    best = [column.best(families) for column in columns]
+    heads = "".join(f'<th scope="col">{escape(column.heading)}</th>' for column in columns)
+    rows = [
+        f'<tr><th scope="row">{escape(family.name)} <small>{escape(family.stage)}</small></th>'
+        + "".join(_cell(column, family, marked) for column, marked in zip(columns, best, strict=True))
+        + "</tr>"
+        for family in families
+    ]
+    if any(column.floor is not None for column in columns):
+        cells = "".join(f"<td>{'' if c.floor is None else escape(c.show(c.floor))}</td>" for c in columns)
+        rows.append(f'<tr class="real"><th scope="row">{REAL}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll"><table>\n<caption>{escape(caption)}</caption>\n'
+        f'<thead><tr><th scope="col">family</th>{heads}</tr></thead>\n<tbody>\n' + "\n".join(rows)
+    ) + "\n</tbody>\n</table></div>"
+
+
+def _cell(column: Column, family: Family, best: set[str]) -> str:
+    text = column.text(family)
+    if text is None:
+        return f'<td title="{escape(family.missing.get(column.missing, ""))}">{DASH}</td>'
+    note = column.note(family)
+    marked = ' class="best"' if family.name in best else ""
+    return f"<td{marked}>{escape(text)}{f' <small>{escape(note)}</small>' if note else ''}</td>"
+
+
+def _figure(name: str, what: str, strip: Image.Image) -> str:
+    file = io.BytesIO()
+    strip.save(file, format="PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<figure><figcaption>{escape(name)} <span>{escape(what)}</span></figcaption><div class="scroll">'
+        f'<img src="data:image/png;base64,{data}" width="{strip.width}" height="{strip.height}" '
+        f'alt="{escape(f"{name}: {what}")}"></div></figure>'
+    )
+
+
+def _reasons(families: Sequence[Family]) -> str:
+    items = "".join(
+        f"<dt>{escape(family.name)}</dt><dd>{escape('; '.join(dict.fromkeys(family.missing.values())))}</dd>"
+        for family in families
+        if family.missing
+    )
+    return f"<h2>What a {DASH} means</h2><dl>{items}</dl>" if items else ""
+
+
+def _about(family: Family) -> dict[str, object]:
+    bits = family.bits_per_dim
+    told = {
+        "run": family.run,
+        "checkpoint": family.checkpoint,
+        "step": family.step,
+        "weights": family.weights,
+        "class-conditional": family.conditional,
+        "sampler": family.sampler,
+        "scores": family.score_file,
+    }
+    if bits:
+        given = " given the class" if family.conditional else ""
+        told["bits/dim"] = f"{decimals(3)(bits['value'])} ± {decimals(3)(bits['standard_error'])}{given}"
+    return told
+
+
+def _details(title: str, about: Mapping[str, object]) -> str:
+    text = json.dumps(about, indent=2, ensure_ascii=False)
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

@@ -1,0 +1,120 @@
+"""`diffpipe compare` through the real command: what it says of two tiny runs is what their own files say."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffpipe.data.pack import FolderSource, pack
+from tests.integration.commands import HOME, diffpipe, metrics, refused, train
+
+FASHION = HOME / "configs" / "fashion_mnist"
+SMALL = ["data.resolution=8", "train.steps=4"]
+ASKED = ["--n", "8", "--nll-n", "6", "--metrics", "fd_efficientnet_lite0"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conditional DDPM, a VAE and an autoencoder, and three images of each of ten classes as the reference."""
+    home = tmp_path_factory.mktemp("runs")
+    for i in range(30):
+        folder = home / "images" / str(i % 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16), dtype=np.uint8)).save(folder / f"{i}.png")
+    pack(FolderSource(home / "images"), home / "reference")
+    train(home / "ddpm", *SMALL)
+    train(home / "vae", *SMALL, config=FASHION / "vae.yaml")
+    train(home / "coder", "data.resolution=16", "train.steps=1", config=FASHION / "autoencoder.yaml")
+    return home
+
+
+def compare(runs: Path, out: Path, *words: object, processes: int = 0) -> tuple[dict[str, Any], str, str]:
+    """The JSON, what was printed, and what was said along the way."""
+    asked = [*ASKED, "--reference", runs / "reference", "--out", out]
+    result = diffpipe("compare", *words, *asked, processes=processes)
+    assert result.returncode == 0, result.stderr
+    return json.loads((out / "compare.json").read_text()), result.stdout, result.stderr
+
+
+def test_families_stand_side_by_side_and_scores_are_made_once(runs: Path, tmp_path: Path) -> None:
+    rows = [f"{runs}/ddpm,bound_steps=2", f"slow={runs}/ddpm,kind=ancestral,steps=5,bound_steps=2", runs / "vae"]
+    first, printed, _ = compare(runs, tmp_path / "one", *rows)
+    two_steps, slow, vae = first["families"]
+    assert [each["name"] for each in first["families"]] == ["ddpm", "slow", "vae"]
+    for each in first["families"]:
+        file = json.loads(Path(each["score_file"]).read_text())
+        assert Path(each["score_file"]).parent == Path(each["run"]) / "scores"
+        assert each["scores"] == file["scores"]
+        assert first["floor"] == pytest.approx(file["floor"])
+        assert each["checkpoint"] == file["protocol"]["generated"]["checkpoint"]
+        assert each["sampler"] == file["protocol"]["generated"]["sampler"]
+        assert file["protocol"]["reference"]["fingerprint"] == first["protocol"]["reference"]["fingerprint"]
+        assert not each["reused"]
+        assert (each["step"], each["images_seen"]) == (4, 32)
+        rates = [line["images_per_second"] for line in metrics(Path(each["run"])).values()]
+        assert each["training"]["images_per_second"] == statistics.median(rates[1:])
+        assert each["training"]["seconds"] == pytest.approx(32 / statistics.median(rates[1:]))
+        assert each["sampling"]["images_per_second"] > 0
+        assert each["bits_per_dim"]["kind"] == "bound"
+        assert each["bits_per_dim"]["n"] == 6
+        assert f"| {each['name']} | {each['stage']} |" in printed
+    assert [each["sampling"]["evaluations"] for each in first["families"]] == [3, 5, 1]
+    assert two_steps["scores"] != slow["scores"]
+    assert two_steps["parameters"]["generating"] == two_steps["parameters"]["all"]
+    assert vae["parameters"]["generating"] < vae["parameters"]["all"]
+    assert vae["reconstruction"]["value"] > 0
+    assert slow["reconstruction"] is None
+    assert slow["missing"]["reconstruction"] == "stage.kind ddpm reconstructs no images"
+
+    page = (tmp_path / "one" / "index.html").read_text()
+    assert all(f'<th scope="row">{name} ' in page for name in ("ddpm", "slow", "vae"))
+    assert page.count("data:image/png;base64,") == 4  # the real images and three families
+    assert (tmp_path / "one" / "table.md").read_text() == printed
+    with Image.open(tmp_path / "one" / "samples.png") as picture:
+        assert picture.width > 20 * 56
+        assert 4 * 56 < picture.height < 6 * 56
+
+    again, _, said = compare(runs, tmp_path / "two", *rows, processes=2)
+    assert [each["reused"] for each in again["families"]] == [True] * 3
+    assert said.count("was there already") == 3
+    assert again["protocol"]["sampling"]["processes"] == 2
+    for one, two in zip(first["families"], again["families"], strict=True):
+        assert two["scores"] == one["scores"]
+        assert two["bits_per_dim"] == pytest.approx(one["bits_per_dim"])
+        assert two["reconstruction"] == pytest.approx(one["reconstruction"])
+
+
+def test_an_autoencoder_shows_what_it_keeps_and_has_no_scores(runs: Path, tmp_path: Path) -> None:
+    found, printed, _ = compare(runs, tmp_path, f"ae={runs}/coder")
+    (row,) = found["families"]
+    assert row["scores"] is None
+    assert found["floor"] is None
+    assert row["missing"]["scores"] == "stage.kind autoencoder generates no images"
+    assert row["missing"]["training"].startswith("its metrics.jsonl has no second log line")
+    assert row["reconstruction"]["n"] == 6
+    assert "| ae | autoencoder | — |" in printed
+    assert "ae: autoencoder: reconstructions" in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        (["{runs}/absent"], ["absent: ", "no such directory"]),
+        (["a={runs}/ddpm,stps=4"], ["a: ", "unknown key stage.sampler.stps", "did you mean stage.sampler.steps?"]),
+        (["{runs}/ddpm", "{runs}/ddpm,steps=4"], ["2 rows are called ddpm", "NAME=RUN"]),
+        (["{runs}/ddpm", "{runs}/coder"], ["ddpm makes images of 1×8×8 and coder of 1×16×16", "runs of one size"]),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused_in_one_line(
+    runs: Path, tmp_path: Path, rows: list[str], parts: list[str]
+) -> None:
+    asked = [*ASKED, "--reference", runs / "reference", "--out", tmp_path]
+    line = refused("compare", *(row.format(runs=runs) for row in rows), *asked)
+    for part in parts:
+        assert part in line

@@ -1,0 +1,274 @@
+"""Rows asked for, numbers as they read, the table and the page made of them, and what makes a score the same again."""
+
+from __future__ import annotations
+
+import dataclasses
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffpipe.cli.columns import COST, DASH, Comparison, count, duration, figures, markdown, quality
+from diffpipe.cli.compare import Entry, parse_entries, require_comparable, require_one_size
+from diffpipe.cli.families import Family, _watched
+from diffpipe.cli.gallery import Row, columns, gallery, strip
+from diffpipe.cli.page import html
+from diffpipe.cli.reuse import Plan, Scored, remembering
+from diffpipe.contract import UserError
+from diffpipe.metrics import protocol
+from diffpipe.metrics.features import Extractor
+from diffpipe.metrics.protocol import Result
+
+FD, RECALL = "fd_efficientnet_lite0", "recall_efficientnet_lite0"
+METRICS = {name: {"extractor": "efficientnet_lite0"} for name in (FD, RECALL)}
+
+
+def family(name: str, **known: Any) -> Family:
+    about: dict[str, Any] = {"checkpoint": "c" * 64, "step": 10, "images_seen": 57600, "weights": "ema", "sampler": {}}
+    size: dict[str, Any] = {"generating": 236_000, "all": 2_740_000}
+    return Family(name=name, run=f"runs/{name}", stage="gan", conditional=True, parameters=size, **about | known)
+
+
+def bits(value: float, kind: str, unit: str = "bits/dim") -> dict[str, Any]:
+    return {"value": value, "standard_error": 0.01, "n": 20, "unit": unit, "kind": kind}
+
+
+def comparison() -> Comparison:
+    said = {
+        "n": 60,
+        "likelihood_n": 20,
+        "metrics": METRICS,
+        "reference": {"n": 2000},
+        "sampling": {"batch": 50, "precision": "float32", "device": "CPU", "threads": 1, "processes": 2},
+    }
+    rows = [
+        family("a <b>", scores={FD: 324.06, RECALL: 0.5}, bits_per_dim=bits(3.25, "bound"), training=None),
+        family("two", scores={FD: 41.04, RECALL: 0.25}, bits_per_dim=bits(1.5, "exact", "bits/dim of noised images")),
+        family(
+            "coder", reconstruction={"value": 0.01234, "unit": "mse", "n": 20}, missing={"scores": "makes none & co"}
+        ),
+    ]
+    return Comparison(rows, {FD: 12.5, RECALL: 0.75}, said)
+
+
+@pytest.mark.parametrize(
+    ("word", "entry"),
+    [
+        ("runs/ddpm", Entry("ddpm", Path("runs/ddpm"), ())),
+        ("runs/ddpm/checkpoints/step-00000010", Entry("ddpm", Path("runs/ddpm/checkpoints/step-00000010"), ())),
+        (
+            "teacher=runs/ddpm,kind=ddim,steps=4",
+            Entry("teacher", Path("runs/ddpm"), ("stage.sampler.kind=ddim", "stage.sampler.steps=4")),
+        ),
+        ("runs/latent,codec=runs/vae", Entry("latent", Path("runs/latent"), ("stage.codec.run=runs/vae",))),
+    ],
+)
+def test_a_row_is_a_run_with_its_name_and_sampler(word: str, entry: Entry) -> None:
+    assert parse_entries([word]) == [entry]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["runs/a", "x=runs/b", "elsewhere/a"], ["2 rows are called a", "NAME=RUN"]),
+        (["=runs/a"], ["'=runs/a'", "NAME=RUN"]),
+        (["a="], ["'a='", "NAME=RUN"]),
+        (["runs/a,steps"], ["'runs/a,steps'", "'steps' sets nothing", "steps=4"]),
+        (["runs/a,=4"], ["'=4' sets nothing"]),
+    ],
+)
+def test_a_row_that_says_nothing_clear_is_refused(words: list[str], parts: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_entries(words)
+    for part in parts:
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (figures(2675.4), "2,675"),
+        (figures(90.71), "90.7"),
+        (figures(2.204), "2.20"),
+        (figures(-28.23), "−28.2"),
+        (count(2_740_000.0), "2.74 M"),
+        (count(236_100.0), "236 k"),
+        (count(999.0), "999"),
+        (duration(115.0), "115 s"),
+        (duration(288.0), "4.8 min"),
+        (duration(11_000.0), "3.1 h"),
+    ],
+)
+def test_numbers_read_as_people_write_them(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_the_table_marks_the_best_and_leaves_out_what_is_not_there() -> None:
+    lines = markdown(comparison()).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in cells}) == 1
+    by_title = {title: [row[i] for row in cells[2:]] for i, title in enumerate(cells[0])}
+    assert by_title["FD ↓"] == ["324.1", "**41.0**", DASH, "12.5"]
+    assert by_title["recall ↑"] == ["**0.50**", "0.25", DASH, "0.75"]
+    # Of noised images: not to be compared with the other, which then has nothing to be better than.
+    assert by_title["bits/dim ↓"] == ["3.250 (bound)", "1.500 (exact of noised images)", DASH, ""]
+    assert by_title["reconstruction MSE ↓"] == [DASH, DASH, "0.0123", ""]
+    assert by_title["training images/s ↑"] == [DASH, DASH, DASH, ""]
+    assert by_title["parameters in all"] == ["2.74 M"] * 3 + [""]
+
+
+def test_the_best_is_the_least_distance_and_the_most_speed_and_alone_nothing_is_best() -> None:
+    rows = [family("slow", training={"images_per_second": 5.0, "seconds": 9.0}), family("none")]
+    fast = family("fast", training={"images_per_second": 50.0, "seconds": 9.0})
+    (speed,) = [column for column in COST if column.title == "training images/s"]
+    assert speed.best([*rows, fast]) == {"fast"}
+    assert speed.best(rows) == set()
+    distance = quality([FD], None)[0]
+    assert distance.best(comparison().families) == {"two"}
+
+
+class Page(HTMLParser):
+    """Requires every element that is opened to be closed in turn, and collects what a test asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for seen, attributes in self.seen if seen == tag]
+
+
+def test_the_page_is_whole_by_itself_and_says_what_each_picture_is() -> None:
+    images = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 1, 8, 8)
+    text = html(comparison(), {"a <b>": ("gan: samples", strip(images)), "two": ("gan: samples", strip(images))})
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert "a <b>" in page.text
+    assert not page.all("b")
+    assert [image["alt"] for image in page.all("img")] == ["a <b>: gan: samples", "two: gan: samples"]
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in page.all("img"))
+    assert "http" not in text
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.seen}
+    assert len(page.all("caption")) == len(page.all("table")) == 2
+    assert all(head["scope"] in {"col", "row"} for head in page.all("th"))
+    assert {"title": "makes none & co"} in page.all("td")
+    assert "makes none & co" in page.text
+    assert [cell for cell in page.all("td") if cell.get("class") == "best"]
+
+
+def test_a_picture_has_a_row_a_family_and_small_images_enlarged() -> None:
+    assert (columns(10), columns(0), columns(3), columns(30), columns(1000)) == (20, 20, 18, 30, 20)
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    images[1, 0] = 255
+    row = strip(images)
+    assert row.size == (4 * 56 + 3 * 2, 56)
+    assert row.getpixel((60, 5)) == (255, 0, 0, 255)
+    assert row.getpixel((57, 5)) == (0, 0, 0, 0)
+    one, two = (gallery([Row("name", "note", images)] * k, ["0", "1", "0", "1"]) for k in (1, 2))
+    assert two.height - one.height == 56 + 6
+    assert one.width > row.width
+    assert strip(torch.zeros(2, 1, 256, 256, dtype=torch.uint8)).height == 112
+
+
+def scored(n: int = 60, fingerprint: str = "f", sha256: str = "s") -> Scored:
+    said = {
+        "generated": {"n": n},
+        "reference": {"n": 9, "fingerprint": fingerprint},
+        "metrics": {FD: {"sha256": sha256}},
+    }
+    return Scored(Result({FD: 1.0}, {FD: 0.5}, said), Path("score.json"), reused=True)
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        (scored(n=61), "generated.n: 60 against 61"),
+        (scored(fingerprint="g"), "reference.fingerprint: 'f' against 'g'"),
+        (scored(sha256="t"), f"metrics.{FD}.sha256: 's' against 't'"),
+    ],
+)
+def test_scores_of_unlike_protocols_are_not_put_side_by_side(other: Scored, field: str) -> None:
+    require_comparable({"a": scored(), "coder": None, "b": scored()})
+    with pytest.raises(UserError, match=r"a and c follow unlike protocols .*, with --fresh") as refused:
+        require_comparable({"a": scored(), "coder": None, "b": scored(), "c": other})
+    assert field in str(refused.value)
+
+
+def test_runs_of_other_sizes_are_refused() -> None:
+    require_one_size({"a": (1, 28), "b": (1, 28)})
+    with pytest.raises(UserError, match="a makes images of 1×28×28 and c of 3×32×32"):
+        require_one_size({"a": (1, 28), "b": (1, 28), "c": (3, 32)})
+
+
+def test_features_of_the_same_images_are_found_once() -> None:
+    asked: list[int] = []
+
+    def network(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return images.float().mean((2, 3))
+
+    extractor = remembering(Extractor("mean", 3, "hash", "none", network))
+    images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
+    other = images.clone()
+    other[0, 0, 0, 0] ^= 1
+    first = extractor(images)
+    assert torch.equal(extractor(images.clone()), first)
+    assert asked == [5]
+    assert not torch.equal(extractor(other), first)
+    assert asked == [5, 5]
+    assert torch.equal(
+        extractor(images[:, :, :2].reshape(5, 1, 2, 4)), images[:, :, :2].float().mean((2, 3)).expand(-1, 3)
+    )
+
+
+def test_a_score_file_is_found_again_by_all_that_makes_it_what_it_is(tmp_path: Path) -> None:
+    said = {"generated": {"seed": 0}, "reference": {"fingerprint": "f", "shards": ["here"]}, "versions": {"torch": "2"}}
+    whole = {"generated": {"seed": 0}, "reference": {"fingerprint": "f"}, "floor": {}, "versions": {"torch": "2"}}
+    plan = Plan(whole, [FD], tmp_path / "scores" / "own.json")
+    assert plan.made() is None
+    result = Result({FD: 1.0, RECALL: 0.5}, {FD: 0.5, RECALL: 0.5}, said)
+    protocol.write(dataclasses.replace(result, protocol=said | {"generated": {"seed": 1}}), plan.path)
+    (tmp_path / "scores" / "other.json").write_text("{}")
+    assert plan.made() is None
+    protocol.write(result, tmp_path / "scores" / "step.json")
+    found = plan.made()
+    assert found is not None
+    assert found == (result, tmp_path / "scores" / "step.json")
+    assert plan._replace(metrics=["kid"]).made() is None
+
+
+class Backwards(nn.Module):
+    """Like a flow: what generates is not its forward pass, but its part's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(2, 2)
+
+
+def test_evaluations_are_counted_by_the_image_and_networks_that_ran_are_known() -> None:
+    nets = {"unet": nn.Linear(2, 2), "flow": Backwards(), "discriminator": nn.Linear(2, 2)}
+    with _watched(nets) as (evaluated, ran):
+        nets["unet"](torch.zeros(3, 2))
+        nets["unet"](torch.zeros(6, 2))
+        nets["flow"].part(torch.zeros(3, 2))
+    nets["unet"](torch.zeros(3, 2))
+    assert dict(evaluated) == {"unet": 9}
+    assert ran == {"unet", "flow"}
