@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import UInt8
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -15,14 +16,14 @@ from diffpipe.cli.images import grid
 from diffpipe.contract import UserError
 
 CELL = 64  # an image's least width in the picture: room for a number above it
-TEXT, LINE = 14, 26  # a letter's height and a line's, in pixels
+TEXT, LINE = 13, 26  # a letter's height and a line's, in pixels
 
 
 def labelled_grid(images: UInt8[Tensor, "n c h w"], columns: Sequence[str], title: str) -> Image.Image:
     """The images row by row, small ones enlarged, with a title above them and a word above each column."""
     factor = math.ceil(CELL / images.shape[3])
     cells = grid(images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3), columns=len(columns))
-    font = ImageFont.load_default(TEXT)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), TEXT)  # a class may have any name
     width = max(cells.width, math.ceil(font.getlength(title)) + LINE)
     picture = Image.new("RGB", (width, cells.height + 2 * LINE), "white")
     left, pen = (width - cells.width) // 2, ImageDraw.Draw(picture)

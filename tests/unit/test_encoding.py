@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from diffpipe.cli.encoding import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards
 from diffpipe.cli.experiment import Experiment
 from diffpipe.contract import Encodes, ImageShape, Reconstructs, Stage, UserError
+from diffpipe.data import stream
+from diffpipe.data.table import write_index
 from diffpipe.rng import Draws
+from diffpipe.train.runtime import Runtime
+from tests.unit.stages import Toy
+from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 CODER = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
 GLOW = {"kind": "glow", "levels": 2, "steps": 2, "hidden": 8}
@@ -93,3 +102,62 @@ def test_class_conditional_latents_need_the_labels(config: dict[str, Any]) -> No
     assert not torch.equal(stage.encode_latents(nets, images, torch.tensor([1, 2, 0]), draws), z)
     with pytest.raises(UserError, match="labels"):
         stage.decode_latents(nets, z, None)
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    with Runtime.start("fp32", "cpu") as started:
+        yield started
+
+
+def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path, runtime: Runtime) -> None:
+    write_shards(tmp_path, [80, 50])
+    write_index(tmp_path)
+    shards, (stage, nets) = labelled_shards(str(tmp_path)), built(FLOWS["glow"] | {"conditional": True})
+    assert isinstance(stage, Encodes)
+    space = LatentSpace(stage, nets, SHAPE, runtime, seed=9)
+    places = drawn(shards, 120, seed=0)
+    labels = stream.labels(shards, places)
+    assert len(np.unique(places)) == 120
+    z = space.of_shards(shards, places, labels)
+    for i in (0, 49, 50, 119):
+        image = torch.from_numpy(random_pixels(int(places[i])))[None, None]
+        draws = Draws(9, torch.tensor([places[i]]))
+        expected = stage.encode_latents(nets, image, labels[i : i + 1], draws)
+        torch.testing.assert_close(z[i : i + 1], expected, rtol=0, atol=1e-5)
+    images = space.images_of(z, labels)
+    off = (images.int() - stream.images(shards, places, 8, 1).int()).abs()
+    assert off.max() <= 1  # where the noise came within a rounding error of the pixel's end
+    assert (off > 0).float().mean() < 1e-3
+    torch.testing.assert_close(space.of_images(images[:3], labels[:3]), z[:3], rtol=0, atol=1.0)
+
+
+def test_images_of_a_class_are_drawn_without_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffpipe.cli.encoding.ENOUGH", 40)
+    write_shards(tmp_path, [100, 150], classes=5)
+    write_index(tmp_path)
+    shards = labelled_shards(str(tmp_path))
+    assert class_names(shards) == ["0", "1", "2", "3", "4"]
+    found = drawn_of_class(shards, [4, 1], 20, seed=0)
+    assert list(found) == [4, 1]
+    for label, places in found.items():
+        assert (places % 5 == label).all()
+        assert len(np.unique(places)) == 20
+    assert (drawn_of_class(shards, [4], 20, seed=1)[4] != found[4]).any()
+    assert (drawn_of_class(shards, [4], 7, seed=0)[4] == found[4][:7]).all()
+    assert len(drawn_of_class(shards, [2], 10**6, seed=0)[2]) == 50
+    with pytest.raises(UserError, match=r"5 is no class of .*; they are 0 to 4"):
+        drawn_of_class(shards, [0, 5], 20, seed=0)
+    with pytest.raises(UserError, match="hold 50 images of class 3, and 51 are needed"):
+        drawn_of_class(shards, [3], 51, seed=0, least=51)
+
+
+def test_what_has_no_latents_or_no_labels_is_named(tmp_path: Path, runtime: Runtime) -> None:
+    with pytest.raises(
+        UserError, match="a stage of Toy has no latents of images; give a run of an autoencoder, VAE or"
+    ):
+        LatentSpace(Toy(), {}, SHAPE, runtime)
+    write_tar(tmp_path / "a.tar", {"0.png": png(random_pixels(0))})
+    write_index(tmp_path)
+    with pytest.raises(UserError, match=r"a\.tar: some samples have no label"):
+        labelled_shards(str(tmp_path))
