@@ -1,27 +1,54 @@
-"""Every config in configs/ is parsed as it is, then built tiny and trained two steps."""
+"""Every config in configs/ is parsed and built as it is, then built tiny and trained two steps."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
+from diffpipe.contract import ImageShape
+from diffpipe.data.pack import FolderSource, pack
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.latents import LatentCodec
+from diffpipe.stages.vae import VAEConfig
 from tests.integration.commands import HOME, SHARDS, metrics, train
 
 CONFIGS = sorted((HOME / "configs").rglob("*.yaml"))
+CIFAR = HOME / "configs" / "cifar10"
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 24 colour images of 32x32 pixels in ten classes."""
+    home = tmp_path_factory.mktemp("colour")
+    for i in range(24):
+        folder = home / "images" / f"{i % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    pack(FolderSource(home / "images"), home / "shards")
+    return home / "shards"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(HOME / "configs")))
-def test_it_trains(path: Path, tmp_path: Path) -> None:
+def test_it_trains(path: Path, tmp_path: Path, colour: Path) -> None:
     experiment = load_config(Experiment, path)
     assert experiment.train.steps >= 100
-    shutil.copytree(SHARDS / "test", tmp_path / "shards")
-    small = ["data.resolution=8", f"data.train={tmp_path}/shards", "data.workers=0", "train.steps=2"]
+    if path.parent == CIFAR:
+        shards, resolution = colour, experiment.data.resolution
+        assert (resolution, experiment.data.channels) == (32, 3)
+    else:
+        shards, resolution = tmp_path / "shards", 8
+        shutil.copytree(SHARDS / "test", shards)
+    small = [f"data.resolution={resolution}", f"data.train={shards}", "data.workers=0", "train.steps=2"]
     if isinstance(experiment.stage, DDPMConfig) and isinstance(experiment.stage.codec, VAECodecConfig):
         train(tmp_path / "vae", *small, config=trained_by(experiment.stage.codec.run))
         small.append(f"stage.codec.run={tmp_path}/vae")
@@ -33,3 +60,38 @@ def test_it_trains(path: Path, tmp_path: Path) -> None:
 def trained_by(run: str) -> Path:
     """The config whose run another config takes its codec from."""
     return next(path for path in CONFIGS if load_config(Experiment, path).run.dir == run)
+
+
+def networks(path: Path) -> dict[str, nn.Module]:
+    """The networks of a config at their size, without memory for them."""
+    experiment = load_config(Experiment, path)
+    data, stage = experiment.data, experiment.stage
+    shape = ImageShape(data.channels, data.resolution, 10 if data.labels else 0)
+    if isinstance(stage, DDPMConfig) and isinstance(stage.codec, VAECodecConfig):
+        vae = load_config(Experiment, trained_by(stage.codec.run)).stage
+        assert isinstance(vae, VAEConfig)
+        coder, c = vae.build(ImageShape(data.channels, data.resolution)), vae.network.latent_channels
+        with torch.device("meta"):
+            coders = coder.networks()
+        built = stage.build(shape, LatentCodec(coder, coders, [0.0] * c, [1.0] * c))
+    else:
+        built = stage.build(shape)
+    with torch.device("meta"):
+        return built.networks()
+
+
+@pytest.mark.parametrize("path", sorted(CIFAR.glob("*.yaml")), ids=lambda p: p.name)
+def test_it_is_built_at_its_size(path: Path) -> None:
+    assert all(parameter.is_meta for net in networks(path).values() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "millions"),
+    [
+        ("ddpm", "unet", 35.7),  # Ho et al. 2020, appendix B
+        ("flow", "flow", 44.0),  # by the layers of the code of Kingma & Dhariwal 2018
+    ],
+)
+def test_where_the_network_is_the_papers_so_is_its_size(name: str, network: str, millions: float) -> None:
+    found = sum(parameter.numel() for parameter in networks(CIFAR / f"{name}.yaml")[network].parameters())
+    assert found / 1e6 == pytest.approx(millions, abs=0.1)
