@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,15 +51,23 @@ def command(*words: object, processes: int = 0) -> list[str]:
 
 
 def diffpipe(
-    *words: object, processes: int = 0, real: bool = False, timeout: float = 200
+    *words: object,
+    processes: int = 0,
+    real: bool = False,
+    timeout: float = 200,
+    module: str = "diffpipe",
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run it from the repository's root, one thread a process, and return what it said."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    """Run it from the repository's root, one thread a process, and return what it said.
+
+    module: another one that takes a command's words. env: laid over this process's environment.
+    """
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     started = command(*words, processes=processes)
     if real:
         return subprocess.run(started, cwd=HOME, env=env, capture_output=True, text=True, check=False, timeout=timeout)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        code = server().start([*map(str, words)], HOME, env, out, err, processes).wait(timeout)
+        code = server().start([*map(str, words)], HOME, env, out, err, processes, module).wait(timeout)
         for stream in (out, err):
             stream.seek(0)
         return subprocess.CompletedProcess(started, code, out.read(), err.read())

@@ -72,10 +72,17 @@ class Server:
         self._process.wait()
 
     def start(
-        self, words: Sequence[str], cwd: Path, env: Mapping[str, str], out: IO[Any], err: IO[Any], processes: int = 0
+        self,
+        words: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        out: IO[Any],
+        err: IO[Any],
+        processes: int = 0,
+        module: str = "diffpipe",
     ) -> Command:
-        """`diffpipe WORDS…` by itself, or as that many processes that form a job."""
-        request = {"words": list(words), "cwd": str(cwd), "env": dict(env), "processes": processes}
+        """`python -m MODULE WORDS…` by itself, or as that many processes that form a job."""
+        request = {"words": list(words), "cwd": str(cwd), "env": dict(env), "processes": processes, "module": module}
         receiver, sender = os.pipe()
         socket.send_fds(self._channel, [json.dumps(request).encode()], [sender, out.fileno(), err.fileno()])
         os.close(sender)
@@ -98,7 +105,9 @@ def serve(channel: socket.socket) -> None:
             os.close(fd)
 
 
-def _launch(status: int, out: int, err: int, *, words: list[str], cwd: str, env: dict, processes: int) -> None:
+def _launch(
+    status: int, out: int, err: int, *, words: list[str], cwd: str, env: dict[str, str], processes: int, module: str
+) -> None:
     """Be the parent of a command's processes: start them, say who this is, wait, say how it ended."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -114,7 +123,7 @@ def _launch(status: int, out: int, err: int, *, words: list[str], cwd: str, env:
             for fd in (status, out, err):
                 os.close(fd)
             os.environ.update(place)
-            os._exit(_run(words))
+            os._exit(_run(module, words))
         pids.add(pid)
     os.write(status, f"{os.getpid()}\n".encode())
     code = _end(pids)
@@ -122,12 +131,12 @@ def _launch(status: int, out: int, err: int, *, words: list[str], cwd: str, env:
     os._exit(0)
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(module: str, words: Sequence[str]) -> int:
     """The command in this process, to its end but for the interpreter's own: its exit status."""
     status: object = 0
-    sys.argv = ["diffpipe", *words]
+    sys.argv = [module, *words]
     try:
-        runpy.run_module("diffpipe", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as left:
         status = left.code or 0
         if not isinstance(status, int):

@@ -1,0 +1,34 @@
+"""`python -m tests.integration.reconstructed RUN SHARDS OUT`: what the run makes of the images, as numpy's file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from diffpipe.cli.images import ShardImages, collect
+from diffpipe.cli.reconstruction import ReconstructedImages
+from diffpipe.cli.runs import open_run
+from diffpipe.contract import Reconstructs
+from diffpipe.data import index
+from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.train.runtime import Runtime
+
+
+def reconstructed(run: Path, shards: str, runtime: Runtime) -> Tensor:
+    """The processes share the images out, and each holds all of them in the end."""
+    opened = open_run(run, [], runtime)
+    assert isinstance(opened.stage, Reconstructs)
+    real = ShardImages(index.load(shards), opened.shape.channels, opened.shape.resolution)
+    source = ReconstructedImages(opened.stage, opened.nets, real, runtime, seed=0, about={})
+    starts = range(runtime.rank * CHUNK, source.n, runtime.world * CHUNK)
+    return collect({start: source.images(range(start, min(start + CHUNK, source.n))) for start in starts}, runtime)
+
+
+if __name__ == "__main__":
+    with Runtime.start("fp32", "cpu") as started:
+        images = reconstructed(Path(sys.argv[1]), sys.argv[2], started)
+        if started.main:
+            np.save(sys.argv[3], images.numpy())
