@@ -44,11 +44,11 @@ class Column:
 
     def best(self, families: Sequence[Family]) -> set[str]:
         """The names of the families whose value is the best, where there is anything to compare."""
-        values = {f.name: v for f in families if self.alike(f) and (v := self.value(f)) is not None}
+        values = {f.name: float(v) for f in families if self.alike(f) and (v := self.value(f)) is not None}
         if self.better is None or len(values) < 2:
             return set()
-        best = (min if self.better == "lower" else max)(values.values())
-        return {name for name, value in values.items() if value == best}
+        best = self.show((min if self.better == "lower" else max)(values.values()))
+        return {name for name, value in values.items() if self.show(value) == best}  # what reads the same is as good
 
     def text(self, family: Family) -> str | None:
         """The value as it reads, or None where the family has none."""

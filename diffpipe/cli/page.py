@@ -24,6 +24,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 100%; }
 caption { text-align: left; color: var(--soft); padding: 0 0 .5rem; }
+caption span { display: block; position: sticky; left: 0; max-width: min(60rem, 92vw); }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 thead th { vertical-align: bottom; white-space: normal; font-weight: 600; }
 th[scope=row], th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
@@ -113,7 +114,7 @@ def _table(caption: str, columns: Sequence[Column], comparison: Comparison) -> s
         cells = "".join(f"<td>{'' if c.floor is None else escape(c.show(c.floor))}</td>" for c in columns)
         rows.append(f'<tr class="real"><th scope="row">{REAL}</th>{cells}</tr>')
     return (
-        f'<div class="scroll"><table>\n<caption>{escape(caption)}</caption>\n'
+        f'<div class="scroll"><table>\n<caption><span>{escape(caption)}</span></caption>\n'
         f'<thead><tr><th scope="col">family</th>{heads}</tr></thead>\n<tbody>\n' + "\n".join(rows)
     ) + "\n</tbody>\n</table></div>"
 

@@ -126,6 +126,8 @@ def test_the_best_is_the_least_distance_and_the_most_speed_and_alone_nothing_is_
     (speed,) = [column for column in COST if column.title == "training images/s"]
     assert speed.best([*rows, fast]) == {"fast"}
     assert speed.best(rows) == set()
+    alike = family("alike", training={"images_per_second": 50.01, "seconds": 9.0})
+    assert speed.best([*rows, fast, alike]) == {"fast", "alike"}  # both read 50.0
     distance = quality([FD], None)[0]
     assert distance.best(comparison().families) == {"two"}
 
