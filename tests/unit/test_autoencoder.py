@@ -102,20 +102,6 @@ def test_the_loss_of_a_sample_depends_on_it_alone(noise: float) -> None:
     torch.testing.assert_close(errors(stage, nets, batch(8)), apart)
 
 
-@pytest.mark.parametrize("latent", ["spatial", "vector"])
-def test_it_learns_one_batch_by_heart(latent: str) -> None:
-    stage = build(network=NETWORK | {"latent": latent, "latent_channels": 16})
-    torch.manual_seed(0)
-    nets, some = stage.networks(), batch(4)
-    before = errors(stage, nets, some).mean().item()
-    optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=5e-3)
-    for _ in range(100):
-        optimizer.zero_grad()
-        errors(stage, nets, some).mean().backward()
-        optimizer.step()
-    assert errors(stage, nets, some).mean().item() < 0.2 * before
-
-
 def test_what_cannot_be_built_is_refused() -> None:
     for latent in ("spatial", "vector"):
         network = NETWORK | {"mults": (1, 1, 1, 1, 1), "latent": latent}
