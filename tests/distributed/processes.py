@@ -1,57 +1,48 @@
-"""Run a function in several processes that form a gloo group, as a launcher would start them."""
+"""Run a function in several processes that form a gloo group, as a launcher would start them.
+
+They are forks of the server of commands: `python -m tests.distributed.processes CALL` runs what was pickled there.
+"""
 
 from __future__ import annotations
 
 import os
-import socket
+import pickle
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-import torch.multiprocessing as mp
+from tests.integration.commands import diffpipe
 
 
 def run(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
     """What `function(*args)` returns on each of `world` ranks. Raises RuntimeError with a failed rank's traceback."""
-    context = mp.get_context("spawn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pipes, workers = [], []
-    for rank in range(world):
-        receiver, sender = context.Pipe(duplex=False)
-        worker = context.Process(target=_main, args=(rank, world, port, sender, function, args), daemon=True)
-        worker.start()
-        sender.close()
-        pipes.append(receiver)
-        workers.append(worker)
-    results = []
-    try:
-        for rank, pipe in enumerate(pipes):
-            if not pipe.poll(timeout):
-                raise RuntimeError(f"rank {rank} of {world} said nothing for {timeout} s")
-            failure, result = pipe.recv()
-            if failure:
-                raise RuntimeError(f"rank {rank} of {world} failed:\n{failure}")
-            results.append(result)
-    finally:
-        for worker in workers:
-            worker.kill() if len(results) < world else worker.join()
-    return results
+    with tempfile.TemporaryDirectory() as folder:
+        call = Path(folder) / "call"
+        call.write_bytes(pickle.dumps((function, args)))
+        ended = diffpipe(call, processes=world, timeout=timeout, module="tests.distributed.processes")
+        said = [call.with_name(f"said-{rank}") for rank in range(world)]
+        parts = [pickle.loads(path.read_bytes()) if path.exists() else (None, None) for path in said]
+    for rank, (failure, _) in enumerate(parts):
+        if failure:
+            raise RuntimeError(f"rank {rank} of {world} failed:\n{failure}")
+    if ended.returncode:
+        raise RuntimeError(f"a rank of {world} died:\n{ended.stderr}")
+    return [result for _, result in parts]
 
 
-def _main(rank: int, world: int, port: int, pipe: Connection, function: Callable[..., Any], args: tuple) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+def _main(call: Path) -> int:
+    failure = result = None
     try:
-        pipe.send((None, function(*args)))
-    except BaseException:  # noqa: BLE001 (it is raised again in the parent)
-        pipe.send((traceback.format_exc(), None))
+        function, args = pickle.loads(call.read_bytes())
+        result = function(*args)
+    except BaseException:  # noqa: BLE001 (it is raised again by `run`)
+        failure = traceback.format_exc()
+    call.with_name(f"said-{os.environ['RANK']}").write_bytes(pickle.dumps((failure, result)))
+    return 1 if failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1])))
