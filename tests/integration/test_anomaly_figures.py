@@ -76,3 +76,12 @@ def test_the_table_has_a_row_an_anomaly_and_their_mean(measure: ModuleType) -> N
         "| Coat | 0.50 ± 0.04 | 0.35 ± 0.03 | 0.85 ± 0.01 |",
         "| mean | 0.70 | 0.30 | 0.80 |",
     ]
+
+
+def test_the_tables_shown_are_those_of_the_figures_beside_them(measure: ModuleType) -> None:
+    folder = HOME / "eval" / "anomaly"
+    shown = (folder / "README.md").read_text()
+    figures = list(folder.glob("*.json"))
+    assert figures
+    for path in figures:
+        assert measure.table(json.loads(path.read_text())["found"]) in shown
