@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.runs import build_stage
+from diffpipe.cli.teacher import build_taught
 from diffpipe.config import validate
 from diffpipe.contract import ImageShape, Stage, UserError
 from diffpipe.metrics.perceptual import build_feature_maps
+from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime
@@ -20,6 +22,8 @@ def build_for_training(
     A collective. Raises UserError.
     """
     stage = experiment.stage
+    if isinstance(stage, AdversarialConfig) and stage.teacher is not None:
+        return build_taught(experiment, shape, runtime, trained)
     if not isinstance(stage, VAEConfig) or stage.perceptual is None:
         return build_stage(experiment, shape, runtime, trained)
     wanted, name = stage.perceptual, stage.perceptual.features

@@ -36,6 +36,13 @@ OPTIONS = {
 }
 
 
+# Where a run says in what place another lies that it needs, by what that is to it.
+_PLACES = {
+    "VAE": "stage.codec.run=PATH in training, --codec PATH elsewhere",
+    "teacher": "stage.teacher.run=PATH",
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained stage: its config as it was trained (with what the command line overrode) and its networks."""
@@ -133,14 +140,22 @@ def build_stage(
     return pinned, runtime.together(lambda: stage.build(shape, codec))
 
 
-def _codec_checkpoint(path: Path, sha256: str | None, runtime: Runtime) -> Checkpoint:
+def open_pinned(path: Path, sha256: str | None, runtime: Runtime, role: str) -> Run:
+    """The run at `path`, at the checkpoint with this hash (None: the newest). A collective. Raises UserError.
+
+    role: what it is to the run that needs it, in one word.
+    """
+    return _opened(_pinned_checkpoint(path, sha256, runtime, role), [], runtime)
+
+
+def _pinned_checkpoint(path: Path, sha256: str | None, runtime: Runtime, role: str) -> Checkpoint:
     """The checkpoint at `path`, or that of the run there, which has this hash (None: the newest). A collective."""
     if sha256 is None:
         return find_checkpoint(path, runtime)
     if not path.is_dir():
         raise UserError(
-            f"{path}: no such directory; this run needs its VAE, of the checkpoint with sha256 {sha256}; bring it "
-            f"back, or give its new place (stage.codec.run=PATH in training, --codec PATH elsewhere)"
+            f"{path}: no such directory; this run needs its {role}, of the checkpoint with sha256 {sha256}; bring it "
+            f"back, or give its new place ({_PLACES[role]})"
         )
     there = [path] if (path / checkpoints.MANIFEST).exists() else checkpoints.committed(path / "checkpoints")
     digests = {checkpoints.manifest_sha256(checkpoint): checkpoint for checkpoint in there}
@@ -158,7 +173,7 @@ def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[Latent
 
     A collective. Raises UserError where there is no such checkpoint or it is of no VAE that can be a codec.
     """
-    found = _codec_checkpoint(path, sha256, runtime)
+    found = _pinned_checkpoint(path, sha256, runtime, "VAE")
     kind = found.state["experiment"]["stage"]["kind"]
     if kind != "vae":
         raise UserError(f"{found.path} is a run of stage.kind={kind}; give one of stage.kind=vae with spatial latents")

@@ -118,8 +118,9 @@ class Job:
         data = self.experiment.data
         order = {"fingerprint": self.shards.fingerprint, "lanes": data.lanes, "window": data.window}
         augmentation = {"batch_size": data.batch_size, "flip": data.flip, "crop": data.crop}
-        # A codec is its checkpoint's hash, wherever it lies.
-        stage = self.experiment.stage.model_dump(mode="json", exclude={"sampler": True, "codec": {"run"}})
+        # A codec, or a teacher, is its checkpoint's hash, wherever it lies.
+        places = {"codec": {"run"}, "teacher": {"run"}}
+        stage = self.experiment.stage.model_dump(mode="json", exclude={"sampler": True, **places})
         return {"seed": self.experiment.seed, "data": order | augmentation | self.shape._asdict(), "stage": stage}
 
     def save(self) -> None:

@@ -1,7 +1,7 @@
 """The discriminator: a convolutional residual network that gives each image one logit, high for what it takes as real.
 
-It conditions on a class label by projection (Miyato & Koyama 2018) and on a timestep by an embedding in every block.
-No layer looks beyond one sample: logits do not depend on how a batch is put together.
+It conditions on a class label by projection (Miyato & Koyama 2018). No layer looks beyond one sample: logits do not
+depend on how a batch is put together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.nn.blocks import sinusoidal_embedding
 from diffpipe.nn.normfree import SLOPE, NormFreeBlock, smallest_resolution
 
 Positive = Annotated[int, Field(ge=1)]
@@ -35,26 +34,17 @@ class DiscriminatorConfig(Config):
 
 
 class Discriminator(nn.Module):
-    """Maps (images, label, timestep) to logits.
+    """Maps (images, label) to logits. Raises UserError where the resolution cannot be halved for each level."""
 
-    channels: those of the input, which may be several images in one. classes, timed: what else the logits depend on.
-    Raises UserError where the resolution cannot be halved for each level.
-    """
-
-    def __init__(
-        self, config: DiscriminatorConfig, channels: int, resolution: int, classes: int = 0, *, timed: bool = False
-    ):
+    def __init__(self, config: DiscriminatorConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
         mults = f"stage.discriminator.mults {list(config.mults)}"
         smallest = smallest_resolution(resolution, len(config.mults), mults)
-        self.base = config.channels
-        c_emb = 4 * config.channels if timed else 0
-        self.time = nn.Sequential(nn.Linear(config.channels, c_emb), nn.SiLU()) if timed else None
         self.stem = nn.Conv2d(channels, config.channels * config.mults[0], 3, padding=1)
         widths = [config.channels * mult for mult in config.mults]
         depth = len(widths) * config.blocks
         self.levels = nn.ModuleList(
-            nn.ModuleList(NormFreeBlock(width, depth, c_emb) for _ in range(config.blocks)) for width in widths
+            nn.ModuleList(NormFreeBlock(width, depth) for _ in range(config.blocks)) for width in widths
         )
         self.widen = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
         # Each channel's map is weighted by one learned map of its own (Huang et al. 2024), not averaged: where in the
@@ -63,22 +53,13 @@ class Discriminator(nn.Module):
         self.out = nn.Linear(widths[-1], 1)
         self.label = nn.Embedding(classes, widths[-1]) if classes else None
 
-    def forward(
-        self,
-        x: Float[Tensor, "b c h w"],
-        labels: Int[Tensor, " b"] | None = None,
-        t: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, " b"]:
-        emb = None
-        if self.time is not None:
-            assert t is not None, "a timed discriminator takes a timestep"
-            emb = self.time(sinusoidal_embedding(t, self.base))
+    def forward(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         h = self.stem(x)
         for i, level in enumerate(self.levels):
             if i:
                 h = self.widen[i - 1](F.avg_pool2d(h, 2))
             for block in level:  # pyright: ignore[reportGeneralTypeIssues]
-                h = block(h, emb)
+                h = block(h)
         features = self.basis(F.leaky_relu(h, SLOPE)).flatten(1)
         # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
         with torch.autocast(x.device.type, enabled=False):

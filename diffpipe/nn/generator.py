@@ -1,4 +1,4 @@
-"""Generators from a latent vector: one makes an image of it alone, one a clean image of it and a noised one."""
+"""The generator of a GAN: an image of a latent vector, without normalization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
 from diffpipe.nn.normfree import SLOPE, NormFreeBlock, smallest_resolution
-from diffpipe.nn.unet import UNet, UNetConfig
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -67,24 +66,3 @@ class Generator(nn.Module):
             for block in level:  # pyright: ignore[reportGeneralTypeIssues]
                 h = block(h)
         return self.out(F.leaky_relu(h, SLOPE))
-
-
-class DenoisingGenerator(UNet):
-    """Maps (x_t, t, latent, label) to an x_0: the UNet, with the latent beside the timestep's embedding.
-
-    Its parameters are the UNet's, by the same names, and `latent.*`.
-    """
-
-    def __init__(self, config: UNetConfig, latent: int, channels: int, resolution: int, classes: int = 0):
-        super().__init__(config, channels, resolution, classes)
-        c_emb = 4 * config.channels
-        self.latent = nn.Sequential(nn.Linear(latent, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        x: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
-        z: Float[Tensor, "b latent"],
-        labels: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        return super().forward(x, t, labels, style=self.latent(z))

@@ -41,8 +41,8 @@ class UNetConfig(Config):
         return self
 
 
-class UNet(nn.Module):
-    """Maps (x_t, t, label) to a tensor of x_t's shape.
+class DownPath(nn.Module):
+    """The UNet's way down and its middle: conditioned on (t, label), it halves the resolution level by level.
 
     Raises UserError where the resolution cannot be halved for each level, or no level has a resolution asked to attend.
     """
@@ -61,38 +61,71 @@ class UNet(nn.Module):
                 f"stage.unet.attention names resolutions {sorted(absent)} that no level has; "
                 f"the levels are {[resolution >> i for i in range(halvings + 1)]}"
             )
-        self.base = config.channels
+        self.config = config
         c_emb = 4 * config.channels
         self.time = nn.Sequential(nn.Linear(config.channels, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         # The last row is the empty label: what a dropped label becomes.
         self.label = nn.Embedding(classes + 1, c_emb) if classes else None
         self.stem = nn.Conv2d(channels, config.channels, 3, padding=1)
-
-        def block(c_in: int, c_out: int) -> nn.Module:
-            return ResBlock(c_in, c_out, c_emb, config.groups, config.dropout)
-
-        def attention(c: int, size: int) -> nn.Module:
-            return SelfAttention(c, config.heads, config.groups) if size in config.attention else nn.Identity()
-
-        c, size, skips = config.channels, resolution, [config.channels]
+        c, size = config.channels, resolution
+        self.widths = [c]
         self.down = nn.ModuleList()
         for level, mult in enumerate(config.mults):
             if level:
                 self.down.append(Downsample(c))
                 size //= 2
-                skips.append(c)
+                self.widths.append(c)
             for _ in range(config.blocks):
-                self.down.append(
-                    nn.ModuleList([block(c, mult * config.channels), attention(mult * config.channels, size)])
-                )
+                self.down.append(self._block(c, mult * config.channels, size))
                 c = mult * config.channels
-                skips.append(c)
-        self.middle = nn.ModuleList([block(c, c), SelfAttention(c, config.heads, config.groups), block(c, c)])
+                self.widths.append(c)
+        attend = SelfAttention(c, config.heads, config.groups)
+        self.middle = nn.ModuleList([self._residual(c, c), attend, self._residual(c, c)])
+
+    def _block(self, c_in: int, c_out: int, size: int) -> nn.Module:
+        attends = size in self.config.attention
+        attention = SelfAttention(c_out, self.config.heads, self.config.groups) if attends else nn.Identity()
+        return nn.ModuleList([self._residual(c_in, c_out), attention])
+
+    def _residual(self, c_in: int, c_out: int) -> nn.Module:
+        return ResBlock(c_in, c_out, 4 * self.config.channels, self.config.groups, self.config.dropout)
+
+    def embed(
+        self, t: Int[Tensor, " b"], labels: Int[Tensor, " b"] | None, style: Float[Tensor, "b c_emb"] | None = None
+    ) -> Float[Tensor, "b c_emb"]:
+        """What every block is conditioned on. A label of `classes` stands for none."""
+        emb = self.time(sinusoidal_embedding(t, self.config.channels))
+        if self.label is not None:
+            assert labels is not None, "a class-conditional network takes labels"
+            emb = emb + self.label(labels)
+        if style is not None:
+            emb = emb + style
+        return F.silu(emb)  # once here instead of in every block
+
+    def descend(
+        self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b c_emb"]
+    ) -> tuple[Float[Tensor, "b c_m h_m w_m"], list[Tensor]]:
+        """The middle's output, and the stem's and each layer's before it, whose channels are `widths`."""
+        h = self.stem(x)
+        skips = [h]
+        for layer in self.down:
+            h = _apply(layer, h, emb)
+            skips.append(h)
+        first, attend, second = self.middle
+        return second(attend(first(h, emb)), emb), skips
+
+
+class UNet(DownPath):
+    """Maps (x_t, t, label) to a tensor of x_t's shape. Raises UserError as its way down does."""
+
+    def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
+        super().__init__(config, channels, resolution, classes)
+        c, size, skips = self.widths[-1], resolution >> (len(config.mults) - 1), [*self.widths]
         self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.mults))):
             for _ in range(config.blocks + 1):
                 c_out = mult * config.channels
-                self.up.append(nn.ModuleList([block(c + skips.pop(), c_out), attention(c_out, size)]))
+                self.up.append(self._block(c + skips.pop(), c_out, size))
                 c = c_out
             if level:
                 self.up.append(Upsample(c))
@@ -112,20 +145,8 @@ class UNet(nn.Module):
 
         style: what else to condition on, of 4 × config.channels, added to the timestep's embedding.
         """
-        emb = self.time(sinusoidal_embedding(t, self.base))
-        if self.label is not None:
-            assert labels is not None, "a class-conditional network takes labels"
-            emb = emb + self.label(labels)
-        if style is not None:
-            emb = emb + style
-        emb = F.silu(emb)  # once here instead of in every block
-        h = self.stem(x)
-        skips = [h]
-        for layer in self.down:
-            h = _apply(layer, h, emb)
-            skips.append(h)
-        first, attend, second = self.middle
-        h = second(attend(first(h, emb)), emb)
+        emb = self.embed(t, labels, style)
+        h, skips = self.descend(x, emb)
         for layer in self.up:
             h = layer(h) if isinstance(layer, Upsample) else _apply(layer, torch.cat([h, skips.pop()], dim=1), emb)
         return self.out(F.silu(self.norm(h)))

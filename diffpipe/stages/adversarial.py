@@ -7,25 +7,28 @@ and a latent, and a discriminator compares the x_{t-1} that follows from it with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase
-from diffpipe.diffusion.process import over_pixels, posterior, q_sample, q_step
-from diffpipe.diffusion.schedule import Schedule
-from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
-from diffpipe.nn.generator import DenoisingGenerator
+from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
+from diffpipe.diffusion.process import over_pixels, posterior, predict_x0, q_sample, q_step
+from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec
-from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, Game, GameConfig, play
+from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
 from diffpipe.stages.gan import LatentSamplerConfig, tiled, wanted_labels
 from diffpipe.stages.labels import conditional_classes
+
+_NOISE_ERROR = 1 / 400
 
 
 class LargeStepsConfig(Config):
@@ -50,50 +53,80 @@ class LargeStepsConfig(Config):
         return Schedule(-log_alpha.expm1(), torch.cat([t.new_zeros(1), log_alpha.cumsum(0)]))
 
 
+class TeacherConfig(Config):
+    """A trained DDPM, of the same network and the same images."""
+
+    run: str
+    """Its run directory, or one checkpoint in it."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Of its checkpoint's manifest.json; null: the newest checkpoint's when training starts."""
+
+
 class AdversarialConfig(GameConfig):
     """A few-step denoiser trained against a discriminator. `conditional` makes it P(X|Y) for the labels Y."""
 
     kind: Literal["adversarial"]
-    loss: Game = "non_saturating"
-    r2: float = Field(default=0.0, ge=0)
+    teacher: TeacherConfig | None = None
+    """Where both networks start from; null: from scratch."""
     unet: UNetConfig = UNetConfig()
+    """The generator; the discriminator is the same network's way down."""
     latent: int = Field(default=64, ge=1)
     """Numbers in the latent vector of each step."""
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
     schedule: LargeStepsConfig = LargeStepsConfig()
+    levels: ScheduleConfig = ScheduleConfig(kind="cosine")
+    """The networks are told a level of noise as the nearest timestep of this schedule, which is a teacher's."""
     sampler: LatentSamplerConfig = LatentSamplerConfig()
     conditional: bool = False
 
-    def build(self, shape: ImageShape) -> AdversarialDiffusion:
-        """The stage for images of this shape. Raises UserError where they do not fit each other."""
-        return AdversarialDiffusion(self, shape)
+    def build(self, shape: ImageShape, teacher: Mapping[str, Tensor] | None = None) -> AdversarialDiffusion:
+        """The stage for images of this shape. Raises UserError where they do not fit each other.
+
+        teacher: the parameters of the UNet that both networks start from, where they are still to be trained.
+        """
+        return AdversarialDiffusion(self, shape, teacher)
+
+    def fits(self, teacher: DDPMConfig) -> None:
+        """Raises UserError where networks cannot start from that stage's."""
+        if teacher.codec.kind != "pixels":
+            raise UserError("stage.teacher.run diffuses latents; give a run of stage.codec.kind=pixels")
+        ours = {"stage.unet": self.unet, "stage.levels": self.levels, "stage.conditional": self.conditional}
+        theirs = (teacher.unet, teacher.schedule, teacher.conditional)
+        for (key, mine), wanted in zip(ours.items(), theirs, strict=True):
+            if mine != wanted:
+                raise UserError(f"stage.teacher.run was trained with another {key}: make it {wanted!r}, as there")
 
 
 class AdversarialDiffusion:
     """A `Stage`. Timesteps, noise and latents are keyed by the samples' positions, apart in each phase."""
 
-    def __init__(self, config: AdversarialConfig, shape: ImageShape):
+    def __init__(self, config: AdversarialConfig, shape: ImageShape, teacher: Mapping[str, Tensor] | None = None):
         self.config = config
         self.shape = shape
         self.classes = conditional_classes(config.conditional, shape)
         self.codec = PixelCodec()
         with torch.device("meta"):
-            self.networks()  # what cannot be built is refused here, before any job has started
-        self._schedules = {torch.device("cpu"): config.schedule.build()}
+            self._fresh()  # what cannot be built is refused here, before any job has started
+        self.teacher = teacher
+        self._schedules = {torch.device("cpu"): _Levels.of(config.schedule.build(), Schedule.build(config.levels))}
 
     def networks(self) -> dict[str, nn.Module]:
+        generator, discriminator = self._fresh()
+        if self.teacher is not None:
+            start_from(generator, self.teacher)
+            start_from(discriminator, self.teacher)
+        return {GENERATOR: generator, DISCRIMINATOR: discriminator}
+
+    def _fresh(self) -> tuple[DenoisingGenerator, DenoisingDiscriminator]:
         config, (channels, resolution, _) = self.config, self.shape
-        return {
-            GENERATOR: DenoisingGenerator(config.unet, config.latent, channels, resolution, self.classes),
-            DISCRIMINATOR: Discriminator(config.discriminator, 2 * channels, resolution, self.classes, timed=True),
-        }
+        generator = DenoisingGenerator(config.unet, config.latent, channels, resolution, self.classes)
+        return generator, DenoisingDiscriminator(config.unet, channels, resolution, self.classes)
 
     def phases(self) -> Sequence[Phase]:
         return self.config.phases()
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
         x0 = self.codec.encode(batch.images)
-        schedule, shape = self._schedule(x0.device), x0.shape[1:]
+        (schedule, levels), shape = self._schedule(x0.device), x0.shape[1:]
         labels = batch.labels if self.classes else None
         t = draws.integers(f"timestep/{phase.name}", schedule.T)
         x_prev = q_sample(schedule, x0, t - 1, draws.normal(f"noise/{phase.name}", shape))
@@ -101,13 +134,12 @@ class AdversarialDiffusion:
 
         def generate() -> Float[Tensor, "b c h w"]:
             z = draws.normal(f"latent/{phase.name}", (self.config.latent,))
-            x0_hat = nets[GENERATOR](x_t, t, z, labels).float()
-            return self._reverse(schedule, x0_hat, x_t, t, draws.normal(f"reverse/{phase.name}", shape))
+            eps = draws.normal(f"reverse/{phase.name}", shape)
+            return self._reverse(nets[GENERATOR], x_t, t, z, labels, eps)
 
         def judge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             n = len(x)
-            pairs = torch.cat([x, x_t.repeat(n // len(x_t), 1, 1, 1)], dim=1)
-            return nets[DISCRIMINATOR](pairs, tiled(labels, n), tiled(t, n))
+            return nets[DISCRIMINATOR](x, x_t.repeat(n // len(x_t), 1, 1, 1), levels[tiled(t, n)], tiled(labels, n))
 
         return play(self.config, phase, judge, x_prev, generate)
 
@@ -115,23 +147,54 @@ class AdversarialDiffusion:
     def generate(
         self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        schedule = self._schedule(draws.positions.device)
+        schedule, _ = self._schedule(draws.positions.device)
         shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)
         labels = wanted_labels(self.classes, labels, draws)
         x_t = draws.normal("start", shape)
         for step in reversed(range(schedule.T)):
             t = torch.full_like(draws.positions, step)
             z = self.config.sampler.temperature * draws.normal("latent", (self.config.latent,), stream=step)
-            x0 = nets[GENERATOR](x_t, t, z, labels).float()
-            x_t = self._reverse(schedule, x0, x_t, t, draws.normal("reverse", shape, stream=step))
+            x_t = self._reverse(nets[GENERATOR], x_t, t, z, labels, draws.normal("reverse", shape, stream=step))
         return self.codec.decode(x_t)
 
-    def _reverse(self, schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is x_0 itself."""
+    def _reverse(
+        self, generator: nn.Module, x_t: Tensor, t: Tensor, z: Tensor, labels: Tensor | None, eps: Tensor
+    ) -> Float[Tensor, "b c h w"]:
+        """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps and the generator's x_0; from t = 0 it is that x_0.
+
+        The generator says x_0 by way of the noise in x_t, as a DDPM's network does. Where x_t is nearly all noise, its
+        error would come out many times as large in x_0, so x_0 is drawn towards zero there: as far as is best for
+        images of unit size and an error in the noise of variance 1/400.
+        """
+        schedule, levels = self._schedule(x_t.device)
+        noise = generator(x_t, levels[t + 1], z, labels).float()
+        trust = 1 / (1 + _NOISE_ERROR * schedule.one_minus_alpha_bar(t) / schedule.alpha_bar(t))
+        x0 = predict_x0(schedule, x_t, t, noise)
+        x0 = over_pixels(trust, x0) * x0
+        # Pixels end at -1 and 1; an image that does not would be told from real ones by that alone.
+        x0 = torch.where(rearrange(t == 0, "b -> b 1 1 1"), x0.clamp(-1, 1), x0)
         mean, variance = posterior(schedule, x0, x_t, t, t - 1)
         return mean + over_pixels(variance.sqrt(), mean) * eps
 
-    def _schedule(self, device: torch.device) -> Schedule:
+    def _schedule(self, device: torch.device) -> _Levels:
         if device not in self._schedules:
             self._schedules[device] = self._schedules[torch.device("cpu")].to(device)
         return self._schedules[device]
+
+
+class _Levels(NamedTuple):
+    """The large steps, and as what timestep the networks are told each of their levels of noise.
+
+    told: int64 [T + 1], of x_0 (told as timestep 0), then of x_t for t from 0 to T - 1.
+    """
+
+    schedule: Schedule
+    told: Int[Tensor, " levels"]
+
+    @classmethod
+    def of(cls, large: Schedule, fine: Schedule) -> _Levels:
+        distance = (large.cumulative[1:, None] - fine.cumulative[None, 1:]).abs()
+        return cls(large, torch.cat([torch.zeros(1, dtype=torch.int64), distance.argmin(dim=1)]))
+
+    def to(self, device: torch.device) -> _Levels:
+        return _Levels(self.schedule.to(device), self.told.to(device))

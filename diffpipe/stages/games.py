@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffpipe.config import Config
 from diffpipe.contract import Loss, Phase
@@ -129,7 +130,8 @@ def _penalized(
     In full precision: a squared gradient of a gradient has no digits to spare.
     """
     images = images.detach().requires_grad_()
-    with torch.autocast(images.device.type, enabled=False):
+    # The fused kernels of attention have no second derivative.
+    with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
         logits = judge(images)
         squared = squared_gradient(logits, images)
     penalty = config.r1 / 2 * squared[:b]

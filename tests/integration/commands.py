@@ -29,7 +29,7 @@ _UNET += ["stage.unet.groups=4", "stage.unet.heads=1"]
 _DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.mults=[1,2]"]
 _CODER = ["stage.network.channels=8", "stage.network.mults=[1,2]", "stage.network.groups=4"]
 TINY_STAGE = {
-    "adversarial": [*_UNET, *_DISCRIMINATOR],
+    "adversarial": [*_UNET, "stage.teacher=null"],
     "autoencoder": _CODER,
     "ddpm": [*_UNET, "stage.sampler.steps=3"],
     "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffpipe.contract import ImageShape, UserError
 from diffpipe.diffusion.process import posterior, q_sample
-from diffpipe.nn.blocks import zero_init
-from diffpipe.nn.generator import DenoisingGenerator
+from diffpipe.diffusion.schedule import Schedule
+from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws
-from diffpipe.stages.adversarial import AdversarialConfig, LargeStepsConfig
+from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion, LargeStepsConfig
+from diffpipe.stages.ddpm import DDPMConfig
 from tests.unit.test_gan import batch, part, random_networks, runtime, trainer
 
 __all__ = ["runtime"]
@@ -25,21 +27,29 @@ SHAPE = ImageShape(channels=1, resolution=8, classes=3)
 
 
 def config(**changes: object) -> AdversarialConfig:
-    settings = {"unet": UNET, "latent": 4, "discriminator": {"channels": 8, "mults": (1, 2)}, "penalty_every": 2}
+    settings = {"unet": UNET, "latent": 4, "loss": "non_saturating", "r2": 0.0, "penalty_every": 2}
     return AdversarialConfig.model_validate({"kind": "adversarial", **settings, **changes})
 
 
 class Oracle(nn.Module):
-    """A generator that knows x_0, and remembers what it was asked."""
+    """A generator that knows x_0 and says it by way of the noise; it remembers what it was asked."""
 
-    def __init__(self, x0: Tensor) -> None:
+    def __init__(self, x0: Tensor, stage: AdversarialDiffusion) -> None:
         super().__init__()
         self.x0 = x0
+        schedule = stage.config.schedule.build()
+        steps = torch.arange(schedule.T)
+        self.alpha_bar = schedule.alpha_bar(steps)
+        fine = Schedule.build(stage.config.levels).alpha_bar(torch.arange(stage.config.levels.steps)).log()
+        self.levels = [int((fine - level).abs().argmin()) for level in self.alpha_bar.log()]
         self.asked: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, x_t: Tensor, t: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x_t: Tensor, level: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
+        t = torch.tensor([self.levels.index(int(each)) for each in level])
         self.asked.append((x_t, t))
-        return self.x0.expand_as(x_t)
+        a = self.alpha_bar[t][:, None, None, None]
+        trust = 1 / (1 + (1 - a) / a / 400)
+        return ((x_t - a.sqrt() * self.x0.expand_as(x_t) / trust) / (1 - a).sqrt()).float()
 
 
 class Spy(nn.Module):
@@ -49,10 +59,9 @@ class Spy(nn.Module):
         super().__init__()
         self.shown: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def forward(self, pairs: Tensor, labels: Tensor | None, t: Tensor) -> Tensor:
-        x_prev, x_t = pairs.detach().chunk(2, dim=1)
-        self.shown.append((x_prev, x_t, t))
-        return 0 * pairs.square().sum((1, 2, 3))
+    def forward(self, x_prev: Tensor, x_t: Tensor, level: Tensor, labels: Tensor | None) -> Tensor:
+        self.shown.append((x_prev.detach(), x_t.detach(), level))
+        return 0 * (x_prev + x_t).square().sum((1, 2, 3))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -71,9 +80,10 @@ def test_with_an_oracle_the_chain_returns_x0_by_way_of_the_forward_marginals() -
     x0 = torch.linspace(-1, 1, 64).reshape(1, 8, 8)
     for steps in (1, 4):
         stage = config(schedule={"steps": steps}).build(SHAPE)
-        oracle = Oracle(x0)
+        oracle = Oracle(x0, stage)
         images = stage.generate({"generator": oracle}, Draws(0, torch.arange(3000)), None)
-        assert torch.equal(images, stage.codec.decode(x0[None]).expand_as(images))
+        expected = stage.codec.decode(x0[None]).expand_as(images)
+        assert (images.int() - expected.int()).abs().max() <= 1  # said by way of the noise, in float32
         assert [int(t[0]) for _, t in oracle.asked] == list(reversed(range(steps)))
         schedule = stage.config.schedule.build()
         for x_t, t in oracle.asked[1:]:  # the first is pure noise, where alpha_bar is all but 0
@@ -89,11 +99,14 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
     whole = batch(n=n)
     x0 = stage.codec.encode(whole.images)
     spy = Spy()
-    nets = {"generator": Oracle(torch.full((1, 8, 8), 0.3)), "discriminator": spy}
+    oracle = Oracle(torch.full((1, 8, 8), 0.3), stage)
+    nets = {"generator": oracle, "discriminator": spy}
     stage.loss(stage.phases()[0], nets, whole, Draws(0, whole.positions))
-    x_prev, x_t, t = spy.shown[0]
+    x_prev, x_t, level = spy.shown[0]
     assert torch.equal(x_t[:n], x_t[n:])
-    assert torch.equal(t[:n], t[n:])
+    assert torch.equal(level[:n], level[n:])
+    told = [0, *oracle.levels]  # the discriminator is told the noise of x_{t-1}, and x_0 has none
+    t = torch.tensor([told.index(int(each)) for each in level])
     assert torch.bincount(t[:n]).float().div(n).tolist() == pytest.approx([0.25] * 4, abs=0.03)
     schedule = stage.config.schedule.build()
     for step in range(4):
@@ -108,7 +121,7 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
         assert float(ahead.var()) == pytest.approx(float(schedule.betas[step]), rel=0.03)
         # Generated: the posterior at what the generator said, here 0.3.
         mean, variance = posterior(schedule, torch.full_like(x0[rows], 0.3), x_t[:n][rows], of, of - 1)
-        assert float((x_prev[n:][rows] - mean).var()) == pytest.approx(float(variance[0]), rel=0.03, abs=1e-9)
+        assert float((x_prev[n:][rows] - mean).var()) == pytest.approx(float(variance[0]), rel=0.03, abs=1e-6)
 
 
 def test_the_gradient_penalty_is_at_the_real_x_prev_alone() -> None:
@@ -118,14 +131,15 @@ def test_the_gradient_penalty_is_at_the_real_x_prev_alone() -> None:
     shown: list[tuple[Tensor, ...]] = []
     discriminator.register_forward_pre_hook(lambda module, args: shown.append(args))
     loss = stage.loss(stage.phases()[1], nets, whole, Draws(0, whole.positions))
-    ((pairs, _, t),) = shown
-    assert len(pairs) == 3  # no generated ones are needed
+    ((x_prev, x_t, level, _),) = shown
+    assert len(x_prev) == 3  # no generated ones are needed
 
-    def one(x_prev: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return discriminator(torch.cat([x_prev, x_t])[None], None, t[None])[0]
+    def one(x_prev: Tensor, x_t: Tensor, level: Tensor) -> Tensor:
+        return discriminator(x_prev[None], x_t[None], level[None], None)[0]
 
-    pairs = pairs.detach()
-    rows = [torch.func.jacrev(one)(pair[:1], pair[1:], at) for pair, at in zip(pairs, t, strict=True)]
+    each = zip(x_prev.detach(), x_t, level, strict=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        rows = [torch.func.jacrev(one)(*arguments) for arguments in each]
     expected = 0.7 / 2 * torch.stack(rows).square().sum((1, 2, 3))
     torch.testing.assert_close(loss.metrics["penalty"], expected, rtol=1e-4, atol=1e-6)
 
@@ -168,19 +182,58 @@ def test_each_phase_moves_its_own_network(runtime: Any) -> None:
     assert math.isfinite(t._log_values()["penalty/penalty"])
 
 
-def test_a_ddpms_unet_loads_into_the_generator_and_is_what_it_computes_without_a_latent() -> None:
+def trained_unet() -> UNet:
     torch.manual_seed(0)
-    settings = UNetConfig.model_validate(UNET)
-    unet, generator = UNet(settings, 1, 8, 3), DenoisingGenerator(settings, 4, 1, 8, 3)
+    unet = UNet(UNetConfig.model_validate(UNET), 1, 8, 3)
     for p in unet.parameters():
         nn.init.normal_(p, std=0.2)
-    missing, unexpected = generator.load_state_dict(unet.state_dict(), strict=False)
-    assert not unexpected
-    assert all(key.startswith("latent.") for key in missing)
+    return unet
+
+
+def test_a_generator_that_starts_from_a_ddpm_is_its_unet_whatever_the_latent() -> None:
+    unet, generator = trained_unet(), DenoisingGenerator(UNetConfig.model_validate(UNET), 4, 1, 8, 3)
+    start_from(generator, unet.state_dict())
     x, t, z, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 3]), torch.randn(2, 4), torch.tensor([0, 2])
-    assert not torch.equal(generator(x, t, z, labels), unet(x, t, labels))
-    zero_init(generator.latent)
     assert torch.equal(generator(x, t, z, labels), unet(x, t, labels))
+
+
+def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev() -> None:
+    unet, discriminator = trained_unet(), DenoisingDiscriminator(UNetConfig.model_validate(UNET), 1, 8, 3)
+    start_from(discriminator, unet.state_dict())
+    x_prev, x_t = torch.randn(2, 2, 1, 8, 8)
+    emb = unet.embed(torch.tensor([0, 3]), torch.tensor([0, 2]))
+    theirs, _ = unet.descend(x_prev, emb)
+    ours, _ = discriminator.descend(torch.cat([x_prev, x_t], dim=1), emb)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
+    unet = trained_unet()
+    stage = config(conditional=True).build(SHAPE, unet.state_dict())
+    nets = {name: net.eval() for name, net in stage.networks().items()}
+    draws, labels = Draws(0, torch.arange(4)), torch.tensor([0, 1, 2, 0])
+    schedule, fine = stage.config.schedule.build(), Schedule.build(stage.config.levels)
+    x_t = draws.normal("start", (1, 8, 8))
+    for step in reversed(range(4)):
+        t = torch.full((4,), step)
+        a = float(schedule.alpha_bar(t)[0])
+        level = int((fine.cumulative[1:] - math.log(a)).abs().argmin())
+        eps = unet(x_t, torch.full((4,), level), labels)
+        x0 = (x_t - math.sqrt(1 - a) * eps) / math.sqrt(a) / (1 + (1 - a) / a / 400)
+        mean, variance = posterior(schedule, x0, x_t, t, t - 1)
+        x_t = mean + variance.sqrt()[:, None, None, None] * draws.normal("reverse", (1, 8, 8), stream=step)
+    images = stage.generate(nets, draws, labels)
+    assert (images.int() - stage.codec.decode(x_t.detach()).int()).abs().max() <= 1
+
+
+def test_a_teacher_of_another_kind_is_refused() -> None:
+    teacher = DDPMConfig.model_validate({"kind": "ddpm", "unet": UNET, "schedule": {"kind": "cosine"}})
+    config().fits(teacher)
+    for key, changes in (("unet", {"unet": UNET | {"blocks": 2}}), ("levels", {"levels": {"kind": "linear"}})):
+        with pytest.raises(UserError, match=f"another stage.{key}: make it"):
+            config(**changes).fits(teacher)
+    with pytest.raises(UserError, match=r"another stage\.conditional: make it False"):
+        config(conditional=True).fits(teacher)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -1,0 +1,96 @@
+"""The two networks of a denoising diffusion GAN: the UNet with a latent, and its way down with logits.
+
+Both know a DDPM's UNet of the same config by its parameters' names, so that they can start from a trained one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from einops import reduce
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.nn.blocks import zero_init
+from diffpipe.nn.unet import DownPath, UNet, UNetConfig
+
+# A mean over many places is a small number, and a game moves by differences of logits.
+_GAIN = 4.0
+
+
+class DenoisingGenerator(UNet):
+    """Maps (x_t, t, latent, label) to a tensor of x_t's shape: the UNet, with the latent beside the timestep.
+
+    Its parameters are the UNet's, by the same names, and `latent.*`. It starts out deaf to the latent.
+    """
+
+    def __init__(self, config: UNetConfig, latent: int, channels: int, resolution: int, classes: int = 0):
+        super().__init__(config, channels, resolution, classes)
+        c_emb = 4 * config.channels
+        self.latent = nn.Sequential(nn.Linear(latent, c_emb), nn.SiLU(), zero_init(nn.Linear(c_emb, c_emb)))
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        z: Float[Tensor, "b latent"],
+        labels: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        return super().forward(x, t, labels, style=self.latent(z))
+
+
+class DenoisingDiscriminator(DownPath):
+    """Maps (x_{t-1}, x_t, timestep of x_{t-1}, label) to logits, high for what it takes as real.
+
+    The UNet's way down, which reads x_t in further channels of its first layer. The features of each level and of the
+    middle give each place a logit, and those are averaged; the label adds its own by projection (Miyato & Koyama
+    2018). No layer looks beyond one sample.
+    """
+
+    def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
+        super().__init__(config, 2 * channels, resolution, classes)
+        # The last features at each resolution, and the middle's.
+        widths = [config.channels * mult for mult in (*config.mults, config.mults[-1])]
+        self.heads = nn.ModuleList(_head(width, config.groups) for width in widths)
+        self.projection = zero_init(nn.Embedding(classes, self.widths[-1])) if classes else None
+
+    def forward(
+        self,
+        x_prev: Float[Tensor, "b c h w"],
+        x_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, " b"]:
+        middle, path = self.descend(torch.cat([x_prev, x_t], dim=1), self.embed(t, labels))
+        last = {h.shape[-1]: h for h in path}  # of the layers at one resolution the last stays
+        features = [*last.values(), middle]
+        # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
+        with torch.autocast(x_prev.device.type, enabled=False):
+            features = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in features]
+            places = [head(h) for head, h in zip(self.heads, features, strict=True)]
+            logits = _GAIN * torch.stack([reduce(place, "b 1 h w -> b", "mean") for place in places]).sum(0)
+            if self.projection is not None:
+                assert labels is not None, "a class-conditional discriminator takes labels"
+                pooled = reduce(features[-1], "b c h w -> b c", "mean")
+                logits = logits + reduce(self.projection(labels) * pooled, "b c -> b", "sum")
+        return logits
+
+
+def start_from(net: DownPath, unet: Mapping[str, Tensor]) -> None:
+    """Take over, in place, the parameters of a trained UNet of the same config that `net` has by the same names.
+
+    Further input channels of the first layer are not looked at to begin with.
+    """
+    own = net.state_dict()
+    for name in own.keys() & unet.keys():
+        value = unet[name]
+        if name == "stem.weight":
+            value = F.pad(value, (0, 0, 0, 0, 0, own[name].shape[1] - value.shape[1]))
+        own[name] = value
+    net.load_state_dict(own)
+
+
+def _head(channels: int, groups: int) -> nn.Module:
+    return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
