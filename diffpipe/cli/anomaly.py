@@ -100,7 +100,7 @@ def table(detections: Mapping[str, Detection], found: Likelihoods) -> str:
     if found.unit == "bits/dim" and detections[found.kind].auroc.value < 0.5:
         lines.append(
             "the raw likelihood takes the abnormal images for more normal than the normal ones, as likelihoods do with "
-            "images simpler than those of the training: go by the complexity-corrected score"
+            "images simpler than those of the training: the other two scores are made to repair it, if not always"
         )
     return "\n".join(lines)
 
