@@ -7,7 +7,8 @@ and a latent, and a discriminator compares the x_{t-1} that follows from it with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -31,26 +32,53 @@ from diffpipe.stages.labels import conditional_classes
 _NOISE_ERROR = 1 / 400
 
 
-class LargeStepsConfig(Config):
+class SDEStepsConfig(Config):
     """The variance-preserving SDE of Song et al. 2021, cut into a few equal pieces."""
 
+    kind: Literal["sde"] = "sde"
     steps: int = Field(default=4, ge=1, le=8)
     """T: network evaluations an image, in training and in sampling alike."""
     beta_min: float = Field(default=0.1, gt=0)
     beta_max: float = Field(default=20.0, gt=0)
 
     @model_validator(mode="after")
-    def _noise_grows(self) -> LargeStepsConfig:
+    def _noise_grows(self) -> SDEStepsConfig:
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min is {self.beta_min}, above beta_max {self.beta_max}; noise must grow with t")
         return self
 
-    def build(self) -> Schedule:
+    def build(self, levels: Schedule) -> Schedule:
         """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), t from 1 to T (Xiao et al. 2022)."""
         t = torch.arange(1, self.steps + 1, dtype=torch.float64)
         slope = self.beta_max - self.beta_min
         log_alpha = -self.beta_min / self.steps - slope * (2 * t - 1) / (2 * self.steps**2)
         return Schedule(-log_alpha.expm1(), torch.cat([t.new_zeros(1), log_alpha.cumsum(0)]))
+
+
+class TimestepsConfig(Config):
+    """A few timesteps of `stage.levels`, from one to the next in one step."""
+
+    kind: Literal["timesteps"]
+    timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=8)
+    """Ascending. From the last one sampling starts, with noise alone."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> TimestepsConfig:
+        if any(a >= b for a, b in pairwise(self.timesteps)):
+            raise ValueError(f"timesteps {list(self.timesteps)} must ascend")
+        return self
+
+    def build(self, levels: Schedule) -> Schedule:
+        """Raises UserError where `levels` has no such timestep."""
+        if self.timesteps[-1] >= levels.T:
+            raise UserError(
+                f"stage.schedule.timesteps: {self.timesteps[-1]} is none of stage.levels, which end at {levels.T - 1}"
+            )
+        cumulative = levels.cumulative[torch.tensor([0, *(t + 1 for t in self.timesteps)])]
+        return Schedule(-cumulative.diff().expm1(), cumulative)
+
+
+LargeStepsConfig = Annotated[SDEStepsConfig | TimestepsConfig, Field(discriminator="kind")]
 
 
 class TeacherConfig(Config):
@@ -72,9 +100,12 @@ class AdversarialConfig(GameConfig):
     """The generator; the discriminator is the same network's way down."""
     latent: int = Field(default=64, ge=1)
     """Numbers in the latent vector of each step."""
-    schedule: LargeStepsConfig = LargeStepsConfig()
+    schedule: LargeStepsConfig = SDEStepsConfig()
     levels: ScheduleConfig = ScheduleConfig(kind="cosine")
     """The networks are told a level of noise as the nearest timestep of this schedule, which is a teacher's."""
+    focus: float = Field(default=1.0, gt=0)
+    """Which steps are trained how often: t is u^focus T of a uniform u, so that above 1 the last steps, in which the
+    details appear, come more often."""
     sampler: LatentSamplerConfig = LatentSamplerConfig()
     conditional: bool = False
 
@@ -107,7 +138,8 @@ class AdversarialDiffusion:
         with torch.device("meta"):
             self._fresh()  # what cannot be built is refused here, before any job has started
         self.teacher = teacher
-        self._schedules = {torch.device("cpu"): _Levels.of(config.schedule.build(), Schedule.build(config.levels))}
+        levels = Schedule.build(config.levels)
+        self._schedules = {torch.device("cpu"): _Levels.of(config.schedule.build(levels), levels)}
 
     def networks(self) -> dict[str, nn.Module]:
         generator, discriminator = self._fresh()
@@ -128,7 +160,8 @@ class AdversarialDiffusion:
         x0 = self.codec.encode(batch.images)
         (schedule, levels), shape = self._schedule(x0.device), x0.shape[1:]
         labels = batch.labels if self.classes else None
-        t = draws.integers(f"timestep/{phase.name}", schedule.T)
+        u = draws.uniform(f"timestep/{phase.name}").double()
+        t = (u**self.config.focus * schedule.T).long()
         x_prev = q_sample(schedule, x0, t - 1, draws.normal(f"noise/{phase.name}", shape))
         x_t = q_step(schedule, x_prev, t, draws.normal(f"step/{phase.name}", shape))
 

@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffpipe.contract import ImageShape, UserError
 from diffpipe.diffusion.process import posterior, q_sample
-from diffpipe.diffusion.schedule import Schedule
+from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws
-from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion, LargeStepsConfig
+from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion, SDEStepsConfig, TimestepsConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from tests.unit.test_gan import batch, part, random_networks, runtime, trainer
 
@@ -24,6 +24,7 @@ __all__ = ["runtime"]
 
 UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 SHAPE = ImageShape(channels=1, resolution=8, classes=3)
+LEVELS = Schedule.build(ScheduleConfig(kind="cosine"))
 
 
 def config(**changes: object) -> AdversarialConfig:
@@ -37,10 +38,10 @@ class Oracle(nn.Module):
     def __init__(self, x0: Tensor, stage: AdversarialDiffusion) -> None:
         super().__init__()
         self.x0 = x0
-        schedule = stage.config.schedule.build()
-        steps = torch.arange(schedule.T)
-        self.alpha_bar = schedule.alpha_bar(steps)
-        fine = Schedule.build(stage.config.levels).alpha_bar(torch.arange(stage.config.levels.steps)).log()
+        levels = Schedule.build(stage.config.levels)
+        schedule = stage.config.schedule.build(levels)
+        self.alpha_bar = schedule.alpha_bar(torch.arange(schedule.T))
+        fine = levels.cumulative[1:]
         self.levels = [int((fine - level).abs().argmin()) for level in self.alpha_bar.log()]
         self.asked: list[tuple[Tensor, Tensor]] = []
 
@@ -67,7 +68,7 @@ class Spy(nn.Module):
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_the_large_steps_are_the_sde_at_equal_times(steps: int) -> None:
     # The variance-preserving SDE has log alpha_bar(s) = -integral of beta from 0 to s (Song et al. 2021, eq. 33).
-    schedule = LargeStepsConfig(steps=steps, beta_min=0.1, beta_max=20.0).build()
+    schedule = SDEStepsConfig(steps=steps, beta_min=0.1, beta_max=20.0).build(LEVELS)
     grid = torch.linspace(0, 1, 200_001, dtype=torch.float64)
     integral = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(0.1 + 19.9 * grid, grid)])
     expected = torch.exp(-integral[:: 200_000 // steps][1:])
@@ -76,16 +77,41 @@ def test_the_large_steps_are_the_sde_at_equal_times(steps: int) -> None:
     torch.testing.assert_close((1 - schedule.betas).log().cumsum(0), schedule.cumulative[1:], rtol=1e-9, atol=1e-9)
 
 
+def test_steps_between_timesteps_are_those_of_the_schedule_that_they_are_of() -> None:
+    steps = TimestepsConfig(kind="timesteps", timesteps=(129, 379, 679, 949)).build(LEVELS)
+    torch.testing.assert_close(
+        steps.alpha_bar(torch.arange(-1, 4)), LEVELS.alpha_bar(torch.tensor([-1, 129, 379, 679, 949]))
+    )
+    t, s = torch.tensor([379]), torch.tensor([129])
+    torch.testing.assert_close(steps.beta(torch.tensor([1]), torch.tensor([0])), LEVELS.beta(t, s))
+    told = (
+        config(schedule={"kind": "timesteps", "timesteps": [129, 949]}).build(SHAPE)._schedule(torch.device("cpu")).told
+    )
+    assert told.tolist() == [0, 129, 949]
+
+
+def test_focus_trains_the_last_steps_more_often() -> None:
+    # P(t < k) = P(u^focus T < k) = (k / T)^(1 / focus)
+    n, stage, spy = 4000, config(focus=2.0).build(SHAPE), Spy()
+    nets = {"generator": Oracle(torch.zeros(1, 8, 8), stage), "discriminator": spy}
+    whole = batch(n=n)
+    stage.loss(stage.phases()[0], nets, whole, Draws(0, whole.positions))
+    told = [0, *nets["generator"].levels]
+    t = torch.tensor([told.index(int(level)) for level in spy.shown[0][2][:n]])
+    expected = torch.tensor([0, 1, 2, 3, 4]).div(4).sqrt().diff()
+    assert torch.bincount(t).div(n).tolist() == pytest.approx(expected.tolist(), abs=0.03)
+
+
 def test_with_an_oracle_the_chain_returns_x0_by_way_of_the_forward_marginals() -> None:
     x0 = torch.linspace(-1, 1, 64).reshape(1, 8, 8)
     for steps in (1, 4):
-        stage = config(schedule={"steps": steps}).build(SHAPE)
+        stage = config(schedule={"kind": "sde", "steps": steps}).build(SHAPE)
         oracle = Oracle(x0, stage)
         images = stage.generate({"generator": oracle}, Draws(0, torch.arange(3000)), None)
         expected = stage.codec.decode(x0[None]).expand_as(images)
         assert (images.int() - expected.int()).abs().max() <= 1  # said by way of the noise, in float32
         assert [int(t[0]) for _, t in oracle.asked] == list(reversed(range(steps)))
-        schedule = stage.config.schedule.build()
+        schedule = stage.config.schedule.build(LEVELS)
         for x_t, t in oracle.asked[1:]:  # the first is pure noise, where alpha_bar is all but 0
             signal, noise = schedule.alpha_bar(t[:1]).sqrt(), schedule.one_minus_alpha_bar(t[:1]).sqrt()
             left = (x_t - signal.float()[0] * x0) / noise.float()[0]
@@ -94,7 +120,7 @@ def test_with_an_oracle_the_chain_returns_x0_by_way_of_the_forward_marginals() -
 
 
 def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> None:
-    stage = config(schedule={"steps": 4}).build(SHAPE)
+    stage = config(schedule={"kind": "sde", "steps": 4}).build(SHAPE)
     n = 4000
     whole = batch(n=n)
     x0 = stage.codec.encode(whole.images)
@@ -108,7 +134,7 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
     told = [0, *oracle.levels]  # the discriminator is told the noise of x_{t-1}, and x_0 has none
     t = torch.tensor([told.index(int(each)) for each in level])
     assert torch.bincount(t[:n]).float().div(n).tolist() == pytest.approx([0.25] * 4, abs=0.03)
-    schedule = stage.config.schedule.build()
+    schedule = stage.config.schedule.build(LEVELS)
     for step in range(4):
         rows = t[:n] == step
         of = t[:n][rows]
@@ -157,7 +183,7 @@ def test_losses_do_not_depend_on_how_a_batch_is_split(game: str) -> None:
 
 
 def test_an_image_depends_on_its_index_and_label_alone() -> None:
-    stage = config(conditional=True, schedule={"steps": 3}).build(SHAPE)
+    stage = config(conditional=True, schedule={"kind": "sde", "steps": 3}).build(SHAPE)
     nets = {name: net.eval() for name, net in random_networks(stage, torch.float32).items()}
     together = stage.generate(nets, Draws(3, torch.arange(5)), torch.arange(5) % 3)
     assert together.shape == (5, 1, 8, 8)
@@ -212,7 +238,7 @@ def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
     stage = config(conditional=True).build(SHAPE, unet.state_dict())
     nets = {name: net.eval() for name, net in stage.networks().items()}
     draws, labels = Draws(0, torch.arange(4)), torch.tensor([0, 1, 2, 0])
-    schedule, fine = stage.config.schedule.build(), Schedule.build(stage.config.levels)
+    schedule, fine = stage.config.schedule.build(LEVELS), LEVELS
     x_t = draws.normal("start", (1, 8, 8))
     for step in reversed(range(4)):
         t = torch.full((4,), step)
@@ -240,6 +266,10 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
         config(conditional=True).build(ImageShape(1, 8))
     with pytest.raises(ValueError, match=r"beta_min is 30\.0, above beta_max 20\.0"):
-        config(schedule={"beta_min": 30.0})
+        config(schedule={"kind": "sde", "beta_min": 30.0})
+    with pytest.raises(UserError, match=r"1000 is none of stage\.levels, which end at 999"):
+        config(schedule={"kind": "timesteps", "timesteps": [500, 1000]}).build(SHAPE)
+    with pytest.raises(ValueError, match="must ascend"):
+        config(schedule={"kind": "timesteps", "timesteps": [500, 500]})
     with pytest.raises(ValueError, match="less than or equal to 8"):
-        config(schedule={"steps": 9})
+        config(schedule={"kind": "sde", "steps": 9})
