@@ -1,31 +1,23 @@
-"""What a stage needs in training alone: the feature network of its perceptual loss."""
+"""Train a VAE by how its reconstructions look to a feature network."""
 
 from __future__ import annotations
 
 from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.runs import build_stage
-from diffpipe.cli.teacher import build_taught
 from diffpipe.config import validate
 from diffpipe.contract import ImageShape, Stage, UserError
 from diffpipe.metrics.perceptual import build_feature_maps
-from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.vae import VAEConfig
-from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime
 
 
-def build_for_training(
-    experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None
-) -> tuple[Experiment, Stage]:
+def build_seeing(experiment: Experiment, shape: ImageShape, runtime: Runtime) -> tuple[Experiment, Stage]:
     """As `build_stage`, with the feature network handed to the stage and its hash pinned in the experiment.
 
     A collective. Raises UserError.
     """
     stage = experiment.stage
-    if isinstance(stage, AdversarialConfig) and stage.teacher is not None:
-        return build_taught(experiment, shape, runtime, trained)
-    if not isinstance(stage, VAEConfig) or stage.perceptual is None:
-        return build_stage(experiment, shape, runtime, trained)
+    assert isinstance(stage, VAEConfig)
+    assert stage.perceptual is not None
     wanted, name = stage.perceptual, stage.perceptual.features
 
     def build() -> tuple[str, Stage]:

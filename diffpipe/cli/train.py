@@ -11,10 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from diffpipe.cli.building import build_for_training
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages, ShardImages, collect, grid, share_out
 from diffpipe.cli.latents import measured
-from diffpipe.cli.perceptual import build_for_training
 from diffpipe.cli.reconstruction import originals, reconstruction, unseen
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
