@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
     said = {"recipes": {name: recipe._asdict() for name, recipe in recipes.items()}, "found": found}
     (args.out or args.work / f"{args.what}.json").write_text(json.dumps(said, indent=1) + "\n")
-    print(table(found))
+    print(table(found, mean=args.what == "classes"))
 
 
 def nine_against_one(folder: Path, stage: str, recipe: Recipe, label: int) -> None:
@@ -177,8 +177,8 @@ def run(*words: object) -> None:
         raise SystemExit(2)
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """AUROC in Markdown: a row an anomaly and one for their mean, a column a stage's score.
+def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], *, mean: bool) -> str:
+    """AUROC in Markdown: a row an anomaly and, if asked for, one for their mean; a column a stage's score.
 
     found: stage → anomaly → what `diffpipe anomaly` wrote. ± is half the 95% bootstrap interval.
     """
@@ -191,9 +191,9 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     anomalies = list(next(iter(found.values())))
     for stage, score in scores:
         aurocs = [found[stage][name]["detection"][score]["auroc"] for name in anomalies]
-        mean = sum(each["value"] for each in aurocs) / len(aurocs)
-        columns.append([f"{a['value']:.2f} ± {(a['high'] - a['low']) / 2:.2f}" for a in aurocs] + [f"{mean:.2f}"])
-    names = [*anomalies, "mean"]
+        average = sum(each["value"] for each in aurocs) / len(aurocs)
+        columns.append([f"{a['value']:.2f} ± {(a['high'] - a['low']) / 2:.2f}" for a in aurocs] + [f"{average:.2f}"])
+    names = [*anomalies, "mean"] if mean else anomalies
     rows += [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
