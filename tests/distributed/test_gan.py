@@ -18,11 +18,12 @@ from tests.unit.stages import batch
 
 BATCH, STEPS = 12, 3
 NET = {"channels": 8, "mults": (1, 2)}
-RULES = {"discriminator": NET, "conditional": True, "r1": 0.5, "r2": 0.2}
+RULES = {"conditional": True, "r1": 0.5, "r2": 0.2}
+GAN = {"kind": "gan", "generator": NET | {"latent": 4}, "discriminator": NET, **RULES}
 UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.0}
 STAGES = {
-    "lazy": GANConfig.model_validate({"kind": "gan", "generator": NET | {"latent": 4}, "penalty_every": 2, **RULES}),
-    "every step": GANConfig.model_validate({"kind": "gan", "generator": NET | {"latent": 4}, **RULES}),
+    "lazy": GANConfig.model_validate(GAN | {"penalty_every": 2}),
+    "every step": GANConfig.model_validate(GAN),
     "diffusion": AdversarialConfig.model_validate(
         {"kind": "adversarial", "unet": UNET, "latent": 4, "penalty_every": 2, **RULES}
     ),
