@@ -57,17 +57,18 @@ def diffpipe(
     timeout: float = 200,
     module: str = "diffpipe",
     env: Mapping[str, str] | None = None,
+    cwd: Path = HOME,
 ) -> subprocess.CompletedProcess[str]:
-    """Run it from the repository's root, one thread a process, and return what it said.
+    """Run it, from the repository's root by default, one thread a process, and return what it said.
 
     module: another one that takes a command's words. env: laid over this process's environment.
     """
     env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     started = command(*words, processes=processes)
     if real:
-        return subprocess.run(started, cwd=HOME, env=env, capture_output=True, text=True, check=False, timeout=timeout)
+        return subprocess.run(started, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=timeout)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        code = server().start([*map(str, words)], HOME, env, out, err, processes, module).wait(timeout)
+        code = server().start([*map(str, words)], cwd, env, out, err, processes, module).wait(timeout)
         for stream in (out, err):
             stream.seek(0)
         return subprocess.CompletedProcess(started, code, out.read(), err.read())
