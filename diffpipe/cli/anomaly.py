@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.cli.images import ShardImages, grid
+from diffpipe.cli.images import ShardImages
 from diffpipe.cli.likelihood import Likelihoods, is_conditional, score_images, scoring
+from diffpipe.cli.picture import labelled_grid
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
@@ -110,11 +111,14 @@ def extremes(
 ) -> Image.Image:
     """For each score a row of its most and a row of its least anomalous images, framed green if normal, red if not."""
     framed = torch.cat([_framed(images, FRAME[name]) for name, images in pixels.items()])
-    rows = []
+    columns = min(COLUMNS, len(framed))
+    rows, words = [], []
     for kind in scores["normal"]:
         order = np.argsort(-np.concatenate([scores[name][kind] for name in pixels]), kind="stable")
-        rows += [framed[order[:COLUMNS].copy()], framed[order[::-1][:COLUMNS].copy()]]
-    return grid(torch.cat(rows), columns=COLUMNS)
+        rows += [framed[order[:columns].copy()], framed[order[::-1][:columns].copy()]]
+        words += [f"most anomalous by {kind}", "least"]
+    numbers = [str(i + 1) for i in range(columns)]
+    return labelled_grid(torch.cat(rows), numbers, "green: normal, red: abnormal", rows=words)
 
 
 def _framed(images: UInt8[Tensor, "n c h w"], colour: tuple[int, int, int]) -> UInt8[Tensor, "n 3 h2 w2"]:

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.blocks import zero_init
+from diffpipe.nn.discriminator import head, local_logits, projected
 from diffpipe.nn.unet import DownPath, UNet, UNetConfig
-
-# A mean over many places is a small number, and a game moves by differences of logits.
-_GAIN = 4.0
 
 
 class DenoisingGenerator(UNet):
@@ -53,7 +50,7 @@ class DenoisingDiscriminator(DownPath):
         super().__init__(config, 2 * channels, resolution, classes)
         # The last features at each resolution, and the middle's.
         widths = [config.channels * mult for mult in (*config.mults, config.mults[-1])]
-        self.heads = nn.ModuleList(_head(width, config.groups) for width in widths)
+        self.heads = nn.ModuleList(head(width, config.groups) for width in widths)
         self.projection = zero_init(nn.Embedding(classes, self.widths[-1])) if classes else None
 
     def forward(
@@ -69,12 +66,9 @@ class DenoisingDiscriminator(DownPath):
         # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
         with torch.autocast(x_prev.device.type, enabled=False):
             features = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in features]
-            places = [head(h) for head, h in zip(self.heads, features, strict=True)]
-            logits = _GAIN * torch.stack([reduce(place, "b 1 h w -> b", "mean") for place in places]).sum(0)
+            logits = local_logits(self.heads, features)
             if self.projection is not None:
-                assert labels is not None, "a class-conditional discriminator takes labels"
-                pooled = reduce(features[-1], "b c h w -> b c", "mean")
-                logits = logits + reduce(self.projection(labels) * pooled, "b c -> b", "sum")
+                logits = logits + projected(self.projection, labels, features[-1])
         return logits
 
 
@@ -90,7 +84,3 @@ def start_from(net: DownPath, unet: Mapping[str, Tensor]) -> None:
             value = F.pad(value, (0, 0, 0, 0, 0, own[name].shape[1] - value.shape[1]))
         own[name] = value
     net.load_state_dict(own)
-
-
-def _head(channels: int, groups: int) -> nn.Module:
-    return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))

@@ -1,29 +1,32 @@
-"""The discriminator: a convolutional residual network that gives each image one logit, high for what it takes as real.
+"""The discriminator of a GAN: a residual network that gives each image one logit, high for what it takes as real.
 
-It conditions on a class label by projection (Miyato & Koyama 2018). No layer looks beyond one sample: logits do not
-depend on how a batch is put together.
+No layer looks beyond one sample: logits do not depend on how a batch is put together.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from einops import reduce
+from einops import rearrange, reduce
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.nn.normfree import SLOPE, NormFreeBlock, smallest_resolution
+from diffpipe.nn.blocks import Downsample, ResBlock, zero_init
+from diffpipe.nn.normfree import smallest_resolution
 
 Positive = Annotated[int, Field(ge=1)]
 
+# A mean over many places is a small number, and a game moves by differences of logits.
+_GAIN = 4.0
 
-class DiscriminatorConfig(Config):
-    """Width and depth of the discriminator."""
+
+class LevelsConfig(Config):
+    """Width and depth of a network that halves the resolution level by level."""
 
     channels: Positive = 64
     """Channels at full resolution."""
@@ -33,40 +36,86 @@ class DiscriminatorConfig(Config):
     """Residual blocks a level."""
 
 
+class DiscriminatorConfig(LevelsConfig):
+    """Width and depth of the discriminator."""
+
+    groups: Positive = 8
+    """Groups of the group normalization."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> DiscriminatorConfig:
+        if self.channels % self.groups:
+            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
+        return self
+
+
 class Discriminator(nn.Module):
-    """Maps (images, label) to logits. Raises UserError where the resolution cannot be halved for each level."""
+    """Maps (images, label) to logits. Raises UserError where the resolution cannot be halved for each level.
+
+    Each place of each level has a logit, and the last features as a whole have one: details and the whole are judged
+    alike. A label speaks to every block and adds a logit by projection (Miyato & Koyama 2018).
+    """
 
     def __init__(self, config: DiscriminatorConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
         mults = f"stage.discriminator.mults {list(config.mults)}"
         smallest = smallest_resolution(resolution, len(config.mults), mults)
-        self.stem = nn.Conv2d(channels, config.channels * config.mults[0], 3, padding=1)
         widths = [config.channels * mult for mult in config.mults]
-        depth = len(widths) * config.blocks
-        self.levels = nn.ModuleList(
-            nn.ModuleList(NormFreeBlock(width, depth) for _ in range(config.blocks)) for width in widths
-        )
-        self.widen = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
-        # Each channel's map is weighted by one learned map of its own (Huang et al. 2024), not averaged: where in the
-        # image a feature lies counts.
-        self.basis = nn.Conv2d(widths[-1], widths[-1], smallest, groups=widths[-1])
-        self.out = nn.Linear(widths[-1], 1)
-        self.label = nn.Embedding(classes, widths[-1]) if classes else None
+        c_emb = 4 * config.channels if classes else None
+        self.label = nn.Embedding(classes, c_emb) if c_emb else None
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.levels, self.down = nn.ModuleList(), nn.ModuleList()
+        c = widths[0]
+        for i, width in enumerate(widths):
+            if i:
+                self.down.append(Downsample(c))
+            level = nn.ModuleList()
+            for _ in range(config.blocks):
+                level.append(ResBlock(c, width, c_emb, config.groups, dropout=0.0))
+                c = width
+            self.levels.append(level)
+        self.last = ResBlock(c, c, c_emb, config.groups, dropout=0.0)
+        self.heads = nn.ModuleList(head(width, config.groups) for width in (*widths, c))
+        self.whole = nn.Linear(c * smallest**2, 1)
+        self.projection = zero_init(nn.Embedding(classes, c)) if classes else None
 
     def forward(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
-        h = self.stem(x)
+        emb = None
+        if self.label is not None:
+            assert labels is not None, "a class-conditional discriminator takes labels"
+            emb = F.silu(self.label(labels))
+        h, features = self.stem(x), []
         for i, level in enumerate(self.levels):
             if i:
-                h = self.widen[i - 1](F.avg_pool2d(h, 2))
+                h = self.down[i - 1](h)
             for block in level:  # pyright: ignore[reportGeneralTypeIssues]
-                h = block(h)
-        features = self.basis(F.leaky_relu(h, SLOPE)).flatten(1)
+                h = block(h, emb)
+            features.append(h)
+        features.append(self.last(h, emb))
         # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
         with torch.autocast(x.device.type, enabled=False):
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
-            logits = self.out(features)[:, 0]
-            if self.label is not None:
-                assert labels is not None, "a class-conditional discriminator takes labels"
-                projection = reduce(self.label(labels) * features, "b c -> b", "sum")
-                logits = logits + projection / features.shape[1] ** 0.5
+            features = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in features]
+            whole = self.whole(rearrange(F.silu(features[-1]), "b c h w -> b (c h w)"))[:, 0]
+            logits = whole + local_logits(self.heads, features)
+            if self.projection is not None:
+                logits = logits + projected(self.projection, labels, features[-1])
         return logits
+
+
+def head(channels: int, groups: int) -> nn.Module:
+    """A logit for each place of some features."""
+    return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
+
+
+def local_logits(heads: nn.ModuleList, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, " b"]:
+    """The mean logit of all places, for the features of several resolutions, added up."""
+    means = [reduce(each(h), "b 1 h w -> b", "mean") for each, h in zip(heads, features, strict=True)]
+    return _GAIN * torch.stack(means).sum(0)
+
+
+def projected(
+    projection: nn.Module, labels: Int[Tensor, " b"] | None, features: Float[Tensor, "b c h w"]
+) -> Float[Tensor, " b"]:
+    """How well the features fit the label: the product of their mean with its vector."""
+    assert labels is not None, "a class-conditional discriminator takes labels"
+    return reduce(projection(labels) * reduce(features, "b c h w -> b c", "mean"), "b c -> b", "sum")

@@ -1,19 +1,19 @@
-"""The generator of a GAN: an image of a latent vector, without normalization."""
+"""The generator of a GAN: an image of a latent vector and, as an option, of a class label."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.nn.normfree import SLOPE, NormFreeBlock, smallest_resolution
+from diffpipe.nn.blocks import ResBlock, Upsample
+from diffpipe.nn.normfree import smallest_resolution
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -29,29 +29,46 @@ class GeneratorConfig(Config):
     """Channels of each level as multiples of `channels`, from full resolution down; each level halves it."""
     blocks: Positive = 1
     """Residual blocks a level."""
+    groups: Positive = 8
+    """Groups of the group normalization."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> GeneratorConfig:
+        if self.channels % self.groups:
+            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
+        return self
 
 
 class Generator(nn.Module):
-    """Maps (latent, label) to an image, without normalization (Huang et al. 2024, section 3).
+    """Maps (latent, label) to an image in [-1, 1].
 
-    Raises UserError where the resolution cannot be halved for each level.
+    The latent and the label give the features at the lowest resolution, and speak to every residual block from there
+    up. Raises UserError where the resolution cannot be halved for each level.
     """
 
     def __init__(self, config: GeneratorConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
         mults = f"stage.generator.mults {list(config.mults)}"
-        smallest = smallest_resolution(resolution, len(config.mults), mults)
+        self.smallest = smallest_resolution(resolution, len(config.mults), mults)
         widths = [config.channels * mult for mult in reversed(config.mults)]
-        depth = len(widths) * config.blocks
+        c_emb = 4 * config.channels
         self.label = nn.Embedding(classes, config.latent) if classes else None
-        self.start = nn.Linear(config.latent * (2 if classes else 1), widths[0])
-        # Each channel starts as one learned map, scaled by what the latent asks of it (Huang et al. 2024).
-        self.basis = nn.Parameter(torch.randn(widths[0], smallest, smallest))
-        self.levels = nn.ModuleList(
-            nn.ModuleList(NormFreeBlock(width, depth) for _ in range(config.blocks)) for width in widths
+        self.style = nn.Sequential(
+            nn.Linear(config.latent * (2 if classes else 1), c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb), nn.SiLU()
         )
-        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
-        self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        self.start = nn.Linear(c_emb, widths[0] * self.smallest**2)
+        self.levels, self.up = nn.ModuleList(), nn.ModuleList()
+        c = widths[0]
+        for i, width in enumerate(widths):
+            if i:
+                self.up.append(Upsample(c))
+            level = nn.ModuleList()
+            for _ in range(config.blocks):
+                level.append(ResBlock(c, width, c_emb, config.groups, dropout=0.0))
+                c = width
+            self.levels.append(level)
+        self.norm = nn.GroupNorm(config.groups, c)
+        self.out = nn.Conv2d(c, channels, 3, padding=1)
 
     def forward(
         self, z: Float[Tensor, "b latent"], labels: Int[Tensor, " b"] | None = None
@@ -59,10 +76,11 @@ class Generator(nn.Module):
         if self.label is not None:
             assert labels is not None, "a class-conditional generator takes labels"
             z = torch.cat([z, self.label(labels)], dim=1)
-        h = self.basis * rearrange(self.start(z), "b c -> b c 1 1")
+        style = self.style(z)
+        h = rearrange(self.start(style), "b (c h w) -> b c h w", h=self.smallest, w=self.smallest)
         for i, level in enumerate(self.levels):
             if i:
-                h = F.interpolate(self.narrow[i - 1](h), scale_factor=2.0, mode="bilinear")
+                h = self.up[i - 1](h)
             for block in level:  # pyright: ignore[reportGeneralTypeIssues]
-                h = block(h)
-        return self.out(F.leaky_relu(h, SLOPE))
+                h = block(h, style)
+        return torch.tanh(self.out(F.silu(self.norm(h))))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.nn.discriminator import DiscriminatorConfig
+from diffpipe.nn.discriminator import LevelsConfig
 from diffpipe.nn.normfree import SLOPE, NormFreeBlock, smallest_resolution
 
 
@@ -23,7 +23,7 @@ class PatchDiscriminator(nn.Module):
     for two to four levels, as in Isola et al. Raises UserError where the resolution cannot be halved for each level.
     """
 
-    def __init__(self, config: DiscriminatorConfig, channels: int, resolution: int):
+    def __init__(self, config: LevelsConfig, channels: int, resolution: int):
         super().__init__()
         smallest_resolution(resolution, len(config.mults), f"stage.patch.network.mults {list(config.mults)}")
         widths = [config.channels * mult for mult in config.mults]

@@ -1,7 +1,9 @@
-"""The GAN stage: a generator from a latent vector and a discriminator, in the simplified form of R3GAN.
+"""The GAN stage: a generator from a latent vector and a discriminator, by the rules of R3GAN.
 
 Huang et al. 2024 ("The GAN is dead; long live the GAN!") show that the relativistic loss and the two zero-centred
-gradient penalties suffice for stable training, without normalization, minibatch statistics or other tricks.
+gradient penalties suffice for stable training, without minibatch statistics or other tricks. Their networks have no
+normalization either; these have it within each sample, and learn from far fewer images: at 48,000 of Fashion-MNIST's
+they have less than half the Frechet distance that networks without had at 64,000.
 """
 
 from __future__ import annotations

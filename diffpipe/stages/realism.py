@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpipe.config import Config
 from diffpipe.contract import ImageShape, UserError
-from diffpipe.nn.discriminator import DiscriminatorConfig
+from diffpipe.nn.discriminator import LevelsConfig
 from diffpipe.stages.games import discriminator_loss, generator_loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -41,7 +41,7 @@ class PatchConfig(Config):
     """Of what its logits add to the autoencoder's loss of bits/dim."""
     start: int = Field(default=0, ge=0)
     """The first step that it takes part in: by then there should be something to judge."""
-    network: DiscriminatorConfig = DiscriminatorConfig(mults=(1, 2))
+    network: LevelsConfig = LevelsConfig(mults=(1, 2))
     """With one block a level, a patch is 16×16 pixels for two levels, 34×34 for three, 70×70 for four."""
 
 

@@ -47,8 +47,9 @@ def test_noise_is_an_anomaly_to_what_learned_clothes(
     assert f"{scores[0]:>12}  {figures['auroc']['value']:.4f}" in said
     assert (result["protocol"]["normal"]["n"], result["protocol"]["abnormal"]["n"]) == (60, 40)
     with Image.open(tmp_path / "scores" / "anomaly-step-00000020.png") as picture:
-        frame = np.asarray(picture)[4, 4].tolist()  # of the most anomalous image
-    assert frame == [210, 40, 40]
+        line = np.asarray(picture.convert("RGB"))[60].tolist()  # below the title and the numbers
+    frames = [colour for colour in line if colour in ([70, 140, 70], [210, 40, 40])]
+    assert frames[0] == [210, 40, 40]  # of the most anomalous image
 
 
 def test_sets_of_other_sizes_and_stages_without_a_score_are_refused(tmp_path: Path, noise: Path) -> None:

@@ -49,7 +49,7 @@ def test_each_phase_alone_learns_one_batch_by_heart(name: str) -> None:
         for phase in sorted(t.stage.phases(), key=lambda phase: phase.name == PENALTY):
             if phase.name != GENERATOR:
                 t = trainer(name, runtime, lr=1e-2)
-            losses = list(alone(t, phase, 50))
+            losses = list(alone(t, phase, 60))
             if phase.name in BITS:
                 assert losses[-1] < losses[0] - 2
             else:

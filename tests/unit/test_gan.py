@@ -169,8 +169,11 @@ def test_a_lazy_penalty_moves_frozen_weights_on_average_as_the_one_of_every_step
                     total = [before + g / 5 for before, g in zip(total, gradients, strict=True)]
         return total
 
-    for lazy, every_step in zip(gradient(5), gradient(1), strict=True):
-        torch.testing.assert_close(lazy, every_step, rtol=1e-3, atol=1e-3 * float(every_step.abs().max()))
+    wanted = gradient(1)
+    largest = max(float(each.abs().max()) for each in wanted)  # some are zero but for rounding
+    for lazy, every_step in zip(gradient(5), wanted, strict=True):
+        atol = 1e-3 * float(every_step.abs().max()) + 1e-6 * largest
+        torch.testing.assert_close(lazy, every_step, rtol=1e-3, atol=atol)
 
 
 class _Renamed(Draws):
@@ -223,7 +226,7 @@ def test_a_phase_moves_its_own_network_and_the_penalty_shares_the_discriminators
     assert {key.split(".")[1] for key in state if key.startswith("optimizer.")} == {"generator", "discriminator"}
     for p in ("discriminator.stem.weight", "discriminator.label.weight"):
         assert state[f"optimizer.discriminator.{p}.step"] == 5 + 2  # penalties at steps 0 and 3
-    assert state["optimizer.generator.generator.basis.step"] == 5
+    assert state["optimizer.generator.generator.start.weight.step"] == 5
     values = t._log_values()
     # The penalty's logits are not logged, and each mean is over its own phase's updates.
     assert {"discriminator/real", "discriminator/fake", "penalty/penalty", "generator/loss"} <= values.keys()
@@ -271,7 +274,7 @@ def test_logits_far_from_zero_keep_their_small_differences_under_autocast() -> N
     torch.manual_seed(0)
     net = config(loss="hinge").build(SHAPE).networks()["discriminator"]
     assert isinstance(net, Discriminator)
-    nn.init.constant_(net.out.bias, 1000.0)  # bfloat16 knows 1000 and 1004, and nothing between
+    nn.init.constant_(net.whole.bias, 1000.0)  # bfloat16 knows 1000 and 1004, and nothing between
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = net(torch.randn(64, 1, 8, 8))
     assert logits.dtype == torch.float32
@@ -320,10 +323,10 @@ class Bimodal:
 
 def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
     net = {"channels": 8, "mults": (1, 1)}
-    stage = config(generator=net | {"latent": 2}, discriminator=net, r1=0.1, r2=0.1, penalty_every=8)
-    t = trainer(runtime, stage.build(ImageShape(1, 4)), batch_size=32, lr=5e-3, clip=100.0)
+    stage = config(generator=net | {"latent": 2}, discriminator=net, r1=0.5, r2=0.5, penalty_every=8)
+    t = trainer(runtime, stage.build(ImageShape(1, 4)), batch_size=32, lr=2e-3, clip=100.0)
     data = Bimodal()
-    for step in range(150):
+    for step in range(250):
         t.train_step([data(step, 32)])
     made = t.stage.generate(t.averaged(), Draws(0, torch.arange(500)), None)  # pyright: ignore[reportAttributeAccessIssue]
     grey = made.float().mean((1, 2, 3))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffpipe.nn.discriminator import DiscriminatorConfig
+from diffpipe.nn.discriminator import LevelsConfig
 from diffpipe.nn.patch import PatchDiscriminator
 
 
@@ -14,7 +14,7 @@ def build(resolution: int, **config: object) -> PatchDiscriminator:
     """With random weights in every layer: some begin at zero."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = PatchDiscriminator(DiscriminatorConfig.model_validate({"channels": 4, **config}), 1, resolution)
+        net = PatchDiscriminator(LevelsConfig.model_validate({"channels": 4, **config}), 1, resolution)
         for p in net.parameters():
             nn.init.normal_(p, std=0.2)
     return net
