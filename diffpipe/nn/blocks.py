@@ -55,6 +55,11 @@ class ResBlock(nn.Module):
         return self.skip(x) + h
 
 
+def res_blocks(c_in: int, c_out: int, count: int, c_emb: int | None, groups: int) -> nn.ModuleList:
+    """So many residual blocks one after the other, without dropout, the first of which changes the channels."""
+    return nn.ModuleList(ResBlock(c_out if i else c_in, c_out, c_emb, groups, dropout=0.0) for i in range(count))
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the pixels, with a skip around."""
 

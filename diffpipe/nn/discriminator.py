@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.nn.blocks import Downsample, ResBlock, zero_init
+from diffpipe.nn.blocks import Downsample, ResBlock, res_blocks, zero_init
 from diffpipe.nn.normfree import smallest_resolution
 
 Positive = Annotated[int, Field(ge=1)]
@@ -69,11 +69,8 @@ class Discriminator(nn.Module):
         for i, width in enumerate(widths):
             if i:
                 self.down.append(Downsample(c))
-            level = nn.ModuleList()
-            for _ in range(config.blocks):
-                level.append(ResBlock(c, width, c_emb, config.groups, dropout=0.0))
-                c = width
-            self.levels.append(level)
+            self.levels.append(res_blocks(c, width, config.blocks, c_emb, config.groups))
+            c = width
         self.last = ResBlock(c, c, c_emb, config.groups, dropout=0.0)
         self.heads = nn.ModuleList(head(width, config.groups) for width in (*widths, c))
         self.whole = nn.Linear(c * smallest**2, 1)

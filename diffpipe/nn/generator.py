@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.nn.blocks import ResBlock, Upsample
+from diffpipe.nn.blocks import Upsample, res_blocks
 from diffpipe.nn.normfree import smallest_resolution
 
 Positive = Annotated[int, Field(ge=1)]
@@ -62,11 +62,8 @@ class Generator(nn.Module):
         for i, width in enumerate(widths):
             if i:
                 self.up.append(Upsample(c))
-            level = nn.ModuleList()
-            for _ in range(config.blocks):
-                level.append(ResBlock(c, width, c_emb, config.groups, dropout=0.0))
-                c = width
-            self.levels.append(level)
+            self.levels.append(res_blocks(c, width, config.blocks, c_emb, config.groups))
+            c = width
         self.norm = nn.GroupNorm(config.groups, c)
         self.out = nn.Conv2d(c, channels, 3, padding=1)
 
