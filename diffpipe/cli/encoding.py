@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from diffpipe.cli.images import require_images
 from diffpipe.contract import Encodes, ImageShape, Stage, UserError
 from diffpipe.data import index, stream
-from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet, number_of_classes
+from diffpipe.data.index import ShardSet, number_of_classes
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
@@ -105,13 +106,6 @@ def labelled_shards(patterns: str) -> ShardSet:
             f"{path}: some samples have no label that is an integer ≥ 0; pack the images with their classes"
         )
     return shards
-
-
-def require_images(shards: ShardSet) -> None:
-    """Raise UserError where some sample has no image."""
-    path = shards.lacking(*IMAGE_EXTENSIONS)
-    if path is not None:
-        raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
 
 
 def drawn(shards: ShardSet, n: int, seed: int) -> Int[np.ndarray, " _"]:

@@ -73,9 +73,7 @@ class ShardImages:
             raise UserError(
                 f"{shards.paths[0]} and its set hold {shards.total} images, fewer than {n}; give a smaller n"
             )
-        path = shards.lacking(*IMAGE_EXTENSIONS)
-        if path is not None:
-            raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
+        require_images(shards)
         self.shards, self.channels, self.resolution = shards, channels, resolution
         drawn = n is not None and n < shards.total
         self._indices = permutation(shards.total, seed, "subset")[:n] if drawn else np.arange(shards.total)
@@ -96,6 +94,13 @@ class ShardImages:
     def labels(self, indices: range) -> Int[Tensor, " b"]:
         """The labels of these images. Raises UserError where one is missing."""
         return stream.labels(self.shards, self._indices[indices.start : indices.stop])
+
+
+def require_images(shards: ShardSet) -> None:
+    """Raise UserError where some sample has no image."""
+    path = shards.lacking(*IMAGE_EXTENSIONS)
+    if path is not None:
+        raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
 
 
 def share_out(source: GeneratedImages, runtime: Runtime, each: Callable[[range, Tensor], object]) -> None:

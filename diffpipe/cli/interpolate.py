@@ -13,8 +13,8 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from diffpipe.cli.encoding import LatentSpace, drawn, drawn_of_class, in_chunks, labelled_shards, require_images
-from diffpipe.cli.images import GeneratedImages
+from diffpipe.cli.encoding import LatentSpace, drawn, drawn_of_class, in_chunks, labelled_shards
+from diffpipe.cli.images import GeneratedImages, require_images
 from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.picture import labelled_grid, require_png, save
 from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, open_run, sampler_overrides
