@@ -55,6 +55,7 @@ class Case(NamedTuple):
 
 CASES = {
     "adversarial": Case("adversarial", LAZY),
+    "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.compared=x_prev")),
     "autoencoder": Case("autoencoder"),
     "ddpm": Case("ddpm"),
     "denoising_autoencoder": Case("denoising_autoencoder"),

@@ -1,7 +1,8 @@
 """The denoising diffusion GAN (Xiao, Kreis & Vahdat 2022): a diffusion model that denoises in a few large steps.
 
 A large step's true reverse has many modes, which no Gaussian fits. So each step's x_0 is drawn by a generator from x_t
-and a latent, and a discriminator compares the x_{t-1} that follows from it with one that the forward process made.
+and a latent, and a discriminator compares the x_{t-1} that follows from it with one that the forward process made; or
+that x_0 itself with the real one, as in adversarial diffusion distillation (Sauer et al. 2023, arXiv:2311.17042).
 """
 
 from __future__ import annotations
@@ -103,6 +104,9 @@ class AdversarialConfig(GameConfig):
     schedule: LargeStepsConfig = SDEStepsConfig()
     levels: ScheduleConfig = ScheduleConfig(kind="cosine")
     """The networks are told a level of noise as the nearest timestep of this schedule, which is a teacher's."""
+    compared: Literal["x_prev", "x_0"] = "x_prev"
+    """What the discriminator sees beside x_t: x_{t-1}, as in the paper, or x_0. The noise in x_{t-1} keeps the game
+    even, and hides from a new discriminator what there is to learn; x_0 shows it, and needs both penalties."""
     focus: float = Field(default=1.0, gt=0)
     """Which steps are trained how often: t is u^focus T of a uniform u, so that above 1 the last steps, in which the
     details appear, come more often."""
@@ -165,16 +169,21 @@ class AdversarialDiffusion:
         x_prev = q_sample(schedule, x0, t - 1, draws.normal(f"noise/{phase.name}", shape))
         x_t = q_step(schedule, x_prev, t, draws.normal(f"step/{phase.name}", shape))
 
+        ends = self.config.compared == "x_0"
+        told = levels[t + 1 if ends else t]
+
         def generate() -> Float[Tensor, "b c h w"]:
             z = draws.normal(f"latent/{phase.name}", (self.config.latent,))
-            eps = draws.normal(f"reverse/{phase.name}", shape)
-            return self._reverse(nets[GENERATOR], x_t, t, z, labels, eps)
+            x0_of_x_t = self._denoised(nets[GENERATOR], x_t, t, z, labels)
+            if ends:
+                return x0_of_x_t
+            return reverse_step(schedule, x0_of_x_t, x_t, t, draws.normal(f"reverse/{phase.name}", shape))
 
         def judge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             n = len(x)
-            return nets[DISCRIMINATOR](x, x_t.repeat(n // len(x_t), 1, 1, 1), levels[tiled(t, n)], tiled(labels, n))
+            return nets[DISCRIMINATOR](x, x_t.repeat(n // len(x_t), 1, 1, 1), tiled(told, n), tiled(labels, n))
 
-        return play(self.config, phase, judge, x_prev, generate)
+        return play(self.config, phase, judge, x0 if ends else x_prev, generate)
 
     @torch.no_grad()
     def generate(
@@ -187,17 +196,17 @@ class AdversarialDiffusion:
         for step in reversed(range(schedule.T)):
             t = torch.full_like(draws.positions, step)
             z = self.config.sampler.temperature * draws.normal("latent", (self.config.latent,), stream=step)
-            x_t = self._reverse(nets[GENERATOR], x_t, t, z, labels, draws.normal("reverse", shape, stream=step))
+            x0 = self._denoised(nets[GENERATOR], x_t, t, z, labels)
+            x_t = reverse_step(schedule, x0, x_t, t, draws.normal("reverse", shape, stream=step))
         return self.codec.decode(x_t)
 
-    def _reverse(
-        self, generator: nn.Module, x_t: Tensor, t: Tensor, z: Tensor, labels: Tensor | None, eps: Tensor
+    def _denoised(
+        self, generator: nn.Module, x_t: Tensor, t: Tensor, z: Tensor, labels: Tensor | None
     ) -> Float[Tensor, "b c h w"]:
-        """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps and the generator's x_0; from t = 0 it is that x_0.
+        """The generator's x_0, which it says by way of the noise in x_t, as a DDPM's network does.
 
-        The generator says x_0 by way of the noise in x_t, as a DDPM's network does. Where x_t is nearly all noise, its
-        error would come out many times as large in x_0, so x_0 is drawn towards zero there: as far as is best for
-        images of unit size and an error in the noise of variance 1/400.
+        Where x_t is nearly all noise, an error in that would come out many times as large in x_0, so x_0 is drawn
+        towards zero there: as far as is best for images of unit size and an error in the noise of variance 1/400.
         """
         schedule, levels = self._schedule(x_t.device)
         noise = generator(x_t, levels[t + 1], z, labels).float()
@@ -205,14 +214,25 @@ class AdversarialDiffusion:
         x0 = predict_x0(schedule, x_t, t, noise)
         x0 = over_pixels(trust, x0) * x0
         # Pixels end at -1 and 1; an image that does not would be told from real ones by that alone.
-        x0 = torch.where(rearrange(t == 0, "b -> b 1 1 1"), x0.clamp(-1, 1), x0)
-        mean, variance = posterior(schedule, x0, x_t, t, t - 1)
-        return mean + over_pixels(variance.sqrt(), mean) * eps
+        within = (t == 0) | (self.config.compared == "x_0")
+        return torch.where(rearrange(within, "b -> b 1 1 1"), x0.clamp(-1, 1), x0)
 
     def _schedule(self, device: torch.device) -> _Levels:
         if device not in self._schedules:
             self._schedules[device] = self._schedules[torch.device("cpu")].to(device)
         return self._schedules[device]
+
+
+def reverse_step(
+    schedule: Schedule,
+    x0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int[Tensor, " b"],
+    eps: Float[Tensor, "b c h w"],
+) -> Float[Tensor, "b c h w"]:
+    """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is that x_0."""
+    mean, variance = posterior(schedule, x0, x_t, t, t - 1)
+    return mean + over_pixels(variance.sqrt(), mean) * eps
 
 
 class _Levels(NamedTuple):

@@ -150,6 +150,28 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
         assert float((x_prev[n:][rows] - mean).var()) == pytest.approx(float(variance[0]), rel=0.03, abs=1e-6)
 
 
+def test_x0_can_be_compared_beside_the_x_t_that_it_was_told_of() -> None:
+    stage = config(schedule={"kind": "sde", "steps": 4}, compared="x_0").build(SHAPE)
+    n, spy, oracle = 100, Spy(), Oracle(torch.full((1, 8, 8), 0.3), stage)
+    whole = batch(n=n)
+    x0 = stage.codec.encode(whole.images)
+    stage.loss(stage.phases()[0], {"generator": oracle, "discriminator": spy}, whole, Draws(0, whole.positions))
+    (shown, x_t, level), ((asked, t),) = spy.shown[0], oracle.asked
+    assert torch.equal(shown[:n], x0)
+    torch.testing.assert_close(shown[n:], torch.full_like(x0, 0.3), atol=1e-3, rtol=0)
+    assert torch.equal(x_t[:n], asked)
+    assert torch.equal(x_t[n:], asked)
+    assert level.tolist() == 2 * [oracle.levels[int(step)] for step in t]
+
+
+def test_what_is_compared_with_images_ends_where_they_do() -> None:
+    for compared, steps in (("x_0", range(4)), ("x_prev", [0])):
+        stage = config(schedule={"kind": "sde", "steps": 4}, compared=compared).build(SHAPE)
+        oracle, x_t, z = Oracle(torch.full((1, 8, 8), 1.3), stage), torch.randn(4, 1, 8, 8), torch.zeros(4, 4)
+        x0 = stage._denoised(oracle, x_t, torch.arange(4), z, None)
+        torch.testing.assert_close(x0.amax((1, 2, 3)), torch.tensor([1.0 if t in steps else 1.3 for t in range(4)]))
+
+
 def test_the_gradient_penalty_is_at_the_real_x_prev_alone() -> None:
     stage = config(r1=0.7).build(SHAPE)
     nets = random_networks(stage, torch.float32)
