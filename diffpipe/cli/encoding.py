@@ -10,35 +10,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from diffpipe.cli.images import require_images
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.contract import Encodes, ImageShape, Stage, UserError
 from diffpipe.data import index, stream
 from diffpipe.data.index import ShardSet, number_of_classes
-from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import progress_bar
 
 ENOUGH = 1000  # labels that are read at a time in search of a class
-
-
-def in_chunks(title: str, n: int, each: Callable[[range], Tensor], runtime: Runtime) -> Tensor:
-    """`each` of range(n) in fixed chunks, shared out over the ranks and put together on every rank. A collective.
-
-    The chunks are the same on any number of processes, and so is every bit of the result, which is on the CPU.
-    """
-    mine: dict[int, Tensor] = {}
-
-    def work() -> None:
-        for start in range(runtime.rank * CHUNK, n, runtime.world * CHUNK):
-            chunk = range(start, min(start + CHUNK, n))
-            with torch.no_grad(), runtime.autocast():
-                mine[start] = each(chunk).cpu()
-            bar.update(min(len(chunk) * runtime.world, n - bar.n))
-
-    with progress_bar(title, "image", n, runtime) as bar:
-        runtime.together(work)
-    parts = {start: part for each_rank in runtime.gather(mine) for start, part in each_rank.items()}
-    return torch.cat([parts[start] for start in sorted(parts)])
 
 
 class LatentSpace:
@@ -78,9 +57,9 @@ class LatentSpace:
 
         def each(chunk: range) -> Tensor:
             some = z[chunk.start : chunk.stop].to(self.runtime.device)
-            return self.stage.decode_latents(self.nets, some, self._some(labels, chunk))
+            return self.stage.decode_latents(self.nets, some, self._some(labels, chunk)).cpu()
 
-        return in_chunks("decode", len(z), each, self.runtime)
+        return torch.cat(in_chunks(len(z), each, self.runtime, "decode"))
 
     def _encoded(
         self, n: int, images: Callable[[range], Tensor], places: Tensor, labels: Tensor | None
@@ -88,9 +67,9 @@ class LatentSpace:
         def each(chunk: range) -> Tensor:
             draws = Draws(self.seed, places[chunk.start : chunk.stop].to(self.runtime.device))
             some = images(chunk).to(self.runtime.device)
-            return self.stage.encode_latents(self.nets, some, self._some(labels, chunk), draws)
+            return self.stage.encode_latents(self.nets, some, self._some(labels, chunk), draws).cpu()
 
-        return in_chunks("encode", n, each, self.runtime)
+        return torch.cat(in_chunks(n, each, self.runtime, "encode"))
 
     def _some(self, labels: Tensor | None, chunk: range) -> Tensor | None:
         return None if labels is None else labels[chunk.start : chunk.stop].to(self.runtime.device)

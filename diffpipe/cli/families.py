@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.likelihood import labelled_images, require_likelihood, score_images, scoring
 from diffpipe.cli.runs import Run, generated_images
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.contract import Reconstructs, UserError
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws
@@ -171,17 +172,12 @@ def reconstructed(
 def reconstruction(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> dict[str, Any]:
     """The mean squared error of the images' reconstructions. A collective. Raises UserError where nothing is coded."""
 
-    def mine() -> dict[int, Tensor]:
-        errors = {}
-        for start in range(runtime.rank * CHUNK, images.n, runtime.world * CHUNK):
-            chunk = range(start, min(start + CHUNK, images.n))
-            real = images.images(chunk)
-            difference = reconstructed(opened, real, chunk, seed, runtime).double() - real.double()
-            errors[start] = (difference / 127.5).square().mean((1, 2, 3))
-        return errors
+    def errors(chunk: range) -> Tensor:
+        real = images.images(chunk)
+        difference = reconstructed(opened, real, chunk, seed, runtime).double() - real.double()
+        return (difference / 127.5).square().mean((1, 2, 3))
 
-    parts = {start: errors for part in runtime.gather(runtime.together(mine)) for start, errors in part.items()}
-    value = torch.cat([parts[start] for start in sorted(parts)]).mean().item()
+    value = torch.cat(in_chunks(images.n, errors, _exact(runtime))).mean().item()
     return {"value": value, "unit": "mean squared error of pixels in [-1, 1]", "n": images.n}
 
 

@@ -13,11 +13,12 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from diffpipe.cli.encoding import LatentSpace, drawn, drawn_of_class, in_chunks, labelled_shards
+from diffpipe.cli.encoding import LatentSpace, drawn, drawn_of_class, labelled_shards
 from diffpipe.cli.images import GeneratedImages, require_images
 from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.picture import labelled_grid, require_png, save
 from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, open_run, sampler_overrides
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.contract import Generates, UserError
 from diffpipe.data import index, stream
@@ -134,9 +135,10 @@ def between_noises(source: GeneratedImages, t: Float[Tensor, " k"]) -> UInt8[Ten
         if source.shape.classes:
             labels = rows % classes if source.label is None else torch.full_like(rows, source.label)
         draws = Between(source.seed, rows, rows + away, t.to(device)[cells % k])
-        return source.stage.generate(source.nets, draws, labels)
+        return source.stage.generate(source.nets, draws, labels).cpu()
 
-    return rearrange(in_chunks("sample", source.n * k, each, source.runtime), "(n k) c h w -> n k c h w", k=k)
+    cells = torch.cat(in_chunks(source.n * k, each, source.runtime, "sample"))
+    return rearrange(cells, "(n k) c h w -> n k c h w", k=k)
 
 
 def straight(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -12,14 +12,13 @@ from torch import Tensor
 
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.contract import Batch, Generates, Score, Scores, UserError
 from diffpipe.data import index
 from diffpipe.data.index import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
-from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import progress_bar
 
 
 class Course(NamedTuple):
@@ -62,7 +61,6 @@ def score_images(
     """
     stage = scoring(opened)
     conditional = is_conditional(opened)
-    mine: dict[int, Likelihoods] = {}
 
     def score(chunk: range) -> Likelihoods:
         positions = torch.tensor(chunk, device=runtime.device)
@@ -71,20 +69,9 @@ def score_images(
             labels = images.labels(chunk) if label is None else torch.full((len(chunk),), label)
             labels = labels.to(runtime.device)
         batch = Batch(images.images(chunk).to(runtime.device), labels, positions, [str(i) for i in chunk])
-        with torch.no_grad(), runtime.autocast():
-            found = stage.score(opened.nets, batch, Draws(seed, positions))
-        return _kept(found)
+        return _kept(stage.score(opened.nets, batch, Draws(seed, positions)))
 
-    def score_mine(bar: Any) -> None:
-        for start in range(runtime.rank * CHUNK, images.n, runtime.world * CHUNK):
-            chunk = range(start, min(start + CHUNK, images.n))
-            mine[start] = score(chunk)
-            bar.update(min(len(chunk) * runtime.world, images.n - bar.n))
-
-    with progress_bar(title, "image", images.n, runtime) as bar:
-        runtime.together(lambda: score_mine(bar))
-    parts = {start: part for each in runtime.gather(mine) for start, part in each.items()}
-    return _merge([parts[start] for start in sorted(parts)])
+    return _merge(in_chunks(images.n, score, runtime, title))
 
 
 def labelled_images(shards: str, opened: Run, n: int) -> ShardImages:

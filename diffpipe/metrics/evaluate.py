@@ -142,7 +142,7 @@ def _collect(
     progress: Callable[[int, int], object] | None,
 ) -> None:
     """Fill `shares`, keyed by source and extractor, with this rank's chunks of every source."""
-    work = [(key, chunk) for key, source in sources.items() for chunk in _chunks(source.n, rank, world)]
+    work = [(key, chunk) for key, source in sources.items() for chunk in chunks(source.n, rank, world)]
     done, total = 0, sum(len(chunk) for _, chunk in work)
     for key, chunk in work:
         images = sources[key].images(chunk)
@@ -156,7 +156,8 @@ def _collect(
             progress(done, total)
 
 
-def _chunks(n: int, rank: int, world: int) -> list[range]:
+def chunks(n: int, rank: int = 0, world: int = 1) -> list[range]:
+    """The chunks of range(n) that fall to this rank; those of one process are the chunks of all ranks together."""
     return [range(start, min(start + CHUNK, n)) for start in range(rank * CHUNK, n, world * CHUNK)]
 
 

@@ -53,12 +53,12 @@ class Seen:
         self._file.close()
 
 
-def progress_bar(name: str, unit: str, total: int, runtime: Runtime, first: int = 0) -> tqdm:
-    """Units done, their rate, and the time left; on rank 0 only."""
+def progress_bar(name: str | None, unit: str, total: int, runtime: Runtime, first: int = 0) -> tqdm:
+    """Units done, their rate, and the time left; on rank 0 only. None as name: nothing is shown."""
     return tqdm(
         initial=first,
         total=total,
-        disable=not runtime.main,
+        disable=name is None or not runtime.main,
         unit=unit,
         desc=name,
         dynamic_ncols=True,

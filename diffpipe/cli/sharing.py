@@ -1,0 +1,34 @@
+"""Work on many images, shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from diffpipe.metrics.evaluate import chunks
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.tracking import progress_bar
+
+T = TypeVar("T")
+
+
+def in_chunks(n: int, each: Callable[[range], T], runtime: Runtime, title: str | None = None) -> list[T]:
+    """`each` of range(n) in fixed chunks, shared out over the ranks: all results in order on every rank. A collective.
+
+    The chunks are the same on any number of processes, and so is every bit of the results. Tensors in them have to be
+    on the CPU. title: of a progress bar; None shows none. A UserError on any rank is raised on all.
+    """
+    mine: dict[int, T] = {}
+
+    def work() -> None:
+        for chunk in chunks(n, runtime.rank, runtime.world):
+            with torch.no_grad(), runtime.autocast():
+                mine[chunk.start] = each(chunk)
+            bar.update(min(len(chunk) * runtime.world, n - bar.n))
+
+    with progress_bar(title, "image", n, runtime) as bar:
+        runtime.together(work)
+    parts = {start: part for each_rank in runtime.gather(mine) for start, part in each_rank.items()}
+    return [parts[start] for start in sorted(parts)]
