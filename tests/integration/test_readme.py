@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import os
 import re
 import shlex
@@ -15,6 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from diffpipe.cli import compare
+from diffpipe.cli.experiment import Experiment
+from diffpipe.config.load import load_config
+from diffpipe.metrics.evaluate import parse_metric
 from tests.integration.commands import HOME, TINY, TINY_RUN, TINY_STAGE, diffpipe
 
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
@@ -104,3 +110,31 @@ def test_the_demo_trains_samples_scores_and_says_where_the_grid_is(tmp_path: Pat
         assert image.size == (10 * 30 * 2, 10 * 30 * 2)
     assert re.search(r"fd_efficientnet_lite0 +[\d.]+ +\(real images against the same: [\d.]+\)", result.stderr)
     assert len(list((tmp_path / "runs/x/scores").iterdir())) == 1
+
+
+def test_the_families_script_compares_what_it_trains_and_trains_first_what_others_need(tmp_path: Path) -> None:
+    shutil.copytree(HOME / "launch", tmp_path / "launch")
+    shutil.copy(HOME / "pyproject.toml", tmp_path)
+    recorder = tmp_path / ".venv" / "bin" / "diffpipe"
+    recorder.parent.mkdir(parents=True)
+    (tmp_path / ".venv" / ".installed").touch()
+    recorder.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:], file=open('asked', 'a'))\n")
+    recorder.chmod(0o755)
+    subprocess.run(["./launch/families.sh"], cwd=tmp_path, check=True, capture_output=True)
+    *trained, (command, *words) = map(ast.literal_eval, (tmp_path / "asked").read_text().splitlines())
+    runs: list[str] = []
+    for train, path in trained:
+        assert train == "train"
+        config = load_config(Experiment, HOME / path)
+        others = [getattr(config.stage, key, None) for key in ("teacher", "codec")]
+        needed = [run for run in (getattr(other, "run", None) for other in others) if run]
+        assert set(needed) <= set(runs), f"{path} starts from what is not trained yet"
+        runs.append(config.run.dir)
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    assert command == "compare"
+    args = parser.parse_args(words)
+    compared = [str(entry.path) for entry in compare.parse_entries(args.runs)]
+    assert set(compared) == set(runs) - {"runs/fashion_mnist/latent_vae"}
+    assert (HOME / args.reference / "index.safetensors").exists()
+    assert all(parse_metric(name) for name in args.metrics.split(","))

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Every family on real images: trains each on Fashion-MNIST, one after the other, and puts them side by side.
+# About an hour on two CPU cores. Run it again and it goes on from what stands in runs/fashion_mnist.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/setup.sh ""
+runs=runs/fashion_mnist
+# adversarial starts from ddpm, and latent_ddpm is of latent_vae's latents.
+for family in vae gan flow ddpm adversarial latent_vae latent_ddpm; do
+  .venv/bin/diffpipe train "configs/fashion_mnist/$family.yaml"
+done
+.venv/bin/diffpipe compare VAE=$runs/vae GAN=$runs/gan Glow=$runs/flow DDPM=$runs/ddpm,bound_steps=30 \
+  "DDIM at 4 steps=$runs/ddpm,kind=ddim,steps=4,bound_steps=30" "4-step denoiser=$runs/adversarial" \
+  "latent DDPM=$runs/latent_ddpm" --reference configs/fashion_mnist/shards/test --out $runs/compare --nll-n 300 \
+  --metrics fd_efficientnet_lite0,kid_efficientnet_lite0,precision_efficientnet_lite0,recall_efficientnet_lite0
+echo "the families side by side: $runs/compare/index.html"
