@@ -16,7 +16,7 @@ from diffpipe.data import index, latents, stream
 from diffpipe.data.index import ShardSet
 from diffpipe.data.read import Reader
 from diffpipe.data.table import write_index
-from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.metrics.evaluate import chunks
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.tracking import progress_bar
@@ -78,8 +78,7 @@ def _write(codec: LatentCodec, shards: ShardSet, number: int, folder: Path, runt
     first, shape = int(shards.counts[:number].sum()), codec.vae.shape
     try:
         with tarfile.open(folder / f"latents-{number:06d}.tar", "w", format=tarfile.GNU_FORMAT) as tar:
-            for start in range(0, shard.samples, CHUNK):
-                chunk = range(start, min(start + CHUNK, shard.samples))
+            for chunk in chunks(shard.samples):
                 images = stream.images(shards, [first + i for i in chunk], shape.resolution, shape.channels)
                 with runtime.autocast():
                     described = codec.describe(images.to(runtime.device)).cpu().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.contract import Generates, ImageShape, Stage, UserError
 from diffpipe.data import stream
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
-from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
 
@@ -101,19 +100,6 @@ def require_images(shards: ShardSet) -> None:
     path = shards.lacking(*IMAGE_EXTENSIONS)
     if path is not None:
         raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
-
-
-def share_out(source: GeneratedImages, runtime: Runtime, each: Callable[[range, Tensor], object]) -> None:
-    """Generate all images, this rank its share of the chunks, and hand each chunk to `each`."""
-    for start in range(runtime.rank * CHUNK, source.n, runtime.world * CHUNK):
-        chunk = range(start, min(start + CHUNK, source.n))
-        each(chunk, source.images(chunk))
-
-
-def collect(chunks: Mapping[int, Tensor], runtime: Runtime) -> UInt8[Tensor, "n c h w"]:
-    """All ranks' chunks, by the index of their first image, put together on every rank. A collective."""
-    parts = {start: images for part in runtime.gather(dict(chunks)) for start, images in part.items()}
-    return torch.cat([parts[start] for start in sorted(parts)])
 
 
 def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:

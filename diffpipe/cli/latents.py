@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from diffpipe.cli.images import ShardImages
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.contract import ImageShape, Stage
 from diffpipe.data.index import ShardSet
-from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.stages.latents import moments, statistics, unfit
 from diffpipe.stages.vae import VAE
 from diffpipe.train.runtime import Runtime
@@ -30,13 +30,9 @@ def measured(
         return None
     images = ShardImages(shards, shape.channels, shape.resolution, n=min(IMAGES, shards.total))
 
-    def mine() -> Tensor:
-        sums = torch.zeros(3, stage.latent_shape[0], dtype=torch.float64, device=runtime.device)
-        for start in range(runtime.rank * CHUNK, images.n, runtime.world * CHUNK):
-            some = images.images(range(start, min(start + CHUNK, images.n)))
-            with torch.no_grad(), runtime.autocast():
-                sums += moments(stage.encode(nets, some.to(runtime.device, memory_format=runtime.memory_format)))
-        return sums
+    def each(chunk: range) -> Tensor:
+        some = images.images(chunk).to(runtime.device, memory_format=runtime.memory_format)
+        return moments(stage.encode(nets, some)).cpu()
 
-    mean, std = statistics(runtime.sum(runtime.together(mine)))
+    mean, std = statistics(torch.stack(in_chunks(images.n, each, runtime)).sum(0))
     return {"mean": mean, "std": std, "images": images.n}

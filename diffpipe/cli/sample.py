@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from diffpipe.cli.images import collect, grid, save_pngs, share_out
+from diffpipe.cli.images import grid, save_pngs
 from diffpipe.cli.runs import add_sampling_arguments, generated_images, open_run, sampler_overrides
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import progress_bar
 
 GRID = 100  # images in the grid at most
 
@@ -31,17 +32,13 @@ def run(args: argparse.Namespace) -> None:
         opened = open_run(args.run, sampler_overrides(args), runtime, raw=args.raw)
         source = generated_images(opened, runtime, n=args.n, seed=args.seed, label=args.label)
         runtime.together(lambda: _make_folder(args.out))
-        first: dict[int, Tensor] = {}
-        with progress_bar("sample", "image", args.n, runtime) as bar:
 
-            def keep(indices: range, images: Tensor) -> None:
-                save_pngs(images, indices, args.out)
-                if indices.start < GRID:
-                    first[indices.start] = images[: GRID - indices.start]
-                bar.update(min(len(indices) * runtime.world, args.n - bar.n))
+        def make(indices: range) -> Tensor:
+            images = source.images(indices)
+            save_pngs(images, indices, args.out)
+            return images[: max(0, GRID - indices.start)].clone()  # a view would hold on to the others
 
-            share_out(source, runtime, keep)
-        shown = collect(first, runtime)
+        shown = torch.cat(in_chunks(args.n, make, runtime, "sample"))
         if runtime.main:
             grid(shown, columns=opened.shape.classes or None).save(args.out / "grid.png")
         say(runtime, f"{args.n} images of step {opened.checkpoint.step}, {opened.weights} weights: {args.out}/grid.png")

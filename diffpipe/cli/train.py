@@ -13,10 +13,11 @@ from torch import Tensor
 
 from diffpipe.cli.building import build_for_training
 from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.images import GeneratedImages, ShardImages, collect, grid, share_out
+from diffpipe.cli.images import GeneratedImages, ShardImages, grid
 from diffpipe.cli.latents import measured
 from diffpipe.cli.reconstruction import originals, reconstruction, unseen
 from diffpipe.cli.scoring import score, table
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.config import dump_yaml, load_config
 from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage, UserError
@@ -148,21 +149,15 @@ class Job:
 
     def draw(self) -> None:
         """A picture of what the stage can do by now: its samples, else images above their reconstructions."""
-        n, columns = self.experiment.sample.n, self.shape.classes or None
-        images = self._samples(n) if isinstance(self.stage, Generates) else self._reconstructions(n)
+        n = self.experiment.sample.n
+        if isinstance(self.stage, Generates):
+            images = torch.cat(in_chunks(n, self.generated(n).images, self.runtime))
+        else:
+            images = self._reconstructions(n)
         if self.runtime.main and images is not None:
             path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
-            grid(images, columns).save(path)
-
-    def _samples(self, n: int) -> Tensor:
-        chunks: dict[int, Tensor] = {}
-
-        def keep(indices: range, images: Tensor) -> None:
-            chunks[indices.start] = images
-
-        share_out(self.generated(n), self.runtime, keep)
-        return collect(chunks, self.runtime)
+            grid(images, self.shape.classes or None).save(path)
 
     def _reconstructions(self, n: int) -> Tensor | None:
         if not isinstance(self.stage, Reconstructs):

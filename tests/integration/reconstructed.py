@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from diffpipe.cli.images import ShardImages, collect
+from diffpipe.cli.images import ShardImages
 from diffpipe.cli.reconstruction import ReconstructedImages
 from diffpipe.cli.runs import open_run
+from diffpipe.cli.sharing import in_chunks
 from diffpipe.contract import Reconstructs
 from diffpipe.data import index
-from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.train.runtime import Runtime
 
 
@@ -23,8 +24,7 @@ def reconstructed(run: Path, shards: str, runtime: Runtime) -> Tensor:
     assert isinstance(opened.stage, Reconstructs)
     real = ShardImages(index.load(shards), opened.shape.channels, opened.shape.resolution)
     source = ReconstructedImages(opened.stage, opened.nets, real, runtime, seed=0, about={})
-    starts = range(runtime.rank * CHUNK, source.n, runtime.world * CHUNK)
-    return collect({start: source.images(range(start, min(start + CHUNK, source.n))) for start in starts}, runtime)
+    return torch.cat(in_chunks(source.n, source.images, runtime))
 
 
 if __name__ == "__main__":
