@@ -137,8 +137,7 @@ def _write(
     rows = found.images[: args.rows]
     originals = stream.images(shards, places[args.source][: len(rows)], resolution, channels)
     cells = rearrange(torch.cat([originals[:, None], rows], dim=1), "n k c h w -> (n k) c h w")
-    whose = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}"
-    title = f"{whose}: {source} to {target}, along the difference of their mean latents"
+    title = f"{opened.title}: {source} to {target}, along the difference of their mean latents"
     save(labelled_grid(cells, ["image", *(f"{strength:g}" for strength in STRENGTHS)], title), args.out)
     said: dict[str, Any] = {
         "model": {"stage": opened.experiment.stage.kind, **opened.describe()},

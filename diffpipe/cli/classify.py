@@ -226,7 +226,7 @@ def _write(found: Classified, opened: Run, images: ShardImages, told: dict[str, 
     tree = {"scores": scores, "floor": {}, **found_too, "reliability": diagrams, "protocol": said}
     protocol.write_json(tree, out)
     accuracy = f"accuracy {scores['accuracy']:.3f} ({low:.3f} to {high:.3f})"
-    title = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}: {accuracy}"
+    title = f"{opened.title}: {accuracy}"
     try:
         draw(found, names, title).savefig(out.with_suffix(".png"))
     except OSError as error:
@@ -243,4 +243,4 @@ def _names(images: ShardImages, classes: int) -> list[str]:
 def _default_out(opened: Run, n: int, steps: int | None) -> Path:
     how = "" if steps is None else f"steps{steps}-"
     name = f"classify-step-{opened.checkpoint.step:08d}-{how}n{n}.json"
-    return opened.checkpoint.path.parents[1] / "scores" / name
+    return opened.home / "scores" / name

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
             opened = open_run(Path(args.images), sampler_overrides(args), runtime, raw=args.raw)
         generated, reference, floor = runtime.together(lambda: _sources(args, opened, runtime))
         result = score(generated, reference, floor, metrics, runtime, inception_weights=args.inception)
-        out = args.out or _default_out(Path(args.images), opened, generated.n)
+        out = args.out or _default_out(opened, generated.n)
         if out is not None:
             runtime.together(lambda: protocol.write(result, out) if runtime.main else None)
         say(runtime, table(result) + (f"\n{out}" if out else ""))
@@ -90,10 +90,9 @@ def _real(place: str, shape: ImageShape | None, n: int | None) -> ImageSource:
     return ShardImages(index.load(place), shape.channels if shape else 3, shape.resolution if shape else None, n=n)
 
 
-def _default_out(place: Path, opened: Run | None, n: int) -> Path | None:
+def _default_out(opened: Run | None, n: int) -> Path | None:
     if opened is None:
         return None
-    home = opened.checkpoint.path.parent.parent if place == opened.checkpoint.path else place
     sampler = opened.experiment.stage.sampler.model_dump()
     how = "".join(f"{sampler[key]}-" for key in ("kind", "steps") if key in sampler)
-    return home / "scores" / f"step-{opened.checkpoint.step:08d}-{how}n{n}.json"
+    return opened.home / "scores" / f"step-{opened.checkpoint.step:08d}-{how}n{n}.json"

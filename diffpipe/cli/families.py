@@ -136,7 +136,7 @@ def _watched(nets: Mapping[str, nn.Module]) -> Iterator[tuple[Counter[str], set[
 
 def training(opened: Run) -> dict[str, float] | None:
     """The median rate over the log lines but the first, and the seconds that the images seen take at it, if known."""
-    path = opened.checkpoint.path.parents[1] / "metrics.jsonl"
+    path = opened.home / "metrics.jsonl"
     if not path.exists():
         return None
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

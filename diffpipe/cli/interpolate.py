@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         opened = open_run(args.run, sampler_overrides(args), runtime, raw=args.raw)
         t = torch.linspace(0, 1, args.columns, dtype=torch.float64)
         columns = [f"{each:.3g}" for each in t.tolist()]
-        title = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}: "
+        title = f"{opened.title}: "
         if args.shards:
             space = LatentSpace(opened.stage, opened.nets, opened.shape, runtime, args.seed)
             shards, ends = runtime.together(lambda: _pairs(args, opened))

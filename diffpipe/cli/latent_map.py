@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> None:
         shards = runtime.together(lambda: _shards(args.shards, opened))
         found = latent_map(space, shards, drawn(shards, args.n, args.seed), conditional=is_conditional(opened))
         given = ", each given its class" if is_conditional(opened) else ""
-        whose = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}"
-        picture = draw(found, class_names(shards), f"{whose}: the latents of {len(found.points)} images{given}")
+        picture = draw(found, class_names(shards), f"{opened.title}: the latents of {len(found.points)} images{given}")
         runtime.together(lambda: save(picture, args.out) if runtime.main else None)
         say(runtime, f"{len(found.points)} latents{_explained(found.plane)}: {args.out}")
 

@@ -108,8 +108,9 @@ def require_likelihood(found: Likelihoods, opened: Run) -> None:
         raise UserError(f"a run of stage.kind {kind} has an error and no likelihood; give a run of another kind")
     infinite = int((~found.values["score"].isfinite()).sum())
     if infinite:
-        home = opened.checkpoint.path.parents[1]
-        raise UserError(f"{home}: {infinite} of {found.n} likelihoods are not finite; look at the training's loss")
+        raise UserError(
+            f"{opened.home}: {infinite} of {found.n} likelihoods are not finite; look at the training's loss"
+        )
 
 
 def _kept(score: Score) -> Likelihoods:

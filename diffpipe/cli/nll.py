@@ -76,8 +76,7 @@ def _write(
     }
     protocol.write(Result(scores | terms, {}, said), out)
     if plot and found.course:
-        whose = f"{opened.checkpoint.path.parents[1].name}, step {opened.checkpoint.step}"
-        title = f"{whose}: {_line(found, 'score')} ({found.kind})"
+        title = f"{opened.title}: {_line(found, 'score')} ({found.kind})"
         try:
             draw(found.course, found.mean("L_T"), found.mean("L_0"), title).savefig(plot)
         except OSError as error:
@@ -125,4 +124,4 @@ def _default_out(opened: Run, n: int, args: argparse.Namespace) -> Path:
     how = "" if args.steps is None else f"steps{args.steps}-"
     how += "" if args.importance_samples is None else f"k{args.importance_samples}-"
     name = f"nll-step-{opened.checkpoint.step:08d}-{how}n{n}.json"
-    return opened.checkpoint.path.parents[1] / "scores" / name
+    return opened.home / "scores" / name

@@ -82,7 +82,7 @@ class Plan(NamedTuple):
         said = _identity(said)
         digest = hashlib.sha256(json.dumps([said, sorted(metrics)], sort_keys=True).encode()).hexdigest()
         name = f"compare-step-{opened.checkpoint.step:08d}-n{sources['generated'].n}-{digest[:12]}.json"
-        return cls(said, metrics, opened.checkpoint.path.parents[1] / "scores" / name)
+        return cls(said, metrics, opened.home / "scores" / name)
 
     def made(self) -> tuple[Result, Path] | None:
         """A score file of the run that was made by this very plan, whichever command made it."""

@@ -54,6 +54,16 @@ class Run:
     nets: dict[str, nn.Module]
     weights: str
 
+    @property
+    def home(self) -> Path:
+        """The run's directory."""
+        return self.checkpoint.path.parents[1]
+
+    @property
+    def title(self) -> str:
+        """What pictures call it, such as `ddpm, step 1500`."""
+        return f"{self.home.name}, step {self.checkpoint.step}"
+
     def describe(self) -> dict[str, Any]:
         """What a score's protocol says of the weights and of how they generate."""
         sampler = self.experiment.stage.sampler.model_dump(mode="json")

@@ -124,6 +124,11 @@ def test_a_likelihood_that_counts_everything_nine_times_is_repaired(shards: Path
     assert draw(found, ["a", "b"], "title").axes[0].get_xticklabels()[1].get_text() == "b"
 
 
+def test_a_run_is_called_by_its_directory_and_step(shards: Path) -> None:
+    run = opened(Gaussians(), shards)
+    assert (run.home, run.title) == (Path("x"), "x, step 1")
+
+
 def test_the_prior_is_the_training_datas_or_uniform(shards: Path) -> None:
     run = opened(Gaussians(), shards)
     assert log_prior(run, "data").exp().tolist() == pytest.approx([301 / 402, 101 / 402])
