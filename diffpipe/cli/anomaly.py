@@ -22,7 +22,8 @@ from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
 from diffpipe.data import index
-from diffpipe.metrics.detection import Detection, complexity, detect, typicality
+from diffpipe.metrics.complexity import complexity
+from diffpipe.metrics.detection import Detection, detect, typicality
 from diffpipe.train.runtime import Runtime
 
 COLUMNS = 16

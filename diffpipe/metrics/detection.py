@@ -1,22 +1,18 @@
 """How well a score tells abnormal samples from normal ones, and what repairs a likelihood that cannot.
 
 A score is the higher, the more anomalous. The known failure: a likelihood can be higher far from the data than on it,
-since smooth images are likely under any model (Nalisnick et al. 2019, arXiv:1810.09136). `complexity` and `typicality`
-are two answers to it.
+since smooth images are likely under any model (Nalisnick et al. 2019, arXiv:1810.09136). `typicality` is
+one answer to it, and `complexity.complexity` another.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float, UInt8
-from PIL import Image
-from torch import Tensor
+from jaxtyping import Float
 
 from diffpipe.contract import UserError
 from diffpipe.rng import Draws
@@ -80,19 +76,6 @@ def fpr_at_tpr(normal: Scores, abnormal: Scores, tpr: float = 0.95) -> float:
     """The share of normal samples at or above the highest threshold that at least `tpr` of the abnormal ones reach."""
     needed = int(np.ceil(tpr * len(abnormal)))
     return float((normal >= np.sort(abnormal)[-needed]).mean())
-
-
-def complexity(images: UInt8[Tensor, "n c h w"]) -> Scores:
-    """Bits a dimension of each image as an optimized PNG, the upper bound on its complexity of Serra et al. 2020.
-
-    A negative log-likelihood in bits/dim minus this is their score: how much worse the model codes it than PNG does.
-    """
-    sizes = []
-    for image in rearrange(images, "n c h w -> n h w c").numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "PNG", optimize=True)
-        sizes.append(8 * len(buffer.getvalue()))
-    return np.array(sizes) / images[0].numel()
 
 
 def typicality(scores: Scores, trained: Scores) -> Scores:

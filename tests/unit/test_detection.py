@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from sklearn import metrics as sklearn
 
 from diffpipe.contract import UserError
-from diffpipe.metrics.detection import auroc, average_precision, complexity, detect, fpr_at_tpr, typicality
+from diffpipe.metrics.detection import auroc, average_precision, detect, fpr_at_tpr, typicality
 
 
 @pytest.mark.parametrize("decimals", [0, 1, 8])  # few decimals make many ties
@@ -38,14 +37,6 @@ def test_the_bootstrap_is_the_same_each_time_and_another_for_another_seed() -> N
     normal, abnormal = np.arange(20.0), np.arange(10.0, 25.0)
     assert detect(normal, abnormal, resamples=50) == detect(normal, abnormal, resamples=50)
     assert detect(normal, abnormal, resamples=50) != detect(normal, abnormal, resamples=50, seed=1)
-
-
-def test_noise_is_complex_and_a_flat_image_is_not() -> None:
-    noise = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    flat = torch.full_like(noise, 9)
-    bits = complexity(torch.cat([noise, flat]))
-    assert bits[0] == pytest.approx(8, rel=0.1)
-    assert bits[1] < 0.3
 
 
 def test_typicality_counts_both_sides() -> None:
