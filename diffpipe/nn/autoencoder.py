@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from einops import repeat
 from einops.layers.torch import Rearrange
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.config import Config
-from diffpipe.contract import UserError
 from diffpipe.nn.blocks import Downsample, ResBlock, Upsample
+from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 
-Positive = Annotated[int, Field(ge=1)]
+MULTS = "stage.network.mults"
 
 
-class CoderConfig(Config):
+class CoderConfig(NormalizedLevelsConfig):
     """Width and depth of the encoder and the decoder, and the latents between them."""
 
     channels: Positive = 128
     """Channels at full resolution."""
-    mults: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
-    """Channels of each level as multiples of `channels`; every level after the first halves the resolution."""
-    blocks: Positive = 1
-    """Residual blocks a level."""
     groups: Positive = 32
     """Groups of the group normalization."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -36,26 +31,10 @@ class CoderConfig(Config):
     latent_channels: Positive = 4
     """Numbers at each place of spatial latents, or the length of the vector."""
 
-    @model_validator(mode="after")
-    def _divisible(self) -> CoderConfig:
-        if self.channels % self.groups:
-            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
-        return self
-
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """[c h w] of the latents of images of this resolution; a vector is [c 1 1]. Raises UserError."""
-        size = self.lowest(resolution)
+        size = self.lowest(resolution, MULTS)
         return (self.latent_channels, size, size) if self.latent == "spatial" else (self.latent_channels, 1, 1)
-
-    def lowest(self, resolution: int) -> int:
-        """The lowest level's height and width. Raises UserError where the resolution cannot be halved so often."""
-        halvings = len(self.mults) - 1
-        if resolution % 2**halvings:
-            raise UserError(
-                f"data.resolution {resolution} cannot be halved {halvings} times for stage.network.mults "
-                f"{list(self.mults)}; take a multiple of {2**halvings} or fewer levels"
-            )
-        return resolution >> halvings
 
 
 class Encoder(nn.Module):
@@ -66,7 +45,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: CoderConfig, channels: int, resolution: int, outputs: int, classes: int = 0):
         super().__init__()
-        c, size = config.channels, config.lowest(resolution)
+        c, size = config.channels, config.lowest(resolution, MULTS)
         self.label = nn.Embedding(classes, config.channels) if classes else None
         self.stem = nn.Conv2d(channels, c, 3, padding=1)
         self.layers = nn.ModuleList()
@@ -101,7 +80,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: CoderConfig, resolution: int, outputs: int, classes: int = 0):
         super().__init__()
-        c, size = config.mults[-1] * config.channels, config.lowest(resolution)
+        c, size = config.mults[-1] * config.channels, config.lowest(resolution, MULTS)
         self.label = nn.Embedding(classes, config.channels) if classes else None
         inputs = config.latent_channels + (config.channels if classes else 0)
         self.stem = (

@@ -6,47 +6,22 @@ No layer looks beyond one sample: logits do not depend on how a batch is put tog
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.config import Config
 from diffpipe.nn.blocks import Downsample, ResBlock, res_blocks, zero_init
-from diffpipe.nn.normfree import smallest_resolution
-
-Positive = Annotated[int, Field(ge=1)]
+from diffpipe.nn.levels import NormalizedLevelsConfig
 
 # A mean over many places is a small number, and a game moves by differences of logits.
 _GAIN = 4.0
 
 
-class LevelsConfig(Config):
-    """Width and depth of a network that halves the resolution level by level."""
-
-    channels: Positive = 64
-    """Channels at full resolution."""
-    mults: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
-    """Channels of each level as multiples of `channels`; every level after the first halves the resolution."""
-    blocks: Positive = 1
-    """Residual blocks a level."""
-
-
-class DiscriminatorConfig(LevelsConfig):
+class DiscriminatorConfig(NormalizedLevelsConfig):
     """Width and depth of the discriminator."""
-
-    groups: Positive = 8
-    """Groups of the group normalization."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> DiscriminatorConfig:
-        if self.channels % self.groups:
-            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
-        return self
 
 
 class Discriminator(nn.Module):
@@ -58,8 +33,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
-        mults = f"stage.discriminator.mults {list(config.mults)}"
-        smallest = smallest_resolution(resolution, len(config.mults), mults)
+        smallest = config.lowest(resolution, "stage.discriminator.mults")
         widths = [config.channels * mult for mult in config.mults]
         c_emb = 4 * config.channels if classes else None
         self.label = nn.Embedding(classes, c_emb) if c_emb else None

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.config import Config
 from diffpipe.nn.blocks import Upsample, res_blocks
-from diffpipe.nn.normfree import smallest_resolution
-
-Positive = Annotated[int, Field(ge=1)]
+from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 
 
-class GeneratorConfig(Config):
+class GeneratorConfig(NormalizedLevelsConfig):
     """Width and depth of the generator."""
 
     latent: Positive = 64
     """Numbers in the latent vector."""
-    channels: Positive = 64
-    """Channels at full resolution."""
-    mults: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
-    """Channels of each level as multiples of `channels`, from full resolution down; each level halves it."""
-    blocks: Positive = 1
-    """Residual blocks a level."""
-    groups: Positive = 8
-    """Groups of the group normalization."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> GeneratorConfig:
-        if self.channels % self.groups:
-            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
-        return self
 
 
 class Generator(nn.Module):
@@ -48,8 +28,7 @@ class Generator(nn.Module):
 
     def __init__(self, config: GeneratorConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
-        mults = f"stage.generator.mults {list(config.mults)}"
-        self.smallest = smallest_resolution(resolution, len(config.mults), mults)
+        self.smallest = config.lowest(resolution, "stage.generator.mults")
         widths = [config.channels * mult for mult in reversed(config.mults)]
         c_emb = 4 * config.channels
         self.label = nn.Embedding(classes, config.latent) if classes else None

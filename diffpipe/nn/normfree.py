@@ -6,7 +6,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.contract import UserError
 from diffpipe.nn.blocks import zero_init
 
 SLOPE = 0.2
@@ -31,14 +30,3 @@ class NormFreeBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         h = self.conv1(F.leaky_relu(x, SLOPE))
         return x + self.conv2(F.leaky_relu(h, SLOPE))
-
-
-def smallest_resolution(resolution: int, levels: int, key: str) -> int:
-    """The resolution after one halving for each level but the first. Raises UserError, naming `key`, if it is odd."""
-    halvings = levels - 1
-    if resolution % 2**halvings:
-        raise UserError(
-            f"data.resolution {resolution} cannot be halved {halvings} times for {key}; "
-            f"take a multiple of {2**halvings} or fewer levels"
-        )
-    return resolution >> halvings

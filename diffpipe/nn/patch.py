@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.nn.discriminator import LevelsConfig
-from diffpipe.nn.normfree import SLOPE, NormFreeBlock, smallest_resolution
+from diffpipe.nn.levels import LevelsConfig
+from diffpipe.nn.normfree import SLOPE, NormFreeBlock
 
 
 class PatchDiscriminator(nn.Module):
@@ -25,7 +25,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, config: LevelsConfig, channels: int, resolution: int):
         super().__init__()
-        smallest_resolution(resolution, len(config.mults), f"stage.patch.network.mults {list(config.mults)}")
+        config.lowest(resolution, "stage.patch.network.mults")
         widths = [config.channels * mult for mult in config.mults]
         depth = len(widths) * config.blocks
         self.patch = 3 + sum(4 * config.blocks * 2**i + 2 ** (i - 1) * (i > 0) for i in range(len(widths)))

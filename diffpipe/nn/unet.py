@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.config import Config
 from diffpipe.contract import UserError
 from diffpipe.nn.blocks import Downsample, ResBlock, SelfAttention, Upsample, sinusoidal_embedding, zero_init
+from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 
-Positive = Annotated[int, Field(ge=1)]
 
-
-class UNetConfig(Config):
+class UNetConfig(NormalizedLevelsConfig):
     """Width, depth and attention of the UNet. The defaults are the CIFAR-10 network of Ho et al. 2020."""
 
     channels: Positive = 128
@@ -34,10 +30,9 @@ class UNetConfig(Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _divisible(self) -> UNetConfig:
-        for divisor in ("groups", "heads"):
-            if self.channels % getattr(self, divisor):
-                raise ValueError(f"channels {self.channels} must be a multiple of {divisor} {getattr(self, divisor)}")
+    def _heads_divide(self) -> UNetConfig:
+        if self.channels % self.heads:
+            raise ValueError(f"channels {self.channels} must be a multiple of heads {self.heads}")
         return self
 
 
@@ -49,17 +44,12 @@ class DownPath(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
-        halvings = len(config.mults) - 1
-        if resolution % 2**halvings:
-            raise UserError(
-                f"data.resolution {resolution} cannot be halved {halvings} times for stage.unet.mults "
-                f"{list(config.mults)}; take a multiple of {2**halvings} or fewer levels"
-            )
-        absent = set(config.attention) - {resolution >> i for i in range(halvings + 1)}
+        config.lowest(resolution, "stage.unet.mults")
+        levels = [resolution >> i for i in range(len(config.mults))]
+        absent = set(config.attention) - set(levels)
         if absent:
             raise UserError(
-                f"stage.unet.attention names resolutions {sorted(absent)} that no level has; "
-                f"the levels are {[resolution >> i for i in range(halvings + 1)]}"
+                f"stage.unet.attention names resolutions {sorted(absent)} that no level has; the levels are {levels}"
             )
         self.config = config
         c_emb = 4 * config.channels

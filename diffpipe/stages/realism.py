@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpipe.config import Config
 from diffpipe.contract import ImageShape, UserError
-from diffpipe.nn.discriminator import LevelsConfig
+from diffpipe.nn.levels import LevelsConfig
 from diffpipe.stages.games import discriminator_loss, generator_loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffpipe.nn.discriminator import LevelsConfig
+from diffpipe.nn.levels import LevelsConfig
 from diffpipe.nn.patch import PatchDiscriminator
 
 

@@ -1,0 +1,47 @@
+"""How wide and deep a convolutional network is, level by level, each of half the resolution of the one before."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from diffpipe.config import Config
+from diffpipe.contract import UserError
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class LevelsConfig(Config):
+    """Width and depth of a network that halves the resolution level by level, or doubles it on the way up."""
+
+    channels: Positive = 64
+    """Channels at full resolution."""
+    mults: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
+    """Channels of each level as multiples of `channels`, from full resolution down; every level after the first halves
+    it."""
+    blocks: Positive = 1
+    """Residual blocks a level."""
+
+    def lowest(self, resolution: int, key: str) -> int:
+        """The lowest level's height and width. Raises UserError, naming `key`, where they cannot be halved so often."""
+        halvings = len(self.mults) - 1
+        if resolution % 2**halvings:
+            raise UserError(
+                f"data.resolution {resolution} cannot be halved {halvings} times for {key} {list(self.mults)}; "
+                f"take a multiple of {2**halvings} or fewer levels"
+            )
+        return resolution >> halvings
+
+
+class NormalizedLevelsConfig(LevelsConfig):
+    """The same of a network with group normalization."""
+
+    groups: Positive = 8
+    """Groups of the group normalization."""
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> NormalizedLevelsConfig:
+        if self.channels % self.groups:
+            raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
+        return self
