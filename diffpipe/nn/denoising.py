@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.blocks import zero_init
-from diffpipe.nn.discriminator import head, local_logits, projected
+from diffpipe.nn.discriminator import head, judged
 from diffpipe.nn.unet import DownPath, UNet, UNetConfig
 
 
@@ -62,14 +62,7 @@ class DenoisingDiscriminator(DownPath):
     ) -> Float[Tensor, " b"]:
         middle, path = self.descend(torch.cat([x_prev, x_t], dim=1), self.embed(t, labels))
         last = {h.shape[-1]: h for h in path}  # of the layers at one resolution the last stays
-        features = [*last.values(), middle]
-        # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
-        with torch.autocast(x_prev.device.type, enabled=False):
-            features = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in features]
-            logits = local_logits(self.heads, features)
-            if self.projection is not None:
-                logits = logits + projected(self.projection, labels, features[-1])
-        return logits
+        return judged([*last.values(), middle], self.heads, self.projection, labels)
 
 
 def start_from(net: DownPath, unet: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ No layer looks beyond one sample: logits do not depend on how a batch is put tog
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -63,14 +64,7 @@ class Discriminator(nn.Module):
                 h = block(h, emb)
             features.append(h)
         features.append(self.last(h, emb))
-        # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
-        with torch.autocast(x.device.type, enabled=False):
-            features = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in features]
-            whole = self.whole(rearrange(F.silu(features[-1]), "b c h w -> b (c h w)"))[:, 0]
-            logits = whole + local_logits(self.heads, features)
-            if self.projection is not None:
-                logits = logits + projected(self.projection, labels, features[-1])
-        return logits
+        return judged(features, self.heads, self.projection, labels, self.whole)
 
 
 def head(channels: int, groups: int) -> nn.Module:
@@ -78,15 +72,29 @@ def head(channels: int, groups: int) -> nn.Module:
     return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
 
 
-def local_logits(heads: nn.ModuleList, features: Sequence[Float[Tensor, "b _ _ _"]]) -> Float[Tensor, " b"]:
-    """The mean logit of all places, for the features of several resolutions, added up."""
-    means = [reduce(each(h), "b 1 h w -> b", "mean") for each, h in zip(heads, features, strict=True)]
-    return _GAIN * torch.stack(means).sum(0)
-
-
-def projected(
-    projection: nn.Module, labels: Int[Tensor, " b"] | None, features: Float[Tensor, "b c h w"]
+def judged(
+    features: Sequence[Float[Tensor, "b _ _ _"]],
+    heads: nn.ModuleList,
+    projection: nn.Module | None,
+    labels: Int[Tensor, " b"] | None,
+    whole: nn.Module | None = None,
 ) -> Float[Tensor, " b"]:
-    """How well the features fit the label: the product of their mean with its vector."""
-    assert labels is not None, "a class-conditional discriminator takes labels"
-    return reduce(projection(labels) * reduce(features, "b c h w -> b c", "mean"), "b c -> b", "sum")
+    """A discriminator's logits, of at least float32, from its features at several resolutions.
+
+    heads: of each resolution's features; the means of their logits over all places are added up. projection: a vector
+    a label, whose product with the mean of the last features says how well they fit it. whole: one more logit of the
+    last features together.
+    """
+    # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
+    with torch.autocast(features[0].device.type, enabled=False):
+        features = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in features]
+        logits = []
+        if whole is not None:
+            logits.append(whole(rearrange(F.silu(features[-1]), "b c h w -> b (c h w)"))[:, 0])
+        means = [reduce(each(h), "b 1 h w -> b", "mean") for each, h in zip(heads, features, strict=True)]
+        logits.append(_GAIN * torch.stack(means).sum(0))
+        if projection is not None:
+            assert labels is not None, "a class-conditional discriminator takes labels"
+            fit = projection(labels) * reduce(features[-1], "b c h w -> b c", "mean")
+            logits.append(reduce(fit, "b c -> b", "sum"))
+        return functools.reduce(torch.add, logits)
