@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.perceptual import build_seeing
-from diffpipe.cli.runs import build_stage
+from diffpipe.cli.runs import Built, build_stage
 from diffpipe.cli.teacher import build_taught
-from diffpipe.contract import ImageShape, Stage
+from diffpipe.contract import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.checkpoint import Checkpoint
@@ -15,7 +15,7 @@ from diffpipe.train.runtime import Runtime
 
 def build_for_training(
     experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None
-) -> tuple[Experiment, Stage]:
+) -> Built:
     """As `build_stage`, with a teacher's weights or a feature network handed to the stage, and their hash pinned.
 
     A collective. Raises UserError.

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     out = args.out
     with Runtime.start(args.precision, args.device) as runtime:
-        codec, sha256 = open_codec(args.run, None, runtime)
+        codec, found = open_codec(args.run, None, runtime)
         shards = runtime.together(lambda: _images(args.shards, out))
         temporary = out.parent.absolute() / f".{out.absolute().name}.tmp"
         try:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
                         bar.update(min(shards.shards[number].samples * runtime.world, shards.total - bar.n))
 
                 runtime.together(write_mine)
-            runtime.together(lambda: _finish(temporary, out, shards, sha256) if runtime.main else None)
+            runtime.together(lambda: _finish(temporary, out, shards, found.manifest_sha256) if runtime.main else None)
         finally:
             if runtime.main:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.runs import Built
 from diffpipe.config import validate
 from diffpipe.contract import ImageShape, Stage, UserError
 from diffpipe.metrics.perceptual import build_feature_maps
@@ -10,7 +11,7 @@ from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.runtime import Runtime
 
 
-def build_seeing(experiment: Experiment, shape: ImageShape, runtime: Runtime) -> tuple[Experiment, Stage]:
+def build_seeing(experiment: Experiment, shape: ImageShape, runtime: Runtime) -> Built:
     """As `build_stage`, with the feature network handed to the stage and its hash pinned in the experiment.
 
     A collective. Raises UserError.
@@ -35,4 +36,4 @@ def build_seeing(experiment: Experiment, shape: ImageShape, runtime: Runtime) ->
     sha256, built = runtime.together(build)
     tree = experiment.model_dump(mode="json")
     tree["stage"]["perceptual"]["sha256"] = sha256
-    return validate(Experiment, tree, source=experiment.run.dir), built
+    return Built(validate(Experiment, tree, source=experiment.run.dir), built)

@@ -17,7 +17,7 @@ from diffpipe.cli.terminal import say
 from diffpipe.contract import Reconstructs, Stage, UserError
 from diffpipe.data import index
 from diffpipe.data.index import ShardSet
-from diffpipe.metrics.evaluate import ImageSource
+from diffpipe.metrics.evaluate import ImageSource, parse_metric
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
 
@@ -92,3 +92,11 @@ def reconstruction(
     result = score(again, real, None, [METRIC], runtime)
     say(runtime, f"{METRIC} of {real.n} images and their reconstructions: {result.scores[METRIC]:.3f}")
     return asdict(result)
+
+
+def in_words(found: Mapping[str, Any] | None) -> str:
+    """What a checkpoint says of its reconstructions: a score as `reconstruction` returns it, or None."""
+    if found is None:
+        return "no reconstruction FD (the last checkpoint of a training with eval.reconstruction=1000 has one)"
+    n = found["protocol"]["generated"]["n"]
+    return f"reconstruction FD {found['scores'][METRIC]:.1f} ({parse_metric(METRIC).extractor}, n {n:,})"

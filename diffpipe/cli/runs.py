@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -100,7 +100,7 @@ def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: boo
 def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
     experiment = _overridden(found, overrides)
     shape = ImageShape(**found.state["shape"])
-    experiment, stage = build_stage(experiment, shape, runtime)
+    experiment, stage, _ = build_stage(experiment, shape, runtime)
     prefix = "net" if raw else "ema"
     with torch.random.fork_rng(devices=[]):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
@@ -128,9 +128,17 @@ def _takes(stage: Any, key: str) -> bool:
     return key.removeprefix("stage.sampler.") in type(stage.sampler).model_fields
 
 
+class Built(NamedTuple):
+    """An experiment, in which all that its stage needs is pinned by hash, the stage, and its codec's checkpoint."""
+
+    experiment: Experiment
+    stage: Stage
+    codec: Checkpoint | None = None
+
+
 def build_stage(
     experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None = None
-) -> tuple[Experiment, Stage]:
+) -> Built:
     """The experiment's stage, and the experiment with the hash of its codec's checkpoint pinned in it. A collective.
 
     trained: the run's own checkpoint where it has one: it stays with the codec that it was trained with. Raises
@@ -138,16 +146,16 @@ def build_stage(
     """
     stage = experiment.stage
     if not isinstance(stage, DDPMConfig) or not isinstance(stage.codec, VAECodecConfig):
-        return experiment, runtime.together(lambda: stage.build(shape))
+        return Built(experiment, runtime.together(lambda: stage.build(shape)))
     before = trained.state["experiment"]["stage"].get("codec", {}) if trained else {}
     try:
-        codec, sha256 = open_codec(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
+        codec, found = open_codec(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
     except UserError as error:
         raise UserError(f"stage.codec.run: {error}") from error
     tree = experiment.model_dump(mode="json")
-    tree["stage"]["codec"]["sha256"] = sha256
+    tree["stage"]["codec"]["sha256"] = found.manifest_sha256
     pinned = validate(Experiment, tree, source=experiment.run.dir)
-    return pinned, runtime.together(lambda: stage.build(shape, codec))
+    return Built(pinned, runtime.together(lambda: stage.build(shape, codec)), found)
 
 
 def open_pinned(path: Path, sha256: str | None, runtime: Runtime, role: str) -> Run:
@@ -178,8 +186,8 @@ def _pinned_checkpoint(path: Path, sha256: str | None, runtime: Runtime, role: s
     return checkpoints.open_checkpoint(digests[sha256], runtime)
 
 
-def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[LatentCodec, str]:
-    """The codec made of the VAE at `path`, of the checkpoint with this hash (None: the newest), and that hash.
+def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[LatentCodec, Checkpoint]:
+    """The codec made of the VAE at `path`, of the checkpoint with this hash (None: the newest), and that one.
 
     A collective. Raises UserError where there is no such checkpoint or it is of no VAE that can be a codec.
     """
@@ -195,7 +203,7 @@ def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[Latent
     if complaint is not None:
         raise UserError(f"{found.path}: {complaint}")
     mean, std = (found.state["latents"][name] for name in ("mean", "std"))
-    return LatentCodec(vae.stage, vae.nets, mean, std), found.manifest_sha256
+    return LatentCodec(vae.stage, vae.nets, mean, std), found
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,18 +7,16 @@ from pathlib import Path
 from torch import Tensor
 
 from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.runs import Run, build_stage, open_pinned
+from diffpipe.cli.runs import Built, Run, build_stage, open_pinned
 from diffpipe.config import validate
-from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.contract import ImageShape, UserError
 from diffpipe.stages.adversarial import AdversarialConfig, TeacherConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime
 
 
-def build_taught(
-    experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None
-) -> tuple[Experiment, Stage]:
+def build_taught(experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None) -> Built:
     """As `build_stage`, with the teacher's weights handed to the stage and its hash pinned in the experiment.
 
     A run that has a checkpoint has left its teacher behind: it may be gone. A collective. Raises UserError.
@@ -42,7 +40,7 @@ def build_taught(
     pinned = validate(Experiment, tree, source=experiment.run.dir)
     if weights is None:
         return build_stage(pinned, shape, runtime)
-    return pinned, runtime.together(lambda: stage.build(shape, weights))
+    return Built(pinned, runtime.together(lambda: stage.build(shape, weights)))
 
 
 def _weights(stage: AdversarialConfig, teacher: Run, shape: ImageShape) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from diffpipe.cli.building import build_for_training
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages, ShardImages, grid
 from diffpipe.cli.latents import measured
-from diffpipe.cli.reconstruction import originals, reconstruction, unseen
+from diffpipe.cli.reconstruction import in_words, originals, reconstruction, unseen
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
@@ -57,6 +57,7 @@ class Job:
     stage: Stage
     trainer: Trainer
     found: Checkpoint | None
+    codec: Checkpoint | None
 
     @classmethod
     def prepare(cls, experiment: Experiment, runtime: Runtime) -> Job:
@@ -65,7 +66,7 @@ class Job:
         found, complaints = checkpoints.newest_valid(experiment.run.checkpoints, runtime)
         for complaint in complaints:
             say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
-        experiment, stage = build_for_training(experiment, shape, runtime, found)
+        experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
         runtime.together(lambda: _fit_together(experiment, stage, shards))
         trainer = Trainer(
             stage,
@@ -76,7 +77,7 @@ class Job:
             seed=experiment.seed,
             batch_size=experiment.data.batch_size,
         )
-        return cls(experiment, runtime, shards, shape, stage, trainer, found)
+        return cls(experiment, runtime, shards, shape, stage, trainer, found, codec)
 
     def run(self) -> None:
         experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
@@ -84,6 +85,8 @@ class Job:
         if trainer.step >= experiment.train.steps:
             say(runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on")
             return
+        if self.codec is not None:
+            say(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.get('reconstruction'))}")
         if runtime.main:
             (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
         runtime.start_tracking({"config": dump_yaml(experiment)})

@@ -155,7 +155,7 @@ def test_what_is_exported_makes_the_same_when_it_is_loaded_again(trained: Traine
     with Runtime.start("fp32", "cpu") as runtime:
         run = open_run(trained.run, [], runtime)
         experiment = load_config(Experiment, tmp_path / "config.yaml")
-        _, stage = build_stage(experiment, run.shape, runtime)
+        stage = build_stage(experiment, run.shape, runtime).stage
         fresh = {name: runtime.place(net).eval() for name, net in stage.networks().items()}
         assert {f"{name}.safetensors" for name in fresh} | {"config.yaml"} == {path.name for path in tmp_path.iterdir()}
         assert not torch.equal(makes(stage, fresh), makes(run.stage, run.nets))

@@ -95,6 +95,20 @@ def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measu
     assert found["scores"] == {"fd_efficientnet_lite0": pytest.approx(expected, rel=1e-4)}
 
 
+def test_training_on_latents_begins_with_what_their_codec_loses(
+    vae: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    value = state(newest(vae))["reconstruction"]["scores"]["fd_efficientnet_lite0"]
+    first = vae / "checkpoints" / "step-00000001"
+    told = f"codec {newest(vae)}: reconstruction FD {value:.1f} (efficientnet_lite0, n 20)"
+    untold = f"codec {first}: no reconstruction FD (the last checkpoint of a training with eval.reconstruction=1000"
+    for name, codec, line in (("last", vae, told), ("first", first, untold)):
+        assert diffuse(tmp_path / name, codec, "train.steps=1") == 0
+        said = [each for each in capfd.readouterr().err.splitlines() if each.startswith("codec ")]
+        assert len(said) == 1
+        assert said[0].startswith(line)
+
+
 def test_a_reconstruction_score_that_cannot_be_is_refused_before_training(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
