@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> None:
                 (raw,) = each.values()
                 each |= {"complexity": raw - complexity(pixels[name]), "typicality": typicality(raw, likelihood)}
         detections = {kind: detect(scores["normal"][kind], scores["abnormal"][kind]) for kind in scores["normal"]}
-        out = (
-            args.out or opened.checkpoint.path.parents[1] / "scores" / f"anomaly-step-{opened.checkpoint.step:08d}.json"
-        )
+        out = args.out or opened.home / "scores" / f"anomaly-step-{opened.checkpoint.step:08d}.json"
         if runtime.main:
             said = {
                 "run": opened.describe(),
