@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every family on real images: trains each on Fashion-MNIST, one after the other, and puts them side by side.
-# About an hour on two CPU cores. Run it again and it goes on from what stands in runs/fashion_mnist.
+# About three quarters of an hour on two CPU cores. Run it again and it goes on from what stands in runs/fashion_mnist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh ""
