@@ -31,6 +31,7 @@ from diffpipe.rng import Draws
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.lock import locked
 from diffpipe.train.loop import Hook, Trainer
 from diffpipe.train.runtime import Runtime
 
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     experiment = load_config(Experiment, args.config, args.overrides)
     with Runtime.start(experiment.train.precision, experiment.train.device, experiment.run.path) as runtime:
-        Job.prepare(experiment, runtime).run()
+        shards, shape = runtime.together(lambda: _data(experiment, runtime.world))
+        with locked(experiment.run.path, runtime):
+            Job.prepare(experiment, runtime, shards, shape).run()
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,8 @@ class Job:
     codec: Checkpoint | None
 
     @classmethod
-    def prepare(cls, experiment: Experiment, runtime: Runtime) -> Job:
-        """All that can be refused before a step is trained, on all ranks together."""
-        shards, shape = runtime.together(lambda: _data(experiment, runtime.world))
+    def prepare(cls, experiment: Experiment, runtime: Runtime, shards: ShardSet, shape: ImageShape) -> Job:
+        """All else that can be refused before a step is trained, on all ranks together."""
         found, complaints = checkpoints.newest_valid(experiment.run.checkpoints, runtime)
         for complaint in complaints:
             say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")

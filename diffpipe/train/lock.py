@@ -1,0 +1,53 @@
+"""One job at a time in a run directory: two would write over each other's checkpoints and logs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from diffpipe.contract import UserError
+from diffpipe.train.runtime import Runtime
+
+
+@contextmanager
+def locked(folder: Path, runtime: Runtime) -> Iterator[None]:
+    """Hold the run directory's `.lock`, by rank 0, until the job ends in whatever way.
+
+    Raises UserError on all ranks where another job holds it, or where the directory cannot be written to.
+    """
+    with ExitStack() as held:
+        runtime.together(lambda: held.enter_context(_hold(folder / ".lock")) if runtime.main else None)
+        yield
+
+
+def _hold(path: Path) -> BinaryIO:
+    """The open file, locked until it is closed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        place = path.parent
+        raise UserError(f"cannot write to the run directory {place} ({error.strerror}): give another run.dir") from None
+    try:
+        # A record lock, which ends with this process: an flock would live on in loader workers, who inherit the file.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().decode(errors="replace").strip()
+        file.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"cannot lock {path} ({error.strerror}): give a run.dir on another file system") from None
+        raise UserError(
+            f"another job trains in {path.parent} ({holder or 'it has not said who'}): wait for it or stop it, or give "
+            "another run.dir"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    file.flush()
+    return file
