@@ -63,6 +63,18 @@ def posterior_variance(schedule: Schedule, t: Int[Tensor, " b"], s: Int[Tensor, 
     return schedule.one_minus_alpha_bar(s) / schedule.one_minus_alpha_bar(t) * schedule.beta(t, s)
 
 
+def reverse_step(
+    schedule: Schedule,
+    x0: Float[Tensor, " b *shape"],
+    x_t: Float[Tensor, " b *shape"],
+    t: Int[Tensor, " b"],
+    eps: Float[Tensor, " b *shape"],
+) -> Float[Tensor, " b *shape"]:
+    """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is that x_0."""
+    mean, variance = posterior(schedule, x0, x_t, t, t - 1)
+    return mean + over_pixels(variance.sqrt(), mean) * eps
+
+
 def predict_x0(
     schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
 ) -> Float[Tensor, " b *shape"]:

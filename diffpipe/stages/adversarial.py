@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
-from diffpipe.diffusion.process import over_pixels, posterior, predict_x0, q_sample, q_step
+from diffpipe.diffusion.process import over_pixels, predict_x0, q_sample, q_step, reverse_step
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
@@ -221,18 +221,6 @@ class AdversarialDiffusion:
         if device not in self._schedules:
             self._schedules[device] = self._schedules[torch.device("cpu")].to(device)
         return self._schedules[device]
-
-
-def reverse_step(
-    schedule: Schedule,
-    x0: Float[Tensor, "b c h w"],
-    x_t: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
-    eps: Float[Tensor, "b c h w"],
-) -> Float[Tensor, "b c h w"]:
-    """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is that x_0."""
-    mean, variance = posterior(schedule, x0, x_t, t, t - 1)
-    return mean + over_pixels(variance.sqrt(), mean) * eps
 
 
 class _Levels(NamedTuple):
