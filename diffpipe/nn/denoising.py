@@ -39,9 +39,10 @@ class DenoisingGenerator(UNet):
 
 
 class DenoisingDiscriminator(DownPath):
-    """Maps (x_{t-1}, x_t, timestep of x_{t-1}, label) to logits, high for what it takes as real.
+    """Maps (x_{t-1}, x_t, timestep, label) to logits, high for what it takes as real.
 
-    The UNet's way down, which reads x_t in further channels of its first layer. The features of each level and of the
+    The timestep is that of x_{t-1}; a stage may show x_0 in its place, and tell the timestep of x_t. The network is the
+    UNet's way down, which reads x_t in further channels of its first layer. The features of each level and of the
     middle give each place a logit, and those are averaged; the label adds its own by projection (Miyato & Koyama
     2018). No layer looks beyond one sample.
     """
