@@ -9,17 +9,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpipe.contract import RankError, UserError
+from diffpipe.train.team import Team
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -34,16 +36,24 @@ class Runtime:
     """One process of a job: who it is, where it computes, in which precision, and how it talks to the others.
 
     dtype: what autocast computes in; float32 means no autocast. Parameters, averages and optimizer state stay float32.
+    timeout: how long a collective waits for a process before it gives the job up.
     """
 
     accelerator: Accelerator
     dtype: torch.dtype
+    timeout: timedelta
 
     @classmethod
     def start(
-        cls, precision: Precision = "auto", device: Device = "auto", log_dir: str | Path | None = None
+        cls,
+        precision: Precision = "auto",
+        device: Device = "auto",
+        log_dir: str | Path | None = None,
+        timeout: float = 600,
     ) -> Runtime:
         """Join the job that the launcher described in the environment (or be one process alone).
+
+        timeout: in seconds. log_dir: where trackers write.
 
         Raises UserError for a device or precision that the machine does not have.
         """
@@ -51,6 +61,7 @@ class Runtime:
             raise UserError("train.device is cuda, and torch sees no CUDA device here; set train.device=cpu or auto")
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         _be_deterministic()
+        limit = timedelta(seconds=timeout)
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # autocast is entered in `autocast` below: accelerate's patches the module's forward
@@ -58,8 +69,9 @@ class Runtime:
             project_config=ProjectConfiguration(project_dir=str(log_dir), logging_dir=str(log_dir))
             if log_dir
             else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
         )
-        return cls(accelerator, _DTYPES[resolve_precision(precision, accelerator.device)])
+        return cls(accelerator, _DTYPES[resolve_precision(precision, accelerator.device)], limit)
 
     @property
     def rank(self) -> int:
@@ -102,35 +114,30 @@ class Runtime:
         """Within it, backward passes leave gradients local: for all micro-batches of a step but the last."""
         return _NoSync([m for m in modules if isinstance(m, DistributedDataParallel)])
 
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank. A collective: all ranks must call it."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
-
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, on every rank. A collective."""
         return self.accelerator.reduce(value, reduction="sum") if self.world > 1 else value  # pyright: ignore[reportReturnType]
 
+    @property
+    def team(self) -> Team:
+        """The job's processes, over the default group."""
+        return Team(self.rank, self.world)
+
+    def side_team(self) -> Team:
+        """The same processes over a gloo group of their own, for a thread beside training. A collective."""
+        group = dist.new_group(backend="gloo", timeout=self.timeout) if self.world > 1 else None
+        return Team(self.rank, self.world, group)  # pyright: ignore[reportArgumentType] (all ranks are in it)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank. A collective: all ranks must call it."""
+        return self.team.gather(value)
+
     def barrier(self) -> None:
-        self.accelerator.wait_for_everyone()
+        self.team.barrier()
 
     def together(self, action: Callable[[], T]) -> T:
-        """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all.
-
-        Without it, the ranks on which all is well would wait in their next collective for those that have left.
-        """
-        result, message = None, None
-        try:
-            result = action()
-        except UserError as error:
-            message = str(error)
-        for other in self.gather(message):
-            if other is not None:
-                raise UserError(other)
-        return result  # pyright: ignore[reportReturnType]
+        """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all."""
+        return self.team.together(action)
 
     def start_tracking(self, config: Mapping[str, Any]) -> None:
         self.accelerator.init_trackers("tensorboard", config=dict(config))
