@@ -69,6 +69,8 @@ class Phase(NamedTuple):
 
     trains: the networks whose parameters move; phases that train the same ones share an optimizer. It is due at steps
     start, start + every, … before step `until` (None: for good).
+
+    penalizes: its loss holds gradients with respect to images, which the update differentiates once more.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Phase(NamedTuple):
     every: int = 1
     start: int = 0
     until: int | None = None
+    penalizes: bool = False
 
     def due(self, step: int) -> bool:
         over = self.until is not None and step >= self.until

@@ -39,10 +39,12 @@ class GameConfig(Config):
 
     def phases(self) -> tuple[Phase, ...]:
         """The discriminator's update, that of its penalties if they have their own, and the generator's."""
-        lazy = (Phase(PENALTY, trains=(DISCRIMINATOR,), every=self.penalty_every),)
+        penalizes = bool(self.r1 or self.r2)
+        lazy = penalizes and self.penalty_every > 1
+        penalty = Phase(PENALTY, trains=(DISCRIMINATOR,), every=self.penalty_every, penalizes=True)
         return (
-            Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,)),
-            *(lazy if self.penalty_every > 1 and (self.r1 or self.r2) else ()),
+            Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,), penalizes=penalizes and not lazy),
+            *((penalty,) if lazy else ()),
             Phase(GENERATOR, trains=(GENERATOR,)),
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 from ema_pytorch import EMA
 from pydantic import Field
 from torch import nn
+from torch.distributed.tensor.experimental import implicit_replication
 
 from diffpipe.config import Config
 
@@ -25,7 +26,10 @@ class EMAConfig(Config):
 
 
 class Average:
-    """The moving average of one network's parameters and buffers."""
+    """The moving average of one network's parameters and buffers.
+
+    net: the averaged network. Where the other is sharded from now on, this one has to be sharded alike.
+    """
 
     def __init__(self, config: EMAConfig, net: nn.Module):
         """`net` is the plain module: ema-pytorch matches names, and a wrapper's prefix would match none."""
@@ -39,4 +43,5 @@ class Average:
 
     def update(self, step: int) -> None:
         """Move towards the weights after `step`. Its own step counter lives on the device; ours costs no host sync."""
-        self._ema.update_moving_average(self._ema.ema_model, self._ema.model, self.config.decay_at(step))
+        with implicit_replication():  # beside sharded parameters, buffers are whole on each process
+            self._ema.update_moving_average(self._ema.ema_model, self._ema.model, self.config.decay_at(step))

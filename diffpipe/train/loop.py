@@ -20,6 +20,7 @@ from diffpipe.contract import Batch, Phase, RankError, Stage, UserError
 from diffpipe.rng import Draws, derive
 from diffpipe.train.ema import Average, EMAConfig
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
+from diffpipe.train.parallel import Layout, Parallel, whole
 from diffpipe.train.runtime import Device, Precision, Runtime
 from diffpipe.train.tracking import Journal, Seen, progress_bar
 
@@ -34,6 +35,14 @@ class TrainConfig(Config):
     precision: Precision = "auto"
     """What the networks compute in; auto is bf16 where the device has it natively, else fp32."""
     device: Device = "auto"
+    parallel: Parallel = "auto"
+    """ddp: a whole copy of the networks on each process. fsdp: parameters, gradients, optimizer state and averages are
+    sharded over all processes; hsdp: within groups of `shard_size`. auto: fsdp where accelerate launch was told to
+    shard, else ddp."""
+    shard_size: int | None = Field(default=None, ge=1)
+    """Processes that share a copy of the networks under hsdp; by default those of a node."""
+    timeout: float = Field(default=300, gt=0)
+    """Seconds that processes wait for one another before they give the job up."""
     log_every: int = Field(default=50, ge=1)
     record_samples: bool = False
     """Write the keys and positions of every step's samples to seen/."""
@@ -73,7 +82,11 @@ class Trainer:
             torch.manual_seed(derive(seed, "init"))
             self.nets: dict[str, nn.Module] = {name: runtime.place(net) for name, net in stage.networks().items()}
         self.averages = {name: Average(ema, net) for name, net in self.nets.items()}
-        self.wrapped = {name: runtime.wrap(net.train()) for name, net in self.nets.items()}
+        self.layout = Layout.of(config.parallel, config.shard_size, runtime)
+        for name, net in self.nets.items():
+            self.layout.shard(net)
+            self.layout.shard(self.averages[name].net)
+        self.wrapped = {name: self.layout.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
         unknown = optimizer.lr_factors.keys() - self.nets.keys()
         if unknown:
@@ -91,8 +104,16 @@ class Trainer:
         self._meter = _Meter()
 
     def averaged(self) -> dict[str, nn.Module]:
-        """The averaged networks: what generates and is scored."""
-        return {name: average.net for name, average in self.averages.items()}
+        """The averaged networks, whole: what generates and is scored. A collective where they are sharded."""
+        nets = {name: average.net for name, average in self.averages.items()}
+        if self.layout.mesh is None:
+            return nets
+        with torch.random.fork_rng(devices=[]):
+            copies = {name: self.runtime.place(net) for name, net in self.stage.networks().items()}
+        for name, copy in copies.items():
+            copy.load_state_dict({key: whole(value) for key, value in nets[name].state_dict().items()})
+            copy.requires_grad_(False).eval()
+        return copies
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint holds, by name. Loading writes into these very tensors."""
@@ -160,18 +181,22 @@ class Trainer:
         nets = {name: self.wrapped[name] if name in phase.trains else self.nets[name] for name in self.nets}
         for name, net in self.nets.items():
             net.requires_grad_(name in phase.trains)
-        for i, batch in enumerate(micro):
-            last = i == len(micro) - 1
-            torch.manual_seed(derive(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
-            with nullcontext() if last else self.runtime.no_sync(list(self.wrapped.values())):
-                with self.runtime.autocast():
-                    loss = self.stage.loss(phase, nets, batch, Draws(self.seed, batch.positions))
-                # Gradients are averaged over ranks: times the world size they are the sum over the global batch,
-                # however unevenly it falls on ranks and micro-batches.
-                optimizer.backward(loss.per_sample.sum() * (self.runtime.world / self.batch_size))
-            self._meter.add_loss(self.step, self._label(phase), batch.keys, loss.per_sample.detach(), loss.metrics)
+        with self.layout.update([*self.wrapped.values()], penalizes=phase.penalizes):
+            for i, batch in enumerate(micro):
+                self._pass(phase, nets, batch, i, last=i == len(micro) - 1)
         norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))
         self._meter.add_norm(self._label(phase), norm)
+
+    def _pass(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, i: int, *, last: bool) -> None:
+        """Forward and backward on micro-batch i; after the last one the gradients are those of the global batch."""
+        torch.manual_seed(derive(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
+        with nullcontext() if last else self.layout.local([*self.wrapped.values()]):
+            with self.runtime.autocast():
+                loss = self.stage.loss(phase, nets, batch, Draws(self.seed, batch.positions))
+            # Gradients are averaged over ranks: times the world size they are the sum over the global batch,
+            # however unevenly it falls on ranks and micro-batches.
+            self.optimizers[phase.trains].backward(loss.per_sample.sum() * (self.runtime.world / self.batch_size))
+        self._meter.add_loss(self.step, self._label(phase), batch.keys, loss.per_sample.detach(), loss.metrics)
 
     def _label(self, phase: Phase) -> str:
         return f"{phase.name}/" if len(self.stage.phases()) > 1 else ""

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
+from diffpipe.train.parallel import whole
 
 
 class OptimizerConfig(Config):
@@ -68,6 +69,8 @@ class Optimizer:
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
         """Add the gradient of `loss` to the parameters', scaled where fp16 needs it."""
+        # A loss that is not finite can have a gradient that is: made NaN, it reaches every rank with the reduction.
+        loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float) -> Float[Tensor, ""]:
@@ -75,7 +78,7 @@ class Optimizer:
         for group, factor in zip(self.adamw.param_groups, self.factors, strict=True):
             group["lr"] = lr * factor
         self.scaler.unscale_(self.adamw)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True))
         if self.scaler.is_enabled():
             self.scaler.step(self.adamw)
             self.scaler.update()

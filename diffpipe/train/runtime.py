@@ -6,7 +6,7 @@ The same command runs alone, under `accelerate launch` and under torchrun, on CP
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,6 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from diffpipe.contract import RankError, UserError
 from diffpipe.train.team import Team
@@ -36,12 +35,14 @@ class Runtime:
     """One process of a job: who it is, where it computes, in which precision, and how it talks to the others.
 
     dtype: what autocast computes in; float32 means no autocast. Parameters, averages and optimizer state stay float32.
-    timeout: how long a collective waits for a process before it gives the job up.
+    timeout: how long a collective waits for a process before it gives the job up. launched_for_fsdp: whether accelerate
+    launch was told to shard.
     """
 
     accelerator: Accelerator
     dtype: torch.dtype
     timeout: timedelta
+    launched_for_fsdp: bool = False
 
     @classmethod
     def start(
@@ -55,13 +56,14 @@ class Runtime:
 
         timeout: in seconds. log_dir: where trackers write.
 
-        Raises UserError for a device or precision that the machine does not have.
+        Raises UserError for a device that the machine does not have, or an FSDP that is not ours.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("train.device is cuda, and torch sees no CUDA device here; set train.device=cpu or auto")
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         _be_deterministic()
         limit = timedelta(seconds=timeout)
+        launched_for_fsdp = _launched_for_fsdp()
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # autocast is entered in `autocast` below: accelerate's patches the module's forward
@@ -71,7 +73,7 @@ class Runtime:
             else None,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
         )
-        return cls(accelerator, _DTYPES[resolve_precision(precision, accelerator.device)], limit)
+        return cls(accelerator, _DTYPES[resolve_precision(precision, accelerator.device)], limit, launched_for_fsdp)
 
     @property
     def rank(self) -> int:
@@ -110,14 +112,6 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def no_sync(self, modules: Sequence[nn.Module]) -> AbstractContextManager[Any]:
-        """Within it, backward passes leave gradients local: for all micro-batches of a step but the last."""
-        return _NoSync([m for m in modules if isinstance(m, DistributedDataParallel)])
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks, on every rank. A collective."""
-        return self.accelerator.reduce(value, reduction="sum") if self.world > 1 else value  # pyright: ignore[reportReturnType]
-
     @property
     def team(self) -> Team:
         """The job's processes, over the default group."""
@@ -131,6 +125,10 @@ class Runtime:
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank. A collective: all ranks must call it."""
         return self.team.gather(value)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks, on every rank. A collective."""
+        return self.accelerator.reduce(value, reduction="sum") if self.world > 1 else value  # pyright: ignore[reportReturnType]
 
     def barrier(self) -> None:
         self.team.barrier()
@@ -160,22 +158,6 @@ class Runtime:
                 dist.destroy_process_group()
 
 
-class _NoSync:
-    """`no_sync` of several DistributedDataParallel modules at once."""
-
-    def __init__(self, modules: Sequence[DistributedDataParallel]):
-        self.modules = modules
-
-    def __enter__(self) -> None:
-        self.before = [m.require_backward_grad_sync for m in self.modules]
-        for m in self.modules:
-            m.require_backward_grad_sync = False
-
-    def __exit__(self, *_: object) -> None:
-        for m, before in zip(self.modules, self.before, strict=True):
-            m.require_backward_grad_sync = before
-
-
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """`auto` is bf16 where the device computes in it natively, else fp32."""
     if precision != "auto":
@@ -184,6 +166,32 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+# What accelerate launch can ask of FSDP that `diffpipe.train.parallel` does not do, and what it says by default.
+_NOT_OURS = {
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+}
+
+
+def _launched_for_fsdp() -> bool:
+    """Whether accelerate launch was told to shard: we do it ourselves, for accelerate shards one network, and no CPU's.
+
+    Raises UserError where it was told what we do not do.
+    """
+    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    if os.environ.get("FSDP_VERSION", "2") != "2":
+        raise UserError("accelerate launch was told to use FSDP 1, which diffpipe does not have; give --fsdp_version 2")
+    for name, default in _NOT_OURS.items():
+        if (value := os.environ.get(name, default).lower()) != default:
+            raise UserError(
+                f"accelerate launch was told --{name.lower()} {value}, which diffpipe does not do; leave it out "
+                f"(train.activation_checkpointing=true is ours)"
+            )
+    return True
 
 
 def _be_deterministic() -> None:

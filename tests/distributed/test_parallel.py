@@ -1,0 +1,136 @@
+"""Every stage sharded by FSDP2 and HSDP: the steps of one process, and each process holds its part of the state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from diffpipe.contract import Batch, UserError
+from diffpipe.train.ema import EMAConfig
+from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.optimizer import OptimizerConfig
+from diffpipe.train.parallel import Layout, whole
+from diffpipe.train.runtime import Runtime
+from tests.cases import CASES, real_batch
+from tests.distributed.processes import run
+
+BATCH, STEPS = 12, 4
+
+
+class Ended(NamedTuple):
+    """How a few steps of a case ended: the losses, the whole state, and the bytes of it that this process held."""
+
+    losses: list[float]
+    state: dict[str, Any]
+    held: int
+
+
+def share(step: int, runtime: Runtime) -> list[Batch]:
+    """This rank's positions of the step, in two uneven micro-batches."""
+    every = real_batch(BATCH * STEPS)
+    places = [*range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)]
+    parts = [places[:1], places[1:]]
+    assert every.labels is not None
+    return [
+        Batch(every.images[part], every.labels[part], every.positions[part], [every.keys[i] for i in part])
+        for part in parts
+    ]
+
+
+def local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def train(settings: dict[str, Any], cases: Sequence[str]) -> dict[str, Ended]:
+    """A few steps of each case, by its name."""
+    ended = {}
+    with Runtime.start("fp32", "cpu") as runtime:
+        for name in cases:
+            # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
+            optimizer = OptimizerConfig(lr=5e-3, warmup=0, betas=(0.0, 0.99), eps=1e-3, clip=100.0)
+            config = TrainConfig(steps=STEPS, accumulate=2, log_every=1, **settings)
+            trainer = Trainer(CASES[name].stage(), runtime, config, optimizer, EMAConfig(), seed=5, batch_size=BATCH)
+            losses = []
+            for step in range(STEPS):
+                trainer.train_step(share(step, runtime))
+                losses.append(trainer._log_values()["loss"])
+            state = {key: whole(tensor).numpy() for key, tensor in trainer.state().items()}
+            averaged = trainer.averaged()
+            for key, tensor in [
+                (f"ema.{n}.{k}", t) for n, net in averaged.items() for k, t in net.state_dict().items()
+            ]:
+                assert torch.equal(tensor, torch.from_numpy(state[key])), key
+            held = sum(local(t).numel() * t.element_size() for t in trainer.state().values())
+            ended[name] = Ended(losses, state, held)
+    return ended
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Ended]:
+    return train({}, list(CASES))
+
+
+@pytest.mark.parametrize(
+    ("world", "settings", "cases"),
+    [(2, {"parallel": "fsdp"}, list(CASES)), (4, {"parallel": "hsdp", "shard_size": 2}, ["ddpm", "gan"])],
+)
+def test_sharded_processes_train_as_one_and_hold_a_part_each(
+    alone: dict[str, Ended], world: int, settings: dict[str, Any], cases: list[str]
+) -> None:
+    ranks = run(world, train, settings, cases)
+    for name in cases:
+        one = alone[name]
+        for rank in ranks:
+            assert rank[name].losses == pytest.approx(one.losses, rel=1e-4), name
+            assert rank[name].state.keys() == one.state.keys()
+            for key, tensor in one.state.items():
+                assert rank[name].state[key] == pytest.approx(tensor, abs=2e-4), (name, key)
+            assert rank[name].held <= 0.55 * one.held, name
+
+
+def layouts(world: int) -> list[str]:
+    """What is said of settings that cannot be."""
+    said = []
+    with Runtime.start("fp32", "cpu") as runtime:
+        told = dataclasses.replace(runtime, launched_for_fsdp=True)
+        for parallel, shard_size, where in (("hsdp", 3, runtime), ("ddp", None, told), ("fsdp", 2, runtime)):
+            with pytest.raises(UserError) as refusal:
+                Layout.of(parallel, shard_size, where)
+            said.append(str(refusal.value))
+        assert Layout.of("auto", None, runtime).mesh is None
+        sharded = Layout.of("auto", None, told).mesh
+        assert sharded is not None
+        assert sharded.size() == world
+        whole_node = Layout.of("hsdp", None, runtime).mesh
+        assert whole_node is not None
+        assert whole_node.shape == (1, world)
+    return said
+
+
+def test_the_launcher_and_the_config_must_agree() -> None:
+    for divided, launched, sized in run(2, layouts, 2):
+        assert "train.shard_size to a divisor of 2" in divided
+        assert "accelerate launch was told to use FSDP, and train.parallel is ddp" in launched
+        assert "train.shard_size is for train.parallel=hsdp" in sized
+
+
+def test_an_fsdp_that_is_not_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value, words in [
+        ("FSDP_VERSION", "1", "--fsdp_version 2"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "--fsdp_offload_params true"),
+    ]:
+        with monkeypatch.context() as env:
+            env.setenv("ACCELERATE_USE_FSDP", "true")
+            env.setenv(name, value)
+            with pytest.raises(UserError, match=words):
+                Runtime.start("fp32", "cpu")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with Runtime.start("fp32", "cpu") as runtime:
+        assert runtime.launched_for_fsdp
