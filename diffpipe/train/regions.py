@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MethodType
+from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# Of one block: with gradients and without, in training and not, with frozen parameters, at a few batch sizes.
+_VERSIONS = 8
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
@@ -30,3 +37,44 @@ def _is_list(module: nn.Module) -> bool:
     if isinstance(module, nn.Sequential):
         return any(any(True for _ in child.children()) for child in module)
     return isinstance(module, nn.ModuleList)
+
+
+def checkpoint_activations(net: nn.Module) -> None:
+    """Keep only the inputs of each block for the backward pass, which computes the block anew, its dropout the same.
+
+    In place and without wrappers: names stay as they are. Comes before sharding and before `compile_blocks`. What is
+    differentiated once more (`create_graph`) is kept nevertheless.
+    """
+    for block in blocks(net):
+        block.forward = MethodType(_recomputed, block)
+
+
+def compile_blocks(net: nn.Module, backend: str = "inductor") -> None:
+    """Compile each block's forward pass, in place; blocks of a kind share what is compiled.
+
+    Nothing falls back to eager in silence: what cannot be compiled as a whole, or only in too many versions, raises at
+    the call. Hooks, those of `fully_shard` among them, stay outside. A compiled block has no second derivative: who
+    needs one calls the network within `torch.compiler.set_stance("force_eager")`.
+    """
+    # It would cut a large block in pieces, to reduce the first gradients before the last are there.
+    torch._dynamo.config.optimize_ddp = False
+    kinds: dict[Any, list[nn.Module]] = {}
+    for block in blocks(net):
+        kinds.setdefault(block.forward.__func__, []).append(block)
+    for forward, alike in kinds.items():
+        # Shapes are constants: sizes that vary from block to block would make them all dynamic, and slow. A cache of
+        # their own: other networks have blocks of the same code.
+        compiled = torch.compile(
+            forward,
+            fullgraph=True,
+            dynamic=False,
+            isolate_recompiles=True,
+            recompile_limit=_VERSIONS * len(alike),
+            backend=backend,
+        )
+        for block in alike:
+            block.forward = MethodType(compiled, block)
+
+
+def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(type(block).forward, block, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
