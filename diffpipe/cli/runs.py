@@ -22,6 +22,7 @@ from diffpipe.stages.vae import VAE
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime
+from diffpipe.train.team import Team
 
 # What an option of a command overrides in a run's config, and whose it is: a stage that lacks the key refuses it so.
 OPTIONS = {
@@ -83,10 +84,10 @@ def is_run(path: Path) -> bool:
 def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
     """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError."""
     if (path / checkpoints.MANIFEST).exists():
-        return checkpoints.open_checkpoint(path, runtime)
+        return checkpoints.open_checkpoint(path, runtime.team)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a run directory or one of its checkpoints")
-    found, _ = checkpoints.newest_valid(path / "checkpoints", runtime)
+    found, _ = checkpoints.newest_valid(path / "checkpoints", runtime.team)
     if found is None:
         raise UserError(f"{path}: no checkpoint in it; give a run directory that training has saved to")
     return found
@@ -105,7 +106,7 @@ def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, ra
     with torch.random.fork_rng(devices=[]):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
     tensors = {f"{prefix}.{name}.{key}": t for name, net in nets.items() for key, t in net.state_dict().items()}
-    checkpoints.load(found, tensors, alone=True)
+    checkpoints.load(found, tensors, Team())
     return Run(found, experiment, shape, stage, nets, "raw" if raw else "ema")
 
 
@@ -183,7 +184,7 @@ def _pinned_checkpoint(path: Path, sha256: str | None, runtime: Runtime, role: s
             f"{'is only' if len(there) == 1 else 'are'} {', '.join(map(str, digests)) or 'no checkpoint'}; "
             f"bring it back, or train another run on this one"
         )
-    return checkpoints.open_checkpoint(digests[sha256], runtime)
+    return checkpoints.open_checkpoint(digests[sha256], runtime.team)
 
 
 def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[LatentCodec, Checkpoint]:

@@ -33,7 +33,9 @@ from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.lock import locked
 from diffpipe.train.loop import Hook, Trainer
+from diffpipe.train.retention import recover
 from diffpipe.train.runtime import Runtime
+from diffpipe.train.saver import Saver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +67,7 @@ class Job:
     @classmethod
     def prepare(cls, experiment: Experiment, runtime: Runtime, shards: ShardSet, shape: ImageShape) -> Job:
         """All else that can be refused before a step is trained, on all ranks together."""
-        found, complaints = checkpoints.newest_valid(experiment.run.checkpoints, runtime)
+        found, complaints = recover(experiment.run.checkpoints, runtime.team)
         for complaint in complaints:
             say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
         experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
@@ -102,12 +104,13 @@ class Job:
             accumulate=experiment.train.accumulate,
             pin_memory=runtime.device.type == "cuda",
         )
+        saver = Saver(experiment.run.checkpoints, experiment.checkpoint, runtime.side_team())
         hooks = [
-            Hook(experiment.checkpoint.every, self.save, last=True),
+            Hook(experiment.checkpoint.every, lambda: self.save(saver), last=True),
             Hook(experiment.sample.every, self.draw),
             Hook(experiment.eval.every, self.score),
         ]
-        with contextlib.closing(stream):
+        with contextlib.closing(stream), saver:
             trainer.run(stream, hooks, experiment.run.path)
         say(runtime, f"trained to step {trainer.step}: {checkpoints.committed(experiment.run.checkpoints)[0]}")
 
@@ -115,7 +118,7 @@ class Job:
         """Go on from the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
         if self.found is not None:
             _refuse_changes(self.found, self.identity())
-            checkpoints.load(self.found, self.trainer.state())
+            checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
             self.trainer.step = self.found.step
             say(self.runtime, f"resuming from {self.found.path}")
 
@@ -129,7 +132,7 @@ class Job:
         stage = self.experiment.stage.model_dump(mode="json", exclude={"sampler": True, **places})
         return {"seed": self.experiment.seed, "data": order | augmentation | self.shape._asdict(), "stage": stage}
 
-    def save(self) -> None:
+    def save(self, saver: Saver) -> None:
         trainer, experiment = self.trainer, self.experiment
         state = {
             "step": trainer.step,
@@ -140,9 +143,7 @@ class Job:
             "latents": measured(self.stage, trainer.averaged(), self.shards, self.shape, self.runtime),
             "reconstruction": self._reconstruction(),
         }
-        checkpoints.save(
-            experiment.run.checkpoints, trainer.state(), state, self.runtime, experiment.checkpoint.keep_last
-        )
+        saver.save(trainer.state(), state)
 
     def _reconstruction(self) -> dict[str, Any] | None:
         """After the last step, the score of reconstructed images, of held-out ones where there are any."""

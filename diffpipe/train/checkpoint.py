@@ -1,45 +1,66 @@
-"""Checkpoints that are committed whole and verified, or do not exist.
+"""Checkpoints that are committed whole and verified, or do not exist: what they are, which to take, how to read them.
 
 A checkpoint is a directory `step-00001000` of safetensors shards (torch.distributed.checkpoint, written by all ranks),
-`state.json`, and `manifest.json` with the size and sha256 of each file. It is written under a temporary name, synced to
-the disk, hashed, and then renamed: the rename is the commit. Nothing in it is pickled, and nothing is parsed before the
-manifest has vouched for it.
+`state.json`, and `manifest.json` with the size and sha256 of each file. Which is the newest is by the number in its
+name: never by times or by what else lies there. Nothing in it is parsed before the manifest has vouched for it, and
+nothing is unpickled: torch.distributed.checkpoint would unpickle a `.metadata` file (FileSystemReader) and entries that
+are no tensors (DefaultLoadPlanner.load_bytes), and the reader of safetensors that is used here knows neither.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
+import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch.distributed.checkpoint as dcp
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from diffpipe.config import Config
 from diffpipe.contract import UserError
-from diffpipe.train.runtime import Runtime
+from diffpipe.train.team import Team
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 1
+DAMAGED = "damaged-"
+"""What the name of a checkpoint that was found damaged and put aside begins with."""
+
+_NAME = re.compile("step-[0-9]+")
 
 
 class CheckpointConfig(Config):
     """When to save and what to keep."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
     every: int = Field(default=1000, ge=0)
     """Steps between checkpoints; the last step is always saved; 0 saves the last step only."""
     keep_last: int = Field(default=2, ge=2)
     """How many to keep: at least two, since the newest may yet be lost with its disk block."""
+    keep_every: int = Field(default=0, ge=0)
+    """Keep the checkpoints of steps that are multiples of it for good; 0 keeps none so."""
+    asynchronous: bool = Field(default=True, alias="async")
+    """`checkpoint.async`: write in a thread beside training, which waits only for a copy in memory."""
+
+
+class Entry(BaseModel, extra="forbid", strict=True):
+    """What the manifest says of one file."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel, extra="forbid", strict=True):
+    """The list of a checkpoint's files, by name; the last to be written."""
+
+    format: Literal[1] = 1
+    step: int = Field(ge=0)
+    files: dict[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -55,51 +76,49 @@ class Checkpoint:
         return self.state["step"]
 
 
-def save(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any], runtime: Runtime, keep_last: int) -> Path:
-    """Write and commit the checkpoint of `state["step"]`; then drop the oldest beyond `keep_last`. A collective.
+class Damage(NamedTuple):
+    """A checkpoint that is not whole, and what is wrong with it."""
 
-    Raises UserError (on all ranks) where the disk refuses; what was committed before stays, and the debris goes.
-    """
-    final = directory / f"step-{state['step']:08d}"
-    temp = directory / f".tmp-{final.name}"
-    if runtime.main:
-        shutil.rmtree(temp, ignore_errors=True)  # of a run that was killed while it saved this step
-        temp.mkdir(parents=True)
-    runtime.barrier()
-    try:
-        runtime.together(lambda: _write(temp, tensors))
-        digests = _digest(sorted(temp.iterdir()), runtime)
-        runtime.together(lambda: _commit(temp, final, digests, state) if runtime.main else None)
-    except UserError:
-        if runtime.main:
-            shutil.rmtree(temp, ignore_errors=True)
-        raise
-    if runtime.main:
-        for path in committed(directory)[keep_last:]:
-            shutil.rmtree(path)
-    return final
+    path: Path
+    complaint: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.complaint}"
+
+
+def step_name(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.removeprefix("step-"))
 
 
 def committed(directory: Path) -> list[Path]:
     """The committed checkpoints under `directory`, newest (highest step) first. Damaged ones are among them."""
     if not directory.is_dir():
         return []
-    steps = {int(p.name[5:]): p for p in directory.iterdir() if p.name.startswith("step-") and p.name[5:].isdecimal()}
-    return [steps[step] for step in sorted(steps, reverse=True)]
+    paths = (p for p in directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+    return sorted(paths, key=lambda p: (step_of(p), p.name), reverse=True)
 
 
-def newest_valid(directory: Path, runtime: Runtime) -> tuple[Checkpoint | None, list[str]]:
+def newest_valid(directory: Path, team: Team) -> tuple[Checkpoint | None, list[Damage]]:
     """The newest checkpoint that its manifest vouches for, and what is wrong with each newer one. A collective.
 
-    None where there is none at all. Raises UserError where there are some and all are damaged: to start afresh then
-    would bury the loss under a new run.
+    None where there is none at all. Raises UserError where there are some and all are damaged, those among them that
+    were put aside before: to start afresh then would bury the loss under a new run.
     """
-    complaints: list[str] = []
-    for path in committed(directory):
-        complaint = damage(path, runtime)
+    damaged: list[Damage] = []
+    # Rank 0's listing: on a filesystem that is slow to show what others wrote, ranks would walk different lists.
+    for path in team.gather(committed(directory))[0]:
+        complaint = damage(path, team)
         if complaint is None:
-            return _open(path), complaints
-        complaints.append(f"{path}: {complaint}")
+            return _open(path), damaged
+        damaged.append(Damage(path, complaint))
+    aside = sorted(directory.glob(f"{DAMAGED}*")) if directory.is_dir() else []
+    complaints = [*map(str, damaged), *(f"{path}: put aside before" for path in team.gather(aside)[0])]
     if complaints:
         raise UserError(
             f"no checkpoint in {directory} is whole ({'; '.join(complaints)}); restore one from a copy, "
@@ -108,9 +127,9 @@ def newest_valid(directory: Path, runtime: Runtime) -> tuple[Checkpoint | None, 
     return None, []
 
 
-def open_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
+def open_checkpoint(path: Path, team: Team) -> Checkpoint:
     """The checkpoint at `path`, verified. A collective. Raises UserError."""
-    complaint = damage(path, runtime)
+    complaint = damage(path, team)
     if complaint is not None:
         raise UserError(f"{path}: not a whole checkpoint: {complaint}; take another of the run's checkpoints")
     return _open(path)
@@ -127,38 +146,66 @@ def manifest_sha256(path: Path) -> str | None:
 def _open(path: Path) -> Checkpoint:
     digest = manifest_sha256(path)
     assert digest is not None, "it has just been read"
-    return Checkpoint(path, json.loads((path / STATE).read_text()), digest)
+    return Checkpoint(path, json.loads((path / STATE).read_bytes()), digest)
 
 
-def damage(path: Path, runtime: Runtime) -> str | None:
+def damage(path: Path, team: Team) -> str | None:
     """What is wrong with the checkpoint at `path`, or None; the hashing is shared out over the ranks. A collective."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        step = manifest["step"]
-    except OSError as error:
-        complaint, expected = f"{MANIFEST} cannot be read ({error.strerror})", {}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        complaint, expected = f"{MANIFEST} is not what a save writes", {}
-    else:
-        present = {p.name: p.stat().st_size for p in path.iterdir() if p.name != MANIFEST}
-        complaint = f"it says step {step}" if path.name != f"step-{step:08d}" else None
-        complaint = complaint or _first_difference(expected, present)
+    complaint, files = _inspect(path)
     # Ranks may see different files on a filesystem that is not shared; they must still decide together.
-    complaint = next((c for c in runtime.gather(complaint) if c is not None), None)
+    complaint = next((c for c in team.gather(complaint) if c is not None), None)
     if complaint is not None:
         return complaint
-    for name, entry in _digest([path / name for name in sorted(expected)], runtime).items():
-        if entry["sha256"] != expected[name][1]:
-            return f"{name} has been altered since it was saved (sha256 differs)"
-    return None
+    mine = sorted(files)[team.rank :: team.world]
+    complaints = (_difference(path / name, files[name]) for name in mine)
+    complaint = next((c for c in complaints if c is not None), None)
+    return next((c for c in team.gather(complaint) if c is not None), None)
 
 
-def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], *, alone: bool = False) -> None:
-    """Copy the checkpoint's tensors into `tensors`, sharded or not, whatever the world size that saved them.
+def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
+    """What is wrong with the checkpoint at `path` at first sight, and its files by the manifest."""
+    try:
+        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        present = {p.name: p.stat().st_size for p in path.iterdir() if p.name != MANIFEST}
+    except OSError as error:
+        return f"{MANIFEST} cannot be read ({error.strerror})", {}
+    except ValidationError:
+        return f"{MANIFEST} is not what a save writes", {}
+    if not _NAME.fullmatch(path.name) or step_of(path) != manifest.step:
+        return f"it says step {manifest.step}", {}
+    return _first_difference(manifest.files, present), manifest.files
 
-    A collective, unless `alone`: then this process reads by itself. Raises UserError, before anything is changed, where
-    the checkpoint lacks a tensor or has it in another shape.
+
+def _first_difference(expected: dict[str, Entry], present: dict[str, int]) -> str | None:
+    for name in sorted(expected.keys() | present.keys()):
+        if name not in present:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is not in {MANIFEST}"
+        if expected[name].size != present[name]:
+            return f"{name} has {present[name]} bytes instead of {expected[name].size}"
+    return None if STATE in expected else f"{MANIFEST} does not list {STATE}"
+
+
+def _difference(path: Path, entry: Entry) -> str | None:
+    try:
+        altered = describe(path) != entry
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return f"{path.name} has been altered since it was saved (sha256 differs)" if altered else None
+
+
+def describe(path: Path) -> Entry:
+    """The size and sha256 of a file."""
+    with path.open("rb") as file:
+        return Entry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Team) -> None:
+    """Copy the checkpoint's tensors into `tensors`, plain or DTensors, whoever saved them however sharded.
+
+    A collective of the team; `Team()` reads alone. Each rank reads what it holds, straight into it. Raises UserError,
+    before anything is changed, where the checkpoint lacks a tensor or has it in another shape.
     """
     reader = dcp.HuggingFaceStorageReader(str(checkpoint.path))
     saved = reader.read_metadata().state_dict_metadata
@@ -170,84 +217,13 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], *, alone: bool = Fa
                 f"{checkpoint.path} is a checkpoint of another model: {name} {there} there and has shape "
                 f"{list(tensor.shape)} here; restore the stage section of the config, or train into another run.dir"
             )
-    with _alone_or_not():
-        dcp.load(tensors, storage_reader=reader, no_dist=alone)
+    hush()
+    dcp.load(tensors, storage_reader=reader, process_group=team.group, no_dist=team.world == 1)
 
 
-@contextlib.contextmanager
-def _alone_or_not() -> Iterator[None]:
-    """One process without a process group is a way to train here, not an oversight to be warned of."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
+def hush() -> None:
+    """One process without a process group is a way to train here, not an oversight for torch to warn of.
 
-
-def _write(temp: Path, tensors: dict[str, Tensor]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}  # safetensors knows no channels_last
-    # One thread: with more, a writer that fails can go unnoticed. Replicated tensors are shared out over the ranks.
-    writer = dcp.HuggingFaceStorageWriter(str(temp), save_distributed=True, thread_count=1)
-    try:
-        planner = DefaultSavePlanner(dedup_save_to_lowest_rank=False)
-        with _alone_or_not():
-            dcp.save(tensors, storage_writer=writer, planner=planner)
-    except (OSError, dcp.CheckpointException) as error:
-        raise UserError(f"{temp}: the checkpoint could not be written: {_root_cause(error)}; free the disk") from error
-
-
-def _commit(temp: Path, final: Path, digests: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
-    try:
-        text = json.dumps(state, indent=1)
-        _write_synced(temp / STATE, text)
-        digests = digests | {STATE: {"size": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}}
-        manifest = {"format": FORMAT, "step": state["step"], "files": digests}
-        _write_synced(temp / MANIFEST, json.dumps(manifest, indent=1))
-        _sync_directory(temp)
-        if final.exists():  # the same step trained again after this one had been found damaged
-            shutil.rmtree(final)
-        temp.rename(final)
-        _sync_directory(final.parent)
-        _write_synced(final.parent / ".latest", final.name)
-        (final.parent / ".latest").replace(final.parent / "latest")
-    except OSError as error:
-        raise UserError(f"{final}: the checkpoint could not be committed: {error}; free the disk") from error
-
-
-def _digest(paths: list[Path], runtime: Runtime) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of each file by name, the work shared out over the ranks. A collective."""
-    mine = {}
-    for path in paths[runtime.rank :: runtime.world]:
-        with path.open("rb") as file:
-            mine[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    return {name: entry for part in runtime.gather(mine) for name, entry in sorted(part.items())}
-
-
-def _first_difference(expected: dict[str, tuple[int, str]], present: dict[str, int]) -> str | None:
-    for name in sorted(expected.keys() | present.keys()):
-        if name not in present:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} is not in {MANIFEST}"
-        if expected[name][0] != present[name]:
-            return f"{name} has {present[name]} bytes instead of {expected[name][0]}"
-    return None if STATE in expected else f"{MANIFEST} does not list {STATE}"
-
-
-def _root_cause(error: BaseException) -> str:
-    if isinstance(error, dcp.CheckpointException):
-        return "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
-    return str(error)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    The filter stays: to take it away again is not safe beside a thread.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

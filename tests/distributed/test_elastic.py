@@ -10,10 +10,12 @@ import torch
 from diffpipe.contract import Batch, ImageShape, UserError
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train.checkpoint import CheckpointConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import TrainConfig, Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
+from diffpipe.train.saver import Saver
 from tests.distributed.processes import run
 from tests.unit.stages import batch
 
@@ -45,10 +47,10 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
     with Runtime.start("fp32", "cpu") as runtime:
         trainer = build(runtime)
         if start:
-            found, _ = checkpoints.newest_valid(Path(directory), runtime)
+            found, _ = checkpoints.newest_valid(Path(directory), runtime.team)
             assert found is not None
             assert found.step == start
-            checkpoints.load(found, trainer.state())
+            checkpoints.load(found, trainer.state(), runtime.team)
             trainer.step = start
         shown: dict[tuple[int, int], list[bytes]] = {}
         positions: list[int] = []
@@ -64,7 +66,8 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
             positions[:] = micro.positions.tolist()
             trainer.train_step([micro])
             losses.append(trainer._log_values()["loss"])
-        checkpoints.save(Path(directory), trainer.state(), {"step": trainer.step}, runtime, 9)
+        with Saver(Path(directory), CheckpointConfig(keep_last=9), runtime.side_team()) as saver:
+            saver.save(trainer.state(), {"step": trainer.step})
         return {"shown": shown, "losses": losses, "state": {k: v.numpy() for k, v in trainer.state().items()}}
 
 

@@ -1,0 +1,270 @@
+"""Saving beside training: the step waits for a copy in memory, and a thread takes that to the disk and commits it.
+
+A checkpoint is written under a temporary name, synced, hashed, listed in its manifest, and then renamed: the rename is
+the commit. Any crash before it leaves what was committed before, and debris that the next job sweeps.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
+from torch.futures import Future
+
+from diffpipe.contract import RankError, UserError
+from diffpipe.train.checkpoint import MANIFEST, STATE, CheckpointConfig, Entry, Manifest, describe, hush, step_name
+from diffpipe.train.retention import TEMPORARY, prune, retire
+from diffpipe.train.team import Team
+
+
+class Saver:
+    """Saves checkpoints into `directory`, one at a time. All ranks call its methods together.
+
+    As a context manager it waits, at the end of the block, for the save in flight; but not where this rank alone has
+    failed, since the others' part of that save may never come.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, team: Team):
+        """`team` has a group of its own (Runtime.side_team): the thread talks while training does."""
+        self.directory, self.config, self.team = directory, config, team
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        hush()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save in flight has ended in an error on this rank, which `wait` will raise. No collective."""
+        return self._error is not None
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Save `tensors`, plain (the same on all ranks) or DTensors, as they are now, and `state`, with its "step".
+
+        Waits for the save in flight, copies the tensors to host memory and returns; with `checkpoint.async=false`, when
+        it is committed. Raises what `wait` raises.
+        """
+        self.wait()
+        text = json.dumps(state, indent=1)
+        staged, copied = self._stage(tensors)
+        arguments = (state["step"], staged, text, copied)
+        self._thread = threading.Thread(target=self._save, args=arguments, name="saver", daemon=True)
+        self._thread.start()
+        if not self.config.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is in flight and all that was saved is committed.
+
+        Raises, once, the error of a save that failed: a UserError on all ranks where a disk refused, anything else,
+        such as the RuntimeError of a group that has lost a process, on this one. What was committed before stays.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.wait()
+        elif isinstance(error, UserError) and not isinstance(error, RankError):
+            try:
+                self.wait()
+            except Exception as second:  # noqa: BLE001 (what ended the job is what is to be told)
+                error.add_note(f"and the last save failed: {second}")
+
+    def _stage(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+        """Copies, in kept host memory, of what this rank writes; and the event after which a GPU's are there.
+
+        A GPU copies in the order of its stream, so that the next step changes nothing too early, and no one waits.
+        """
+        plain = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
+        mine = _share(plain, self.team)
+        staged, event = {}, None
+        for name, tensor in tensors.items():
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if name in plain and name not in mine:
+                continue
+            if local.numel() == 0 < tensor.numel():
+                continue  # an uneven shard of nothing
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
+                # Contiguous: safetensors knows no channels_last.
+                buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+                self._buffers[name] = buffer
+                if isinstance(tensor, DTensor):
+                    _mark(buffer, tensor)
+            staged[name] = buffer.copy_(local.detach(), non_blocking=True)
+            if local.is_cuda and event is None:
+                event = torch.cuda.Event()
+        if event is not None:
+            event.record()
+        return staged, event
+
+    def _save(self, step: int, tensors: dict[str, Tensor], state: str, copied: torch.cuda.Event | None) -> None:
+        """The thread: writes and commits. Whatever goes wrong is kept for `wait`."""
+        try:
+            _yield_to_training()
+            if copied is not None:
+                torch.cuda.set_device(copied.device)  # a new thread's would be the first GPU, another process's
+                copied.synchronize()
+            self._write_and_commit(step, tensors, state)
+        except BaseException as error:  # noqa: BLE001 (it is raised again by `wait`)
+            self._error = error
+
+    def _write_and_commit(self, step: int, tensors: dict[str, Tensor], state: str) -> None:
+        """Raises UserError, on all ranks, where the disk refuses; the debris goes."""
+        team, final = self.team, self.directory / step_name(step)
+        temp = final.with_name(TEMPORARY + final.name)
+        shard = temp / f"rank-{team.rank:05d}.safetensors"
+        try:
+            team.together(lambda: _begin(temp) if team.main else None)
+            team.together(lambda: _write(shard, tensors, team))
+            parts = team.gather(team.together(lambda: _describe(shard)))
+            files = {name: entry for part in parts for name, entry in part.items()}
+            team.together(lambda: _commit(temp, final, step, files, state) if team.main else None)
+        except UserError:
+            if team.main:
+                shutil.rmtree(temp, ignore_errors=True)
+            raise
+        team.together(lambda: self._prune() if team.main else None)
+
+    def _prune(self) -> None:
+        try:
+            prune(self.directory, self.config)
+        except OSError as error:
+            raise UserError(f"{self.directory}: an old checkpoint could not be removed: {error}") from error
+
+
+class _Writer(dcp.HuggingFaceStorageWriter):
+    """Writes a rank's shard by safetensors' `save_file`, which lets the other threads run meanwhile.
+
+    What it overrides assembles the file in memory first, twice, and training stands still for that long.
+    """
+
+    def __init__(self, shard: Path):
+        super().__init__(str(shard.parent), save_distributed=True)
+        self.shard = shard
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        chunks = {item.index.fqn: (item.tensor_data, planner.resolve_data(item)) for item in plan.items}
+        assert len(chunks) == len(plan.items), "a rank has one chunk of a tensor"
+        offsets = {name: {SAVED_OFFSETS_KEY: list(about.chunk.offsets)} for name, (about, _) in chunks.items() if about}
+        tensors = {name: tensor for name, (_, tensor) in chunks.items() if isinstance(tensor, Tensor)}
+        if tensors:
+            try:
+                # One key of metadata: safetensors writes several in an order drawn by chance.
+                save_file(tensors, self.shard, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
+            except SafetensorError as error:  # it tells of the disk's errors so
+                raise OSError(str(error)) from None
+            _sync(self.shard)
+        written: Future[list[WriteResult]] = Future()
+        written.set_result([])
+        return written
+
+
+def _share(tensors: dict[str, Tensor], team: Team) -> set[str]:
+    """The names of those tensors, the same on all ranks, that this rank writes: about its share of the bytes."""
+    loads = [(0, rank) for rank in range(team.world)]
+    mine = set()
+    for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
+        load, rank = loads[0]
+        heapq.heapreplace(loads, (load + tensors[name].nbytes, rank))
+        if rank == team.rank:
+            mine.add(name)
+    return mine
+
+
+def _mark(buffer: Tensor, tensor: DTensor) -> None:
+    """Say which part of `tensor` this is, without its mesh: a CheckpointableTensor of torch.distributed.checkpoint."""
+    (chunk,) = tensor.__create_chunk_list__()
+    about: Any = buffer
+    about.global_shape = tuple(tensor.shape)
+    about.global_offsets = (tuple(chunk.offsets),)
+    about.local_offsets = ((0,) * tensor.ndim,)
+    about.local_sizes = (tuple(chunk.sizes),)
+
+
+def _yield_to_training() -> None:
+    """Let this thread compute only where training does not. On Linux priorities are a thread's own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _begin(temp: Path) -> None:
+    try:
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{temp}: the checkpoint could not be written: {error}; free the disk") from error
+
+
+def _write(shard: Path, tensors: dict[str, Tensor], team: Team) -> None:
+    # Replicas of a shard (hsdp) are shared out over the ranks that hold them.
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=False)
+    alone = team.world == 1
+    try:
+        dcp.save(tensors, storage_writer=_Writer(shard), planner=planner, process_group=team.group, no_dist=alone)
+    except dcp.CheckpointException as error:
+        causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
+        raise UserError(f"{shard.parent}: the checkpoint could not be written: {causes}; free the disk") from error
+
+
+def _describe(shard: Path) -> dict[str, Entry]:
+    try:
+        return {shard.name: describe(shard)} if shard.exists() else {}
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be read back ({error.strerror}); look at the disk") from error
+
+
+def _commit(temp: Path, final: Path, step: int, files: dict[str, Entry], state: str) -> None:
+    try:
+        _write_synced(temp / STATE, state)
+        manifest = Manifest(step=step, files=files | {STATE: describe(temp / STATE)})
+        _write_synced(temp / MANIFEST, manifest.model_dump_json(indent=1))
+        _sync(temp)
+        if final.exists():
+            retire(final)  # the same step, saved again
+        temp.rename(final)
+        _sync(final.parent)
+        _write_synced(final.parent / ".latest", final.name)
+        (final.parent / ".latest").replace(final.parent / "latest")
+    except OSError as error:
+        raise UserError(f"{final}: the checkpoint could not be committed: {error}; free the disk") from error
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or a directory's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

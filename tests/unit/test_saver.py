@@ -1,0 +1,192 @@
+"""Saving beside training: what was handed over is what is committed, or nothing is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffpipe.config import validate
+from diffpipe.contract import RankError, UserError
+from diffpipe.train import saver as module
+from diffpipe.train.checkpoint import CheckpointConfig, committed
+from diffpipe.train.saver import Saver
+from diffpipe.train.team import Team
+
+ALONE = Team()
+SYNCHRONOUS = CheckpointConfig.model_validate({"async": False})
+
+
+def tensors(step: int) -> dict[str, Tensor]:
+    """Of several ranks (0-d too), dtypes and memory formats, and two that share their memory."""
+    generator = torch.Generator().manual_seed(step)
+    tied = torch.randn(6, 5, generator=generator)
+    return {
+        "weight": torch.randn(4, 3, 2, 2, generator=generator).to(memory_format=torch.channels_last),
+        "count": torch.tensor(step),
+        "empty": torch.zeros(0, 3),
+        "half": torch.randn(5, generator=generator).bfloat16().requires_grad_(),
+        "tied": tied,
+        "transposed": tied.T,
+    }
+
+
+def contents(directory: Path, step: int) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (directory / f"step-{step:08d}").iterdir()}
+
+
+def test_beside_training_the_same_bytes_are_saved_as_while_it_waits(tmp_path: Path) -> None:
+    for name, config in (("async", CheckpointConfig()), ("sync", SYNCHRONOUS)):
+        with Saver(tmp_path / name, config, ALONE) as saver:
+            for step in (1, 2):
+                mine, state = tensors(step), {"step": step, "notes": ["as it was"]}
+                saver.save(mine, state)
+                with torch.no_grad():
+                    for tensor in mine.values():
+                        tensor.zero_()  # as an optimizer's step changes them in place
+                state["notes"].append("later")  # pyright: ignore[reportAttributeAccessIssue]
+    for step in (1, 2):
+        assert contents(tmp_path / "async", step) == contents(tmp_path / "sync", step)
+        assert b"later" not in contents(tmp_path / "async", step)["state.json"]
+
+
+def held_back(monkeypatch: pytest.MonkeyPatch, at: str) -> tuple[threading.Event, threading.Event]:
+    """Make savers wait at a function: set when one arrives there; set to let it pass."""
+    arrived, passes = threading.Event(), threading.Event()
+    function: Callable[..., Any] = getattr(module, at)
+
+    def slow(*args: Any) -> Any:
+        arrived.set()
+        assert passes.wait(10)
+        return function(*args)
+
+    monkeypatch.setattr(module, at, slow)
+    return arrived, passes
+
+
+@pytest.mark.parametrize("at", ["_begin", "_write", "_commit"])
+def test_one_save_is_in_flight_and_the_next_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    arrived, passes = held_back(monkeypatch, at)
+    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
+    saver.save(tensors(1), {"step": 1})  # returns though nothing can be committed
+    assert arrived.wait(10)
+    assert not committed(tmp_path)
+    second = threading.Thread(target=saver.save, args=(tensors(2), {"step": 2}))
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()
+    assert not saver.failed
+    passes.set()
+    second.join(10)
+    assert (tmp_path / "step-00000001").is_dir()
+    saver.wait()
+    assert [p.name for p in committed(tmp_path)] == ["step-00000002", "step-00000001"]
+
+
+def test_what_is_not_asynchronous_is_committed_on_return(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, SYNCHRONOUS, ALONE)
+    saver.save(tensors(1), {"step": 1})
+    assert [p.name for p in committed(tmp_path)] == ["step-00000001"]
+
+
+def test_the_switch_is_called_async_in_a_config_and_in_what_is_written_of_it() -> None:
+    config = validate(CheckpointConfig, {"async": False}, "here")
+    assert not config.asynchronous
+    assert config.model_dump(mode="json")["async"] is False
+    assert validate(CheckpointConfig, config.model_dump(mode="json"), "there") == config
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("at", "complaint"),
+    [
+        ("save_file", r"could not be written: .*No space left on device"),
+        ("_sync", r"could not be written: .*No space left on device"),
+        ("_write_synced", r"could not be committed: .*No space left on device"),
+    ],
+)
+def test_a_disk_that_refuses_leaves_what_was_committed_and_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, complaint: str
+) -> None:
+    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
+    saver.save(tensors(1), {"step": 1})
+    saver.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, at, full)
+        saver.save(tensors(2), {"step": 2})
+        with pytest.raises(UserError, match=complaint):
+            saver.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    saver.wait()  # it has been told
+    saver.save(tensors(3), {"step": 3})
+    saver.wait()
+    assert committed(tmp_path)[0].name == "step-00000003"
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"could not be written: .*free the disk"),
+        Saver(tmp_path / "file", SYNCHRONOUS, ALONE) as saver,
+    ):
+        saver.save(tensors(1), {"step": 1})
+
+
+@pytest.mark.parametrize("error", [RuntimeError("connection closed by peer"), KeyError("a bug")])
+def test_any_failure_of_the_thread_is_seen_at_once_and_raised_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "_begin", fail)
+    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
+    saver.save(tensors(1), {"step": 1})
+    saver._thread.join()  # pyright: ignore[reportOptionalMemberAccess]
+    assert saver.failed
+    with pytest.raises(type(error)) as raised:
+        saver.save(tensors(2), {"step": 2})
+    assert raised.value is error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"), [(UserError("all"), True), (RankError("one"), False), (RuntimeError(), False)]
+)
+def test_a_job_that_ends_in_an_error_waits_for_the_save_only_where_all_ranks_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, waits: bool
+) -> None:
+    arrived, passes = held_back(monkeypatch, "_commit")
+    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
+
+    def train() -> None:
+        with saver:
+            saver.save(tensors(1), {"step": 1})
+            assert arrived.wait(10)
+            threading.Timer(0.05, passes.set).start() if waits else None
+            raise error
+
+    with pytest.raises(type(error)):
+        train()
+    assert bool(committed(tmp_path)) == waits
+    passes.set()
+    saver.wait()
+
+
+def test_buffers_are_kept_from_save_to_save(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, SYNCHRONOUS, ALONE)
+    places = []
+    for step in (1, 2):
+        saver.save(tensors(step), {"step": step})
+        places.append({name: buffer.data_ptr() for name, buffer in saver._buffers.items()})
+    assert places[0] == places[1]
