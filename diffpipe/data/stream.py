@@ -153,7 +153,17 @@ def batches(
 
 
 def _iterate(loader: DataLoader) -> Generator[Batch, None, None]:
-    for batch in loader:
+    source = iter(loader)
+    while True:
+        try:
+            batch = next(source)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a loader process has died ({error}); where it was for want of memory, lower data.workers or "
+                f"data.prefetch; the same command goes on from the last checkpoint"
+            ) from error
         if isinstance(batch, UserError):
             raise batch
         yield batch

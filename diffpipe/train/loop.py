@@ -5,20 +5,22 @@ Between two log steps the host never waits for the device: losses, gradient norm
 
 from __future__ import annotations
 
-import time
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from diffpipe.config import Config
 from diffpipe.contract import Batch, Phase, RankError, Stage, UserError
 from diffpipe.rng import Draws, derive
 from diffpipe.train.ema import Average, EMAConfig
+from diffpipe.train.meter import Meter, NotFinite
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 from diffpipe.train.parallel import Layout, Parallel, whole
 from diffpipe.train.runtime import Device, Precision, Runtime
@@ -44,6 +46,11 @@ class TrainConfig(Config):
     timeout: float = Field(default=300, gt=0)
     """Seconds that processes wait for one another before they give the job up."""
     log_every: int = Field(default=50, ge=1)
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do where a loss or a gradient is not finite on any rank. Its update changes no weight on any, and the
+    samples are named at the next log step: there the run ends, or goes on if it is to skip."""
+    max_skips: int = Field(default=10, ge=1)
+    """How many updates a run may skip before it ends all the same."""
     record_samples: bool = False
     """Write the keys and positions of every step's samples to seen/."""
 
@@ -60,11 +67,14 @@ class Hook(NamedTuple):
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient was NaN or infinite. No weight was changed by it."""
+    """A loss or a gradient was NaN or infinite, and the run was not to skip it. No weight was changed by it."""
 
 
 class Trainer:
-    """Trains a stage's networks from a stream of batches. `step` counts the finished steps, 0 at the start."""
+    """Trains a stage's networks from a stream of batches.
+
+    step: the finished steps, 0 at the start. skipped: the updates among them that were not finite.
+    """
 
     def __init__(
         self,
@@ -100,8 +110,8 @@ class Trainer:
             )
             for trains in dict.fromkeys(phase.trains for phase in stage.phases())
         }
-        self.step = 0
-        self._meter = _Meter()
+        self.step = self.skipped = 0
+        self._meter = Meter()
 
     def averaged(self) -> dict[str, nn.Module]:
         """The averaged networks, whole: what generates and is scored. A collective where they are sharded."""
@@ -126,26 +136,36 @@ class Trainer:
             tensors |= {f"optimizer.{'+'.join(trains)}.{key}": t for key, t in optimizer.state(names).items()}
         return tensors
 
-    def run(self, batches: Iterator[Batch], hooks: Sequence[Hook], run_dir: Path) -> None:
+    def run(
+        self,
+        batches: Iterator[Batch],
+        hooks: Sequence[Hook],
+        run_dir: Path,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Train from `self.step` to the last step. `batches` yields this rank's micro-batches from that step on.
 
-        Raises NonFiniteError, on all ranks, at the first log step after a loss or gradient that is not finite, and
-        RankError where this rank alone cannot read a sample.
+        stop: called by all ranks after each step; where it says so, on all, that step was the last one for now.
+
+        Raises NonFiniteError, on all ranks, at the first log step after a loss or gradient that is not finite and not
+        to be skipped, and RankError where this rank alone cannot read a sample.
         """
         journal = Journal(run_dir / "metrics.jsonl", self.runtime, self.step)
         seen = Seen(run_dir, self.runtime.rank) if self.config.record_samples else None
         bar = progress_bar("train", "step", self.config.steps, self.runtime, first=self.step)
         self._meter.restart(self.step)
+        stopping = False
         try:
-            while self.step < self.config.steps:
+            while self.step < self.config.steps and not stopping:
                 micro = self._next(batches)
                 if seen is not None:
                     seen.write(self.step, micro)
                 self.train_step(micro)
                 bar.update()
-                due = [hook for hook in hooks if hook.due(self.step, self.config.steps)]
+                stopping = stop()
+                due = [] if stopping else [hook for hook in hooks if hook.due(self.step, self.config.steps)]
                 # What is saved or scored has been found finite first.
-                if due or self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                if due or stopping or self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     values = self._log_values()
                     journal.write(values)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} images/s")
@@ -185,7 +205,7 @@ class Trainer:
             for i, batch in enumerate(micro):
                 self._pass(phase, nets, batch, i, last=i == len(micro) - 1)
         norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))
-        self._meter.add_norm(self._label(phase), norm)
+        self._meter.add_norm(self.step, self._label(phase), norm)
 
     def _pass(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, i: int, *, last: bool) -> None:
         """Forward and backward on micro-batch i; after the last one the gradients are those of the global batch."""
@@ -209,76 +229,34 @@ class Trainer:
 
     def _log_values(self) -> dict[str, Any]:
         """The means since the last log step, over all ranks. Waits for the device; all ranks call it."""
-        bad = [message for part in self.runtime.gather(self._meter.not_finite(self.runtime)) for message in part]
-        if bad:
-            raise NonFiniteError(
-                f"{'; '.join(bad[:4])}. No weight was changed by it. Lower optimizer.lr or look at these samples; "
-                f"the same command goes on from the last checkpoint"
-            )
-        means, seconds = self._meter.means(self.runtime, self.batch_size)
+        self._answer(self._meter.not_finite(self.runtime))
+        means, seconds = self._meter.means(self.runtime)
         steps = self.step - self._meter.first
         values: dict[str, Any] = {"step": self.step, "images": self.step * self.batch_size}
         if "loss" not in means:  # several phases: the step's loss is their sum
             values["loss"] = sum(value for key, value in means.items() if key.endswith("/loss"))
         values |= means
         values["lr"] = self.optimizer_config.lr_at(self.step - 1, self.config.steps)
+        if self.skipped:
+            values["skipped"] = self.skipped
         values["images_per_second"] = round(steps * self.batch_size / seconds, 2)
         self._meter.restart(self.step)
         return values
 
-
-class _Meter:
-    """Sums of losses and norms since the last log step, kept on the device."""
-
-    def __init__(self) -> None:
-        self.restart(0)
-
-    def restart(self, step: int) -> None:
-        self.first = step
-        self._sums: dict[str, Tensor] = {}
-        self._updates: dict[str, int] = {}
-        self._norms: dict[str, list[Tensor]] = {}
-        self._finite: list[tuple[int, Sequence[str], Tensor]] = []
-        self._since = time.perf_counter()
-        self._until: float | None = None
-
-    def skip_time(self) -> None:
-        """Start the clock again: what the hooks took is not training time."""
-        self._since = time.perf_counter()
-
-    def add_loss(
-        self, step: int, label: str, keys: Sequence[str], per_sample: Tensor, metrics: Mapping[str, Tensor]
-    ) -> None:
-        for name, value in {"loss": per_sample, **metrics}.items():
-            total = value.detach().sum()
-            self._sums[label + name] = self._sums[label + name] + total if label + name in self._sums else total
-        self._finite.append((step, keys, torch.isfinite(per_sample)))
-
-    def add_norm(self, label: str, norm: Tensor) -> None:
-        self._norms.setdefault(label, []).append(norm)
-
-    def not_finite(self, runtime: Runtime) -> list[str]:
-        """What was not finite on this rank, one sentence each, with the keys of the samples. Waits for the device."""
-        found = []
-        if not torch.cat([finite for _, _, finite in self._finite]).all():
-            for step, keys, finite in self._finite:
-                names = [key for key, ok in zip(keys, finite.tolist(), strict=True) if not ok]
-                if names:
-                    found.append(f"step {step}, rank {runtime.rank}: the loss of {', '.join(names[:8])} is not finite")
-        # fp16 overflows now and then by design: its scaler skips the step and lowers the scale.
-        if runtime.main and not found and runtime.dtype != torch.float16:
-            for label, norms in self._norms.items():
-                bad = (~torch.isfinite(torch.stack(norms))).nonzero().flatten().tolist()
-                where = f"update {bad[0] + 1} after step {self.first}" if bad else ""
-                found += [f"{label}{where}: the gradient is not finite"] if bad else []
-        return found
-
-    def means(self, runtime: Runtime, batch_size: int) -> tuple[dict[str, float], float]:
-        """Means a sample of the losses, means an update of the norms, and the seconds since the clock started."""
-        seconds = time.perf_counter() - self._since
-        updates = {name: len(self._norms[name[: name.rfind("/") + 1]]) for name in self._sums}
-        sums = runtime.sum(torch.stack([s.double() for s in self._sums.values()]))
-        means = {
-            name: total / (updates[name] * batch_size) for name, total in zip(self._sums, sums.tolist(), strict=True)
-        }
-        return means | {f"{k}grad_norm": torch.stack(v).mean().item() for k, v in self._norms.items()}, seconds
+    def _answer(self, found: Sequence[NotFinite]) -> None:
+        """Stop or go on after updates that were left out, the same on all ranks."""
+        if not found:
+            return
+        self.skipped += len({(one.step, one.update) for one in found})
+        what = "; ".join(map(str, found[:4])) + (f"; {len(found) - 4} more" if len(found) > 4 else "")
+        if self.config.non_finite == "skip" and self.skipped <= self.config.max_skips:
+            if self.runtime.main:
+                tqdm.write(f"warning: {what}; skipped, {self.skipped} of {self.config.max_skips}", file=sys.stderr)
+            return
+        skip = "or set train.non_finite=skip"
+        if self.config.non_finite == "skip":
+            skip = f"{self.skipped} updates were skipped and train.max_skips is {self.config.max_skips}"
+        raise NonFiniteError(
+            f"{what}. No weight was changed by it. Lower optimizer.lr or look at these samples, {skip}; the same "
+            f"command goes on from the last checkpoint"
+        )

@@ -6,8 +6,8 @@ The same command runs alone, under `accelerate launch` and under torchrun, on CP
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 
-from diffpipe.contract import RankError, UserError
+from diffpipe.contract import LostPeerError, RankError, UserError
 from diffpipe.train.team import Team
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -166,6 +166,26 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+# By these words in its message a failed collective is told from other errors: gloo's and NCCL's have no type in common.
+_LOST = ("connection closed by peer", "connection reset by peer", "timed out waiting", "broken pipe", "socket timeout")
+_LOST += ("nccl communicator was aborted", "watchdog", "remote process exited", "unhandled system error")
+
+
+@contextmanager
+def peers() -> Iterator[None]:
+    """Around work with the other processes: raises LostPeerError where one of them is gone or stuck."""
+    try:
+        yield
+    except RuntimeError as error:
+        if dist.is_initialized() and any(words in str(error).lower() for words in _LOST):
+            reason = str(error).strip().splitlines()[0][:200]
+            raise LostPeerError(
+                f"rank {dist.get_rank()} has lost another process of the job, which has died or hangs ({reason}); "
+                f"nothing was saved; the same command goes on from the last checkpoint"
+            ) from error
+        raise
 
 
 # What accelerate launch can ask of FSDP that `diffpipe.train.parallel` does not do, and what it says by default.

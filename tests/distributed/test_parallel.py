@@ -15,7 +15,7 @@ from diffpipe.contract import Batch, UserError
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import TrainConfig, Trainer
 from diffpipe.train.optimizer import OptimizerConfig
-from diffpipe.train.parallel import Layout, whole
+from diffpipe.train.parallel import Layout, Parallel, whole
 from diffpipe.train.runtime import Runtime
 from tests.cases import CASES, real_batch
 from tests.distributed.processes import run
@@ -99,7 +99,12 @@ def layouts(world: int) -> list[str]:
     said = []
     with Runtime.start("fp32", "cpu") as runtime:
         told = dataclasses.replace(runtime, launched_for_fsdp=True)
-        for parallel, shard_size, where in (("hsdp", 3, runtime), ("ddp", None, told), ("fsdp", 2, runtime)):
+        asked: list[tuple[Parallel, int | None, Runtime]] = [
+            ("hsdp", 3, runtime),
+            ("ddp", None, told),
+            ("fsdp", 2, runtime),
+        ]
+        for parallel, shard_size, where in asked:
             with pytest.raises(UserError) as refusal:
                 Layout.of(parallel, shard_size, where)
             said.append(str(refusal.value))

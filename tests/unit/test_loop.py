@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,63 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(runtime: R
         t.run(stream(), [Hook(1, lambda: saved.append(t.step))], tmp_path)
     assert saved == [1, 2]  # nothing is saved after it
     assert all(torch.isfinite(tensor).all() for tensor in t.state().values())
+
+
+class Overflowing(Toy):
+    """One sample adds infinity to its loss, and nothing to the gradient."""
+
+    def loss(self, phase, nets, batch, draws):
+        loss = super().loss(phase, nets, batch, draws)
+        return type(loss)(loss.per_sample + torch.where(batch.positions == 19, torch.inf, 0), loss.metrics)
+
+
+class Rooted(Toy):
+    """One sample's loss is finite, and its gradient is not: the square root's at zero."""
+
+    def loss(self, phase, nets, batch, draws):
+        loss = super().loss(phase, nets, batch, draws)
+        zero = (loss.per_sample - loss.per_sample.detach()).where(batch.positions == 19, 1)
+        return type(loss)(loss.per_sample + zero.abs().sqrt(), loss.metrics)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (Poisoned, "step 2, rank 0: the loss of key19 is not finite"),
+        (Overflowing, "step 2, rank 0: the loss of key19 is not finite"),
+        (
+            Rooted,
+            "step 2, rank 0: the gradient of key16, key17, key18, key19, key20, key21, key22, key23 is not finite",
+        ),
+    ],
+)
+def test_an_update_that_is_not_finite_is_skipped_if_it_may_be(
+    runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: type[Toy], said: str
+) -> None:
+    t = trainer(runtime, stage(), non_finite="skip", log_every=2)
+    weights = []
+    t.run(stream(), [Hook(1, lambda: weights.append(t.nets["point"].state_dict()["weight"].clone()))], tmp_path)
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(weights)] == [False, True, False, False, False]
+    assert f"{said}; skipped, 1 of 10" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("skipped") for line in lines] == [None, None, 1, 1, 1, 1]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+
+
+def test_a_run_skips_no_more_than_it_may(runtime: Runtime, tmp_path: Path) -> None:
+    t = trainer(runtime, Poisoned(), non_finite="skip", max_skips=1)
+    t.skipped = 1  # before it was resumed
+    with pytest.raises(NonFiniteError, match=r"2 updates were skipped and train\.max_skips is 1"):
+        t.run(stream(), [], tmp_path)
+    assert t.step == 3
+
+
+def test_a_run_that_is_told_to_stop_ends_with_that_step_and_does_nothing_more(runtime: Runtime, tmp_path: Path) -> None:
+    t, ran = trainer(runtime, Toy(), log_every=4), []
+    t.run(stream(), [Hook(3, lambda: ran.append(t.step), last=True)], tmp_path, stop=lambda: t.step == 3)
+    assert (t.step, ran) == (3, [])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3]
 
 
 def test_the_journal_forgets_what_comes_again_and_half_lines(runtime: Runtime, tmp_path: Path) -> None:

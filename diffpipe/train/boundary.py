@@ -1,0 +1,75 @@
+"""What the ranks agree on between two steps, without waiting: that one was asked to stop, or could not save."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diffpipe.train.runtime import Runtime
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Agreed(NamedTuple):
+    """What any rank had met one boundary ago: the greatest signal (None: none), and whether a save had failed."""
+
+    signal: signal.Signals | None
+    failed: bool
+
+
+class Boundary:
+    """The flags of this rank, and those of all as they were one step ago.
+
+    A rank may be signalled or fail at any moment, and all have to leave after the same step: the flags of each
+    boundary are reduced over a gloo group of their own while the next step runs, and read after it. The device is never
+    waited for. A process that has died is noticed here, too, where the device's own collectives would wait on.
+    """
+
+    def __init__(self, runtime: Runtime, failed: Callable[[], bool]):
+        """`failed`: whether something that the ranks have to be told of has failed on this one."""
+        self._team, self._failed = runtime.side_team(), failed
+        self._received = 0
+        self._flags: Tensor | None = None
+        self._reduction: dist.Work | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it, a signal to stop ends the step that it falls in and the next one, and no process."""
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # The launcher of a job passes on what the terminal sent already; by itself, who insists gets his way.
+        if number == self._received == signal.SIGINT and "RANK" not in os.environ:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def cross(self) -> Agreed:
+        """To be called by all ranks after each step. Raises RuntimeError where one no longer does."""
+        if self._team.world == 1:
+            return Agreed(_named(self._received), self._failed())
+        agreed = Agreed(None, False)
+        if self._reduction is not None:
+            self._reduction.wait()
+            assert self._flags is not None
+            number, failed = self._flags.tolist()
+            agreed = Agreed(_named(number), bool(failed))
+        self._flags = torch.tensor([self._received, int(self._failed())])
+        self._reduction = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._team.group, async_op=True)
+        return agreed
+
+
+def _named(number: int) -> signal.Signals | None:
+    return signal.Signals(number) if number else None

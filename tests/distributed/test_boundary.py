@@ -1,0 +1,69 @@
+"""What ranks agree on between steps: the same thing after the same step, whoever was told of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from diffpipe.contract import LostPeerError
+from diffpipe.train.boundary import Agreed, Boundary
+from diffpipe.train.runtime import Runtime, peers
+from tests.distributed.processes import run
+
+
+def crossings(rank: int, number: int, fails: int) -> list[Agreed]:
+    """Six boundaries; `rank` gets the signal after the second, and the rank `fails` fails after the fourth."""
+    agreed: list[Agreed] = []
+    with Runtime.start("fp32", "cpu") as runtime:
+        boundary = Boundary(runtime, lambda: runtime.rank == fails and len(agreed) >= 4)
+        with boundary.listening():
+            for step in range(6):
+                if step == 2 and runtime.rank == rank:
+                    os.kill(os.getpid(), number)
+                agreed.append(boundary.cross())
+        runtime.barrier()
+    return agreed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_what_one_rank_has_met_all_ranks_agree_on_one_boundary_later(number: signal.Signals) -> None:
+    first, second = run(2, crossings, 1, number, 0)
+    assert first == second
+    assert first == [*[Agreed(None, False)] * 3, *[Agreed(number, False)] * 2, Agreed(number, True)]
+
+
+def test_alone_it_is_known_at_once() -> None:
+    assert crossings(0, signal.SIGTERM, 0)[2:5] == [*[Agreed(signal.SIGTERM, False)] * 2, Agreed(signal.SIGTERM, True)]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
+    with Runtime.start("fp32", "cpu") as runtime:
+        boundary = Boundary(runtime, lambda: False)
+        with boundary.listening():
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+
+def survivor() -> str:
+    """Rank 1 leaves without a word; what rank 0 is told at a boundary."""
+    with Runtime.start("fp32", "cpu", timeout=20) as runtime:
+        boundary = Boundary(runtime, lambda: False)
+        boundary.cross()
+        if runtime.rank == 1:
+            return ""
+        try:
+            with peers():
+                for _ in range(3):
+                    boundary.cross()
+        except LostPeerError as lost:
+            return str(lost)
+    return "rank 0 has missed nobody"
+
+
+def test_a_process_that_is_gone_is_missed_at_the_next_boundary() -> None:
+    said, _ = run(2, survivor)
+    assert "rank 0 has lost another process of the job" in said
