@@ -1,0 +1,197 @@
+"""Checkpoints of several ranks: whoever saved them and however sharded, anyone can go on from them, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from diffpipe.contract import UserError
+from diffpipe.train import saver as module
+from diffpipe.train.checkpoint import CheckpointConfig, committed, load, open_checkpoint
+from diffpipe.train.retention import recover
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.saver import Saver
+from diffpipe.train.team import Team
+from tests.distributed.processes import run
+
+
+class Net(nn.Module):
+    """Sizes that 2 and 3 do not divide, one that leaves a rank with nothing, a convolution, and plain 0-d state."""
+
+    counted: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 7)
+        self.last = nn.Linear(3, 1)
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.register_buffer("counted", torch.tensor(3))
+
+
+def state(layout: str, world: int, seed: int) -> dict[str, Tensor]:
+    """What is saved under a layout: drawn from the seed, the same numbers at any."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Net()
+    if layout == "fsdp":
+        fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
+    elif layout == "hsdp":
+        fully_shard(net, mesh=init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("copies", "shards")))
+    else:
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    moments = {name.replace("net", "adam"): tensor * 3 for name, tensor in weights.items()}  # DTensors of DTensors
+    return weights | moments | {"adam.step": torch.tensor(float(seed))}
+
+
+def layouts(world: int) -> list[str]:
+    return {1: ["plain"], 2: ["plain", "fsdp", "hsdp"], 3: ["plain", "fsdp"]}[world]
+
+
+def save_all(folder: str, alone: bool = False) -> None:
+    if alone:
+        save_each(Path(folder), Team(), Team())
+        return
+    with Runtime.start("fp32", "cpu") as runtime:
+        save_each(Path(folder), runtime.team, runtime.side_team())
+
+
+def save_each(folder: Path, team: Team, side: Team) -> None:
+    for layout in layouts(team.world):
+        with Saver(folder / f"{layout}-{team.world}", CheckpointConfig(), side) as saver:
+            saver.save(state(layout, team.world, 5), {"step": 1})
+
+
+def load_all(folder: str, alone: bool = False) -> list[str]:
+    """Load each checkpoint into each layout that this world has: what differs."""
+    if alone:
+        return load_each(Path(folder), Team())
+    with Runtime.start("fp32", "cpu") as runtime:
+        return load_each(Path(folder), runtime.team)
+
+
+def load_each(folder: Path, team: Team) -> list[str]:
+    wrong, expected = [], state("plain", 1, 5)
+    for saved in sorted(folder.iterdir()):
+        found = open_checkpoint(saved / "step-00000001", team)
+        for layout in layouts(team.world):
+            target = state(layout, team.world, 6)
+            load(found, target, team)
+            for name, tensor in target.items():
+                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                if not torch.equal(whole, expected[name]):
+                    wrong.append(f"{saved.name} into {layout}-{team.world}: {name}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save_all(str(folder), alone=True)
+    for world in (2, 3):
+        run(world, save_all, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_any_world_and_sharding_goes_on_from_any_other(saved: Path, world: int) -> None:
+    assert len(list(saved.iterdir())) == 6
+    differences = run(world, load_all, str(saved)) if world > 1 else [load_all(str(saved), alone=True)]
+    assert differences == [[]] * world
+
+
+def shards(saved: Path) -> Iterator[tuple[str, int, dict[str, tuple[int, ...]]]]:
+    """Each shard: who saved it, its bytes, and its tensors' shapes."""
+    for shard in sorted(saved.glob("*/step-*/*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            yield shard.parts[-3], sum(file.get_tensor(name).nbytes for name in shapes), shapes
+
+
+def test_each_rank_writes_its_share_and_no_element_is_written_twice(saved: Path) -> None:
+    whole = {name: tensor.numel() for name, tensor in state("plain", 1, 5).items()}
+    written: dict[str, Counter[str]] = {}
+    loads: dict[str, list[int]] = {}
+    for by, size, shapes in shards(saved):
+        written.setdefault(by, Counter()).update(
+            {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
+        )
+        loads.setdefault(by, []).append(size)
+    assert all(count == whole for count in written.values())
+    largest = max(tensor.nbytes for tensor in state("plain", 1, 5).values())
+    assert {by: len(load) for by, load in loads.items()} == {by: int(by[-1]) for by in loads}
+    assert all(max(load) - min(load) <= largest for by, load in loads.items() if "fsdp" not in by), loads
+
+
+def trouble(folder: str) -> dict[str, Any]:
+    """Two ranks, and what goes wrong on one of them."""
+    seen: dict[str, Any] = {}
+    with Runtime.start("fp32", "cpu") as runtime:
+        directory, rank = Path(folder), runtime.rank
+        saver = Saver(directory, CheckpointConfig(), runtime.side_team())
+        tensors = {str(i): torch.full((1000,), float(i)) for i in range(8)}
+
+        group: Any = dist.group.WORLD
+        before = group._get_sequence_number_for_group()
+        saver.save(tensors, {"step": 1})
+        saver.wait()
+        seen["collectives of the default group"] = group._get_sequence_number_for_group() - before
+
+        saver.save(tensors, {"step": 2})
+        sums = [runtime.sum(torch.tensor(float(i))).item() for i in range(50)]  # training talks meanwhile
+        saver.wait()
+        seen["sums"] = sums == [2.0 * i for i in range(50)]
+
+        def full(*_: object) -> None:
+            raise module.SafetensorError("No space left on device")
+
+        kept = module.save_file
+        module.save_file = full if rank == 1 else kept
+        saver.save(tensors, {"step": 3})
+        try:
+            saver.wait()
+        except UserError as error:
+            seen["error"] = str(error)
+        module.save_file = kept
+        runtime.barrier()
+        seen["then"] = sorted(p.name for p in directory.iterdir())
+        runtime.barrier()
+
+        saver.save(tensors, {"step": 4})
+        saver.wait()
+        seen["at last"] = [p.name for p in committed(directory)]
+        if rank == 1:
+            next((directory / "step-00000004").glob("rank-00000*")).write_bytes(b"")
+        runtime.barrier()
+        found, warnings = recover(directory, runtime.team)
+        assert found is not None
+        seen["recovered"] = (found.step, warnings)
+        seen["threads"] = [thread.name for thread in threading.enumerate()]
+    return seen
+
+
+def test_trouble_on_one_rank_is_trouble_on_all_and_harms_nothing(tmp_path: Path) -> None:
+    first, second = run(2, trouble, str(tmp_path))
+    assert first == second
+    assert first["collectives of the default group"] == 0
+    assert first["sums"]
+    assert "rank 1: No space left on device" in first["error"]
+    assert first["then"] == ["latest", "step-00000001", "step-00000002"]
+    assert first["at last"] == ["step-00000004", "step-00000002"]
+    step, [warning] = first["recovered"]
+    assert step == 2
+    assert "rank-00000.safetensors has 0 bytes instead of" in warning
+    assert "damaged-step-00000004" in warning
+    assert "saver" not in first["threads"]
