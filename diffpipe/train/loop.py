@@ -23,6 +23,7 @@ from diffpipe.train.ema import Average, EMAConfig
 from diffpipe.train.meter import Meter, NotFinite
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 from diffpipe.train.parallel import Layout, Parallel, whole
+from diffpipe.train.regions import checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.runtime import Device, Precision, Runtime
 from diffpipe.train.tracking import Journal, Seen, progress_bar
 
@@ -45,6 +46,12 @@ class TrainConfig(Config):
     """Processes that share a copy of the networks under hsdp; by default those of a node."""
     timeout: float = Field(default=300, gt=0)
     """Seconds that processes wait for one another before they give the job up."""
+    activation_checkpointing: bool = False
+    """Compute the activations within the networks' blocks anew in the backward pass: the same numbers from less memory
+    in more time. Updates with gradient penalties keep theirs."""
+    compile: bool = False
+    """Compile the networks' blocks with torch.compile: the first steps take minutes, those after them less than before.
+    Updates with gradient penalties run as they are."""
     log_every: int = Field(default=50, ge=1)
     non_finite: Literal["stop", "skip"] = "stop"
     """What to do where a loss or a gradient is not finite on any rank. Its update changes no weight on any, and the
@@ -94,6 +101,10 @@ class Trainer:
         self.averages = {name: Average(ema, net) for name, net in self.nets.items()}
         self.layout = Layout.of(config.parallel, config.shard_size, runtime)
         for name, net in self.nets.items():
+            if config.activation_checkpointing:
+                checkpoint_activations(net)
+            if config.compile:
+                compile_blocks(net)
             self.layout.shard(net)
             self.layout.shard(self.averages[name].net)
         self.wrapped = {name: self.layout.wrap(net.train()) for name, net in self.nets.items()}
@@ -145,7 +156,8 @@ class Trainer:
     ) -> None:
         """Train from `self.step` to the last step. `batches` yields this rank's micro-batches from that step on.
 
-        stop: called by all ranks after each step; where it says so, on all, that step was the last one for now.
+        stop: called by all ranks after each step; where it says so, on all, that step was the last one for now, and
+        only logged.
 
         Raises NonFiniteError, on all ranks, at the first log step after a loss or gradient that is not finite and not
         to be skipped, and RankError where this rank alone cannot read a sample.
@@ -162,7 +174,7 @@ class Trainer:
                     seen.write(self.step, micro)
                 self.train_step(micro)
                 bar.update()
-                stopping = stop()
+                stopping = stop() and self.step < self.config.steps
                 due = [] if stopping else [hook for hook in hooks if hook.due(self.step, self.config.steps)]
                 # What is saved or scored has been found finite first.
                 if due or stopping or self.step % self.config.log_every == 0 or self.step == self.config.steps:
@@ -201,7 +213,8 @@ class Trainer:
         nets = {name: self.wrapped[name] if name in phase.trains else self.nets[name] for name in self.nets}
         for name, net in self.nets.items():
             net.requires_grad_(name in phase.trains)
-        with self.layout.update([*self.wrapped.values()], penalizes=phase.penalizes):
+        plain = uncompiled(apply=phase.penalizes and self.config.compile)
+        with self.layout.update([*self.wrapped.values()], penalizes=phase.penalizes), plain:
             for i, batch in enumerate(micro):
                 self._pass(phase, nets, batch, i, last=i == len(micro) - 1)
         norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))

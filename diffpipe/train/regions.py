@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -53,8 +54,8 @@ def compile_blocks(net: nn.Module, backend: str = "inductor") -> None:
     """Compile each block's forward pass, in place; blocks of a kind share what is compiled.
 
     Nothing falls back to eager in silence: what cannot be compiled as a whole, or only in too many versions, raises at
-    the call. Hooks, those of `fully_shard` among them, stay outside. A compiled block has no second derivative: who
-    needs one calls the network within `torch.compiler.set_stance("force_eager")`.
+    the call. Hooks, those of `fully_shard` among them, stay outside. A compiled block has no second derivative, but
+    within `uncompiled`.
     """
     # It would cut a large block in pieces, to reduce the first gradients before the last are there.
     torch._dynamo.config.optimize_ddp = False
@@ -64,7 +65,7 @@ def compile_blocks(net: nn.Module, backend: str = "inductor") -> None:
     for forward, alike in kinds.items():
         # Shapes are constants: sizes that vary from block to block would make them all dynamic, and slow. A cache of
         # their own: other networks have blocks of the same code.
-        compiled = torch.compile(
+        compiled = torch.compile(  # pyright: ignore[reportCallIssue] (its overloads lack the last options)
             forward,
             fullgraph=True,
             dynamic=False,
@@ -74,6 +75,11 @@ def compile_blocks(net: nn.Module, backend: str = "inductor") -> None:
         )
         for block in alike:
             block.forward = MethodType(compiled, block)
+
+
+def uncompiled(*, apply: bool) -> AbstractContextManager[object]:
+    """Within it, if `apply`, compiled blocks run as they are written: forward, and so in the backward pass."""
+    return torch.compiler.set_stance("force_eager") if apply else nullcontext()
 
 
 def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

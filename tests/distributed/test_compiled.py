@@ -1,0 +1,210 @@
+"""Compiled blocks: what they compute, when they are compiled anew, and that a compiled model's average moves.
+
+In processes of their own, where signatures are not checked at run time: the compiler sees the code that users run.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from diffpipe.contract import ImageShape
+from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
+from diffpipe.stages.flow import FlowConfig
+from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train import loop
+from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.ema import EMAConfig
+from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.optimizer import OptimizerConfig
+from diffpipe.train.regions import blocks, checkpoint_activations, compile_blocks, uncompiled
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.saver import Saver
+from tests.distributed.processes import run
+from tests.unit.stages import batch
+
+TARFLOW = {"kind": "tarflow", "patch": 2, "width": 4, "blocks": 2, "layers": 1, "heads": 2}
+
+
+class Square(nn.Module):
+    """A layer with a second derivative."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(width, width), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear(x).square())
+
+
+class Widths(nn.Module):
+    """A layer of each width."""
+
+    def __init__(self, widths: list[int]):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Square(width) for width in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(layer(x[:, : layer.linear.in_features]).sum(1) for layer in self.layers)  # pyright: ignore
+
+
+def graphs() -> int:
+    """How many were compiled since the last time."""
+    from torch._dynamo.utils import counters
+
+    return counters.pop("stats", {}).get("unique_graphs", 0)
+
+
+def grads(net: nn.Module, x: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)
+    return [*torch.autograd.grad(net(x).sum(), [*net.parameters()])]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def count() -> dict[str, Any]:
+    """What is compiled of a dozen shapes, twice each, in one network and another; and what is computed."""
+    import torch._dynamo
+
+    widths, x, found = [*range(1, 13)] * 2, torch.randn(3, 12), {}
+    found["limit"] = torch._dynamo.config.recompile_limit
+    nets, plain = [Widths(widths), Widths(widths)], Widths(widths)
+    for net in nets:
+        compile_blocks(net, backend="eager")
+    found["same"] = [same(grads(net, x), grads(plain, x)) for net in (*nets, nets[0])]
+    found["graphs"] = graphs()
+    with torch.no_grad():
+        found["no_grad"] = torch.equal(nets[0].eval()(x), plain.eval()(x))
+    found["eval graphs"] = graphs()
+    alone = Widths([2])
+    compile_blocks(alone, backend="eager")
+    try:
+        for n in range(1, 10):
+            alone(torch.randn(n, 2))
+    except Exception as error:  # noqa: BLE001 (a private class of torch's)
+        found["too many"] = type(error).__name__, n
+    found["names"] = [*nets[0].state_dict()] == [*plain.state_dict()]
+    return found
+
+
+def test_equal_blocks_share_a_graph_and_a_dozen_shapes_do_not_fall_back() -> None:
+    (found,) = run(1, count)
+    assert found["limit"] < 12
+    assert found["same"] == [True, True, True]
+    assert found["graphs"] == 2 * 12
+    assert found["no_grad"]
+    assert found["eval graphs"] == 12
+    assert found["too many"] == ("FailOnRecompileLimitHit", 9)
+    assert found["names"]
+
+
+def differentiate_twice() -> list[bool]:
+    x, plain, found = torch.randn(3, 2), Widths([2]).eval(), []
+    for recomputed in (False, True):
+        net = Widths([2]).eval()
+        if recomputed:
+            checkpoint_activations(net)
+        compile_blocks(net, backend="aot_eager")
+        found.append(same(grads(net, x), grads(plain, x)))
+        second = []
+        for each in (net, plain):
+            at = x.clone().requires_grad_()
+            with uncompiled(apply=True):
+                (gradient,) = torch.autograd.grad(each(at).sum(), at, create_graph=True)
+            second.append([*torch.autograd.grad(gradient.square().sum(), [*each.parameters()])])
+        found.append(same(*second))
+    return found
+
+
+def test_a_second_derivative_is_taken_of_the_uncompiled_block() -> None:
+    assert run(1, differentiate_twice) == [[True, True, True, True]]
+
+
+def build(runtime: Runtime, compiled: bool) -> Trainer:
+    stage = FlowConfig.model_validate({"kind": "flow", "network": TARFLOW}).build(ImageShape(1, 4, 0))
+    train = TrainConfig(steps=9, compile=compiled, activation_checkpointing=compiled)
+    return Trainer(stage, runtime, train, OptimizerConfig(lr=0.01), EMAConfig(), seed=5, batch_size=4)
+
+
+def train(directory: str) -> dict[str, Any]:
+    """Two steps, a checkpoint and one more step, once straight and once from the checkpoint; and without compiling."""
+
+    def step(trainer: Trainer) -> None:
+        first = 4 * trainer.step + runtime.rank
+        trainer.train_step([batch(range(first, 4 * trainer.step + 4, runtime.world))])
+
+    def arrays(trainer: Trainer) -> dict[str, Any]:
+        return {name: tensor.clone().numpy() for name, tensor in trainer.state().items()}
+
+    quick = mock.patch.object(loop, "compile_blocks", functools.partial(compile_blocks, backend="aot_eager"))
+    with Runtime.start("fp32", "cpu") as runtime, quick:
+        straight, resumed, plain = build(runtime, True), build(runtime, True), build(runtime, False)
+        states = [arrays(straight)]
+        for _ in range(2):
+            step(straight)
+            step(plain)
+        states += [arrays(straight), arrays(plain)]
+        found = {"graphs": graphs()}
+        with Saver(Path(directory), CheckpointConfig(), runtime.side_team()) as saver:
+            saver.save(straight.state(), {"step": 2})
+        newest, _ = checkpoints.newest_valid(Path(directory), runtime.team)
+        assert newest is not None
+        checkpoints.load(newest, resumed.state(), runtime.team)
+        resumed.step = 2
+        step(straight)
+        step(resumed)
+        return found | {"states": states, "ends": [arrays(straight), arrays(resumed)]}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_compiled_models_average_moves_and_goes_on_from_a_checkpoint(world: int, tmp_path: Path) -> None:
+    for part in run(world, train, str(tmp_path)):
+        start, later, plain = part["states"]
+        assert part["graphs"] > 0
+        assert later.keys() == plain.keys()
+        averages = [name for name in later if name.startswith("ema.") and "weight" in name]
+        assert averages
+        for name in averages:
+            assert (later[name] != start[name]).any(), name
+        for name, array in plain.items():
+            assert later[name] == pytest.approx(array, abs=1e-5), name
+        straight, resumed = part["ends"]
+        for name, array in straight.items():
+            assert resumed[name].tobytes() == array.tobytes(), name
+
+
+def shard() -> list[float]:
+    """How far the gradients of a recomputed, compiled and then sharded network are from the plain one's, at most."""
+    with Runtime.start("fp32", "cpu"):
+        mesh, x, found = init_device_mesh("cpu", (2,)), torch.randn(2, 1, 4, 4), []
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            net = TarFlow(TarFlowConfig.model_validate(TARFLOW), 1, 4)
+            for p in net.parameters():
+                p.data.add_(0.1 * torch.randn_like(p))
+            if compiled:
+                checkpoint_activations(net)
+                compile_blocks(net, backend="aot_eager")
+                for part in (*blocks(net), net):
+                    fully_shard(part, mesh=mesh)
+            for _ in range(2):  # gradients add up: the second pass goes through what the first has gathered
+                z, log_det = net(x)
+                (z.square().sum() - log_det.sum()).backward()
+            found.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in net.parameters()])
+        return [float((a - b).abs().max()) for a, b in zip(*found, strict=True)]
+
+
+def test_blocks_are_sharded_after_they_were_compiled() -> None:
+    for part in run(2, shard):
+        assert max(part) < 1e-5
