@@ -20,6 +20,7 @@ COMMANDS = {
     "encode": "the latents of images, by a VAE's run, as shards to train a diffusion on",
     "train": "train, or go on where the run directory left off",
     "sample": "images and a grid from a run or a checkpoint",
+    "verify-resume": "proves on this machine that a training that was killed and resumed is the one that was not",
     "export": "the weights of a run as safetensors files",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
     "attribute": "images moved along the direction in the latents from one class to another",
