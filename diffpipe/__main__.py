@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -34,7 +35,11 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 2 after a UserError, whose message rank 0 prints on one line."""
+    """Run one command. Returns the exit status: 0, or what the command says, or that of a UserError.
+
+    Rank 0 prints the error on one line. What one process of several has met alone, it prints itself, and leaves at
+    once: to end in good order would be to wait for the others.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="diffpipe", description="Distributed training of image generators.")
     parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
@@ -44,13 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in words[:1]:
             _module(name).add_arguments(command)
     args = parser.parse_args(words)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     try:
-        _module(args.command).run(args)
+        return _module(args.command).run(args) or 0
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
+        leaves = isinstance(error, RankError)
+        if os.environ.get("RANK", "0") == "0" or leaves:
             print(f"diffpipe {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)  # noqa: T201
-        return 2
-    return 0
+        if leaves and not alone:
+            os._exit(error.status)
+        return error.status
+    except Exception:
+        if alone:
+            raise
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _module(command: str) -> ModuleType:

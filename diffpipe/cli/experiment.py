@@ -26,6 +26,9 @@ class RunConfig(Config):
 
     dir: str
     """The run directory; the same directory again means: resume."""
+    adopt: tuple[str, ...] = ()
+    """Keys of this config, such as optimizer.lr, that a resume may change. Any other change of what the run is refuses
+    it, and that of its model always does."""
 
     @property
     def path(self) -> Path:
@@ -34,6 +37,11 @@ class RunConfig(Config):
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def interrupted(self) -> Path:
+        """There after a job was asked to stop and had saved, until the next one goes on."""
+        return self.path / ".interrupted"
 
 
 class SampleConfig(Config):

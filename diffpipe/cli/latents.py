@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,15 +20,18 @@ IMAGES = 2000  # enough for three digits of the mean and the deviation of each c
 
 
 def measured(
-    stage: Stage, nets: Mapping[str, nn.Module], shards: ShardSet, shape: ImageShape, runtime: Runtime
+    stage: Stage, averaged: Callable[[], Mapping[str, nn.Module]], shards: ShardSet, shape: ImageShape, runtime: Runtime
 ) -> dict[str, Any] | None:
     """Mean and deviation of each latent channel, always over the same images; None of a stage that is no codec.
 
-    No latent is drawn: their variance is that of the posterior means and the posterior's own. A collective.
+    averaged: gives the networks where they are needed. No latent is drawn: their variance is that of the posterior
+    means and the posterior's own. A collective.
     """
     if not isinstance(stage, VAE) or unfit(stage):
         return None
     images = ShardImages(shards, shape.channels, shape.resolution, n=min(IMAGES, shards.total))
+
+    nets = averaged()
 
     def each(chunk: range) -> Tensor:
         some = images.images(chunk).to(runtime.device, memory_format=runtime.memory_format)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from diffpipe.cli.building import build_for_training
 from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.identity import accept, identity
 from diffpipe.cli.images import GeneratedImages, ShardImages, grid
 from diffpipe.cli.latents import measured
 from diffpipe.cli.reconstruction import in_words, originals, reconstruction, unseen
@@ -30,11 +34,12 @@ from diffpipe.metrics.evaluate import parse_metric
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train.boundary import Boundary
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.lock import locked
 from diffpipe.train.loop import Hook, Trainer
 from diffpipe.train.retention import recover
-from diffpipe.train.runtime import Runtime
+from diffpipe.train.runtime import Runtime, peers
 from diffpipe.train.saver import Saver
 
 
@@ -43,12 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file, such as train.steps=100")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    """The exit status: 0, or EX_TEMPFAIL (75) where the job was asked to stop, has saved, and can be started again."""
     experiment = load_config(Experiment, args.config, args.overrides)
-    with Runtime.start(experiment.train.precision, experiment.train.device, experiment.run.path) as runtime:
+    train, home = experiment.train, experiment.run.path
+    with Runtime.start(train.precision, train.device, home, train.timeout) as runtime, peers():
         shards, shape = runtime.together(lambda: _data(experiment, runtime.world))
-        with locked(experiment.run.path, runtime):
-            Job.prepare(experiment, runtime, shards, shape).run()
+        with locked(home, runtime):
+            return os.EX_TEMPFAIL if Job.prepare(experiment, runtime, shards, shape).run() else 0
 
 
 @dataclass(frozen=True)
@@ -83,16 +90,18 @@ class Job:
         )
         return cls(experiment, runtime, shards, shape, stage, trainer, found, codec)
 
-    def run(self) -> None:
+    def run(self) -> signal.Signals | None:
+        """Train to the last step, or until a signal asks to stop: that signal."""
         experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
         self.resume()
         if trainer.step >= experiment.train.steps:
             say(runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on")
-            return
+            return None
         if self.codec is not None:
             say(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.get('reconstruction'))}")
         if runtime.main:
             (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
+            experiment.run.interrupted.unlink(missing_ok=True)
         runtime.start_tracking({"config": dump_yaml(experiment)})
         stream = batches(
             experiment.data,
@@ -110,37 +119,50 @@ class Job:
             Hook(experiment.sample.every, self.draw),
             Hook(experiment.eval.every, self.score),
         ]
-        with contextlib.closing(stream), saver:
-            trainer.run(stream, hooks, experiment.run.path)
-        say(runtime, f"trained to step {trainer.step}: {checkpoints.committed(experiment.run.checkpoints)[0]}")
+        boundary = Boundary(runtime, lambda: saver.failed)
+        asked: list[signal.Signals] = []
+
+        def stop() -> bool:
+            agreed = boundary.cross()
+            if agreed.failed:
+                saver.wait()  # raises
+            asked.extend([agreed.signal] if agreed.signal else [])
+            return bool(asked)
+
+        with contextlib.closing(stream), boundary.listening(), saver:
+            trainer.run(stream, hooks, experiment.run.path, stop)
+            if trainer.step < experiment.train.steps:
+                self.save(saver)
+        newest = checkpoints.committed(experiment.run.checkpoints)[0]
+        if trainer.step == experiment.train.steps:
+            say(runtime, f"trained to step {trainer.step}: {newest}")
+            return None
+        if runtime.main:
+            why = {"signal": asked[0].name, "step": trainer.step}
+            experiment.run.interrupted.write_text(json.dumps(why) + "\n", encoding="utf-8")
+        say(runtime, f"stopped by {asked[0].name} after step {trainer.step}: {newest}; the same command goes on")
+        return asked[0]
 
     def resume(self) -> None:
         """Go on from the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
         if self.found is not None:
-            _refuse_changes(self.found, self.identity())
+            now = identity(self.experiment, self.shards, self.shape)
+            for change in accept(self.found, now, self.experiment.run.adopt):
+                say(self.runtime, f"{change}, as run.adopt says")
             checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
-            self.trainer.step = self.found.step
+            self.trainer.step, self.trainer.skipped = self.found.step, self.found.state["skipped"]
             say(self.runtime, f"resuming from {self.found.path}")
-
-    def identity(self) -> dict[str, Any]:
-        """What a resume may not change, by section of the config: the seed, the order of the stream, and the model."""
-        data = self.experiment.data
-        order = {"fingerprint": self.shards.fingerprint, "lanes": data.lanes, "window": data.window}
-        augmentation = {"batch_size": data.batch_size, "flip": data.flip, "crop": data.crop}
-        # A codec, or a teacher, is its checkpoint's hash, wherever it lies.
-        places = {"codec": {"run"}, "teacher": {"run"}}
-        stage = self.experiment.stage.model_dump(mode="json", exclude={"sampler": True, **places})
-        return {"seed": self.experiment.seed, "data": order | augmentation | self.shape._asdict(), "stage": stage}
 
     def save(self, saver: Saver) -> None:
         trainer, experiment = self.trainer, self.experiment
         state = {
             "step": trainer.step,
             "position": trainer.step * experiment.data.batch_size,
-            "identity": self.identity(),
+            "skipped": trainer.skipped,
+            "identity": identity(experiment, self.shards, self.shape),
             "shape": self.shape._asdict(),
             "experiment": experiment.model_dump(mode="json"),
-            "latents": measured(self.stage, trainer.averaged(), self.shards, self.shape, self.runtime),
+            "latents": measured(self.stage, trainer.averaged, self.shards, self.shape, self.runtime),
             "reconstruction": self._reconstruction(),
         }
         saver.save(trainer.state(), state)
@@ -240,20 +262,3 @@ def _fit_latents(shards: ShardSet, sha256: str | None) -> None:
             f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {made_by}, and stage.codec is "
             f"the one with {sha256}; encode the images anew, or set stage.codec.sha256"
         )
-
-
-def _refuse_changes(found: Checkpoint, identity: dict[str, Any]) -> None:
-    before, now = _flatten(found.state["identity"]), _flatten(identity)
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if changed:
-        differences = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in changed)
-        raise UserError(
-            f"{found.path} is of another experiment: {differences}; restore the config, or give another run.dir"
-        )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
