@@ -78,7 +78,7 @@ class Plan:
         laid_over = [f"train.steps={args.steps}", f"checkpoint.every={every}", "train.record_samples=true"]
         laid_over += ["sample.every=0", "eval.every=0", "eval.reconstruction=0", f"train.precision={precision}"]
         laid_over += [f"optimizer.eps={max(CALM, experiment.optimizer.eps)}"]
-        if len(worlds) > 1:  # dropout is by rank, so other numbers of processes drop others
+        if len(set(worlds)) > 1:  # dropout is by rank, so other numbers of processes drop others
             laid_over += [f"{key}=0" for key in _dropouts(experiment.stage.model_dump(), "stage")]
         plan = cls(
             args.config,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -280,6 +283,20 @@ def test_a_folder_that_holds_files_is_refused_and_left_alone(tmp_path: Path) -> 
         verify_resume._folders(tmp_path / "thesis.tex")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_kills_the_trainings(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.sys, "executable", sleeper(tmp_path))
+    before = signal.getsignal(number)
+    ended, started = verify_resume._ended_by_signals(), jobs.start(["train"], 2, tmp_path / "log")
+    with pytest.raises(SystemExit) as left, ended, started as job:  # noqa: PT012 (the sleep is cut short)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    assert left.value.code == 128 + number
+    assert job.status() == -signal.SIGKILL
+    assert all(process.poll() is not None for process in job.processes)
+    assert signal.getsignal(number) is before
+
+
 def test_progress_is_read_as_it_is_written(tmp_path: Path) -> None:
     progress, path = jobs.Progress(tmp_path), tmp_path / "seen" / "rank-00000.jsonl"
     assert progress.look() is None
@@ -290,11 +307,16 @@ def test_progress_is_read_as_it_is_written(tmp_path: Path) -> None:
         assert progress.look() == step
 
 
-def test_a_job_is_gone_when_it_has_been_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "sleeper"
+def sleeper(folder: Path) -> str:
+    """In the interpreter's place: says where it was put, and sleeps."""
+    program = folder / "sleeper"
     program.write_text("#!/bin/sh\necho $RANK of $WORLD_SIZE with $OMP_NUM_THREADS: $@\nsleep 600\n")
     program.chmod(0o755)
-    monkeypatch.setattr(jobs.sys, "executable", str(program))
+    return str(program)
+
+
+def test_a_job_is_gone_when_it_has_been_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.sys, "executable", sleeper(tmp_path))
     with jobs.Job(["train", "a.yaml"], 2, tmp_path / "log", threads=1) as job:
         while len((tmp_path / "log").read_text().splitlines()) < 2:
             assert job.status() is None
