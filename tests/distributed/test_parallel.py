@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from diffpipe.contract import Batch, UserError
+from diffpipe.contract import Batch, Loss, UserError
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import TrainConfig, Trainer
 from diffpipe.train.optimizer import OptimizerConfig
@@ -19,6 +19,7 @@ from diffpipe.train.parallel import Layout, Parallel, whole
 from diffpipe.train.runtime import Runtime
 from tests.cases import CASES, real_batch
 from tests.distributed.processes import run
+from tests.unit.stages import Toy, batch
 
 BATCH, STEPS = 12, 4
 
@@ -139,3 +140,33 @@ def test_an_fsdp_that_is_not_ours_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("FSDP_VERSION", "2")
     with Runtime.start("fp32", "cpu") as runtime:
         assert runtime.launched_for_fsdp
+
+
+class Overflowing(Toy):
+    """The loss of position 5, on rank 1 of two, is finite, and the scaled one is not."""
+
+    def loss(self, phase, nets, batch, draws):
+        loss = super().loss(phase, nets, batch, draws)
+        return Loss(loss.per_sample * torch.where(batch.positions == 5, 1e37, 1e-3))
+
+
+def overflow() -> tuple[list[float], list[bool], bool]:
+    """Sharded fp16 in which rank 1 alone overflows in the second of three steps: the scales, whether weights moved."""
+    with Runtime.start("fp16", "cpu") as runtime:
+        config = TrainConfig(steps=3, log_every=1, parallel="fsdp")
+        trainer = Trainer(Overflowing(), runtime, config, OptimizerConfig(), EMAConfig(), seed=5, batch_size=4)
+        scales, moved = [], []
+        for step in range(3):
+            images = batch(range(4 * step + runtime.rank, 4 * step + 4, 2))
+            before = {key: whole(tensor).clone() for key, tensor in trainer.state().items() if key.startswith("net.")}
+            trainer.train_step([images])
+            state = trainer.state()
+            moved.append(any(not torch.equal(before[key], whole(state[key])) for key in before))
+            scales.append(next(t.item() for key, t in state.items() if key.endswith("scale")))
+        sharded = all(isinstance(p, DTensor) for net in trainer.nets.values() for p in net.parameters())
+    return scales, moved, sharded
+
+
+def test_an_overflow_on_one_rank_is_skipped_and_halves_the_scale_on_all() -> None:
+    first, second = run(2, overflow)
+    assert first == second == ([65536.0, 32768.0, 32768.0], [True, False, True], True)
