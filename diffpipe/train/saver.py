@@ -46,6 +46,7 @@ class Saver:
         self.directory, self.config, self.team = directory, config, team
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
+        self._awaited = threading.Event()
         self._error: BaseException | None = None
         hush()
 
@@ -64,6 +65,7 @@ class Saver:
         text = json.dumps(state, indent=1)
         staged, copied = self._stage(tensors)
         arguments = (state["step"], staged, text, copied)
+        self._awaited.clear()
         self._thread = threading.Thread(target=self._save, args=arguments, name="saver", daemon=True)
         self._thread.start()
         if not self.config.asynchronous:
@@ -76,6 +78,7 @@ class Saver:
         such as the RuntimeError of a group that has lost a process, on this one. What was committed before stays.
         """
         if self._thread is not None:
+            self._awaited.set()
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
@@ -125,13 +128,21 @@ class Saver:
     def _save(self, step: int, tensors: dict[str, Tensor], state: str, copied: torch.cuda.Event | None) -> None:
         """The thread: writes and commits. Whatever goes wrong is kept for `wait`."""
         try:
-            _yield_to_training()
+            self._yield_to_training()
             if copied is not None:
                 torch.cuda.set_device(copied.device)  # a new thread's would be the first GPU, another process's
                 copied.synchronize()
             self._write_and_commit(step, tensors, state)
         except BaseException as error:  # noqa: BLE001 (it is raised again by `wait`)
             self._error = error
+
+    def _yield_to_training(self) -> None:
+        """Let this thread compute only where training does not, unless that waits for it: before a job's end, say.
+
+        Not the other way round: a thread may lower its priority, on Linux its own alone, and never raise it again.
+        """
+        if not self._awaited.wait(0.01) and sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
     def _write_and_commit(self, step: int, tensors: dict[str, Tensor], state: str) -> None:
         """Raises UserError, on all ranks, where the disk refuses; the debris goes."""
@@ -204,12 +215,6 @@ def _mark(buffer: Tensor, tensor: DTensor) -> None:
     about.global_offsets = (tuple(chunk.offsets),)
     about.local_offsets = ((0,) * tensor.ndim,)
     about.local_sizes = (tuple(chunk.sizes),)
-
-
-def _yield_to_training() -> None:
-    """Let this thread compute only where training does not. On Linux priorities are a thread's own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _begin(temp: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +193,22 @@ def test_buffers_are_kept_from_save_to_save(tmp_path: Path) -> None:
         saver.save(tensors(step), {"step": step})
         places.append({name: buffer.data_ptr() for name, buffer in saver._buffers.items()})
     assert places[0] == places[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+@pytest.mark.parametrize("config", [CheckpointConfig(), SYNCHRONOUS])
+def test_it_yields_to_training_that_goes_on_and_hurries_where_training_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: CheckpointConfig
+) -> None:
+    priorities = []
+
+    def commit(*_: object) -> None:
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    monkeypatch.setattr(module, "_commit", commit)
+    saver = Saver(tmp_path, config, ALONE)
+    saver.save(tensors(1), {"step": 1})
+    time.sleep(0.05)
+    saver.wait()
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert priorities == [19 if config.asynchronous else own]
