@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from diffpipe.contract import UserError
-from diffpipe.train import saver as module
+from diffpipe.train import commit as module
 from diffpipe.train.checkpoint import CheckpointConfig, committed, load, open_checkpoint
 from diffpipe.train.retention import recover
 from diffpipe.train.runtime import Runtime

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffpipe.config import validate
 from diffpipe.contract import RankError, UserError
-from diffpipe.train import saver as module
+from diffpipe.train import commit as module
 from diffpipe.train.checkpoint import CheckpointConfig, committed
 from diffpipe.train.saver import Saver
 from diffpipe.train.team import Team
