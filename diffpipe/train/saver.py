@@ -35,6 +35,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._awaited = threading.Event()
         self._error: BaseException | None = None
+        self._step: int | None = None
         hush()
 
     @property
@@ -46,12 +47,15 @@ class Saver:
         """Save `tensors`, plain (the same on all ranks) or DTensors, as they are now, and `state`, with its "step".
 
         Waits for the save in flight, copies the tensors to host memory and returns; with `checkpoint.async=false`, when
-        it is committed. Raises what `wait` raises.
+        it is committed. A step that it has just saved is not saved again. Raises what `wait` raises.
         """
         self.wait()
+        if state["step"] == self._step:
+            return
         text = json.dumps(state, indent=1)
         staged, copied = self._stage(tensors)
         arguments = (state["step"], staged, text, copied)
+        self._step = state["step"]
         self._awaited.clear()
         self._thread = threading.Thread(target=self._save, args=arguments, name="saver", daemon=True)
         self._thread.start()
@@ -70,6 +74,7 @@ class Saver:
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
+            self._step = None
             raise error
 
     def __enter__(self) -> Saver:

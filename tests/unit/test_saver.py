@@ -106,6 +106,16 @@ def test_the_switch_is_called_async_in_a_config_and_in_what_is_written_of_it() -
     assert validate(CheckpointConfig, config.model_dump(mode="json"), "there") == config
 
 
+def test_a_step_that_has_just_been_saved_is_not_saved_again(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
+    inodes = []
+    for _ in range(2):  # because it was due, and because the job was asked to stop
+        saver.save(tensors(1), {"step": 1})
+        saver.wait()
+        inodes.append(committed(tmp_path)[0].stat().st_ino)
+    assert inodes[0] == inodes[1]
+
+
 def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
@@ -131,9 +141,9 @@ def test_a_disk_that_refuses_leaves_what_was_committed_and_no_debris(
             saver.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
     saver.wait()  # it has been told
-    saver.save(tensors(3), {"step": 3})
+    saver.save(tensors(2), {"step": 2})
     saver.wait()
-    assert committed(tmp_path)[0].name == "step-00000003"
+    assert committed(tmp_path)[0].name == "step-00000002"
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
