@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file: train.parallel=fsdp")
     parser.add_argument("--steps", type=int, default=24, help="how many to train, in each of four runs (default 24)")
     parser.add_argument("--worlds", help="numbers of processes, in turn (default 1,2,4 as far as there are GPUs)")
-    parser.add_argument("--kills", type=int, help="how often the run that changes its world size is killed")
+    parser.add_argument(
+        "--kills", type=int, help="of the run that changes its world size (default: as many as --worlds)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which it is killed (default 0)")
     parser.add_argument("--out", type=Path, help="an empty folder for verdict.txt and verdict.json, and for the runs")
     parser.add_argument("--keep", action="store_true", help="keep the runs, which else are kept where they differ")

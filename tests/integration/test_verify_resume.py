@@ -1,6 +1,6 @@
 """`diffpipe verify-resume`: an exact trainer is called exact, and a broken one is not.
 
-The trainings that it starts are forks of the server of commands; what starts them for a user is tried once.
+The trainings that it starts are forks of the server of commands; what starts them for a user has unit tests.
 """
 
 from __future__ import annotations
