@@ -1,0 +1,122 @@
+"""Checkpoints that were damaged after they had been committed, and what else may lie among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.jobs import debris, fails, steps, trains, unharmed
+
+KEEP_ALL = ["checkpoint.every=1", "checkpoint.keep_last=24"]
+
+
+def shard(checkpoint: Path) -> Path:
+    return sorted(checkpoint.glob("*.safetensors"))[-1]
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def change_state(checkpoint: Path) -> None:
+    """As many bytes, still JSON, another step."""
+    path = checkpoint / "state.json"
+    text = path.read_text()
+    step = json.loads(text)["step"]
+    path.write_text(text.replace(f'"step": {step}', f'"step": {(step + 1) % 10}', 1))
+
+
+# What is done to a checkpoint, and what must be said of it.
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (lambda c: truncate(shard(c)), "safetensors"),
+    (lambda c: flip(shard(c)), "safetensors"),
+    (lambda c: shard(c).unlink(), "safetensors"),
+    (lambda c: (c / "manifest.json").unlink(), "manifest.json"),
+    (lambda c: truncate(c / "manifest.json"), "manifest.json"),
+    (lambda c: (c / "manifest.json").write_bytes(b"\x80\x04\xff\x00" * 20), "manifest.json"),
+    (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json"),
+    (lambda c: (c / "manifest.json").write_text('{"step": 1, "files": {}}'), ""),
+    (lambda c: (c / "state.json").write_bytes(b"\xff garbage"), "state.json"),
+    (change_state, "state.json"),
+    (lambda c: (c / "state.json").unlink(), "state.json"),
+    (lambda c: (c / "more.json").write_text("{}"), "more.json"),
+    (lambda c: (shutil.rmtree(c), c.mkdir()), "manifest.json"),
+]
+
+
+def damage_all(run: Path, newest: int) -> dict[str, str]:
+    """Damage the newest checkpoint and each before it in a way of its own: what must be said of each, by its name."""
+    said = {}
+    for step, (damage, about) in zip(range(newest, 0, -1), DAMAGE, strict=False):
+        path = run / "checkpoints" / f"step-{step:08d}"
+        damage(path)
+        said[path.name] = about
+    return said
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_damaged_checkpoints_are_passed_over_aloud_for_the_newest_whole_one(
+    tmp_path: Path, processes: int, straight: Callable[[int], Path]
+) -> None:
+    run, newest = tmp_path / "run", 2 + len(DAMAGE)
+    trains(run, f"train.steps={newest}", *KEEP_ALL, processes=processes)
+    expected = damage_all(run, newest)
+    said = trains(run, f"train.steps={newest + 1}", processes=processes)
+    assert f"resuming from {run}/checkpoints/step-00000002" in said
+    lines = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == len(expected)
+    for name, about in expected.items():
+        (line,) = [line for line in lines if name in line]
+        assert about in line.partition(name)[2], line
+    unharmed(run, straight(processes), newest + 1)
+    assert steps(run) == [2, newest + 1]
+    assert debris(run) == sorted(f"damaged-{name}" for name in expected)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_all_damaged_is_an_error_that_names_each_and_never_a_fresh_start(tmp_path: Path, processes: int) -> None:
+    run, newest = tmp_path / "run", 2
+    trains(run, f"train.steps={newest}", *KEEP_ALL, processes=processes)
+    damage_all(run, newest)
+    journal = (run / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # the second start must not take the first one's tidying up for an empty directory
+        error = fails(run, "train.steps=4", *KEEP_ALL, processes=processes)
+        assert "step-00000001" in error
+        assert "step-00000002" in error
+        assert "start afresh" in error
+        assert (run / "metrics.jsonl").read_bytes() == journal
+
+
+def test_the_highest_step_counts_and_not_what_a_clock_says(tmp_path: Path, straight: Callable[[int], Path]) -> None:
+    run = tmp_path / "run"
+    trains(run, "train.steps=10", "checkpoint.every=9")
+    folder = run / "checkpoints"
+    for path in run.rglob("*"):  # the newest are the oldest by their times, and all are of the future
+        step = 9 if "step-00000009" in path.parts else 10
+        os.utime(path, times=(4e9 - step, 4e9 - step))
+    shutil.copytree(folder / "step-00000009", folder / "step-9")
+    foreign = ["step-00000099.bak", "step-", "step-1e9", "step-+11", "step--12", "notes", "STEP-00000098"]
+    for name in foreign:
+        (folder / name).mkdir()
+    (folder / "step-00000098.tar").write_text("a copy of somebody")
+    (folder / "latest").write_text("step-00000009")  # a pointer is for people, and this one has fallen behind
+    said = trains(run, "train.steps=11")
+    assert f"resuming from {folder}/step-00000010" in said
+    assert "warning" not in said
+    unharmed_but_for = {*foreign, "step-00000098.tar"}
+    assert unharmed_but_for <= {path.name for path in folder.iterdir()}
+    for name in unharmed_but_for:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    unharmed(run, straight(0), 11)

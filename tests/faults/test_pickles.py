@@ -1,0 +1,124 @@
+"""A checkpoint that somebody else has made is data: nothing in it is ever run."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.jobs import Job, trains, unharmed
+from tests.integration.commands import HOME, diffpipe
+
+# Unpickling any of them would be what torch.distributed.checkpoint and torch.load do with files of these names.
+NAMES = [".metadata", "__0_0.distcp", "model.pt", "optimizer.pth", "scheduler.bin", "state.pkl"]
+PICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
+
+
+class Trap:
+    """Pickled, it is an order to make a directory."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def vouch(checkpoint: Path) -> None:
+    """Give it a manifest that is right about every file."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"] = {
+        path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in checkpoint.iterdir()
+        if path.name != "manifest.json"
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def armed(tmp_path: Path) -> tuple[Path, Path, bytes]:
+    """A run with two checkpoints, the marker that must not appear, and what would make it."""
+    trains(tmp_path / "run", "train.steps=2", "checkpoint.every=1")
+    marker = tmp_path / "marker"
+    pickle.loads(pickle.dumps(Trap(marker)))
+    marker.rmdir()  # the trap works
+    return tmp_path / "run", marker, pickle.dumps(Trap(marker))
+
+
+def test_pickles_beside_the_shards_are_never_loaded(
+    armed: tuple[Path, Path, bytes], straight: Callable[[int], Path], tmp_path: Path
+) -> None:
+    run, marker, trap = armed
+    newest = run / "checkpoints" / "step-00000002"
+    for name in NAMES:
+        (newest / name).write_bytes(trap)
+    vouch(newest)
+    exported = diffpipe("export", newest, tmp_path / "exported")
+    assert exported.returncode == 0, exported.stderr
+    assert "resuming from" in trains(run, "train.steps=3")
+    unharmed(run, straight(0), 3)
+
+    stranger = run / "checkpoints" / "step-00000003"  # and where the manifest does not vouch for them
+    for name in NAMES:
+        (stranger / name).write_bytes(trap)
+    assert diffpipe("export", stranger, tmp_path / "again").returncode == 2
+    assert "warning" in trains(run, "train.steps=4")
+    unharmed(run, straight(0), 4)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("victim", ["*.safetensors", "state.json", "manifest.json"])
+def test_a_pickle_under_the_name_of_a_file_of_the_checkpoint_is_never_loaded(
+    armed: tuple[Path, Path, bytes], victim: str
+) -> None:
+    run, marker, trap = armed
+    for checkpoint in run.glob("checkpoints/step-*"):
+        (path,) = checkpoint.glob(victim)
+        path.write_bytes(trap)
+        if victim != "manifest.json":
+            vouch(checkpoint)
+    status, _ = Job(run, "train.steps=3").wait()
+    assert status > 0
+    assert not marker.exists()
+    assert diffpipe("export", run, run.parent / "exported").returncode > 0
+    assert not marker.exists()
+
+
+def test_no_module_unpickles() -> None:
+    offences = [offence for path in sorted((HOME / "diffpipe").rglob("*.py")) for offence in offending(path)]
+    assert not offences
+
+
+def offending(path: Path) -> Iterator[str]:
+    """Imports of what unpickles, and calls that would: `torch.load` without `weights_only`, `allow_pickle`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if PICKLING & {part for name in names for part in name.split(".")}:
+            yield f"{path}:{node.lineno} imports {names}"  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(node, ast.Call):
+            told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            call = ast.unparse(node.func)
+            if call == "torch.load" and told.get("weights_only") != "True":
+                yield f"{path}:{node.lineno} calls torch.load without weights_only=True"
+            if told.get("weights_only") == "False" or told.get("allow_pickle") == "True":
+                yield f"{path}:{node.lineno} {call} unpickles"
+
+
+def test_the_search_for_offences_finds_them(tmp_path: Path) -> None:
+    source = tmp_path / "bad.py"
+    source.write_text(
+        "import pickle\nfrom torch import load, multiprocessing\nfrom cloudpickle import loads\n"
+        "torch.load(f)\ntorch.load(f, weights_only=False)\nnp.load(f, allow_pickle=True)\n"
+        "torch.load(f, weights_only=True)\n"
+    )
+    assert sorted({int(offence.split(":")[1].split()[0]) for offence in offending(source)}) == [1, 3, 4, 5, 6]
