@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +110,7 @@ class Slurm:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        self._jobs: list[psutil.Popen] = []
         folder.mkdir()
         self._write("scontrol", f'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> {folder}/asked; fi')
         nodes = 'for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & tasks+=($!); done'
@@ -117,21 +118,35 @@ class Slurm:
         wait = f'echo "${{tasks[@]}}" > {folder}/tasks; for task in "${{tasks[@]}}"; do wait "$task" || status=$?; done'
         self._write("srun", f"{options}; {nodes}; {wait}; exit $status")
 
+    def replace_accelerate(self, script: str) -> None:
+        self._write("accelerate", script)
+
     def _write(self, program: str, script: str) -> None:
         (self._folder / program).write_text(f"#!/usr/bin/env bash\n{script}\n")
         (self._folder / program).chmod(0o755)
 
-    def start(self, nodes: int, *words: object) -> subprocess.Popen[str]:
+    def start(self, nodes: int, *words: object) -> psutil.Popen:
         """The batch script, as a job on that many nodes with a process each."""
         path = os.pathsep.join([str(self._folder), str(Path(sys.executable).parent), os.environ["PATH"]])
         slurm = {"SLURM_JOB_ID": self.JOB, "SLURM_JOB_NODELIST": "node[1-4]", "SLURM_NNODES": str(nodes)}
-        return subprocess.Popen(
-            ["bash", str(LAUNCH / "slurm.sbatch"), *map(str, words)],
-            cwd=HOME,
-            env=os.environ | slurm | {"OMP_NUM_THREADS": "1", "PATH": path, "PROCESSES": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
+        self._jobs.append(
+            psutil.Popen(
+                ["bash", str(LAUNCH / "slurm.sbatch"), *map(str, words)],
+                cwd=HOME,
+                env=os.environ | slurm | {"OMP_NUM_THREADS": "1", "PATH": path, "PROCESSES": "1"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
+        return self._jobs[-1]
+
+    def end(self) -> None:
+        """Kill what a test that failed has left running."""
+        for job in self._jobs:
+            if job.is_running():
+                for process in (*job.children(recursive=True), job):
+                    process.kill()
+            job.wait()
 
     def signal(self, number: signal.Signals) -> list[psutil.Process]:
         """Signal the job as Slurm does, which is its tasks alone; all processes that it then had."""
@@ -147,16 +162,25 @@ class Slurm:
         return asked.read_text() if asked.exists() else ""
 
 
-def test_a_slurm_job_whose_time_is_up_saves_is_requeued_and_goes_on_with_other_nodes(tmp_path: Path) -> None:
-    slurm, run = Slurm(tmp_path / "slurm"), tmp_path / "run"
-    with slurm.start(2, run, CONFIG, *SMALL, "train.steps=100000") as job:
-        deadline = time.monotonic() + 90
-        while not (run / "metrics.jsonl").exists() or max(metrics(run), default=0) < 3:
-            assert time.monotonic() < deadline
-            assert job.poll() is None, job.communicate()[1]
-            time.sleep(0.02)
-        processes = slurm.signal(signal.SIGUSR1)
-        _, said = job.communicate(timeout=90)
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[Slurm]:
+    slurm = Slurm(tmp_path / "slurm")
+    yield slurm
+    slurm.end()
+
+
+def test_a_slurm_job_whose_time_is_up_saves_is_requeued_and_goes_on_with_other_nodes(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = slurm.start(2, run, CONFIG, *SMALL, "train.steps=100000")
+    deadline = time.monotonic() + 90
+    while not (run / "metrics.jsonl").exists() or max(metrics(run), default=0) < 3:
+        assert time.monotonic() < deadline
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(0.02)
+    processes = slurm.signal(signal.SIGUSR1)
+    _, said = job.communicate(timeout=90)
     assert job.returncode == 0, said
     assert slurm.asked == f"requeue {slurm.JOB}\n", said
     assert len(processes) == 4, "two launchers with a process each"
@@ -166,8 +190,8 @@ def test_a_slurm_job_whose_time_is_up_saves_is_requeued_and_goes_on_with_other_n
     assert [path.name for path in (run / "checkpoints").glob("step-*")] == [f"step-{step:08d}"]
 
     # Queued again it would be the same words; fewer steps, for the sake of the test's time.
-    with slurm.start(1, run, CONFIG, *SMALL, f"train.steps={step + 2}") as job:
-        _, said = job.communicate(timeout=90)
+    job = slurm.start(1, run, CONFIG, *SMALL, f"train.steps={step + 2}")
+    _, said = job.communicate(timeout=90)
     assert job.returncode == 0, said
     assert f"resuming from {run}/checkpoints/step-{step:08d}" in said
     assert max(metrics(run)) == step + 2
@@ -175,15 +199,27 @@ def test_a_slurm_job_whose_time_is_up_saves_is_requeued_and_goes_on_with_other_n
     assert slurm.asked == f"requeue {slurm.JOB}\n", "it was queued once more"
 
 
-def test_a_slurm_job_that_fails_is_not_requeued(tmp_path: Path) -> None:
-    slurm, run = Slurm(tmp_path / "slurm"), tmp_path / "run"
+@pytest.mark.parametrize(("signal_name", "asked"), [("SIGUSR1", "requeue 4711\n"), ("SIGTERM", "")])
+def test_slurm_is_asked_to_queue_a_job_again_only_when_its_time_was_up(
+    slurm: Slurm, tmp_path: Path, signal_name: str, asked: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    why = json.dumps({"signal": signal_name, "step": 1})
+    slurm.replace_accelerate(f"echo '{why}' > {run}/.interrupted; exit 1")
+    job = slurm.start(1, run, CONFIG)
+    job.communicate(timeout=30)
+    assert slurm.asked == asked
+    assert job.returncode == (0 if asked else 1)
+
+
+def test_a_slurm_job_that_fails_is_not_requeued_for_an_interruption_of_long_ago(slurm: Slurm, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     run.mkdir()
     (run / ".interrupted").write_text('{"signal": "SIGUSR1", "step": 1}')
-    accelerate = tmp_path / "slurm" / "accelerate"
-    accelerate.write_text("#!/usr/bin/env bash\nexit 3\n")
-    accelerate.chmod(0o755)
-    with slurm.start(2, run, CONFIG) as job:
-        job.communicate(timeout=30)
+    slurm.replace_accelerate("exit 3")
+    job = slurm.start(2, run, CONFIG)
+    job.communicate(timeout=30)
     assert job.returncode == 3
     assert slurm.asked == ""
 
