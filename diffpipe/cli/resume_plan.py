@@ -17,8 +17,9 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
 from diffpipe.contract import UserError
 
-# Adam's first steps are as long for a gradient of rounding errors as for any other, so that two trainings that differ
-# in the order of sums alone would soon differ in their weights too: a large eps calms it.
+# At one world size all must be the same in every bit, whatever the precision and the optimizer. At others sums have
+# another order, and what that makes of the weights is to be told from what a broken resume makes of them: float32 keeps
+# it small. And Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms it.
 CALM = 1e-3
 
 
@@ -76,9 +77,10 @@ class Plan:
         every = max(2, (args.steps - 1) // (2 * kills + 1))
         precision = "fp32" if experiment.train.precision == "auto" else experiment.train.precision
         laid_over = [f"train.steps={args.steps}", f"checkpoint.every={every}", "train.record_samples=true"]
-        laid_over += ["sample.every=0", "eval.every=0", "eval.reconstruction=0", f"train.precision={precision}"]
-        laid_over += [f"optimizer.eps={max(CALM, experiment.optimizer.eps)}"]
-        if len(set(worlds)) > 1:  # dropout is by rank, so other numbers of processes drop others
+        laid_over += ["sample.every=0", "eval.every=0", "eval.reconstruction=0"]
+        if len(set(worlds)) > 1:
+            laid_over += [f"train.precision={precision}", f"optimizer.eps={max(CALM, experiment.optimizer.eps)}"]
+            # Dropout is by rank, so that other numbers of processes drop others.
             laid_over += [f"{key}=0" for key in _dropouts(experiment.stage.model_dump(), "stage")]
         plan = cls(
             args.config,

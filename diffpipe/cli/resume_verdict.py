@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -163,7 +164,9 @@ def distance(part: str, apart: Deviation, yardstick: Deviation, between: str, pr
         )
     elif not apart.value <= allowed:
         complaint = f"{part} are {apart.value:.1e} apart in {apart.tensor}, where {allowed:.1e} is the order of sums"
-    figures = {"apart": apart._asdict(), "yardstick": yardstick._asdict(), "allowed": allowed}
+    numbers = {"apart": apart.value, "yardstick": yardstick.value, "allowed": allowed}
+    figures = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no infinity
+    figures |= {"tensor": apart.tensor, "yardstick_tensor": yardstick.tensor}
     return Check(part, says, complaint, figures)
 
 

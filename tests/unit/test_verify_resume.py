@@ -163,6 +163,9 @@ def test_what_is_lost_of_another_shape_or_not_finite_is_infinitely_far() -> None
         assert deviations(ours, state())["weights"] == Deviation(float("inf"), "net.unet.b")
         assert deviations(state(), ours)["weights"].value == float("inf")
         assert not judged(ours)["weights"]
+    far = deviations(ours, state())["weights"]
+    check = distance("weights", far, Deviation(1e-7, ""), "worlds 1 and 2", "fp32")
+    assert json.loads(json.dumps(check.figures, allow_nan=False))["apart"] is None
 
 
 def test_a_yardstick_beyond_rounding_is_no_excuse() -> None:
@@ -241,6 +244,8 @@ def test_what_is_trained() -> None:
     assert "stage.unet.dropout=0" not in plan("stage.unet.dropout=0.1", worlds="2").laid_over
     assert "train.precision=bf16" in plan("train.precision=bf16").laid_over
     assert "optimizer.eps=0.1" in plan("optimizer.eps=0.1").laid_over
+    # At one world size the bits must be the same in whatever precision, and by whatever optimizer, the user trains.
+    assert not any("precision" in word or ".eps" in word for word in plan(worlds="2").laid_over)
 
 
 @pytest.mark.parametrize(
