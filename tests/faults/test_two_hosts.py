@@ -17,6 +17,8 @@ STEPS, EVERY = 72, 8
 TIMEOUT = 20
 SETTINGS = ["data.resolution=8", "data.workers=0", "sample.every=0", "eval.every=0", "train.record_samples=true"]
 SETTINGS += [f"train.steps={STEPS}", f"checkpoint.every={EVERY}", f"train.timeout={TIMEOUT}"]
+# A save beside training yields to all else that runs here, and under load its collectives would reach the timeout.
+SETTINGS += ["checkpoint.async=false"]
 
 
 def start(hosts: Hosts, run: Path) -> list[subprocess.Popen[bytes]]:
