@@ -131,10 +131,11 @@ class Saver:
     def _yield_to_training(self) -> None:
         """Let this thread compute only where training does not, unless that waits for it: before a job's end, say.
 
-        Not the other way round: a thread may lower its priority, on Linux its own alone, and never raise it again.
+        Not the other way round: a thread may lower its priority, on Linux its own alone, and never raise it again. And
+        not by more: at 19, on a machine that others use, too, what takes a second takes a minute.
         """
         if not self._awaited.wait(0.01) and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _share(tensors: dict[str, Tensor], team: Team) -> set[str]:
