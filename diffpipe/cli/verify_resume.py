@@ -104,7 +104,8 @@ def _attempt(plan: Plan, name: str, world: int, moment: Moment | None, run_dir: 
             if step is not None:
                 bar.update(step - bar.n)
                 clock.tick(step)
-                if moment is not None and step >= moment.step:
+                # Without a checkpoint to come back to, a start afresh would pass for a resume.
+                if moment is not None and step >= moment.step and _newest(run_dir):
                     time.sleep(moment.share * clock.pace)
                     if (status := job.status()) is not None:
                         break
