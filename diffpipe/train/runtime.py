@@ -18,6 +18,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from diffpipe.contract import LostPeerError, RankError, UserError
 from diffpipe.train.team import Team
@@ -71,7 +72,7 @@ class Runtime:
             project_config=ProjectConfiguration(project_dir=str(log_dir), logging_dir=str(log_dir))
             if log_dir
             else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
+            kwargs_handlers=[InitProcessGroupKwargs(init_method="attempt://", timeout=limit)],
         )
         return cls(accelerator, _DTYPES[resolve_precision(precision, accelerator.device)], limit, launched_for_fsdp)
 
@@ -188,11 +189,20 @@ def peers() -> Iterator[None]:
         raise
 
 
-# What accelerate launch can ask of FSDP that `diffpipe.train.parallel` does not do, and what it says by default.
+# What accelerate launch passes on and is not done here: its value where nobody asked for it, and what to ask instead.
 _NOT_OURS = {
-    "FSDP_OFFLOAD_PARAMS": "false",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "ACCELERATE_MIXED_PRECISION": ("no", "train.precision"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "train.compile=true"),
+    "ACCELERATE_USE_DEEPSPEED": ("false", "train.parallel=fsdp"),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", "train.parallel=fsdp"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "train.parallel=hsdp"),
+}
+_NOT_OUR_FSDP = {
+    "FSDP_VERSION": ("2", "--fsdp_version 2"),
+    "FSDP_SHARDING_STRATEGY": ("full_shard", "train.parallel=hsdp"),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "the default"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "train.activation_checkpointing=true"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "train.activation_checkpointing=true"),
 }
 
 
@@ -201,17 +211,29 @@ def _launched_for_fsdp() -> bool:
 
     Raises UserError where it was told what we do not do.
     """
-    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return False
-    if os.environ.get("FSDP_VERSION", "2") != "2":
-        raise UserError("accelerate launch was told to use FSDP 1, which diffpipe does not have; give --fsdp_version 2")
-    for name, default in _NOT_OURS.items():
-        if (value := os.environ.get(name, default).lower()) != default:
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    for name, (default, ours) in (_NOT_OURS | (_NOT_OUR_FSDP if fsdp else {})).items():
+        value = os.environ.get(name, default)
+        if value.lower() != default:
             raise UserError(
-                f"accelerate launch was told --{name.lower()} {value}, which diffpipe does not do; leave it out "
-                f"(train.activation_checkpointing=true is ours)"
+                f"accelerate launch was told something that diffpipe does not do ({name}={value}); leave it out, and "
+                f"use {ours} instead"
             )
-    return True
+    return fsdp
+
+
+def _attempt(_: str, timeout: timedelta, **__: Any) -> Iterator[tuple[dist.Store, int, int]]:
+    """torch's env://, apart from what was left in the launcher's store before it restarted the processes.
+
+    The store outlives them, with the addresses at which they could be reached: who reads one waits for the dead.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=timeout))
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] if shared else "0"
+    yield dist.PrefixStore(f"attempt {attempt}", store), rank, world
+
+
+register_rendezvous_handler("attempt", _attempt)
 
 
 def _be_deterministic() -> None:

@@ -126,10 +126,13 @@ def test_the_launcher_and_the_config_must_agree() -> None:
         assert "train.shard_size is for train.parallel=hsdp" in sized
 
 
-def test_an_fsdp_that_is_not_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_accelerate_is_told_and_is_not_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, words in [
-        ("FSDP_VERSION", "1", "--fsdp_version 2"),
-        ("FSDP_OFFLOAD_PARAMS", "true", "--fsdp_offload_params true"),
+        ("FSDP_VERSION", "1", "use --fsdp_version 2"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "FSDP_OFFLOAD_PARAMS=true"),
+        ("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD", "use train.parallel=hsdp"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "use train.precision instead"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "use train.parallel=fsdp"),
     ]:
         with monkeypatch.context() as env:
             env.setenv("ACCELERATE_USE_FSDP", "true")
