@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, Phase, RankError, Stage, UserError
+from diffpipe.contract import Batch, Loss, Phase, RankError, Stage, UserError
 from diffpipe.rng import Draws, derive
 from diffpipe.train.ema import Average, EMAConfig
 from diffpipe.train.meter import Meter, NotFinite
@@ -123,6 +123,7 @@ class Trainer:
         }
         self.step = self.skipped = 0
         self._meter = Meter()
+        self._settled: set[str] = set()  # networks whose first backward pass is over: see Layout.in_buckets
 
     def averaged(self) -> dict[str, nn.Module]:
         """The averaged networks, whole: what generates and is scored. A collective where they are sharded."""
@@ -215,12 +216,17 @@ class Trainer:
             net.requires_grad_(name in phase.trains)
         plain = uncompiled(apply=phase.penalizes and self.config.compile)
         with self.layout.update([*self.wrapped.values()], penalizes=phase.penalizes), plain:
+            if self.layout.in_buckets and not self._settled.issuperset(phase.trains):
+                self._pass(phase, nets, micro[0], 0, last=True)
+                optimizer.forget()
+                self._settled.update(phase.trains)
             for i, batch in enumerate(micro):
-                self._pass(phase, nets, batch, i, last=i == len(micro) - 1)
+                loss = self._pass(phase, nets, batch, i, last=i == len(micro) - 1)
+                self._meter.add_loss(self.step, self._label(phase), batch.keys, loss.per_sample.detach(), loss.metrics)
         norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))
         self._meter.add_norm(self.step, self._label(phase), norm)
 
-    def _pass(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, i: int, *, last: bool) -> None:
+    def _pass(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, i: int, *, last: bool) -> Loss:
         """Forward and backward on micro-batch i; after the last one the gradients are those of the global batch."""
         torch.manual_seed(derive(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
         with nullcontext() if last else self.layout.local([*self.wrapped.values()]):
@@ -229,7 +235,7 @@ class Trainer:
             # Gradients are averaged over ranks: times the world size they are the sum over the global batch,
             # however unevenly it falls on ranks and micro-batches.
             self.optimizers[phase.trains].backward(loss.per_sample.sum() * (self.runtime.world / self.batch_size))
-        self._meter.add_loss(self.step, self._label(phase), batch.keys, loss.per_sample.detach(), loss.metrics)
+        return loss
 
     def _label(self, phase: Phase) -> str:
         return f"{phase.name}/" if len(self.stage.phases()) > 1 else ""

@@ -86,8 +86,12 @@ class Optimizer:
             # The fused kernel leaves parameters and moments alone where found_inf is 1.
             self.adamw.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
             self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.forget()
         return norm.detach()
+
+    def forget(self) -> None:
+        """Clear the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
 
     def state(self, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
         """The state's tensors by `parameter.moment`, allocated if no step was taken yet. Loading writes into them."""

@@ -58,6 +58,15 @@ class Layout:
             )
         return cls(runtime, init_device_mesh(device, (world // size, size), mesh_dim_names=("replicate", "shard")))
 
+    @property
+    def in_buckets(self) -> bool:
+        """Whether gradients are reduced in DDP's buckets, which it lays out anew after a network's first backward pass.
+
+        Of three processes or more the place in a bucket decides the order of the sum: unless that pass is one that does
+        not count, a resumed run takes a step in the first layout that the run before took in the second.
+        """
+        return self.mesh is None and self.runtime.world > 1
+
     def shard(self, net: nn.Module) -> None:
         """Leave each process its part of the network's parameters, which are alike on all of them by now."""
         if self.mesh is None:

@@ -95,6 +95,39 @@ def test_sharded_processes_train_as_one_and_hold_a_part_each(
             assert rank[name].held <= 0.55 * one.held, name
 
 
+RESUMED = ("ddpm", "gan", "latent_vae, patch")
+
+
+def resumed(parallel: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """The state of a few steps, taken without a break, and with a fresh trainer that goes on from the third."""
+    ended = {}
+    with Runtime.start("fp32", "cpu") as runtime:
+        for name in RESUMED:
+            config = TrainConfig.model_validate({"steps": STEPS, "accumulate": 2, "parallel": parallel})
+
+            def fresh(name: str = name, config: TrainConfig = config) -> Trainer:
+                optimizer, stage = OptimizerConfig(lr=5e-3, warmup=0), CASES[name].stage()
+                return Trainer(stage, runtime, config, optimizer, EMAConfig(), seed=5, batch_size=BATCH)
+
+            straight, again = fresh(), fresh()
+            for step in range(STEPS):
+                if step == STEPS - 1:
+                    for key, tensor in again.state().items():
+                        tensor.copy_(straight.state()[key])
+                    again.step = step
+                    again.train_step(share(step, runtime))
+                straight.train_step(share(step, runtime))
+            ended[name] = tuple({k: whole(t).numpy() for k, t in t.state().items()} for t in (straight, again))
+    return ended
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_three_processes_go_on_bit_for_bit(parallel: str) -> None:
+    for name, (straight, again) in run(3, resumed, parallel)[0].items():
+        for key, tensor in straight.items():
+            assert tensor.tobytes() == again[key].tobytes(), (name, key)
+
+
 def layouts(world: int) -> list[str]:
     """What is said of settings that cannot be."""
     said = []
