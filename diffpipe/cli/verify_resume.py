@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="keep the runs, which else are kept where they differ")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    """The exit status: 0, or 1 where the verdict is that they differ."""
     plan = Plan.make(args)
     home, runs = _folders(args.out)
     kept = args.keep
@@ -64,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
         if not kept:
             shutil.rmtree(runs if args.out is not None else home, ignore_errors=True)
     print(text)
-    if not verdict.exact:
-        raise SystemExit(1)
+    return 0 if verdict.exact else 1
 
 
 def train(plan: Plan, training: Training, runs: Path, pace: float) -> Trained:
