@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,15 +134,22 @@ class Job:
             trainer.run(stream, hooks, experiment.run.path, stop)
             if trainer.step < experiment.train.steps:
                 self.save(saver)
-        newest = checkpoints.committed(experiment.run.checkpoints)[0]
-        if trainer.step == experiment.train.steps:
-            say(runtime, f"trained to step {trainer.step}: {newest}")
-            return None
-        if runtime.main:
-            why = {"signal": asked[0].name, "step": trainer.step}
-            experiment.run.interrupted.write_text(json.dumps(why) + "\n", encoding="utf-8")
-        say(runtime, f"stopped by {asked[0].name} after step {trainer.step}: {newest}; the same command goes on")
-        return asked[0]
+                saver.wait()
+                # Still deaf to signals: as soon as one rank has left, the launcher ends the others.
+                self._interrupted(asked[0])
+                return asked[0]
+        say(runtime, f"trained to step {trainer.step}: {self._newest}")
+        return None
+
+    def _interrupted(self, number: signal.Signals) -> None:
+        run, step = self.experiment.run, self.trainer.step
+        if self.runtime.main:
+            run.interrupted.write_text(json.dumps({"signal": number.name, "step": step}) + "\n", encoding="utf-8")
+        say(self.runtime, f"stopped by {number.name} after step {step}: {self._newest}; the same command goes on")
+
+    @property
+    def _newest(self) -> Path:
+        return checkpoints.committed(self.experiment.run.checkpoints)[0]
 
     def resume(self) -> None:
         """Go on from the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
