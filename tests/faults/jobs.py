@@ -19,6 +19,8 @@ import psutil
 from tests.integration.commands import CONFIG, HOME, TINY, metrics, seen, server, tensors
 
 SMALL = [*TINY, "data.resolution=8", "data.workers=0", "sample.every=0", "eval.every=0", "train.record_samples=true"]
+# A save beside training yields to all else that runs here, such as other tests: for those that are about it alone.
+SMALL += ["checkpoint.async=false"]
 
 
 class Job:

@@ -49,14 +49,14 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize(("processes", "beside"), [(0, "false"), (2, "false"), (2, "true")])
 def test_a_full_disk_costs_the_new_checkpoint_and_not_the_old_one(
-    disk: Disk, processes: int, straight: Callable[[int], Path]
+    disk: Disk, processes: int, beside: str, straight: Callable[[int], Path]
 ) -> None:
     trains(disk.run, "train.steps=2", OFTEN, processes=processes)
     # Less than a checkpoint, and less than either rank's half of one; more than the logs take.
     disk.fill(300_000)
-    error = fails(disk.run, "train.steps=4", OFTEN, processes=processes)
+    error = fails(disk.run, "train.steps=4", OFTEN, f"checkpoint.async={beside}", processes=processes)
     assert "No space left on device" in error
     assert "free the disk" in error
     assert steps(disk.run) == [1, 2]

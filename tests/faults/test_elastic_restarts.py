@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults.jobs import SMALL, steps, trains, unharmed
@@ -41,16 +42,21 @@ def test_a_rank_that_is_killed_is_restarted_by_the_launcher_and_nothing_shows(
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(HOME / "launch/cpu.yaml")]
     settings = ["--num_processes", "2", "--main_process_port", "0", "--max_restarts", "1", "--monitor_interval", "0.2"]
     fate = '{"rank": 1, "n": 1, "attempt": 0, "trained": 4}'
-    ended = subprocess.run(
+    with subprocess.Popen(
         [*launch, *settings, "-m", "tests.faults.dying", *words],
         cwd=HOME,
         env=os.environ | {"OMP_NUM_THREADS": "1", "FATE": fate},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert f"resuming from {tmp_path}/checkpoints/step-00000002" in ended.stderr
+    ) as launcher:
+        try:
+            _, said = launcher.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            for process in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
+                process.kill()
+            raise
+    assert launcher.returncode == 0, said
+    assert f"resuming from {tmp_path}/checkpoints/step-00000002" in said
     assert steps(tmp_path) == [4, 6]
     unharmed(tmp_path, straight(2), 6)

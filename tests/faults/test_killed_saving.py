@@ -33,7 +33,7 @@ def test_all_ranks_killed_at_random_moments_in_a_save_twenty_times(tmp_path: Pat
     run, newest, left = tmp_path / "run", 0, 0
     for _ in range(20):
         before = entries(run)
-        job = Job(run, "train.steps=1000", OFTEN, processes=2)
+        job = Job(run, "train.steps=1000", OFTEN, f"checkpoint.async={rng.choice(('true', 'false'))}", processes=2)
         job.until(lambda: any(name.startswith(".") for name, _ in entries(run) - before))  # noqa: B023
         time.sleep(rng.uniform(0, 0.08))
         job.kill_all()
@@ -73,7 +73,7 @@ def test_killed_between_each_two_steps_of_the_commit_and_of_the_pruning(
         n += 1
         assert n < 40
         before = steps(tmp_path)
-        died, said = dying(tmp_path, n, "checkpoint.async=false")
+        died, said = dying(tmp_path, n)
         assert f"resuming from {tmp_path}/checkpoints/step-{before[-1]:08d}" in said
         assert "warning" not in said
         now = steps(tmp_path)
@@ -132,7 +132,7 @@ def test_all_killed_with_a_save_in_flight_that_training_has_left_behind(
     """The save of step 4 stalls while steps 5 to 7 are trained."""
     trains(tmp_path, "train.steps=2", processes=processes)
     fate = json.dumps({"n": 3, "trained": 2, "deed": "stall"})
-    words = ["train.steps=100", "checkpoint.every=4"]
+    words = ["train.steps=100", "checkpoint.every=4", "checkpoint.async=true"]
     job = Job(tmp_path, *words, processes=processes, module=DYING, fate=fate)
     job.until_step(7)
     assert steps(tmp_path) == [2]
