@@ -75,15 +75,15 @@ class Meter:
             for each in self._passes:
                 keys = tuple(key for key, ok in zip(each.keys, each.finite.tolist(), strict=True) if not ok)
                 mine += [NotFinite(each.step, each.update, "loss", runtime.rank, keys)] if keys else []
-        found = [one for part in runtime.gather(mine) for one in part]
         # fp16 overflows now and then by design: its scaler skips the step and lowers the scale.
         if runtime.dtype != torch.float16:
-            known = {(one.step, one.update) for one in found}
-            found += [one for one in self._gradients(runtime.rank) if (one.step, one.update) not in known]
-        return sorted(found)
+            mine += self._gradients(runtime.rank)
+        found = [one for part in runtime.gather(mine) for one in part]
+        by_loss = {(one.step, one.update) for one in found if one.what == "loss"}
+        return sorted(one for one in found if one.what == "loss" or (one.step, one.update) not in by_loss)
 
     def _gradients(self, rank: int) -> list[NotFinite]:
-        """Those whose gradient is not finite: the same on all ranks, as the norm is."""
+        """The updates whose gradient is not finite: all ranks have the same, and each its own samples."""
         found = []
         for update, norms in self._norms.items():
             for i in (~torch.isfinite(torch.stack(norms))).nonzero().flatten().tolist():

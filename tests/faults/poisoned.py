@@ -77,11 +77,12 @@ class Poison:
 
     def spoil(self, batch: Batch, found: Loss) -> Loss:
         """The loss with what these samples do to it."""
-        bad = torch.tensor([key in self._bad_gradient for key in batch.keys])
-        if bad.any():
-            found.per_sample.register_hook(lambda gradient: gradient.masked_fill(bad, torch.nan))
-        bad = torch.tensor([key in self._bad_loss for key in batch.keys])
-        return dataclasses.replace(found, per_sample=found.per_sample.masked_fill(bad, torch.nan))
+        bad_loss, bad_gradient = (
+            torch.tensor([key in bad for key in batch.keys]) for bad in (self._bad_loss, self._bad_gradient)
+        )
+        if bad_gradient.any():
+            found.per_sample.register_hook(lambda gradient: gradient.masked_fill(bad_gradient, torch.nan))
+        return dataclasses.replace(found, per_sample=found.per_sample.masked_fill(bad_loss, torch.nan))
 
     def keep_weights(self, trainer: Trainer) -> None:
         weights = {name: whole(value) for name, value in trainer.state().items() if name.startswith("net.")}
