@@ -1,0 +1,108 @@
+"""Another config than the run's: a resume refuses it and says what differs, unless that is said to be meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.jobs import fails, steps, trains
+from tests.integration.commands import metrics, tensors
+
+LR = "optimizer.lr=0.002"  # configs/fashion_mnist/ddpm.yaml: 0.001
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    trains(tmp_path, "train.steps=2")
+    return tmp_path
+
+
+def files(run: Path) -> dict[Path, int]:
+    """When each was last changed, but for the lock, which every job takes."""
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
+
+
+def test_another_model_is_refused_whatever_is_adopted(run: Path) -> None:
+    before = files(run)
+    for words, difference in [
+        (["stage.unet.channels=16"], "stage.unet.channels was 8 and is 16"),
+        (["data.resolution=16"], "data.resolution was 8 and is 16"),
+        (["stage.conditional=false"], "stage.conditional was True and is False"),
+    ]:
+        for adopted in ("[]", "[stage]", "[stage,data,optimizer]"):
+            error = fails(run, "train.steps=4", *words, f"run.adopt={adopted}")
+            assert f"{run}/checkpoints/step-00000002 is of another model: {difference};" in error
+            assert "run.adopt" not in error
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_what_else_has_changed_is_refused_until_it_is_said_to_be_meant(run: Path, processes: int) -> None:
+    changed = [LR, "seed=3", "ema.decay=0.9", "data.flip=true"]
+    keys = ["data.flip", "ema.decay", "optimizer.lr", "seed"]
+    said = [
+        "data.flip was False and is True",
+        "ema.decay was 0.999 and is 0.9",
+        "optimizer.lr was 0.001 and is 0.002",
+        "seed was 0 and is 3",
+    ]
+    error = fails(run, "train.steps=4", *changed, processes=processes)
+    assert f"{run}/checkpoints/step-00000002 is of another experiment: {', '.join(said)};" in error
+    assert f"run.adopt=[{','.join(keys)}]" in error
+    # Half of it is not all of it, and the error still gives the whole of what would be.
+    error = fails(run, "train.steps=4", *changed, "run.adopt=[seed,optimizer]", processes=processes)
+    assert f"is of another experiment: {', '.join(said[:2])};" in error
+    assert "run.adopt=[seed,optimizer,data.flip,ema.decay]" in error
+    assert steps(run) == [2]
+
+    told = trains(run, "train.steps=4", *changed, f"run.adopt=[{','.join(keys)}]", processes=processes)
+    for change in said:
+        assert told.count(f"{change}, as run.adopt says\n") == 1
+    assert metrics(run)[3]["lr"] == pytest.approx(0.002 * 3 / 100)  # in the warm-up
+    # From now on the run is the one with these.
+    assert "as run.adopt says" not in trains(run, "train.steps=5", *changed, processes=processes)
+    assert "is of another experiment" in fails(run, "train.steps=6", processes=processes)
+
+
+def test_each_by_itself(run: Path) -> None:
+    for word, key in [
+        (LR, "optimizer.lr"),
+        ("seed=3", "seed"),
+        ("ema.decay=0.9", "ema.decay"),
+        ("data.flip=true", "data.flip"),
+        ("data.batch_size=4", "data.batch_size"),
+        ("optimizer.clip=2", "optimizer.clip"),
+        ("data.window=64", "data.window"),
+        ("optimizer.lr_factors={unet: 2}", "optimizer.lr_factors.unet"),
+    ]:
+        error = fails(run, "train.steps=3", word)
+        assert "is of another experiment: " in error
+        assert f"{key} was " in error
+        assert f"run.adopt=[{key}]" in error
+
+
+def test_what_is_adopted_counts_from_that_step_on(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The weights that were there stay; the first update with the new rate is longer by its factor."""
+    again = tmp_path_factory.mktemp("again")
+    trains(again, "train.steps=2")
+    trains(run, "train.steps=3")
+    trains(again, "train.steps=3", LR, "run.adopt=[optimizer.lr]")
+    before = tensors(run / "checkpoints" / "step-00000002")
+    slow, fast = (tensors(where / "checkpoints" / "step-00000003") for where in (run, again))
+    moved = 0
+    for name, tensor in before.items():
+        if name.startswith("net."):
+            np.testing.assert_allclose(fast[name] - tensor, 2 * (slow[name] - tensor), rtol=1e-2, atol=5e-7)
+            moved += int(np.abs(slow[name] - tensor).max() > 1e-5)
+        elif name.startswith("optimizer."):
+            assert np.array_equal(fast[name], slow[name]), name
+    assert moved > 10
+
+
+def test_how_a_run_is_carried_out_may_change_at_will(run: Path) -> None:
+    words = ["train.accumulate=2", "train.precision=fp32", "checkpoint.every=1", "sample.n=3", "train.log_every=2"]
+    words += ["data.workers=1", "train.timeout=60", "stage.sampler.steps=2", "train.non_finite=skip"]
+    assert "was " not in trains(run, "train.steps=4", *words, processes=2)
+    assert steps(run)[-1] == 4

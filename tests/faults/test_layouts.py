@@ -1,0 +1,153 @@
+"""Whole on each process or sharded over them, by FSDP2 or HSDP: one run that goes on from one to the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.faults.jobs import SMALL, fails, steps, trains
+from tests.faults.shards import consolidated, parts
+from tests.integration.commands import CONFIG, SHARDS, diffpipe, metrics, seen, succeeds
+
+# Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
+CALM = ("train.precision=fp32", "optimizer.eps=1e-3", "train.accumulate=2")
+HSDP = ("train.parallel=hsdp", "train.shard_size=2")
+# One more step that moves nothing: neither the weights nor their average.
+FROZEN = ("optimizer.lr=1e-30", "ema.decay=0.9999999999999999", "ema.power=30", "run.adopt=[optimizer,ema]")
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / f"step-{steps(run)[-1]:08d}"
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps, two in each layout; all its checkpoints are kept."""
+    run = tmp_path_factory.mktemp("moved")
+    layouts = [(2, ["train.parallel=ddp"]), (2, ["train.parallel=fsdp"]), (4, [*HSDP]), (2, ["train.parallel=ddp"])]
+    for i, (processes, layout) in enumerate(layouts):
+        said = trains(run, *CALM, *layout, f"train.steps={2 * i + 2}", "checkpoint.keep_last=9", processes=processes)
+        assert (f"resuming from {run}/checkpoints/step-{2 * i:08d}" in said) == (i > 0)
+    return run
+
+
+def test_a_run_goes_on_from_ddp_to_fsdp_to_hsdp_and_back_as_if_it_had_been_ddp_throughout(
+    moved: Path, tmp_path: Path
+) -> None:
+    trains(tmp_path, *CALM, "train.steps=8", "checkpoint.every=2", "checkpoint.keep_last=9", processes=2)
+    assert seen(moved) == seen(tmp_path)
+    losses = {step: line["loss"] for step, line in metrics(tmp_path).items()}
+    assert {step: line["loss"] for step, line in metrics(moved).items()} == pytest.approx(losses, rel=1e-4)
+    assert steps(moved) == [2, 4, 6, 8]
+    for step in steps(moved):
+        ours, straight = (consolidated(run / "checkpoints" / f"step-{step:08d}") for run in (moved, tmp_path))
+        assert ours.keys() == straight.keys()
+        assert {name.partition(".")[0] for name in ours} == {"net", "ema", "optimizer"}
+        for name, tensor in straight.items():
+            assert ours[name] == pytest.approx(tensor, abs=2e-4), (step, name)
+
+
+def sharded(checkpoint: Path) -> dict[str, list[str]]:
+    """Of the tensors that are in more than one file, which."""
+    files: dict[str, list[str]] = {}
+    for part in parts(checkpoint):
+        files.setdefault(part.name, []).append(part.file)
+    return {name: where for name, where in files.items() if len(where) > 1}
+
+
+def test_checkpoints_hold_each_process_its_part(moved: Path) -> None:
+    names = [f"rank-{rank:05d}.safetensors" for rank in range(4)]
+    for step, divided, ranks in [(2, False, 2), (4, True, 2), (6, True, 4), (8, False, 2)]:
+        checkpoint = moved / "checkpoints" / f"step-{step:08d}"
+        assert sorted(path.name for path in checkpoint.glob("*.safetensors")) == names[:ranks]
+        split = sharded(checkpoint)
+        assert bool(split) == divided
+        if divided:
+            assert {name.partition(".")[0] for name in split} == {"net", "ema", "optimizer"}
+            assert {len(where) for where in split.values()} == {2}
+            held = dict.fromkeys(names[:ranks], 0)
+            for part in parts(checkpoint):
+                held[part.file] += part.values.nbytes
+            assert max(held.values()) < 1.2 * sum(held.values()) / ranks, "replicas share the work of writing"
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_one_process_exports_the_whole_of_a_sharded_checkpoint(moved: Path, step: int, tmp_path: Path) -> None:
+    checkpoint = moved / "checkpoints" / f"step-{step:08d}"
+    expected = consolidated(checkpoint)
+    for part, words in (("ema", []), ("net", ["--raw"])):
+        succeeds("export", checkpoint, tmp_path / part, *words)
+        exported = load_file(tmp_path / part / "unet.safetensors")
+        prefix = f"{part}.unet."
+        assert exported.keys() == {name.removeprefix(prefix) for name in expected if name.startswith(prefix)}
+        for name, tensor in exported.items():
+            assert np.array_equal(tensor, expected[prefix + name]), name
+
+
+def test_what_a_sharded_run_draws_scores_and_saves_is_what_a_whole_one_does(
+    moved: Path, tmp_path: Path, few: Path
+) -> None:
+    """From one checkpoint both take a step that moves nothing, and show what they have."""
+    shown = ["sample.every=1", "sample.n=20", "eval.every=1", "eval.n=12", "eval.metrics=[fd_efficientnet_lite0]"]
+    for layout in ("ddp", "fsdp"):
+        (tmp_path / layout / "checkpoints").mkdir(parents=True)
+        start = tmp_path / layout / "checkpoints" / "step-00000006"
+        start.symlink_to(moved / "checkpoints" / start.name)
+        words = [*CALM, *FROZEN, *shown, f"data.test={few}", f"train.parallel={layout}", "train.steps=7"]
+        trains(tmp_path / layout, *words, processes=2)
+    ddp, fsdp = tmp_path / "ddp", tmp_path / "fsdp"
+    assert sharded(last(fsdp))
+    assert not sharded(last(ddp))
+    before = consolidated(moved / "checkpoints" / "step-00000006")
+    for run in (ddp, fsdp):
+        after = consolidated(last(run))
+        for name in before:
+            if name.startswith(("net.", "ema.")):
+                assert np.array_equal(after[name], before[name]), name
+    picture = "samples/step-00000007.png"
+    assert (ddp / picture).read_bytes() == (fsdp / picture).read_bytes()
+    score = [json.loads((run / "scores" / "step-00000007.json").read_text()) for run in (ddp, fsdp)]
+    assert score[0]["scores"] == score[1]["scores"]
+    for processes in (0, 2):
+        out = tmp_path / f"sampled-{processes}"
+        succeeds("sample", last(fsdp), out, "--n", 20, "--precision", "fp32", processes=processes)
+        assert (out / "grid.png").read_bytes() == (ddp / picture).read_bytes()
+    for run in (ddp, fsdp):
+        succeeds("export", run, run / "exported")
+    assert (ddp / "exported/unet.safetensors").read_bytes() == (fsdp / "exported/unet.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images to be scored against."""
+    out = tmp_path_factory.mktemp("few") / "shards"
+    succeeds("pack", SHARDS / "test", out, "--resolution", 8, "--per-class", 4)
+    return out
+
+
+def test_a_job_that_accelerate_was_told_to_shard_is_sharded_or_refused(
+    tmp_path: Path, straight: Callable[[int], Path]
+) -> None:
+    told = {"accelerate_use_fsdp": "true", "fsdp_version": "2"}
+    trains(tmp_path / "auto", "train.steps=2", processes=2, **told)
+    assert sharded(last(tmp_path / "auto"))
+    assert seen(tmp_path / "auto") == {step: seen(straight(2))[step] for step in (0, 1)}
+    error = fails(tmp_path / "ddp", "train.steps=2", "train.parallel=ddp", processes=2, **told)
+    assert "accelerate launch was told to use FSDP, and train.parallel is ddp" in error
+    assert not list((tmp_path / "ddp").rglob("step-*"))
+    trains(tmp_path / "hsdp", "train.steps=1", *HSDP, processes=2, **told)
+    assert sharded(last(tmp_path / "hsdp"))
+
+
+def test_a_division_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    words = ["train", CONFIG, f"run.dir={tmp_path}", *SMALL, "train.parallel=hsdp", "train.shard_size=2"]
+    ended = diffpipe(*words, "train.steps=1", processes=3)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "3 processes cannot be divided into copies of 2 each" in ended.stderr
+    assert steps(tmp_path) == []
