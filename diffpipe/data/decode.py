@@ -21,11 +21,11 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 Crop = Literal["center", "random"]
 
 
-def decode(data: bytes, channels: int | None, where: str) -> Image.Image:
+def decode(data: bytes, channels: int | None, where: str, background: str = "white") -> Image.Image:
     """The image in mode L (1 channel), RGB (3), or whichever is nearer to its own (None), turned as its EXIF says.
 
-    Transparency is laid over white, 16 bits are scaled to 8. The header's size is checked before any pixel is decoded.
-    Raises UserError that begins with `where`.
+    Transparency is laid over the background (a colour as PIL names it), 16 bits are scaled to 8. The header's size is
+    checked before any pixel is decoded. Raises UserError that begins with `where`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -35,7 +35,7 @@ def decode(data: bytes, channels: int | None, where: str) -> Image.Image:
                 "make the image smaller"
             )
         ImageOps.exif_transpose(image, in_place=True)
-        return _convert(image, channels)
+        return _convert(image, channels, background)
     except UserError:
         raise
     except _BOMBS as error:
@@ -70,7 +70,7 @@ def pixels(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _convert(image: Image.Image, channels: int | None) -> Image.Image:
+def _convert(image: Image.Image, channels: int | None, background: str) -> Image.Image:
     mode = "L" if channels == 1 or (channels is None and image.mode in _GREY) else "RGB"
     if image.mode == mode and not image.has_transparency_data:
         return image
@@ -81,5 +81,5 @@ def _convert(image: Image.Image, channels: int | None) -> Image.Image:
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), rgba)
     return image.convert("RGB").convert(mode) if image.mode not in ("L", "1") else image.convert(mode)
