@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from diffpipe.rng import Draws
@@ -22,6 +22,10 @@ class UserError(ValueError):
     """
 
     status = 2
+
+
+class BadSampleError(UserError):
+    """The bytes of one sample are not what they should be, whoever reads them and whenever."""
 
 
 class RankError(UserError):
@@ -41,12 +45,17 @@ class Batch(NamedTuple):
     labels: int64 [b], or None where the shards carry no classes or the config does not ask for them.
     positions: int64 [b], each sample's position in the stream, which keys all of its randomness.
     keys: the samples' names in their shards.
+    valid: bool [b], false for a sample that could not be had: its pixels are zeros and its label 0, and it counts
+    nowhere. None, the same for all batches of a run: all are, for a bad one would end it.
+    complaints: what is wrong with each sample that is not valid.
     """
 
     images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
     labels: Int[Tensor, " b"] | None
     positions: Int[Tensor, " b"]
     keys: Sequence[str]
+    valid: Bool[Tensor, " b"] | None = None
+    complaints: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
