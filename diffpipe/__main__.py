@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         leaves = isinstance(error, RankError)
         if os.environ.get("RANK", "0") == "0" or leaves:
-            print(f"diffpipe {args.command}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)  # noqa: T201
+            apart = "\n" if leaves and not alone else ""  # another process's progress bar has no end of line yet
+            said = f"{apart}diffpipe {args.command}: error: {' '.join(str(error).split())}"
+            print(said, file=sys.stderr, flush=True)  # noqa: T201
         if leaves and not alone:
             os._exit(error.status)
         return error.status

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,10 +252,13 @@ def _fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> Non
             parse_metric(name)
     if experiment.eval.reconstruction:
         originals(experiment, stage)
+    checkpoints_folder = experiment.run.checkpoints
     try:
-        experiment.run.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoints_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=checkpoints_folder):  # to exist is not enough: it may lie on another disk
+            pass
     except OSError as error:
-        raise UserError(f"run.dir {experiment.run.dir}: {error.strerror}; give one that can be written") from error
+        raise UserError(f"{checkpoints_folder}: {error.strerror}; give a run.dir that can be written") from error
 
 
 def _fit_latents(shards: ShardSet, sha256: str | None) -> None:

@@ -153,20 +153,41 @@ def batches(
 
 
 def _iterate(loader: DataLoader) -> Generator[Batch, None, None]:
+    source = _undisturbed(loader)
+    try:
+        while True:
+            batch = _next(source, loader.num_workers)
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    finally:
+        del source  # ends the workers, though an error may still hold on to this frame
+
+
+def _next(source: Iterator[Batch | UserError], workers: int) -> Batch | UserError:
+    try:
+        return next(source)
+    except (RuntimeError, OSError, EOFError) as error:
+        # A worker that dies while it hands a batch over leaves a broken pipe.
+        if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+            raise
+        raise UserError(
+            f"a loader process has died ({error}); where it was for want of memory, lower data.workers or "
+            f"data.prefetch; the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _undisturbed(loader: DataLoader) -> Iterator[Batch | UserError]:
+    """The loader's iterator, which finds a dead worker when it waits for one.
+
+    Torch has a signal tell of it, too, by an error wherever this process is just then: in the midst of a save, say.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
     source = iter(loader)
-    while True:
-        try:
-            batch = next(source)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                f"a loader process has died ({error}); where it was for want of memory, lower data.workers or "
-                f"data.prefetch; the same command goes on from the last checkpoint"
-            ) from error
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    if main:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return source
 
 
 class _Positions:

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffpipe.config import Config
@@ -146,7 +147,10 @@ def manifest_sha256(path: Path) -> str | None:
 def _open(path: Path) -> Checkpoint:
     digest = manifest_sha256(path)
     assert digest is not None, "it has just been read"
-    return Checkpoint(path, json.loads((path / STATE).read_bytes()), digest)
+    try:
+        return Checkpoint(path, json.loads((path / STATE).read_bytes()), digest)
+    except ValueError as error:
+        raise _forged(path / STATE, error) from error
 
 
 def damage(path: Path, team: Team) -> str | None:
@@ -208,7 +212,10 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Team) -> None
     before anything is changed, where the checkpoint lacks a tensor or has it in another shape.
     """
     reader = dcp.HuggingFaceStorageReader(str(checkpoint.path))
-    saved = reader.read_metadata().state_dict_metadata
+    try:
+        saved = reader.read_metadata().state_dict_metadata
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _forged(checkpoint.path, error) from error
     for name, tensor in tensors.items():
         shape = tuple(saved[name].size) if name in saved else None  # pyright: ignore[reportAttributeAccessIssue]
         if shape != tuple(tensor.shape):
@@ -219,6 +226,13 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Team) -> None
             )
     hush()
     dcp.load(tensors, storage_reader=reader, process_group=team.group, no_dist=team.world == 1)
+
+
+def _forged(path: Path, error: Exception) -> UserError:
+    """What the manifest vouches for and no save has written."""
+    return UserError(
+        f"{path}: {MANIFEST} vouches for it, but no save has written it ({error}); take another checkpoint"
+    )
 
 
 def hush() -> None:

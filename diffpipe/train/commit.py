@@ -77,12 +77,18 @@ class _Writer(dcp.HuggingFaceStorageWriter):
         return written
 
 
+def _refused(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: the checkpoint {what}; free some space, or change the rights")
+
+
 def _begin(temp: Path) -> None:
     try:
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{temp}: the checkpoint could not be written: {error}; free the disk") from error
+        raise UserError(
+            f"{temp}: the checkpoint could not be written: {error}; free some space, or change the rights"
+        ) from error
 
 
 def _write(shard: Path, tensors: dict[str, Tensor], team: Team) -> None:
@@ -93,7 +99,9 @@ def _write(shard: Path, tensors: dict[str, Tensor], team: Team) -> None:
         dcp.save(tensors, storage_writer=_Writer(shard), planner=planner, process_group=team.group, no_dist=alone)
     except dcp.CheckpointException as error:
         causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
-        raise UserError(f"{shard.parent}: the checkpoint could not be written: {causes}; free the disk") from error
+        raise UserError(
+            f"{shard.parent}: the checkpoint could not be written: {causes}; free some space, or change the rights"
+        ) from error
 
 
 def _describe(shard: Path) -> dict[str, Entry]:
@@ -116,7 +124,9 @@ def _commit(temp: Path, final: Path, step: int, files: dict[str, Entry], state: 
         _write_synced(final.parent / ".latest", final.name)
         (final.parent / ".latest").replace(final.parent / "latest")
     except OSError as error:
-        raise UserError(f"{final}: the checkpoint could not be committed: {error}; free the disk") from error
+        raise UserError(
+            f"{final}: the checkpoint could not be committed: {error}; free some space, or change the rights"
+        ) from error
 
 
 def _prune(directory: Path, config: CheckpointConfig) -> None:

@@ -7,6 +7,7 @@ one that is being removed, which takes a rename first, since a checkpoint half r
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from pathlib import Path
@@ -36,7 +37,7 @@ def sweep(directory: Path) -> None:
     try:
         for path in directory.iterdir() if directory.is_dir() else ():
             if path.name.startswith((f"{TEMPORARY}step-", f"{OLD}step-")):
-                shutil.rmtree(path)
+                _remove(path)
             elif path.name == ".latest":
                 path.unlink()
     except OSError as error:
@@ -63,11 +64,21 @@ def prune(directory: Path, config: CheckpointConfig) -> None:
             retire(path)
     for path in directory.glob(f"{OLD}step-*"):
         # One that somebody reads (NFS) or that cannot be removed for now goes after a later save, or in `sweep`.
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(path)
 
 
 def retire(path: Path) -> None:
     """Take the name from a checkpoint that is to be removed."""
     old = path.with_name(f"{OLD}{path.name}")
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        _remove(old)
     path.rename(old)
+
+
+def _remove(path: Path) -> None:
+    """A directory and all in it, or a file that has the name of one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import debris, fails, steps, trains, unharmed
+from tests.faults.jobs import Job, debris, fails, steps, trains, unharmed
 
 OFTEN = "checkpoint.every=1"
 
@@ -58,7 +58,7 @@ def test_a_full_disk_costs_the_new_checkpoint_and_not_the_old_one(
     disk.fill(300_000)
     error = fails(disk.run, "train.steps=4", OFTEN, f"checkpoint.async={beside}", processes=processes)
     assert "No space left on device" in error
-    assert "free the disk" in error
+    assert "free some space" in error
     assert steps(disk.run) == [1, 2]
     assert debris(disk.run) == []
     disk.make_room()
@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_on_one_rank_alone_is_an_error_of_all(
     error = fails(tmp_path, "train.steps=4", OFTEN, processes=2, module="tests.faults.dying", fate=fate)
     assert "File too large" in error
     assert "rank 1" in error
-    assert "free the disk" in error
+    assert "free some space" in error
     assert steps(tmp_path) == [1, 2]
     assert debris(tmp_path) == []
     trains(tmp_path, "train.steps=4", OFTEN, processes=2)
@@ -92,3 +92,14 @@ def test_a_run_that_cannot_be_written_to_fails_before_it_trains(disk: Disk, stra
     assert {path: path.stat().st_mtime_ns for path in disk.run.rglob("*")} == before
     trains(disk.run, "train.steps=4", OFTEN)
     unharmed(disk.run, straight(0), 4)
+
+
+def test_checkpoints_that_cannot_be_written_are_found_out_before_a_step_is_trained(disk: Disk, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(disk.path)
+    disk.remount("ro")
+    status, said = Job(run, "train.steps=4").wait()
+    assert status == 2, said
+    assert "Read-only file system" in said
+    assert not (run / "metrics.jsonl").exists()
