@@ -23,10 +23,13 @@ class Change(NamedTuple):
 
 
 def identity(experiment: Experiment, shards: ShardSet, shape: ImageShape) -> dict[str, Any]:
-    """By section of the config: the seed, the order of the stream, the model, and how its weights move."""
+    """By section of the config: the seed, the order of the stream, the model, and how its weights move.
+
+    Not the batch size: which sample stands at which position does not depend on it, and a resume may change it.
+    """
     data = experiment.data
     order = {"fingerprint": shards.fingerprint, "lanes": data.lanes, "window": data.window}
-    augmentation = {"batch_size": data.batch_size, "flip": data.flip, "crop": data.crop}
+    augmentation = {"flip": data.flip, "crop": data.crop}
     # A codec, or a teacher, is its checkpoint's hash, wherever it lies.
     places = {"codec": {"run"}, "teacher": {"run"}}
     stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True, **places})

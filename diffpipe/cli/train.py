@@ -109,7 +109,7 @@ class Job:
             experiment.data,
             self.shards,
             experiment.seed,
-            start_step=trainer.step,
+            start=trainer.position,
             rank=runtime.rank,
             world=runtime.world,
             accumulate=experiment.train.accumulate,
@@ -159,14 +159,18 @@ class Job:
             for change in accept(self.found, now, self.experiment.run.adopt):
                 say(self.runtime, f"{change}, as run.adopt says")
             checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
-            self.trainer.step, self.trainer.skipped = self.found.step, self.found.state["skipped"]
+            state, trainer = self.found.state, self.trainer
+            trainer.step, trainer.position, trainer.skipped = state["step"], state["position"], state["skipped"]
             say(self.runtime, f"resuming from {self.found.path}")
+            before, now = state["experiment"]["data"]["batch_size"], self.experiment.data.batch_size
+            if before != now:
+                say(self.runtime, f"data.batch_size was {before} and is {now}, from position {trainer.position} on")
 
     def save(self, saver: Saver) -> None:
         trainer, experiment = self.trainer, self.experiment
         state = {
             "step": trainer.step,
-            "position": trainer.step * experiment.data.batch_size,
+            "position": trainer.position,
             "skipped": trainer.skipped,
             "identity": identity(experiment, self.shards, self.shape),
             "shape": self.shape._asdict(),

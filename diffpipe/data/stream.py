@@ -1,4 +1,4 @@
-"""The endless stream of uint8 batches that trains, whose whole state is the number of the next step."""
+"""The endless stream of uint8 batches that trains, whose whole state is its position."""
 
 from __future__ import annotations
 
@@ -125,23 +125,23 @@ def batches(
     shard_set: ShardSet,
     seed: int,
     *,
-    start_step: int = 0,
+    start: int = 0,
     rank: int = 0,
     world: int = 1,
     accumulate: int = 1,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
-    """The micro-batches of a rank, without end: `accumulate` a step, from step `start_step` on.
+    """The micro-batches of a rank, without end: `accumulate` a step, from position `start` of the stream on.
 
-    Global batch k is positions [k B, (k+1) B) of the stream; the rank has every `world`-th of them from its rank on,
-    and micro-batch m every `accumulate`-th of those from the m-th on. Where B does not divide evenly, the sizes differ
-    by one. Close the iterator to end its workers. Raises UserError, at the call or while iterating.
+    Global batch k of them is the k-th B positions from there on; the rank has every `world`-th of them from its rank
+    on, and micro-batch m every `accumulate`-th of those from the m-th on. Where B does not divide evenly, the sizes
+    differ by one. Close the iterator to end its workers. Raises UserError, at the call or while iterating.
     """
     check(config, shard_set, world, accumulate)
     dataset = StreamDataset(config, shard_set, seed)
     loader = DataLoader(
         dataset,
-        batch_sampler=_Positions(config.batch_size, start_step, rank, world, accumulate),  # type: ignore[arg-type]
+        batch_sampler=_Positions(config.batch_size, start, rank, world, accumulate),  # type: ignore[arg-type]
         collate_fn=_itself,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
@@ -193,12 +193,12 @@ def _undisturbed(loader: DataLoader) -> Iterator[Batch | UserError]:
 class _Positions:
     """The positions of each micro-batch of a rank, int64 [b], without end."""
 
-    def __init__(self, batch_size: int, start_step: int, rank: int, world: int, accumulate: int):
-        self.batch_size, self.start_step = batch_size, start_step
+    def __init__(self, batch_size: int, start: int, rank: int, world: int, accumulate: int):
+        self.batch_size, self.start = batch_size, start
         self.rank, self.world, self.accumulate = rank, world, accumulate
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        start = self.start_step * self.batch_size
+        start = self.start
         while True:
             for m in range(self.accumulate):
                 first = self.rank + self.world * m

@@ -80,7 +80,8 @@ class NonFiniteError(UserError):
 class Trainer:
     """Trains a stage's networks from a stream of batches.
 
-    step: the finished steps, 0 at the start. skipped: the updates among them that were not finite.
+    step: the finished steps, 0 at the start. position: of the next sample in the stream, which is how many were seen.
+    skipped: the updates among the steps that were not finite.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Trainer:
             )
             for trains in dict.fromkeys(phase.trains for phase in stage.phases())
         }
-        self.step = self.skipped = 0
+        self.step = self.position = self.skipped = 0
         self._meter = Meter()
         self._settled: set[str] = set()  # networks whose first backward pass is over: see Layout.in_buckets
 
@@ -155,7 +156,7 @@ class Trainer:
         run_dir: Path,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train from `self.step` to the last step. `batches` yields this rank's micro-batches from that step on.
+        """Train from `self.step` to the last step. `batches` yields this rank's micro-batches from `self.position` on.
 
         stop: called by all ranks after each step; where it says so, on all, that step was the last one for now, and
         only logged.
@@ -206,6 +207,7 @@ class Trainer:
         for average in self.averages.values():
             average.update(self.step)
         self.step += 1
+        self.position += self.batch_size
 
     def _update(self, phase: Phase, micro: Sequence[Batch]) -> None:
         optimizer = self.optimizers[phase.trains]
@@ -251,7 +253,7 @@ class Trainer:
         self._answer(self._meter.not_finite(self.runtime))
         means, seconds = self._meter.means(self.runtime)
         steps = self.step - self._meter.first
-        values: dict[str, Any] = {"step": self.step, "images": self.step * self.batch_size}
+        values: dict[str, Any] = {"step": self.step, "images": self.position}
         if "loss" not in means:  # several phases: the step's loss is their sum
             values["loss"] = sum(value for key, value in means.items() if key.endswith("/loss"))
         values |= means

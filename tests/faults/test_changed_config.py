@@ -72,7 +72,6 @@ def test_each_by_itself(run: Path) -> None:
         ("seed=3", "seed"),
         ("ema.decay=0.9", "ema.decay"),
         ("data.flip=true", "data.flip"),
-        ("data.batch_size=4", "data.batch_size"),
         ("optimizer.clip=2", "optimizer.clip"),
         ("data.window=64", "data.window"),
         ("optimizer.lr_factors={unet: 2}", "optimizer.lr_factors.unet"),

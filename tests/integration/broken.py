@@ -1,6 +1,6 @@
 """`python -m tests.integration.broken …` is `python -m diffpipe …` with the resume broken as BROKEN says.
 
-stream: it goes on from one step too far on. moments: the optimizer's are lost. resharding: half of an average is lost
+stream: it goes on from one batch too far on. moments: the optimizer's are lost. resharding: half of an average is lost
 when another number of processes saved it.
 """
 
@@ -19,8 +19,8 @@ from diffpipe.train import checkpoint as checkpoints
 def _break(how: str) -> None:
     load, batches = checkpoints.load, train.batches
 
-    def too_far(*args: Any, start_step: int, **settings: Any) -> Any:
-        return batches(*args, start_step=start_step + (start_step > 0), **settings)
+    def too_far(data: Any, *args: Any, start: int, **settings: Any) -> Any:
+        return batches(data, *args, start=start + (data.batch_size if start else 0), **settings)
 
     def without_moments(checkpoint: Any, tensors: Any, *args: Any) -> None:
         load(checkpoint, tensors, *args)

@@ -61,14 +61,16 @@ def by_position(many: list[Batch]) -> dict[int, tuple[str, int, bytes]]:
 
 
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 40), st.integers(0, 1000))
-def test_ranks_and_micro_batches_partition_the_global_batch(world: int, accumulate: int, extra: int, step: int) -> None:
+def test_ranks_and_micro_batches_partition_the_global_batch(
+    world: int, accumulate: int, extra: int, start: int
+) -> None:
     size = world * accumulate + extra
     shares = [
         share
         for rank in range(world)
-        for share in itertools.islice(_Positions(size, step, rank, world, accumulate), accumulate)
+        for share in itertools.islice(_Positions(size, start, rank, world, accumulate), accumulate)
     ]
-    assert sorted(np.concatenate(shares).tolist()) == list(range(step * size, (step + 1) * size))
+    assert sorted(np.concatenate(shares).tolist()) == list(range(start, start + size))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert min(map(len, shares)) >= 1
 
@@ -101,7 +103,7 @@ def test_the_samples_are_those_of_the_shards(shards: ShardSet) -> None:
 def test_augmentation_differs_from_epoch_to_epoch_and_seed_to_seed(shards: ShardSet) -> None:
     def pictures(seed: int, epoch: int) -> dict[str, bytes]:
         config = changed(batch_size=sum(COUNTS), resolution=6)
-        (batch,) = take(1, batches(config, shards, seed, start_step=epoch))
+        (batch,) = take(1, batches(config, shards, seed, start=epoch * sum(COUNTS)))
         return {key: image.numpy().tobytes() for key, image in zip(batch.keys, batch.images, strict=True)}
 
     first = pictures(0, 0)
@@ -110,9 +112,9 @@ def test_augmentation_differs_from_epoch_to_epoch_and_seed_to_seed(shards: Shard
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_resumes_at_any_step(shards: ShardSet, workers: int) -> None:
+def test_a_stream_resumes_at_any_position(shards: ShardSet, workers: int) -> None:
     whole = take(14, batches(CONFIG, shards, 3, accumulate=2))
-    resumed = take(6, batches(changed(workers=workers), shards, 3, start_step=4, accumulate=2))
+    resumed = take(6, batches(changed(workers=workers), shards, 3, start=48, accumulate=2))
     for a, b in zip(whole[8:], resumed, strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.positions, b.positions)
@@ -123,7 +125,7 @@ def test_resuming_far_in_reads_its_own_samples_alone(shards: ShardSet, monkeypat
     reads: list[int] = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda *a: reads.append(a[1]) or pread(*a))
-    (batch,) = take(1, batches(CONFIG, shards, 0, start_step=10**6))
+    (batch,) = take(1, batches(CONFIG, shards, 0, start=12 * 10**6))
     assert batch.positions[0] == 12 * 10**6
     assert len(reads) == 2 * 12  # an image and a label each
 
