@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.contract import ImageShape, UserError
+from diffpipe.data.changes import what_changed
 from diffpipe.data.index import ShardSet
 from diffpipe.train.checkpoint import Checkpoint
+
+_FINGERPRINT = "data.fingerprint"
 
 
 class Change(NamedTuple):
@@ -45,11 +49,12 @@ def identity(experiment: Experiment, shards: ShardSet, shape: ImageShape) -> dic
 def accept(found: Checkpoint, now: dict[str, Any], adopt: Sequence[str]) -> list[Change]:
     """What has changed since the checkpoint was saved and is meant to: `adopt` names it, or the section it is in.
 
-    Raises UserError where something else has changed, or the model, which its weights would not fit.
+    Raises UserError where something else has changed, or the model, which its weights would not fit. Whether the shards
+    have is for `accept_data` to say.
     """
     was, is_ = _flatten(found.state["identity"]), _flatten(now)
     changed = [Change(key, was.get(key), is_.get(key)) for key in sorted(was.keys() | is_.keys())]
-    changed = [change for change in changed if change.before != change.now]
+    changed = [change for change in changed if change.before != change.now and change.key != _FINGERPRINT]
     model = [change for change in changed if _of_model(change.key)]
     if model:
         what = ", ".join(map(str, model))
@@ -60,6 +65,23 @@ def accept(found: Checkpoint, now: dict[str, Any], adopt: Sequence[str]) -> list
         raise UserError(
             f"{found.path} is of another experiment: {what}; restore the config, say that it is meant by "
             f"run.adopt=[{keys}], or give another run.dir"
+        )
+    return changed
+
+
+def accept_data(found: Checkpoint, experiment: Experiment, shards: ShardSet, listings: Path) -> str | None:
+    """Which shards are not those of the checkpoint, if any; `listings` is where those were written down.
+
+    Raises UserError where that is so and data.on_change does not adopt it.
+    """
+    before = _flatten(found.state["identity"])[_FINGERPRINT]
+    if before == shards.fingerprint:
+        return None
+    changed = what_changed(before, shards, listings)
+    if experiment.data.on_change == "refuse":
+        raise UserError(
+            f"{found.path} was trained on other data: {changed}; restore it, say that it is meant by "
+            f"data.on_change=adopt, or give another run.dir"
         )
     return changed
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffpipe.cli.building import build_for_training
 from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.identity import accept, identity
+from diffpipe.cli.identity import accept, accept_data, identity
 from diffpipe.cli.images import GeneratedImages, ShardImages, grid
 from diffpipe.cli.latents import measured
 from diffpipe.cli.reconstruction import in_words, originals, reconstruction, unseen
@@ -28,6 +28,7 @@ from diffpipe.cli.terminal import say
 from diffpipe.config import dump_yaml, load_config
 from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage, UserError
 from diffpipe.data import index
+from diffpipe.data.changes import keep_listing
 from diffpipe.data.index import ShardSet, number_of_classes
 from diffpipe.data.latents import are_latents, encoder
 from diffpipe.data.stream import batches, check
@@ -103,6 +104,7 @@ class Job:
             say(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.get('reconstruction'))}")
         if runtime.main:
             (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
+            keep_listing(self.shards, experiment.run.path)
             experiment.run.interrupted.unlink(missing_ok=True)
         runtime.start_tracking({"config": dump_yaml(experiment)})
         stream = batches(
@@ -158,6 +160,9 @@ class Job:
             now = identity(self.experiment, self.shards, self.shape)
             for change in accept(self.found, now, self.experiment.run.adopt):
                 say(self.runtime, f"{change}, as run.adopt says")
+            changed = accept_data(self.found, self.experiment, self.shards, self.experiment.run.path)
+            if changed is not None:
+                say(self.runtime, f"the data has changed: {changed}; adopted, as data.on_change says")
             checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
             state, trainer = self.found.state, self.trainer
             trainer.step, trainer.position, trainer.skipped = state["step"], state["position"], state["skipped"]

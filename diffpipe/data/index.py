@@ -52,11 +52,15 @@ class ShardSet:
             raise UserError(f"{self.paths[0]} and others: their indices name different classes; use shards that agree")
         self.classes: list[str] | None = list(names.pop()) if names else None
 
+    @property
+    def listing(self) -> str:
+        """The ordered names, lengths and hashes of the shards, as JSON."""
+        return json.dumps([[Path(s.path).name, s.bytes, s.sha256] for s in self.shards])
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the ordered names, lengths and hashes of the shards: the same bytes have the same one."""
-        rows = [[Path(s.path).name, s.bytes, s.sha256] for s in self.shards]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        """The sha256 of the listing: the same bytes in the same order have the same one."""
+        return hashlib.sha256(self.listing.encode()).hexdigest()
 
     def lacking(self, *extensions: str) -> str | None:
         """The first shard in which some sample has a member with none of the `extensions`, or None."""

@@ -32,7 +32,7 @@ class DataConfig(Config):
 
     train, test: shards, as `diffpipe.data.index.load` takes them. batch_size: the global batch of an optimizer step.
     labels: read each sample's `.cls`. lanes, window: see `diffpipe.data.order.Order`. workers: loader processes a rank;
-    prefetch: micro-batches that each holds ready.
+    prefetch: micro-batches that each holds ready. on_change: what a resume does where the shards have changed.
     """
 
     train: str | list[str]
@@ -47,6 +47,7 @@ class DataConfig(Config):
     prefetch: int = Field(default=2, ge=1)
     lanes: int = Field(default=64, ge=1)
     window: int = Field(default=16384, ge=1)
+    on_change: Literal["refuse", "adopt"] = "refuse"
 
 
 class StreamDataset(Dataset):

@@ -10,7 +10,9 @@ import numpy as np
 
 from diffpipe.data import load
 from diffpipe.data.order import Order
-from tests.integration.commands import SHARDS, metrics, seen, train
+from diffpipe.data.table import write_index
+from tests.integration.commands import CONFIG, SHARDS, TINY, metrics, refused, seen, train
+from tests.unit.tars import write_shards
 
 QUICK = ("data.resolution=8", "data.workers=0", "checkpoint.async=false", "train.record_samples=true")
 
@@ -33,3 +35,37 @@ def test_another_batch_size_goes_on_at_the_position_where_the_old_one_ended(tmp_
     at = zip(*Order(0, shards.counts).at(np.arange(60)), strict=True)
     keys = [shards.sample(int(shard), int(i)).key for shard, i in at]
     assert [samples[step][position] for step in range(7) for position in sorted(samples[step])] == keys
+
+
+def change(folder: Path) -> None:
+    """One shard gets other images, one goes and one comes; the second stays."""
+    write_shards(folder / "other", [3, 4, 5, 6], size=(64, 64))
+    (folder / "other" / "shard-000.tar").replace(folder / "shards" / "shard-000.tar")
+    (folder / "shards" / "shard-002.tar").unlink()
+    (folder / "other" / "shard-003.tar").replace(folder / "shards" / "shard-003.tar")
+    (folder / "shards" / "index.safetensors").unlink()
+    write_index(folder / "shards")
+
+
+def test_other_shards_are_refused_by_name_until_they_are_adopted(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", [3, 4, 5])
+    write_index(tmp_path / "shards")
+    words = [*QUICK, f"data.train={tmp_path}/shards", "data.test=null"]
+    run = tmp_path / "run"
+    train(run, *words, "train.steps=2")
+    size = (tmp_path / "shards" / "shard-000.tar").stat().st_size
+    change(tmp_path)
+
+    config = ["train", CONFIG, f"run.dir={run}", *TINY, *words, "train.steps=4"]
+    said = refused(*config)
+    assert f"{run}/checkpoints/step-00000002 was trained on other data: " in said
+    now = (tmp_path / "shards" / "shard-000.tar").stat().st_size
+    changes = f"shard-000.tar had {size} bytes and has {now}; shard-002.tar is missing; shard-003.tar was added"
+    assert f": {changes}; restore it" in said
+    assert "data.on_change=adopt" in said
+    assert changes in refused(*config, "run.adopt=[data.fingerprint]")  # there is one way to mean it
+    assert f"the data has changed: {changes}; adopted" in train(run, *words, "train.steps=3", "data.on_change=adopt")
+    # From now on it is the run's.
+    assert "has changed" not in train(run, *words, "train.steps=4")
+    positions = [sorted(samples) for _, samples in sorted(seen(run).items())]
+    assert positions == [[*range(8 * step, 8 * step + 8)] for step in range(4)]
