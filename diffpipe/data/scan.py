@@ -1,68 +1,83 @@
-"""One tar, read through once: where its members lie and what they hash to."""
+"""One tar, read through once: where its members lie and what they hash to. Nothing is extracted or unpickled."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import tarfile
 import zlib
-from dataclasses import dataclass, field
+from array import array
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
+
+import numpy as np
 
 from diffpipe.contract import UserError
+from diffpipe.data.tarstream import BLOCK, Readable, TarStream, damaged, headers
 
-_BLOCK = 512
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-}
+MAX_MEMBER = 256 << 20
 _META = re.compile(r"__[^/]*__($|/)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_EXTENSIONS = 256
+_CLASS_DIGITS = 18  # an int64 holds them
 
 
-@dataclass
-class Scan:
+class Scan(NamedTuple):
     """The members of one tar, grouped into samples, in the order of the archive.
 
-    members: (extension, offset of the data, size, crc32) of each; first: index of each sample's first member.
-    classes: 1 + the largest `.cls`, or None where a sample has none or one is not an integer ≥ 0.
+    classes: 1 + the largest `.cls`, or None where a sample has none or one is not an integer ≥ 0. end: where the
+    archive's end begins. The columns are those of an index (see `diffpipe.data.table`), with offsets from the shard's
+    own first byte of keys and first member, and extensions numbered in their order here; starts: the offset at which
+    each sample's first header begins, int64 [samples].
     """
 
     bytes: int
     sha256: str
-    keys: list[str] = field(default_factory=list)
-    first: list[int] = field(default_factory=list)
-    members: list[tuple[str, int, int, int]] = field(default_factory=list)
-    classes: int | None = None
+    classes: int | None
+    end: int
+    extensions: list[str]
+    columns: dict[str, np.ndarray]
+    starts: np.ndarray
 
 
-def scan(path: str) -> Scan:
-    """Read a local, uncompressed tar through, without extracting it.
-
-    Raises UserError that names the tar, the member and the remedy where it is not a WebDataset shard whose samples can
-    each be read alone: damaged or cut, compressed, links, unsafe names, or a key whose members do not stand together.
-    """
+def scan(path: str, max_member: int = MAX_MEMBER) -> Scan:
+    """Read a local, uncompressed tar through. Raises UserError: see `scan_file`."""
     try:
-        with Path(path).open("rb") as file:
-            head = file.read(8)
-            for magic, name in _COMPRESSED.items():
-                if head.startswith(magic):
-                    raise UserError(
-                        f"{path}: compressed with {name}, so no sample in it can be read alone; decompress it first"
-                    )
-            file.seek(0)
-            result = Scan(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=file.tell())
-            file.seek(0)
-            end = _members(path, file, result)
-            _check_end(path, file, end)
+        with Path(path).open("rb", buffering=0) as file:
+            return scan_file(file, path, max_member)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    if not result.keys:
-        raise UserError(f"{path}: holds no samples; its files should be named KEY.EXTENSION, such as 0001.png")
-    return result
+
+
+def scan_file(file: Readable, where: str, max_member: int = MAX_MEMBER) -> Scan:
+    """Read an uncompressed tar from its beginning to its end, once, without a step back.
+
+    Holds some tens of bytes a member, and no member's content. Raises UserError that begins with `where` and says the
+    member and the remedy, where it is not a WebDataset shard whose samples can each be read alone: damaged or cut,
+    compressed, links, unsafe names, a member of more than `max_member` bytes, members of a key that stand apart.
+    """
+    stream = TarStream(file, where)
+    samples = _Samples(where)
+    end = 0
+    for info in headers(stream, where):
+        if info.size < 0 or info.offset < end:
+            raise damaged(where, f"the header of {info.name} is wrong")
+        if info.isdir():
+            end = info.offset_data
+            continue
+        _check_member(where, info, max_member)
+        start, end = info.offset, info.offset_data + -(-info.size // BLOCK) * BLOCK
+        parts = split_name(info.name)
+        if parts is None:
+            continue
+        crc32, content = _read_member(stream, where, info, keep=parts[1] == "cls" and info.size <= BLOCK)
+        samples.add(info, parts, start, crc32, content)
+    size = stream.drain()
+    # tarfile takes a missing end, a damaged header or a zeroed one for the end of the archive, without a word
+    if size - end < 2 * BLOCK:
+        raise damaged(where, "its end is missing")
+    if stream.last > end:
+        raise damaged(where, f"there is no valid header after byte {end}, but more data")
+    return samples.finish(size, stream.sha256.hexdigest(), end)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -79,78 +94,112 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def parse_class(data: bytes) -> int | None:
-    """The class that a `.cls` member holds, or None where it is not an integer ≥ 0."""
+    """The class that a `.cls` member holds, or None where it is not an integer ≥ 0 of at most 18 digits."""
     text = data.strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdigit() and len(text) <= _CLASS_DIGITS else None
 
 
-def _members(path: str, file: BinaryIO, result: Scan) -> int:
-    """Fill in `result`. Returns the offset at which the archive's end should begin."""
-    end = 0
-    seen: set[str] = set()
-    extensions: set[str] = set()
-    classes: list[int | None] = []
-    try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-            for info in tar:
-                if info.isdir():
-                    end = info.offset_data
-                    continue
-                _check_member(path, info)
-                end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
-                parts = split_name(info.name)
-                if parts is None:
-                    continue
-                key, extension = parts
-                if not result.keys or key != result.keys[-1]:
-                    if key in seen:
-                        raise UserError(
-                            f"{path}: {info.name}: the members of {key} do not stand together, or the key comes twice; "
-                            "write the tar anew with sorted and unique names (tar --sort=name)"
-                        )
-                    seen.add(key)
-                    extensions.clear()
-                    result.keys.append(key)
-                    result.first.append(len(result.members))
-                if extension in extensions:
-                    raise UserError(f"{path}: {info.name} comes twice; write the tar anew with unique names")
-                extensions.add(extension)
-                file.seek(info.offset_data)
-                data = file.read(info.size)
-                if len(data) < info.size:
-                    raise _damaged(path, f"it ends within {info.name}")
-                result.members.append((extension, info.offset_data, info.size, zlib.crc32(data)))
-                if extension == "cls":
-                    classes.append(parse_class(data))
-    except tarfile.TarError as error:
-        raise _damaged(path, str(error)) from error
-    numbers = [number for number in classes if number is not None]
-    result.classes = max(numbers) + 1 if numbers and len(numbers) == len(result.keys) else None
-    return end
+class _Samples:
+    """The columns of a scan while they grow."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.keys, self.key_end, self.hashes = bytearray(), array("q"), array("q")
+        self.starts, self.first = array("q"), array("q")
+        self.extension, self.offset, self.size, self.crc32 = array("B"), array("q"), array("q"), array("I")
+        self.numbers: dict[str, int] = {}
+        self.key: str | None = None
+        self.here: set[str] = set()
+        self.labelled, self.largest = 0, -1
+
+    def add(self, info: tarfile.TarInfo, parts: tuple[str, str], start: int, crc32: int, content: bytes) -> None:
+        key, extension = parts
+        if key != self.key:
+            self.key = key
+            self.here.clear()
+            self.starts.append(start)
+            self.first.append(len(self.size))
+            self.keys += key.encode("utf-8", "surrogateescape")
+            self.key_end.append(len(self.keys))
+            self.hashes.append(hash(key))
+        if extension in self.here:
+            raise UserError(f"{self.where}: {info.name} comes twice; write the tar anew with unique names")
+        self.here.add(extension)
+        number = self.numbers.setdefault(extension, len(self.numbers))
+        if number == _MAX_EXTENSIONS:
+            raise UserError(
+                f"{self.where}: more than {_MAX_EXTENSIONS} extensions, the last of them .{extension}; "
+                "name the members KEY.EXTENSION, without dots in KEY"
+            )
+        self.extension.append(number)
+        self.offset.append(info.offset_data)
+        self.size.append(info.size)
+        self.crc32.append(crc32)
+        if extension == "cls":
+            label = parse_class(content)
+            self.labelled += label is not None
+            self.largest = max(self.largest, -1 if label is None else label)
+
+    def finish(self, size: int, sha256: str, end: int) -> Scan:
+        if not self.starts:
+            raise UserError(
+                f"{self.where}: holds no samples; its files should be named KEY.EXTENSION, such as 0001.png"
+            )
+        self._check_unique()
+        columns = {
+            "key.bytes": np.frombuffer(self.keys, dtype=np.uint8),
+            "key.end": np.frombuffer(self.key_end, dtype=np.int64),
+            "sample.first_member": np.frombuffer(self.first, dtype=np.int64),
+            "member.extension": np.frombuffer(self.extension, dtype=np.uint8),
+            "member.offset": np.frombuffer(self.offset, dtype=np.int64),
+            "member.size": np.frombuffer(self.size, dtype=np.int64),
+            "member.crc32": np.frombuffer(self.crc32, dtype=np.uint32),
+        }
+        classes = self.largest + 1 if self.labelled == len(self.starts) else None
+        starts = np.frombuffer(self.starts, dtype=np.int64)
+        return Scan(size, sha256, classes, end, list(self.numbers), columns, starts)
+
+    def _check_unique(self) -> None:
+        """A hash of 8 bytes a key finds the suspects: a set of all keys would hold a hundred bytes for each."""
+        hashes = np.frombuffer(self.hashes, dtype=np.int64)
+        values, counts = np.unique(hashes, return_counts=True)
+        seen: set[bytes] = set()
+        for i in np.flatnonzero(np.isin(hashes, values[counts > 1])).tolist():
+            key = bytes(self.keys[self.key_end[i - 1] if i else 0 : self.key_end[i]])
+            if key in seen:
+                text = key.decode("utf-8", "surrogateescape")
+                extension = list(self.numbers)[self.extension[self.first[i]]]
+                raise UserError(
+                    f"{self.where}: {text}.{extension}: the members of {text} do not stand together, or the key comes "
+                    "twice; write the tar anew with sorted and unique names (tar --sort=name)"
+                )
+            seen.add(key)
 
 
-def _check_member(path: str, info: tarfile.TarInfo) -> None:
+def _read_member(stream: TarStream, where: str, info: tarfile.TarInfo, keep: bool) -> tuple[int, bytes]:
+    """The crc32 of a member and, where asked, its bytes."""
+    stream.seek(info.offset_data)
+    crc32, left, kept = 0, info.size, b""
+    for piece in stream.views(info.size):
+        crc32 = zlib.crc32(piece, crc32)
+        left -= len(piece)
+        kept += piece if keep else b""
+    if left:
+        raise damaged(where, f"it ends within {info.name}")
+    return crc32, kept
+
+
+def _check_member(where: str, info: tarfile.TarInfo, max_member: int) -> None:
     if info.issym() or info.islnk():
-        raise UserError(f"{path}: {info.name} is a link; write the tar anew with the file itself (tar --dereference)")
+        raise UserError(f"{where}: {info.name} is a link; write the tar anew with the file itself (tar --dereference)")
     if not info.isreg() or info.issparse():
-        raise UserError(f"{path}: {info.name} is not a plain file; write the tar anew with plain files alone")
+        raise UserError(f"{where}: {info.name} is not a plain file; write the tar anew with plain files alone")
     if info.name.startswith("/") or ".." in info.name.split("/"):
-        raise UserError(f"{path}: {info.name}: the name leaves the folder; write the tar anew with relative names")
-
-
-def _check_end(path: str, file: BinaryIO, end: int) -> None:
-    """After the last member a whole archive has two blocks of zeros or more, up to the end of the file.
-
-    `tarfile` takes a missing end, a damaged header or a zeroed one for the end of the archive, without a word.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(min(end, size))
-    if size - end < 2 * _BLOCK:
-        raise _damaged(path, "its end is missing")
-    while chunk := file.read(1 << 20):
-        if chunk.strip(b"\0"):
-            raise _damaged(path, f"there is no valid header after byte {end}, but more data")
-
-
-def _damaged(path: str, what: str) -> UserError:
-    return UserError(f"{path}: not a whole, plain tar: {what}; copy or write it anew")
+        raise UserError(f"{where}: {info.name}: the name leaves the folder; write the tar anew with relative names")
+    if _CONTROL.search(info.name):
+        raise UserError(f"{where}: {info.name!r}: the name has control characters; write the tar anew with plain names")
+    if info.size > max_member:
+        raise UserError(
+            f"{where}: {info.name} has {info.size} bytes, more than the {max_member} that a member may have; "
+            "leave it out of the tar, or allow it with --max-member"
+        )

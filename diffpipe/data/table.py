@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from diffpipe.contract import UserError
-from diffpipe.data.scan import Scan, scan
+from diffpipe.data.arrays import Column, map_arrays, write_arrays
+from diffpipe.data.parts import Part, parts_folder, scan_all
+from diffpipe.data.scan import MAX_MEMBER
 
 INDEX_NAME = "index.safetensors"
 _VERSION = 1
+_REMOTE_VERSION = 2  # with `base`: a reader of version 1 would look for the shards beside the index
 
 
 class Member(NamedTuple):
@@ -41,30 +40,42 @@ class Sample(NamedTuple):
 
 
 class Table:
-    """The index file of one directory, mapped into memory. It pickles as its path."""
+    """The index file of one directory, mapped into memory. It pickles as its path.
+
+    base: where the shards lie, without credentials or query, or None where they lie beside the index. shards: by name,
+    in order, `{"name", "bytes", "sha256", "samples", "members", "classes_count"}`.
+    """
 
     def __init__(self, path: str):
         self.path = path
         directory = Path(path).parent
         if not Path(path).exists():
             raise UserError(f"{path} is missing; make it with: diffpipe index {directory}")
+        again = f"make it anew with: diffpipe index {directory}"
         try:
-            with safe_open(path, framework="pt") as file:
-                head = json.loads(file.metadata()["diffpipe"])
-                arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-            if head["version"] != _VERSION:
-                raise UserError(
-                    f"{path}: index version {head['version']}; make it anew with: diffpipe index {directory}"
-                )
+            arrays, metadata = map_arrays(Path(path))
+            head = json.loads(metadata["diffpipe"])
+            if head["version"] not in (_VERSION, _REMOTE_VERSION):
+                raise UserError(f"{path}: index version {head['version']}, which this diffpipe does not read; {again}")
             self.shards: dict[str, dict[str, Any]] = {shard["name"]: shard for shard in head["shards"]}
             self.extensions: list[str] = head["extensions"]
             self.classes: list[str] | None = head["classes"]
+            self.base: str | None = head["base"] if head["version"] == _REMOTE_VERSION else None
             self._key_bytes, self._key_end = arrays["key.bytes"], arrays["key.end"]
             self._first = arrays["sample.first_member"]
             self._extension = arrays["member.extension"]
             self._place = arrays["member.offset"], arrays["member.size"], arrays["member.crc32"]
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
-            raise UserError(f"{path}: not a readable index; make it anew with: diffpipe index {directory}") from error
+            samples, members = sum(shard["samples"] for shard in head["shards"]), len(self._extension)
+            if not (
+                len(self._key_end) == len(self._first) - 1 == samples
+                and {len(array) for array in self._place} == {members}
+                and (self._first[-1], self._key_end[-1]) == (members, len(self._key_bytes))
+            ):
+                raise ValueError("the lengths of its arrays do not fit together")
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+            raise UserError(f"{path}: not a readable index ({error}); {again}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Table, (self.path,)
@@ -78,73 +89,104 @@ class Table:
         return Sample(key, places)
 
 
-def write_index(directory: str | Path, classes: Sequence[str] | None = None, extra: Iterable[str] = ()) -> None:
+def write_index(
+    directory: str | Path,
+    classes: Sequence[str] | None = None,
+    extra: Iterable[str] = (),
+    *,
+    workers: int = 0,
+    max_member: int = MAX_MEMBER,
+) -> None:
     """Scan every `*.tar` of `directory`, and those named in `extra` too, and write its index, whole or not at all.
 
-    Class names that stand in an index there already are kept where `classes` is None. Raises UserError.
+    Class names that stand in an index there already are kept where `classes` is None. workers, max_member: see
+    `diffpipe.data.parts.scan_all`. What an interrupted call has scanned is not scanned again. Raises UserError.
     """
     directory = Path(directory)
+    names = sorted({path.name for path in directory.glob("*.tar")} | set(extra))
+    if not names:
+        raise UserError(f"{directory}: no *.tar in it; give the folder that holds the shards")
+    _write(directory, {name: str(directory / name) for name in names}, None, classes, workers, max_member)
+
+
+def _write(
+    directory: Path,
+    paths: Mapping[str, str],
+    base: str | None,
+    classes: Sequence[str] | None,
+    workers: int,
+    max_member: int,
+) -> None:
     target = directory / INDEX_NAME
     if classes is None:
         with contextlib.suppress(UserError):  # no index yet, or one that has to be made anew
             classes = Table(str(target)).classes
-    names = sorted({path.name for path in directory.glob("*.tar")} | set(extra))
-    if not names:
-        raise UserError(f"{directory}: no *.tar in it; give the folder that holds the shards")
-    scans = {name: scan(str(directory / name)) for name in names}
-    largest = max(s.classes or 0 for s in scans.values())
-    if classes is not None and largest > len(classes):
-        raise UserError(f"{directory}: a label is {largest - 1}, but there are only {len(classes)} class names")
-    arrays, head = _tables(scans, classes)
-    temporary = directory / f"{INDEX_NAME}.{os.getpid()}.tmp"
     try:
-        with temporary.open("wb") as file:
-            file.write(save(arrays, metadata={"diffpipe": json.dumps(head)}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        with parts_folder(directory) as folder:
+            parts = scan_all(list(paths.items()), folder, workers, max_member)
+            largest = max(part.head["classes"] or 0 for part in parts)
+            if classes is not None and largest > len(classes):
+                raise UserError(f"{directory}: a label is {largest - 1}, but there are only {len(classes)} class names")
+            extensions = sorted({extension for part in parts for extension in part.head["members"]})
+            if len(extensions) > 256:
+                raise UserError(f"{next(iter(paths))} and others: more than 256 extensions; name them KEY.EXTENSION")
+            head = {
+                "version": _VERSION if base is None else _REMOTE_VERSION,
+                "shards": [_entry(name, part) for name, part in zip(paths, parts, strict=True)],
+                "extensions": extensions,
+                "classes": None if classes is None else list(classes),
+                **({} if base is None else {"base": base}),
+            }
+            write_arrays(target, _columns(parts, extensions), {"diffpipe": json.dumps(head)})
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror}); free some space or change the rights"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _tables(scans: dict[str, Scan], classes: Sequence[str] | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the JSON of an index."""
-    extensions = sorted({member[0] for s in scans.values() for member in s.members})
-    if len(extensions) > 256:
-        raise UserError(f"{next(iter(scans))} and others: more than 256 extensions; name the members KEY.EXTENSION")
-    keys = [key.encode("utf-8", "surrogateescape") for s in scans.values() for key in s.keys]
+def _entry(name: str, part: Part) -> dict[str, Any]:
+    head = part.head
+    return {
+        "name": name,
+        "bytes": head["bytes"],
+        "sha256": head["sha256"],
+        "samples": head["samples"],
+        "members": dict(sorted(head["members"].items())),
+        "classes_count": head["classes"],
+    }
+
+
+def _columns(parts: Sequence[Part], extensions: Sequence[str]) -> dict[str, Column]:
+    """The columns of the index, a part at a time, so that one part at most is in memory."""
+    samples = sum(part.head["samples"] for part in parts)
+    members = [sum(part.head["members"].values()) for part in parts]
+    keys = [int(part.column("key.end")[-1]) for part in parts]
     number = {extension: i for i, extension in enumerate(extensions)}
-    members = [member for s in scans.values() for member in s.members]
-    starts = np.cumsum([0] + [len(s.members) for s in scans.values()])
-    first = [start + i for start, s in zip(starts, scans.values(), strict=False) for i in s.first]
-    arrays = {
-        "key.bytes": np.frombuffer(b"".join(keys), dtype=np.uint8),
-        "key.end": np.cumsum([len(key) for key in keys], dtype=np.int64),
-        "sample.first_member": np.array([*first, starts[-1]], dtype=np.int64),
-        "member.extension": np.array([number[member[0]] for member in members], dtype=np.uint8),
-        "member.offset": np.array([member[1] for member in members], dtype=np.int64),
-        "member.size": np.array([member[2] for member in members], dtype=np.int64),
-        "member.crc32": np.array([member[3] for member in members], dtype=np.uint32),
+
+    def shifted(name: str, lengths: Sequence[int]) -> Iterator[np.ndarray]:
+        start = 0
+        for part, length in zip(parts, lengths, strict=True):
+            yield part.column(name) + start
+            start += length
+
+    def first_member() -> Iterator[np.ndarray]:
+        yield from shifted("sample.first_member", members)
+        yield np.array([sum(members)], dtype=np.int64)
+
+    def extension() -> Iterator[np.ndarray]:
+        for part in parts:
+            yield np.array([number[e] for e in part.head["members"]], dtype=np.uint8)[part.column("member.extension")]
+
+    def plain(name: str) -> Iterator[np.ndarray]:
+        return (part.column(name) for part in parts)
+
+    integers, words, octets = np.dtype(np.int64), np.dtype(np.uint32), np.dtype(np.uint8)
+    return {
+        "key.bytes": Column(octets, sum(keys), plain("key.bytes")),
+        "key.end": Column(integers, samples, shifted("key.end", keys)),
+        "sample.first_member": Column(integers, samples + 1, first_member()),
+        "member.extension": Column(octets, sum(members), extension()),
+        "member.offset": Column(integers, sum(members), plain("member.offset")),
+        "member.size": Column(integers, sum(members), plain("member.size")),
+        "member.crc32": Column(words, sum(members), plain("member.crc32")),
     }
-    shards = [
-        {
-            "name": name,
-            "bytes": s.bytes,
-            "sha256": s.sha256,
-            "samples": len(s.keys),
-            "members": dict(sorted(Counter(member[0] for member in s.members).items())),
-            "classes_count": s.classes,
-        }
-        for name, s in scans.items()
-    ]
-    head = {
-        "version": _VERSION,
-        "shards": shards,
-        "extensions": extensions,
-        "classes": None if classes is None else list(classes),
-    }
-    return arrays, head

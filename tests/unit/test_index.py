@@ -224,7 +224,11 @@ def test_a_failed_index_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bad\.tar"):
         write_index(tmp_path)
     assert (tmp_path / INDEX_NAME).read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.tar", INDEX_NAME, "shard-000.tar"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["bad.tar", INDEX_NAME, "shard-000.tar"]
+    (tmp_path / "bad.tar").unlink()
+    write_index(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [INDEX_NAME, "shard-000.tar"]
+    assert (tmp_path / INDEX_NAME).read_bytes() == before
 
 
 def test_the_fingerprint_is_of_the_bytes_in_order(tmp_path: Path) -> None:

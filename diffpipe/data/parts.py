@@ -1,0 +1,171 @@
+"""The scans of many shards, in parallel; each is kept in a hidden folder until the index of all of them is whole."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from diffpipe.contract import UserError
+from diffpipe.data.arrays import Column, map_arrays, write_arrays
+from diffpipe.data.lists import check_lists, lists_beside
+from diffpipe.data.scan import scan
+
+_VERSION = 1
+_NAMED_ERRORS = 5
+
+
+class Job(NamedTuple):
+    """One shard to scan. part: the file that keeps what was found."""
+
+    name: str
+    path: str
+    part: Path
+    max_member: int
+
+
+class Part(NamedTuple):
+    """What a scan found, in a file. head: bytes, sha256, samples, members (how many by extension), classes."""
+
+    path: Path
+    head: dict[str, Any]
+
+    def column(self, name: str) -> np.ndarray:
+        return map_arrays(self.path)[0][name]
+
+
+@contextmanager
+def parts_folder(directory: Path) -> Iterator[Path]:
+    """The hidden folder of a directory's scans, held for this process alone. It goes at the end, unless by an error.
+
+    Raises UserError where another process is at work there, and OSError.
+    """
+    folder = directory / ".index.parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
+                message = f"{directory}: another diffpipe index is at work there; wait for it or stop it"
+                raise UserError(message) from None
+        yield folder
+        shutil.rmtree(folder)
+
+
+def scan_all(shards: Sequence[tuple[str, str]], folder: Path, workers: int, max_member: int) -> list[Part]:
+    """The scans of shards (name, path), in order, by so many processes or (0, 1) by this one.
+
+    A shard that an earlier call has scanned into `folder`, and that has not changed since, is not read again. All are
+    read even where some are refused. Raises UserError.
+    """
+    jobs = [
+        Job(name, path, folder / hashlib.sha256(name.encode()).hexdigest()[:32], max_member) for name, path in shards
+    ]
+    workers = min(workers, len(jobs))
+    errors: dict[str, UserError] = {}
+    with tqdm(total=len(jobs), unit="shard", disable=None) as progress:
+        for name, error in _run(jobs, workers):
+            if error is not None:
+                errors[name] = error
+            progress.update()
+    if errors:
+        raise _together([errors[job.name] for job in jobs if job.name in errors], len(jobs))
+    return [Part(job.part, _head(job.part)) for job in jobs]
+
+
+def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, UserError | None]]:
+    if workers <= 1:
+        yield from ((job.name, _scan(job)) for job in jobs)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_end_with_parent)
+    try:
+        running = {pool.submit(_scan, job): job.name for job in jobs}
+        for done in as_completed(running):
+            yield running[done], done.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that scans has died; where it was for want of memory, lower --workers; the same command goes on "
+            "with the shards that are left"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for its next shard for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _scan(job: Job) -> UserError | None:
+    """Scan one shard into its file, unless it is there. Errors are returned, to be told together."""
+    try:
+        key = {**_state(job.path), "max_member": job.max_member, "version": _VERSION}
+        with suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that is whole
+            if _head(job.part)["key"] == key:
+                return None
+        found = scan(job.path, job.max_member)
+        check_lists(job.path, found)
+        if {**key, **_state(job.path)} != key:
+            raise UserError(f"{job.path} was changed while it was read; index it again when nothing writes to it")
+        numbers = found.columns["member.extension"]
+        counts = np.bincount(numbers, minlength=len(found.extensions)).tolist()
+        head = {
+            "key": key,
+            "bytes": found.bytes,
+            "sha256": found.sha256,
+            "samples": len(found.starts),
+            "members": dict(zip(found.extensions, counts, strict=True)),
+            "classes": found.classes,
+        }
+    except UserError as error:
+        return error
+    columns = {name: Column(array.dtype, len(array), [array]) for name, array in found.columns.items()}
+    try:
+        write_arrays(job.part, columns, {"part": json.dumps(head)})
+    except OSError as error:
+        return UserError(f"{job.part}: cannot be written ({error.strerror}); free some space or change the rights")
+    return None
+
+
+def _head(part: Path) -> dict[str, Any]:
+    return json.loads(map_arrays(part)[1]["part"])
+
+
+def _state(path: str) -> dict[str, Any]:
+    """What changes where the shard, or a list beside it, changes."""
+    try:
+        stats = {Path(file).name: Path(file).stat() for file in [path, *lists_beside(path)]}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}}
+
+
+def _together(errors: Sequence[UserError], total: int) -> UserError:
+    """One error that says the first in full and of the others how many there are."""
+    if len(errors) == 1:
+        return errors[0]
+    others = ", ".join(str(error).partition(": ")[0] for error in errors[1 : 1 + _NAMED_ERRORS])
+    more = "" if len(errors) <= 1 + _NAMED_ERRORS else " and others"
+    return UserError(f"{errors[0]} -- and {len(errors) - 1} more of {total} are refused: {others}{more}")
