@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.faults.jobs import fails, steps, trains
-from tests.integration.commands import metrics, tensors
+from tests.integration.commands import metrics, seen, tensors
 
 LR = "optimizer.lr=0.002"  # configs/fashion_mnist/ddpm.yaml: 0.001
 
@@ -105,3 +106,17 @@ def test_how_a_run_is_carried_out_may_change_at_will(run: Path) -> None:
     words += ["data.workers=1", "train.timeout=60", "stage.sampler.steps=2", "train.non_finite=skip"]
     assert "was " not in trains(run, "train.steps=4", *words, processes=2)
     assert steps(run)[-1] == 4
+
+
+def test_another_batch_size_goes_on_in_the_stream_where_the_one_before_came_to(
+    run: Path, straight: Callable[[int], Path]
+) -> None:
+    said = trains(run, "train.steps=4", "data.batch_size=12")
+    assert "data.batch_size was 8 and is 12, from position 16 on\n" in said
+    trains(run, "train.steps=5", processes=2)
+    stream = {position: key for batch in seen(straight(0)).values() for position, key in batch.items()}
+    sizes = [8, 8, 12, 12, 8]
+    for step, batch in seen(run).items():
+        begin = sum(sizes[:step])
+        assert batch == {position: stream[position] for position in range(begin, begin + sizes[step])}
+    assert [line["images"] for line in metrics(run).values()] == [8, 16, 28, 40, 48]

@@ -41,7 +41,7 @@ def test_sigterm_to_the_launcher_ends_the_whole_job_with_one_last_checkpoint(
     words[words.index("diffpipe")] = MODULE
     env = os.environ | {"OMP_NUM_THREADS": "1", "POISON": '{"pace": 0.1}'}
     with subprocess.Popen(words, cwd=HOME, env=env, stderr=subprocess.PIPE, text=True) as launcher:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while logged(tmp_path) < 3:
             assert time.monotonic() < deadline
             assert launcher.poll() is None, launcher.communicate()[1]
