@@ -59,11 +59,6 @@ def test_palettes_bilevel_and_transparent_entries() -> None:
     assert np.array_equal(decoded(encoded(Image.fromarray(index * 255).convert("1")), 1)[..., 0], index * 255)
 
 
-def test_cmyk_becomes_rgb() -> None:
-    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
-    assert np.abs(decoded(encoded(image, "JPEG", quality=95), 3).astype(int) - [0, 255, 255]).max() <= 3
-
-
 @pytest.mark.parametrize(
     ("orientation", "turn"),
     [

@@ -1,0 +1,42 @@
+"""What the first bytes of an encoded image say, and whether a PNG's bytes are those that were written."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What PIL calls the formats that are read, by how their files begin. What a file is named says nothing.
+_MAGIC = {
+    "PNG": re.compile(re.escape(_PNG)),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "PPM": re.compile(rb"P[1-6]\s"),
+}
+
+
+def format_of(data: bytes) -> str:
+    """The name that PIL has for the format of an image. Raises ValueError where it is none that is read."""
+    for name, magic in _MAGIC.items():
+        if magic.match(data):
+            return name
+    raise ValueError(f"no image begins with {data[:16]!r}" if data else "it has no bytes")
+
+
+def check_png(data: bytes) -> None:
+    """Raise ValueError where a chunk of a PNG is cut short or has another checksum than it says.
+
+    PIL checks all chunks but those with the pixels.
+    """
+    view, at, kind = memoryview(data), len(_PNG), b""
+    while kind != b"IEND":
+        end = at + 8 + int.from_bytes(view[at : at + 4])
+        if end + 4 > len(data):
+            raise ValueError("it is cut short")
+        kind = bytes(view[at + 4 : at + 8])
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise ValueError(f"the checksum of its {kind.decode('latin-1')} chunk is wrong")
+        at = end + 4
