@@ -137,10 +137,20 @@ def note_leaps(run: Path) -> None:
     os._exit = lambda status: leave(note(run, status))
 
 
+def leave_together(run: Path) -> None:
+    """As soon as one process has left, the launcher ends the others: give them a moment to note how they ended."""
+    deadline = time.monotonic() + 2
+    while len(left(run)) < int(os.environ.get("WORLD_SIZE", "1")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 if __name__ == "__main__":
     home = Path(next(word for word in sys.argv if word.startswith("run.dir=")).removeprefix("run.dir="))
+    (home / f"left-{RANK}").unlink(missing_ok=True)
     note_leaps(home)
     if "FATE" in os.environ:
         meet(**json.loads(os.environ["FATE"]))
     Poison(home, **json.loads(os.environ.get("POISON", "{}"))).spread()
-    sys.exit(note(home, main()))
+    ended = note(home, main())
+    leave_together(home)
+    sys.exit(ended)
