@@ -2,11 +2,12 @@
 
 Each epoch permutes the shards; their samples, put end to end, are cut into lanes; each lane is shuffled within windows.
 Position p of an epoch is entry p // L of lane p % L. Neighbours in the stream thus come from L distant places of the
-data set and from windows that span many shards, yet each lane reads a few shards at a time.
+data set, and each lane reads a shard or two at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,8 +18,9 @@ from diffpipe import rng
 class Order:
     """The order of the stream: a pure function of (seed, counts, lanes, window), in which each epoch is a permutation.
 
-    counts: samples of each shard. Where the data is too small to fill `lanes` lanes with a window each, it has fewer,
-    down to one: data of less than two windows makes one lane, and of at most one window is shuffled uniformly.
+    counts: samples of each shard. window: how many samples are shuffled among each other, over all lanes together, so
+    that each lane has its share of it. Data of at most one window is one lane, shuffled uniformly. There are no more
+    lanes than the root of the window, and always a power of two.
     A rank that takes every W-th position of each global batch, with W dividing both the batch and the number of lanes,
     stays in its own lanes throughout an epoch, and so reads a W-th of the shards.
     """
@@ -28,10 +30,12 @@ class Order:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.total = int(self.counts.sum())
         assert self.total > 0
-        self.window = window
-        self.lanes = 1 << (min(lanes, max(1, self.total // window)).bit_length() - 1)
+        most = 1 if self.total <= window else min(lanes, math.isqrt(window))
+        self.lanes = 1 << (most.bit_length() - 1)
+        self._per_lane, self._longer = divmod(self.total, self.lanes)  # the first `longer` lanes have one sample more
+        self._width = min(window // self.lanes, self._per_lane + 1)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._windows: dict[tuple[int, int, int], np.ndarray] = {}
+        self._rows: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and sample within the shard, each int64 [b], for positions int64 [b] ≥ 0."""
@@ -49,17 +53,13 @@ class Order:
     def _virtual(self, epoch: int, within: np.ndarray) -> np.ndarray:
         """Indices into the epoch's concatenated shards for positions within the epoch."""
         index, lane = np.divmod(within, self.lanes)
-        per_lane, longer = divmod(self.total, self.lanes)  # the first `longer` lanes have one sample more
-        start = lane * per_lane + np.minimum(lane, longer)
-        number, offset = np.divmod(index, self.window)
+        start = lane * self._per_lane + np.minimum(lane, self._longer)
+        number, offset = np.divmod(index, self._width)
         shuffled = np.empty_like(offset)
-        groups, group = np.unique(number * self.lanes + lane, return_inverse=True)
-        for g, name in enumerate(groups):
-            here = group == g
-            w, n = divmod(int(name), self.lanes)
-            size = min(self.window, per_lane + (n < longer) - w * self.window)
-            shuffled[here] = self._window(epoch, n, w, size)[offset[here]]
-        return start + number * self.window + shuffled
+        for row in np.unique(number):
+            here = number == row
+            shuffled[here] = self._row(epoch, int(row), lane[here])[lane[here], offset[here]]
+        return start + number * self._width + shuffled
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's shards in order and where each ends in their concatenation."""
@@ -70,14 +70,19 @@ class Order:
             self._epochs[epoch] = shards, np.cumsum(self.counts[shards])
         return self._epochs[epoch]
 
-    def _window(self, epoch: int, lane: int, number: int, size: int) -> np.ndarray:
-        """The permutation of one window. The cache holds two windows a lane and drops the oldest."""
-        name = epoch, lane, number
-        if name not in self._windows:
-            if len(self._windows) == 2 * self.lanes:
-                self._windows.pop(next(iter(self._windows)))
-            self._windows[name] = rng.permutation(size, self.seed, "window", epoch, lane, number)
-        return self._windows[name]
+    def _row(self, epoch: int, number: int, lanes: np.ndarray) -> np.ndarray:
+        """The permutations of the lanes' windows of this number, [lanes, width]; those of `lanes` are there."""
+        if (epoch, number) not in self._rows:
+            if len(self._rows) == 2:
+                self._rows.pop(next(iter(self._rows)))
+            row = np.empty((self.lanes, self._width), dtype=np.int64)
+            self._rows[epoch, number] = row, np.zeros(self.lanes, dtype=bool)
+        row, known = self._rows[epoch, number]
+        for lane in np.unique(lanes[~known[lanes]]):
+            size = min(self._width, self._per_lane + (lane < self._longer) - number * self._width)
+            row[lane, :size] = rng.permutation(int(size), self.seed, "window", epoch, int(lane), number)
+            known[lane] = True
+        return row
 
 
 def sequential(counts: Sequence[int] | np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,14 @@ def test_a_position_does_not_depend_on_what_was_asked_before(
 
 @pytest.mark.parametrize(
     ("n", "lanes", "window", "expected"),
-    [(100, 64, 16384, 1), (100, 64, 10, 8), (100, 6, 10, 4), (100, 3, 1, 2), (1 << 20, 64, 16384, 64)],
+    [
+        (100, 64, 16384, 1),
+        (100, 64, 100, 1),
+        (100, 64, 99, 8),
+        (100, 7, 99, 4),
+        (100, 3, 1, 1),
+        (1 << 20, 64, 16384, 64),
+    ],
 )
 def test_lanes_in_effect(n: int, lanes: int, window: int, expected: int) -> None:
     assert Order(0, [n], lanes, window).lanes == expected
@@ -66,7 +73,7 @@ def test_data_of_one_window_is_shuffled_uniformly() -> None:
 
 def test_a_rank_stays_in_its_own_shards() -> None:
     lanes, world = 8, 4
-    order = Order(0, [100] * 32, lanes=lanes, window=50)
+    order = Order(0, [100] * 32, lanes=lanes, window=400)
     assert order.lanes == lanes
     shard, _ = order.at(np.arange(order.total))
     owned = [set(shard[rank::world].tolist()) for rank in range(world)]
@@ -74,8 +81,8 @@ def test_a_rank_stays_in_its_own_shards() -> None:
     assert len(set.union(*owned)) == 32
 
 
-def test_a_lane_reads_within_its_window() -> None:
-    order = Order(0, [1000] * 8, lanes=4, window=100)
+def test_a_lane_reads_within_its_share_of_the_window() -> None:
+    order = Order(0, [1000] * 8, lanes=4, window=400)
     shard, _ = order.at(np.arange(order.total))
     for lane in range(4):
         for window in range(0, 2000, 100):
