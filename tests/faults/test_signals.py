@@ -15,6 +15,7 @@ import pytest
 
 from tests.faults.jobs import SMALL, debris, logged, steps, trains, unharmed
 from tests.faults.poisoned import MODULE, left, poisoned
+from tests.faults.shards import consolidated
 from tests.integration.commands import CONFIG, HOME, command
 
 LONG = ("train.steps=1000", "checkpoint.every=0")
@@ -89,14 +90,19 @@ def test_two_processes_stop_together_when_one_is_asked_to(
     goes_on(tmp_path, straight(2), 8, processes=2)
 
 
-def test_a_step_of_several_micro_batches_is_stopped_after_as_a_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_step_of_several_micro_batches_is_stopped_after_as_a_whole(tmp_path: Path, parallel: str) -> None:
     run, straight = tmp_path / "run", tmp_path / "straight"
-    words = ("train.accumulate=2", "stage.unet.dropout=0.1", "data.flip=true")
+    words = (f"train.parallel={parallel}", "train.accumulate=2", "stage.unet.dropout=0.1", "data.flip=true")
     trains(straight, *words, "train.steps=7", processes=2)
     status, said = poisoned(run, *LONG, *words, processes=2, deeds=[["step", 3, 1, "SIGTERM"]]).wait()
     assert (status, left(run)) == (1, {0: ASKED, 1: ASKED}), said
     assert steps(run) == [5]
     goes_on(run, straight, 7, *words, processes=2)
+    ours, expected = (consolidated(where / "checkpoints" / "step-00000007") for where in (run, straight))
+    assert {name: tensor.tobytes() for name, tensor in ours.items()} == {
+        name: tensor.tobytes() for name, tensor in expected.items()
+    }
 
 
 @pytest.mark.parametrize(("processes", "last"), [(0, 5), (2, 6)])
