@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from diffpipe.data.arrays import Column, map_arrays, write_arrays
+
+ARRAYS = {
+    "b": np.arange(7, dtype=np.int64),
+    "a": np.arange(5, dtype=np.uint8),
+    "c": np.array([1, 2**32 - 1], dtype=np.uint32),
+    "none": np.zeros(0, dtype=np.int64),
+}
+
+
+def columns() -> dict[str, Column]:
+    return {name: Column(array.dtype, len(array), np.array_split(array, 3)) for name, array in ARRAYS.items()}
+
+
+def test_what_is_written_in_pieces_is_byte_for_byte_what_safetensors_writes(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "x", columns(), {"k": 'v \u00e9 "'})
+    assert (tmp_path / "x").read_bytes() == save(ARRAYS, metadata={"k": 'v \u00e9 "'})
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_arrays_are_mapped_read_only(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "x", columns(), {"k": "v"})
+    arrays, metadata = map_arrays(tmp_path / "x")
+    assert metadata == {"k": "v"}
+    assert arrays.keys() == ARRAYS.keys()
+    with safe_open(str(tmp_path / "x"), framework="np") as file:
+        for name, array in arrays.items():
+            assert np.array_equal(array, file.get_tensor(name))
+            assert array.dtype == ARRAYS[name].dtype
+            assert not array.flags.owndata
+            assert not array.flags.writeable
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    def fails():
+        yield np.zeros(2, dtype=np.int64)
+        raise OSError("no space")
+
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(OSError, match="no space"):
+        write_arrays(tmp_path / "x", {"a": Column(np.dtype(np.int64), 4, fails())}, {})
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+@given(st.data())
+def test_a_damaged_file_is_an_error_of_three_kinds(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    whole = bytearray(save(ARRAYS, metadata={"k": "v"}))
+    whole[data.draw(st.integers(0, 300))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("damaged") / "x"
+    path.write_bytes(whole[: data.draw(st.sampled_from([len(whole), 5, 100, len(whole) - 1]))])
+    try:
+        arrays, _ = map_arrays(path)
+    except (ValueError, KeyError, TypeError):
+        return
+    for array in arrays.values():  # what it says lies in the file can be read
+        array.sum()
