@@ -90,6 +90,7 @@ class Job:
             experiment.ema,
             seed=experiment.seed,
             batch_size=experiment.data.batch_size,
+            max_bad=experiment.data.max_bad,
         )
         return cls(experiment, runtime, shards, shape, stage, trainer, found, codec)
 
@@ -166,6 +167,7 @@ class Job:
             checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
             state, trainer = self.found.state, self.trainer
             trainer.step, trainer.position, trainer.skipped = state["step"], state["position"], state["skipped"]
+            trainer.bad.known = state["bad"]
             say(self.runtime, f"resuming from {self.found.path}")
             before, now = state["experiment"]["data"]["batch_size"], self.experiment.data.batch_size
             if before != now:
@@ -177,6 +179,7 @@ class Job:
             "step": trainer.step,
             "position": trainer.position,
             "skipped": trainer.skipped,
+            "bad": trainer.bad.known,
             "identity": identity(experiment, self.shards, self.shape),
             "shape": self.shape._asdict(),
             "experiment": experiment.model_dump(mode="json"),

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from diffpipe.contract import BadSampleError
 from diffpipe.data.header import check_png, format_of
@@ -49,7 +49,9 @@ def decode(
             f"{where}: {large}more than {max_pixels / 10**6:g} megapixels; make the image smaller"
         ) from error
     except _BROKEN as error:
-        raise BadSampleError(f"{where}: not an image that can be decoded ({error}); replace or remove it") from error
+        # PIL names the object in memory here.
+        reason = "its header makes no sense" if isinstance(error, UnidentifiedImageError) else error
+        raise BadSampleError(f"{where}: not an image that can be decoded ({reason}); replace or remove it") from error
 
 
 def fit(image: Image.Image, resolution: int, crop: Crop, flip: bool, words: np.ndarray) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from diffpipe.contract import UserError
+from diffpipe.contract import BadSampleError, UserError
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 
 LATENTS = "latents.npy"
@@ -43,11 +43,11 @@ def to_bytes(latents: Float32[np.ndarray, "c h w"]) -> bytes:
 
 
 def from_bytes(data: bytes, where: str) -> Float32[np.ndarray, "c h w"]:
-    """The inverse of `to_bytes`. Raises UserError that begins with `where`."""
+    """The inverse of `to_bytes`. Raises BadSampleError that begins with `where`."""
     try:
         latents = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{where}: not a readable .npy file ({error}); encode the shard again") from error
+        raise BadSampleError(f"{where}: not a readable .npy file ({error}); encode the shard again") from error
     if latents.dtype != np.float32 or latents.ndim != 3:
-        raise UserError(f"{where}: not float32 [c h w], as diffpipe encode writes; encode the shard again")
+        raise BadSampleError(f"{where}: not float32 [c h w], as diffpipe encode writes; encode the shard again")
     return latents

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from diffpipe.contract import UserError
+from diffpipe.contract import BadSampleError, UserError
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.scan import parse_class
 from diffpipe.data.table import Sample
@@ -32,7 +32,7 @@ class Reader:
             os.close(file)
 
     def read(self, shard: int, sample: Sample, extension: str) -> bytes:
-        """The member of `sample`. Raises UserError where it is missing or its bytes are not those that were indexed."""
+        """The member of `sample`. Raises UserError where it is missing, BadSampleError where it is not as indexed."""
         path = self.shard_set.paths[shard]
         member = sample.members.get(extension)
         if member is None:
@@ -42,7 +42,7 @@ class Reader:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
         if len(data) < member.size or zlib.crc32(data) != member.crc32:
-            raise UserError(
+            raise BadSampleError(
                 f"{path}: {sample.key}.{extension} was changed after indexing (its crc32 differs); restore the shard, "
                 f"or run: diffpipe index {Path(path).parent}"
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import parent_process
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffpipe import rng
 from diffpipe.config import Config
-from diffpipe.contract import Batch, UserError
-from diffpipe.data.decode import decode, fit, pixels
+from diffpipe.contract import BadSampleError, Batch, UserError
+from diffpipe.data.decode import MAX_PIXELS, decode, fit, pixels
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.latents import LATENTS, are_latents, from_bytes
 from diffpipe.data.order import Order, sequential
@@ -33,6 +35,8 @@ class DataConfig(Config):
     train, test: shards, as `diffpipe.data.index.load` takes them. batch_size: the global batch of an optimizer step.
     labels: read each sample's `.cls`. lanes, window: see `diffpipe.data.order.Order`. workers: loader processes a rank;
     prefetch: micro-batches that each holds ready. on_change: what a resume does where the shards have changed.
+    max_bad: how many samples that cannot be read or decoded a run leaves out; the next one ends it, and 0 is the first.
+    max_pixels: an image with more of them is not decoded, and is such a sample.
     """
 
     train: str | list[str]
@@ -48,6 +52,17 @@ class DataConfig(Config):
     lanes: int = Field(default=64, ge=1)
     window: int = Field(default=16384, ge=1)
     on_change: Literal["refuse", "adopt"] = "refuse"
+    max_bad: int = Field(default=0, ge=0)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
+
+
+class _Row(NamedTuple):
+    """A sample of a batch: [c h w], or nothing and why."""
+
+    key: str
+    label: int
+    image: np.ndarray | None
+    complaint: str = ""
 
 
 class StreamDataset(Dataset):
@@ -71,29 +86,48 @@ class StreamDataset(Dataset):
             return error
 
     def _batch(self, positions: np.ndarray) -> Batch:
-        config, reader = self.config, self.reader
-        images: list[np.ndarray] = []
-        keys: list[str] = []
-        labels: list[int] = []
+        config = self.config
         words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
         shards, indices = self.order.at(positions)
-        for i, (shard, index) in enumerate(zip(shards.tolist(), indices.tolist(), strict=True)):
-            sample = reader.shard_set.sample(shard, index)
-            where = f"{reader.shard_set.paths[shard]}: {sample.key}"
-            if self.latents:
-                images.append(from_bytes(reader.read(shard, sample, LATENTS), where))
-            else:
-                image = decode(reader.image(shard, sample), config.channels, where)
-                images.append(pixels(fit(image, config.resolution, config.crop, config.flip, words[i])))
-            keys.append(sample.key)
-            if config.labels:
-                labels.append(reader.label(shard, sample))
+        rows = [self._row(*place) for place in zip(shards.tolist(), indices.tolist(), words, strict=True)]
+        images = [self._blank if row.image is None else row.image for row in rows]
         return Batch(
             images=torch.from_numpy(np.stack(images)),
-            labels=torch.tensor(labels) if config.labels else None,
+            labels=torch.tensor([row.label for row in rows]) if config.labels else None,
             positions=torch.from_numpy(positions),
-            keys=keys,
+            keys=[row.key for row in rows],
+            valid=torch.tensor([row.image is not None for row in rows]) if config.max_bad else None,
+            complaints=[row.complaint for row in rows if row.complaint],
         )
+
+    def _row(self, shard: int, index: int, words: np.ndarray) -> _Row:
+        """A sample, or why it cannot be had, where that may be."""
+        config, reader = self.config, self.reader
+        sample = reader.shard_set.sample(shard, index)
+        where = f"{reader.shard_set.paths[shard]}: {sample.key}"
+        try:
+            label = reader.label(shard, sample) if config.labels else 0
+            if self.latents:
+                return _Row(sample.key, label, from_bytes(reader.read(shard, sample, LATENTS), where))
+            image = decode(reader.image(shard, sample), config.channels, where, max_pixels=config.max_pixels)
+            return _Row(sample.key, label, pixels(fit(image, config.resolution, config.crop, config.flip, words)))
+        except BadSampleError as error:
+            if not config.max_bad:
+                raise
+            return _Row(sample.key, 0, None, str(error))
+
+    @functools.cached_property
+    def _blank(self) -> np.ndarray:
+        """What stands for a bad sample: zeros, of the shape of a good one."""
+        config, shard_set = self.config, self.reader.shard_set
+        if not self.latents:
+            return np.zeros((config.channels, config.resolution, config.resolution), dtype=np.uint8)
+        for shard, count in enumerate(shard_set.counts.tolist()):
+            for i in range(count):
+                with contextlib.suppress(BadSampleError):
+                    data = self.reader.read(shard, shard_set.sample(shard, i), LATENTS)
+                    return np.zeros_like(from_bytes(data, ""))
+        raise UserError(f"{shard_set.paths[0]} and its set: none of the latents can be read; encode the images again")
 
 
 def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:

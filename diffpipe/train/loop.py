@@ -19,6 +19,7 @@ from tqdm import tqdm
 from diffpipe.config import Config
 from diffpipe.contract import Batch, Loss, Phase, RankError, Stage, UserError
 from diffpipe.rng import Draws, derive
+from diffpipe.train.budget import BadSamples
 from diffpipe.train.ema import Average, EMAConfig
 from diffpipe.train.meter import Meter, NotFinite
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
@@ -81,7 +82,7 @@ class Trainer:
     """Trains a stage's networks from a stream of batches.
 
     step: the finished steps, 0 at the start. position: of the next sample in the stream, which is how many were seen.
-    skipped: the updates among the steps that were not finite.
+    skipped: the updates among the steps that were not finite. bad: what samples could not be had, at most `max_bad`.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Trainer:
         *,
         seed: int,
         batch_size: int,
+        max_bad: int = 0,
     ):
         self.stage, self.runtime, self.config, self.seed, self.batch_size = stage, runtime, config, seed, batch_size
         with torch.random.fork_rng(devices=[]):
@@ -123,6 +125,7 @@ class Trainer:
             for trains in dict.fromkeys(phase.trains for phase in stage.phases())
         }
         self.step = self.position = self.skipped = 0
+        self.bad = BadSamples(max_bad, runtime)
         self._meter = Meter()
         self._settled: set[str] = set()  # networks whose first backward pass is over: see Layout.in_buckets
 
@@ -162,7 +165,8 @@ class Trainer:
         only logged.
 
         Raises NonFiniteError, on all ranks, at the first log step after a loss or gradient that is not finite and not
-        to be skipped, and RankError where this rank alone cannot read a sample.
+        to be skipped, BadSamplesError likewise after too many bad samples, and RankError where this rank alone cannot
+        read one and none may be bad.
         """
         journal = Journal(run_dir / "metrics.jsonl", self.runtime, self.step)
         seen = Seen(run_dir, self.runtime.rank) if self.config.record_samples else None
@@ -172,6 +176,7 @@ class Trainer:
         try:
             while self.step < self.config.steps and not stopping:
                 micro = self._next(batches)
+                self.bad.meet(self.step, micro)
                 if seen is not None:
                     seen.write(self.step, micro)
                 self.train_step(micro)
@@ -201,15 +206,29 @@ class Trainer:
     def train_step(self, micro: Sequence[Batch]) -> None:
         """One step on this rank's micro-batches: every due phase's update, then the averages."""
         micro = [self._to_device(batch) for batch in micro]
+        weight = self._weight(micro)
         for phase in self.stage.phases():
             if phase.due(self.step):
-                self._update(phase, micro)
+                self._update(phase, micro, weight)
         for average in self.averages.values():
             average.update(self.step)
         self.step += 1
         self.position += self.batch_size
 
-    def _update(self, phase: Phase, micro: Sequence[Batch]) -> None:
+    def _weight(self, micro: Sequence[Batch]) -> float | Tensor:
+        """Of a sample in the loss, by the number of valid samples in the step.
+
+        Gradients are averaged over ranks: times the world size they are the sum over the global batch, however unevenly
+        it falls on ranks and micro-batches. A collective where samples may be bad. The host waits for no device.
+        """
+        mine = [batch.valid.sum() for batch in micro if batch.valid is not None]
+        if not mine:
+            return self.runtime.world / self.batch_size
+        valid = self.runtime.sum(torch.stack(mine).sum()).clamp(min=1)
+        # Where all are valid, the very float32 that the quotient above becomes.
+        return (self.runtime.world / valid.double()).float()
+
+    def _update(self, phase: Phase, micro: Sequence[Batch], weight: float | Tensor) -> None:
         optimizer = self.optimizers[phase.trains]
         # A network that the phase does not train passes gradients on to those that it does, without the wrapper,
         # whose reduction would wait for gradients that never come.
@@ -219,24 +238,25 @@ class Trainer:
         plain = uncompiled(apply=phase.penalizes and self.config.compile)
         with self.layout.update([*self.wrapped.values()], penalizes=phase.penalizes), plain:
             if self.layout.in_buckets and not self._settled.issuperset(phase.trains):
-                self._pass(phase, nets, micro[0], 0, last=True)
+                self._pass(phase, nets, micro[0], weight, 0, last=True)
                 optimizer.forget()
                 self._settled.update(phase.trains)
             for i, batch in enumerate(micro):
-                loss = self._pass(phase, nets, batch, i, last=i == len(micro) - 1)
-                self._meter.add_loss(self.step, self._label(phase), batch.keys, loss.per_sample.detach(), loss.metrics)
+                loss = self._pass(phase, nets, batch, weight, i, last=i == len(micro) - 1)
+                self._meter.add_loss(self.step, self._label(phase), batch, loss)
         norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))
         self._meter.add_norm(self.step, self._label(phase), norm)
 
-    def _pass(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, i: int, *, last: bool) -> Loss:
+    def _pass(
+        self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, weight: float | Tensor, i: int, *, last: bool
+    ) -> Loss:
         """Forward and backward on micro-batch i; after the last one the gradients are those of the global batch."""
         torch.manual_seed(derive(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
         with nullcontext() if last else self.layout.local([*self.wrapped.values()]):
             with self.runtime.autocast():
                 loss = self.stage.loss(phase, nets, batch, Draws(self.seed, batch.positions))
-            # Gradients are averaged over ranks: times the world size they are the sum over the global batch,
-            # however unevenly it falls on ranks and micro-batches.
-            self.optimizers[phase.trains].backward(loss.per_sample.sum() * (self.runtime.world / self.batch_size))
+            losses = loss.per_sample if batch.valid is None else loss.per_sample.where(batch.valid, 0)
+            self.optimizers[phase.trains].backward(losses.sum() * weight)
         return loss
 
     def _label(self, phase: Phase) -> str:
@@ -245,12 +265,14 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         move: dict[str, Any] = {"device": self.runtime.device, "non_blocking": True}
         labels = None if batch.labels is None else batch.labels.to(**move)
+        valid = None if batch.valid is None else batch.valid.to(**move)
         images = batch.images.to(**move, memory_format=self.runtime.memory_format)
-        return batch._replace(images=images, labels=labels, positions=batch.positions.to(**move))
+        return batch._replace(images=images, labels=labels, positions=batch.positions.to(**move), valid=valid)
 
     def _log_values(self) -> dict[str, Any]:
         """The means since the last log step, over all ranks. Waits for the device; all ranks call it."""
         self._answer(self._meter.not_finite(self.runtime))
+        self.bad.agree()
         means, seconds = self._meter.means(self.runtime)
         steps = self.step - self._meter.first
         values: dict[str, Any] = {"step": self.step, "images": self.position}
@@ -260,6 +282,8 @@ class Trainer:
         values["lr"] = self.optimizer_config.lr_at(self.step - 1, self.config.steps)
         if self.skipped:
             values["skipped"] = self.skipped
+        if self.bad.known:
+            values["bad"] = len(self.bad.known)
         values["images_per_second"] = round(steps * self.batch_size / seconds, 2)
         self._meter.restart(self.step)
         return values

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffpipe.contract import Batch, Loss
 from diffpipe.train.runtime import Runtime
 
 
@@ -55,14 +56,15 @@ class Meter:
         """Start the clock again: what the hooks took is not training time."""
         self._since = time.perf_counter()
 
-    def add_loss(
-        self, step: int, update: str, keys: Sequence[str], per_sample: Tensor, metrics: Mapping[str, Tensor]
-    ) -> None:
-        for name, value in {"loss": per_sample, **metrics}.items():
-            finite = torch.isfinite(value.detach())
-            added = torch.stack([value.detach().where(finite, 0).sum().double(), finite.sum().double()])
+    def add_loss(self, step: int, update: str, batch: Batch, loss: Loss) -> None:
+        for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
+            counts = torch.isfinite(value.detach())
+            if batch.valid is not None:
+                counts &= batch.valid
+            added = torch.stack([value.detach().where(counts, 0).sum().double(), counts.sum().double()])
             self._sums[update + name] = self._sums[update + name] + added if update + name in self._sums else added
-        self._passes.append(_Pass(step, update, keys, torch.isfinite(per_sample)))
+        finite = torch.isfinite(loss.per_sample.detach())
+        self._passes.append(_Pass(step, update, batch.keys, finite if batch.valid is None else finite | ~batch.valid))
 
     def add_norm(self, step: int, update: str, norm: Tensor) -> None:
         self._norms.setdefault(update, []).append(norm)
@@ -95,7 +97,7 @@ class Meter:
     def means(self, runtime: Runtime) -> tuple[dict[str, float], float]:
         """Means a sample of the losses, means an update of the norms, and the seconds since the clock started.
 
-        What is not finite is left out. A collective.
+        What is not finite is left out, and so are bad samples. A collective.
         """
         seconds = time.perf_counter() - self._since
         sums = runtime.sum(torch.stack([*self._sums.values()]))
