@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         scores = {name: {found[name].kind: found[name].values["score"].numpy()} for name in sets}
         pixels = {name: images.images(range(images.n)) for name, images in sets.items()}
         if found["normal"].unit == "bits/dim":
-            trained = runtime.together(lambda: _images("data.train", opened.experiment.data.train, opened, args.n))
+            trained = runtime.together(lambda: _images("data.train", opened.experiment.data.trained_on, opened, args.n))
             likelihood = score_images(opened, trained, args.seed, runtime).values["score"].numpy()
             for name, each in scores.items():
                 (raw,) = each.values()

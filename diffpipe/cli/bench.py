@@ -133,7 +133,7 @@ def choose(images: ShardImages, k: int, classes: int) -> UInt8[Tensor, "k c h w"
 def _floor(args: argparse.Namespace, runs: Sequence[Run]) -> ShardImages:
     """As many real images as are scored: those of --floor, else of the first run that was trained on images."""
     channels, resolution, _ = runs[0].shape
-    places = [args.floor] if args.floor else [each.experiment.data.train for each in runs]
+    places = [args.floor] if args.floor else [each.experiment.data.trained_on for each in runs]
     complaints = []
     for place in places:
         try:

@@ -73,7 +73,7 @@ def _sources(
         return generated, reference, _real(args.floor, shape, generated.n)
     assert opened is not None
     try:
-        shards = index.load(opened.experiment.data.train)
+        shards = index.load(opened.experiment.data.trained_on)
         floor = ShardImages(shards, opened.shape.channels, opened.shape.resolution, n=generated.n)
     except UserError as error:
         raise UserError(

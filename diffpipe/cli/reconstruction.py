@@ -27,7 +27,7 @@ _FEWEST = 4  # half of the images against the other half is the floor
 
 def unseen(experiment: Experiment) -> ShardSet:
     """The images held out, or those of the training where none are."""
-    return index.load(experiment.data.test or experiment.data.train)
+    return index.load(experiment.data.test or experiment.data.trained_on)
 
 
 def originals(experiment: Experiment, stage: Stage) -> ShardImages:

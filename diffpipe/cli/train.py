@@ -31,6 +31,7 @@ from diffpipe.data import index
 from diffpipe.data.changes import keep_listing
 from diffpipe.data.index import ShardSet, number_of_classes
 from diffpipe.data.latents import are_latents, encoder
+from diffpipe.data.sources import load_sources
 from diffpipe.data.stream import batches, check
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import parse_metric
@@ -240,7 +241,7 @@ class Job:
 
 def _data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
     data = experiment.data
-    shards = index.load(data.train)
+    shards = load_sources(data.train, data.sources)
     check(data, shards, world, experiment.train.accumulate)
     return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,22 +24,25 @@ from diffpipe.contract import BadSampleError, Batch, UserError
 from diffpipe.data.decode import MAX_PIXELS, decode, fit, pixels
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.latents import LATENTS, are_latents, from_bytes
-from diffpipe.data.order import Order, sequential
+from diffpipe.data.order import sequential
 from diffpipe.data.read import Reader
+from diffpipe.data.sources import SourceConfig, order_of
 from diffpipe.data.table import Sample
 
 
 class DataConfig(Config):
     """The data section of a config.
 
-    train, test: shards, as `diffpipe.data.index.load` takes them. batch_size: the global batch of an optimizer step.
+    train, test: shards, as `diffpipe.data.index.load` takes them. sources: several sets in the place of `train`, each
+    with its weight: [{url: …, weight: 3}, {url: …}]. batch_size: the global batch of an optimizer step.
     labels: read each sample's `.cls`. lanes, window: see `diffpipe.data.order.Order`. workers: loader processes a rank;
     prefetch: micro-batches that each holds ready. on_change: what a resume does where the shards have changed.
     max_bad: how many samples that cannot be read or decoded a run leaves out; the next one ends it, and 0 is the first.
     max_pixels: an image with more of them is not decoded, and is such a sample.
     """
 
-    train: str | list[str]
+    train: str | list[str] | None = None
+    sources: tuple[SourceConfig, ...] = ()
     test: str | list[str] | None = None
     batch_size: int = Field(ge=1)
     resolution: int = Field(ge=1)
@@ -52,6 +55,20 @@ class DataConfig(Config):
     lanes: int = Field(default=64, ge=1)
     window: int = Field(default=16384, ge=1)
     on_change: Literal["refuse", "adopt"] = "refuse"
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> DataConfig:
+        if (self.train is None) == (not self.sources):
+            raise ValueError("give the shards as data.train=PATH or as data.sources, and the other not or as null")
+        return self
+
+    @property
+    def trained_on(self) -> str | list[str]:
+        """All that is trained on, whatever its weight, as `diffpipe.data.index.load` takes it."""
+        if self.train is not None:
+            return self.train
+        urls = ([source.url] if isinstance(source.url, str) else source.url for source in self.sources)
+        return [url for each in urls for url in each]
     max_bad: int = Field(default=0, ge=0)
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
 
@@ -71,7 +88,7 @@ class StreamDataset(Dataset):
     def __init__(self, config: DataConfig, shard_set: ShardSet, seed: int):
         self.config = config
         self.seed = seed
-        self.order = Order(seed, shard_set.counts, config.lanes, config.window)
+        self.order = order_of(shard_set, seed, config.lanes, config.window)
         self.reader = Reader(shard_set)
         self.latents = are_latents(shard_set)
 
