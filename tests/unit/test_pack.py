@@ -12,8 +12,8 @@ from webdataset.compat import WebDataset
 
 from diffpipe.contract import UserError
 from diffpipe.data import images, labels, load, number_of_classes
-from diffpipe.data.idx import find_idx, read_idx
-from diffpipe.data.pack import FolderSource, IdxSource, ShardSource, pack
+from diffpipe.data.pack import Encoding, FolderSource, IdxSource, ShardSource, pack
+from diffpipe.data.packing.idx import find_idx, read_idx
 from diffpipe.data.table import write_index
 from tests.unit.tars import png, random_pixels, write_tar
 
@@ -93,7 +93,7 @@ def test_a_folder_keeps_its_files_and_its_classes(folder: Path, tmp_path: Path) 
 
 
 def test_a_resolution_resizes_and_crops_at_the_centre(folder: Path, tmp_path: Path) -> None:
-    pack(FolderSource(folder, resolution=10), tmp_path / "out")
+    pack(FolderSource(folder), tmp_path / "out", encoding=Encoding(resolution=10))
     shards = load(str(tmp_path / "out"))
     assert images(shards, range(6), None, 3).shape == (6, 3, 10, 10)
     ant = next(i for i in range(6) if shards.sample(0, i).key == "00000001")
@@ -192,7 +192,7 @@ def test_shards_are_packed_again_byte_for_byte(digits: Path, tmp_path: Path) -> 
     assert rest.classes == list("abcd")
     assert labels(rest, range(rest.total)).bincount().tolist() == [10, 10, 0, 10]
     assert everything(tmp_path / "rest").items() <= everything(tmp_path / "all").items()
-    pack(ShardSource(load(str(tmp_path / "all")), resolution=4), tmp_path / "small", only=[0])
+    pack(ShardSource(load(str(tmp_path / "all"))), tmp_path / "small", only=[0], encoding=Encoding(resolution=4))
     assert images(load(str(tmp_path / "small")), range(10), None, 1).shape == (10, 1, 4, 4)
 
 

@@ -6,13 +6,47 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from diffpipe.contract import UserError
+from diffpipe.data.packing.source import Item
 
 _UNSIGNED_BYTE = 8
+
+
+class IdxSource:
+    """The grey images of an idx file, with the labels of another. Raises UserError."""
+
+    def __init__(self, images: Path, labels: Path | None = None, classes: Sequence[str] | None = None):
+        self.path = images
+        self.images = read_idx(images, 3)
+        self.labels: list[int] | None = None if labels is None else read_idx(labels, 1).tolist()
+        self.classes = classes
+        if self.labels is None:
+            if classes is not None:
+                raise UserError(f"{images}: class names without labels; give the labels file with --labels")
+            return
+        if len(self.labels) != len(self.images):
+            raise UserError(
+                f"{labels}: {len(self.labels)} labels for {len(self.images)} images; give the file that matches"
+            )
+        if classes is not None and max(self.labels, default=-1) >= len(classes):
+            raise UserError(f"{labels}: a label is {max(self.labels)}, but there are only {len(classes)} class names")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def item(self, i: int) -> Item:
+        return Item(f"{self.path}: image {i}", self.images[i])
+
+    def names(self) -> list[str]:
+        raise UserError(f"{self.path}: idx files have no names to split by; they come split: see --split")
+
+    def column(self, name: str) -> list[str]:
+        raise UserError(f"{self.path}: idx files have no columns to split by; they come split: see --split")
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

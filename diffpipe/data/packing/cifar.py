@@ -1,0 +1,111 @@
+"""The archive of CIFAR-10 for Python (https://www.cs.toronto.edu/~kriz/cifar.html), read where it lies."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from diffpipe.contract import UserError
+from diffpipe.data.packing.pickles import load_plain
+from diffpipe.data.packing.source import Item
+
+_BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_NAMES = "batches.meta"
+_MAX_BYTES = 256 << 20  # eight times a batch
+_SIDE = 32
+
+
+class CifarSource:
+    """The images of one split, "train" or "test", with the class names of the archive. Raises UserError."""
+
+    def __init__(self, path: Path, split: str = "train"):
+        if split not in _BATCHES:
+            raise UserError(f"--split {split}: CIFAR-10 has {' and '.join(_BATCHES)}; give one of them")
+        self.path = path
+        wanted = _BATCHES[split]
+        found = _read(path, {*wanted, _NAMES})
+        # An archive may hold fewer batches than the published one, but none that would be missed within the row.
+        there = [name for name in wanted if name in found]
+        if _NAMES not in found or not there or there != wanted[: len(there)]:
+            lacking = _NAMES if _NAMES not in found else next(name for name in wanted if name not in found)
+            raise UserError(f"{path}: no {lacking} in it; give the archive cifar-10-python.tar.gz, and whole")
+        self.classes = _class_names(found[_NAMES], f"{path}: {_NAMES}")
+        self.labels: list[int] = []
+        self._files: list[str] = []
+        images: list[np.ndarray] = []
+        for name in there:
+            data, labels, files = _batch(found[name], len(self.classes), f"{path}: {name}")
+            images.append(rearrange(data, "n (c h w) -> n h w c", c=3, h=_SIDE))
+            self.labels += labels
+            self._files += files
+        self.images = np.concatenate(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def item(self, i: int) -> Item:
+        return Item(f"{self.path}: image {i}", self.images[i])
+
+    def names(self) -> list[str]:
+        if len(self._files) != len(self):
+            raise UserError(f"{self.path}: its batches hold no file names to split by; use --split")
+        return self._files
+
+    def column(self, name: str) -> list[str]:
+        raise UserError(f"{self.path}: the archive has no columns to split by; use --split")
+
+
+def _read(path: Path, names: set[str]) -> dict[str, Any]:
+    """What the pickles of these names hold."""
+    found: dict[str, Any] = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for info in archive:
+                name = info.name.rpartition("/")[2]
+                if name not in names or not info.isreg():
+                    continue
+                if info.size > _MAX_BYTES:
+                    raise UserError(f"{path}: {info.name}: {info.size} bytes, more than any batch; fetch it anew")
+                file = archive.extractfile(info)
+                assert file is not None
+                if name in found:
+                    raise UserError(f"{path}: {name} comes twice; fetch the archive anew")
+                found[name] = _dictionary(file.read(), f"{path}: {name}")
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole .tar.gz archive ({error}); fetch it anew") from error
+    return found
+
+
+def _dictionary(data: bytes, where: str) -> dict[str, Any]:
+    value = load_plain(data, where)
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: not a dictionary, which a batch of CIFAR-10 is; give cifar-10-python.tar.gz")
+    return {_text(key): each for key, each in value.items()}
+
+
+def _class_names(meta: dict[str, Any], where: str) -> list[str]:
+    names = meta.get("label_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | bytes) for name in names):
+        raise UserError(f"{where}: no label_names, the names of the classes; give cifar-10-python.tar.gz")
+    return [_text(name) for name in names]
+
+
+def _batch(batch: dict[str, Any], classes: int, where: str) -> tuple[np.ndarray, list[int], list[str]]:
+    """Images uint8 [n 3072], labels and file names of a batch."""
+    data, labels, files = (batch.get(key) for key in ("data", "labels", "filenames"))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * _SIDE * _SIDE,):
+        raise UserError(f"{where}: its data is not bytes in rows of {3 * _SIDE * _SIDE}; give cifar-10-python.tar.gz")
+    if not isinstance(labels, list) or len(labels) != len(data):
+        raise UserError(f"{where}: not a list of {len(data)} labels, one for each image; fetch the archive anew")
+    if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
+        raise UserError(f"{where}: a label is not a number from 0 to {classes - 1}; fetch the archive anew")
+    return data, labels, [_text(name) for name in files or []]
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,73 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffpipe.contract import UserError
+
+
+@contextlib.contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` when the block ends well and is removed when it does not.
+
+    It lies beside `out`, in `.NAME.packing`. What a process that was killed has left there is removed first; while
+    another process is alive that writes the same `out`, this one is refused. Raises UserError, of OSErrors within the
+    block too.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; remove it or give another name")
+    target = out.absolute()
+    home = target.parent / f".{target.name}.packing"
+    folder = home / "whole"
+    try:
+        lock = _owned(home, out)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+            for path in [*folder.rglob("*"), folder]:
+                _sync(path)
+            folder.replace(target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+            os.close(lock)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); free some space or change the rights") from error
+
+
+def _owned(home: Path, out: Path) -> int:
+    """The open lock file of `home`, which is made where it is missing.
+
+    The lock is a record lock, which ends with this process: an flock would live on in workers, who inherit the file.
+    """
+    while True:
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # its owner finished between these two lines
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_ino == (home / "lock").stat().st_ino:
+                return lock
+        except FileNotFoundError:
+            pass  # its owner finished after it was opened
+        except (BlockingIOError, PermissionError) as error:
+            os.close(lock)
+            raise UserError(f"{out}: another process is packing it; wait for it or give another name") from error
+        os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,77 @@
+"""How an image is written: as it is, or resized, on a background, in another format."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from diffpipe.contract import UserError
+from diffpipe.data.decode import decode, fit
+from diffpipe.data.header import format_of
+from diffpipe.data.index import IMAGE_EXTENSIONS
+from diffpipe.data.packing.source import Item
+
+Format = Literal["keep", "png", "jpeg", "webp"]
+_KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+_NO_WORDS = np.zeros(3, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What becomes of each image; whatever it is, the image is decoded once, so that a broken one is found.
+
+    resolution: its side after a resize and a crop at the centre. format: "keep" leaves the bytes of PNG, JPEG and WebP
+    as they are where neither the resolution nor the background changes a pixel, and writes PNG otherwise; the others
+    write every image anew, its pixels alone. quality: of JPEG (at full chroma resolution) and WebP, 1 to 100.
+    background: the colour under transparent pixels; None: white, but kept bytes stay transparent.
+    """
+
+    resolution: int | None = None
+    format: Format = "keep"
+    quality: int = 95
+    background: str | None = None
+
+    def members(self, item: Item) -> dict[str, bytes]:
+        """The sample's members by extension, its image first. Raises UserError."""
+        if item.image is None:
+            return item.members
+        extension, data = self._encode(item, item.image)
+        twice = next((e for e in IMAGE_EXTENSIONS if e in item.members), None)
+        if twice is not None and data is not item.image:
+            raise UserError(f"{item.where}: has a .{twice} beside its image; pack such samples as they are")
+        return {extension: data, **item.members}
+
+    def _encode(self, item: Item, data: bytes | np.ndarray) -> tuple[str, bytes]:
+        if isinstance(data, bytes):
+            image = decode(data, None, item.where, self.background or "white")
+            kind = _KEPT.get(format_of(data))
+            fits = self.resolution is None or image.size == (self.resolution, self.resolution)
+            changed = self.background is not None and _is_transparent(data)
+            if self.format == "keep" and kind and fits and not changed:
+                return item.extension or kind, data
+        else:
+            image = Image.fromarray(data)
+        if self.resolution is not None:
+            image = fit(image, self.resolution, "center", False, _NO_WORDS)
+        return self._save(image)
+
+    def _save(self, image: Image.Image) -> tuple[str, bytes]:
+        image.info = {}  # no colour profile, no text: PIL would write them
+        buffer = io.BytesIO()
+        if self.format == "jpeg":
+            image.save(buffer, "JPEG", quality=self.quality, subsampling=0, optimize=True)
+            return "jpg", buffer.getvalue()
+        if self.format == "webp":
+            image.save(buffer, "WEBP", quality=self.quality)
+            return "webp", buffer.getvalue()
+        image.save(buffer, "PNG", optimize=True)
+        return "png", buffer.getvalue()
+
+
+def _is_transparent(data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        return image.has_transparency_data

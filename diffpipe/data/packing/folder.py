@@ -1,0 +1,79 @@
+"""Image folders, plain or in a zip archive; a class is a folder, or what a labels file says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffpipe.contract import UserError
+from diffpipe.data.packing.labels import read_labels
+from diffpipe.data.packing.source import Item, numbered
+from diffpipe.data.packing.tree import Folder, Zip, in_order
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff")
+
+
+class FolderSource:
+    """The images below a folder or in a zip archive of one.
+
+    Without a labels file the folders directly in it are the classes, by name, and images directly in it have no labels.
+    With one the images are those that it names. `skipped` counts the files that are no images by their names,
+    `unlabelled` the images that the labels file does not name. Raises UserError.
+    """
+
+    def __init__(self, place: Path, labels_file: Path | None = None, classes: Sequence[str] | None = None):
+        self.tree = Folder(place) if place.is_dir() else Zip(place)
+        self.labels: list[int] | None = None
+        self.classes: list[str] | None = None
+        self.paths = [path for path in self.tree.paths if path.lower().endswith(SUFFIXES)]
+        self.skipped = len(self.tree.paths) - len(self.paths)
+        self.unlabelled = 0
+        self._labels_file = labels_file
+        self._rows: dict[str, dict[str, str]] = {}
+        if labels_file is not None:
+            self._rows = read_labels(labels_file)
+            self.unlabelled = sum(path not in self._rows for path in self.paths)
+            if self.unlabelled == len(self.paths):
+                raise UserError(
+                    f"{labels_file}: it names none of the {len(self.paths)} images of {place}, but such as "
+                    f"{next(iter(self._rows))}; give paths relative to {place}"
+                )
+            self.paths = in_order(self._rows)
+            named = [self._rows[path]["label"] for path in self.paths]
+            self.labels, self.classes = numbered(named, classes, str(labels_file))
+            return
+        if not self.paths:
+            raise UserError(f"{place}: no images in it; give a folder of {', '.join(SUFFIXES)}")
+        if self.tree.top:
+            self.classes = self.tree.top
+            self.labels = self._labels_of_folders(place)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def item(self, i: int) -> Item:
+        return Item(self.tree.where(self.paths[i]), self.tree.read(self.paths[i]))
+
+    def names(self) -> list[str]:
+        return self.paths
+
+    def column(self, name: str) -> list[str]:
+        if self._labels_file is None:
+            raise UserError(f"{self.tree.place}: no labels file, so no column {name!r}; give one with --labels-file")
+        for path in self.paths:
+            if name not in self._rows[path]:
+                known = ", ".join(self._rows[path])
+                raise UserError(f"{self._labels_file}: {path} has no column {name!r}, but {known}; give one of them")
+        return [self._rows[path][name] for path in self.paths]
+
+    def _labels_of_folders(self, place: Path) -> list[int]:
+        stray = next((path for path in self.paths if "/" not in path), None)
+        if stray is not None:
+            raise UserError(f"{place}: holds images beside class folders; move {stray} and the like into one")
+        number = {name: label for label, name in enumerate(self.tree.top)}
+        labels = [number[path.split("/")[0]] for path in self.paths]
+        empty = sorted(set(range(len(number))) - set(labels))
+        if empty:
+            name = self.tree.where(self.tree.top[empty[0]])
+            raise UserError(f"{name}: a class without images; add some or remove the folder")
+        return labels

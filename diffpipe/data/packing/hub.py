@@ -1,0 +1,129 @@
+"""Hugging Face datasets, of the hub or saved on disk. The library is an optional dependency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffpipe.contract import UserError
+from diffpipe.data.packing.source import Item, numbered
+
+SCHEME = "hf:"
+_SAVED = ("dataset_info.json", "dataset_dict.json")
+_USUAL = ("label", "labels")
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote the folder."""
+    return any((folder / name).is_file() for name in _SAVED)
+
+
+class HubSource:
+    """One split of a dataset: `hf:NAME` or `hf:NAME:CONFIG` of the hub, or a folder that `save_to_disk` wrote.
+
+    columns: the image column, and the label column where there is one; by default the only column of images, and the
+    only one of class labels or else the one called label. A dataset whose labels are all missing has none. Raises
+    UserError.
+    """
+
+    def __init__(self, place: str, split: str | None = None, columns: Sequence[str] = ()):
+        self.place = place
+        table = _open(place, split)
+        self._image, label = _columns(table, columns, place)
+        datasets = _library(place)
+        self.labels, self.classes = (None, None) if label is None else _labels(table, label, place)
+        self._table = table
+        # The bytes as they are: decoding is done here, and so are its checks.
+        self._images = table.select_columns([self._image]).cast_column(self._image, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def item(self, i: int) -> Item:
+        where = f"{self.place}: row {i}"
+        value = self._images[i][self._image]
+        if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
+            raise UserError(f"{where}: its {self._image} is empty; remove the row")
+        data = value.get("bytes")
+        try:
+            return Item(where, bytes(data) if data else Path(value["path"]).read_bytes())
+        except OSError as error:
+            raise UserError(f"{where}: {value['path']} cannot be read ({error.strerror}); restore it") from error
+
+    def names(self) -> list[str]:
+        paths = [row[self._image].get("path") for row in self._images]
+        if not all(paths):
+            raise UserError(f"{self.place}: its images have no names to split by; give --split-by column:NAME")
+        return paths
+
+    def column(self, name: str) -> list[str]:
+        if name not in self._table.column_names:
+            known = ", ".join(self._table.column_names)
+            raise UserError(f"{self.place}: no column {name!r}, but {known}; give one of them")
+        return [str(value) for value in self._table.select_columns([name])[:][name]]
+
+
+def _library(place: str) -> Any:
+    try:
+        import datasets  # noqa: PLC0415 (optional, and slow to import)
+    except ImportError as error:
+        raise UserError(f"{place}: reading it needs the library datasets; run: pip install 'diffpipe[hf]'") from error
+    return datasets
+
+
+def _open(place: str, split: str | None) -> Any:
+    datasets = _library(place)
+    try:
+        if place.startswith(SCHEME):
+            name, _, config = place.removeprefix(SCHEME).partition(":")
+            return datasets.load_dataset(name, config or None, split=split or "train")
+        saved = datasets.load_from_disk(place)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"{place}: cannot be loaded ({error}); check its name, --split, and the network or `hf auth login`"
+        ) from error
+    if not isinstance(saved, datasets.DatasetDict):
+        if split is not None:
+            raise UserError(f"{place}: a single dataset without splits; leave out --split")
+        return saved
+    split = split or "train"
+    if split not in saved:
+        raise UserError(f"{place}: no split {split!r}, but {', '.join(saved)}; give one of them with --split")
+    return saved[split]
+
+
+def _columns(table: Any, asked: Sequence[str], place: str) -> tuple[str, str | None]:
+    """The columns of the image and the label."""
+    datasets = _library(place)
+    known = f"its columns are {', '.join(table.column_names)}"
+    unknown = next((name for name in asked if name not in table.column_names), None)
+    if unknown is not None:
+        raise UserError(f"{place}: no column {unknown!r}; {known}; give others with --columns")
+    if len(asked) > 1:
+        return asked[0], asked[1]
+    images = asked or [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    if len(images) != 1:
+        raise UserError(f"{place}: {len(images)} columns of images; {known}; choose with --columns IMAGE,LABEL")
+    labels = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels = labels or [name for name in _USUAL if name in table.column_names]
+    if len(labels) > 1:
+        raise UserError(f"{place}: several columns of labels, {', '.join(labels)}; choose with --columns IMAGE,LABEL")
+    return images[0], labels[0] if labels else None
+
+
+def _labels(table: Any, column: str, place: str) -> tuple[list[int] | None, list[str] | None]:
+    """The label of each row, and the names of the classes."""
+    datasets = _library(place)
+    kind = table.features[column]
+    values = table.select_columns([column])[:][column]
+    missing = [i for i, value in enumerate(values) if value is None or value == -1]  # the hub's test sets have -1
+    if len(missing) == len(values):
+        return None, None
+    if missing:
+        raise UserError(f"{place}: row {missing[0]} has no {column}, as have {len(missing) - 1} more; remove the rows")
+    if isinstance(kind, datasets.ClassLabel):
+        return values, list(kind.names)
+    if not all(isinstance(value, int | str) for value in values):
+        raise UserError(f"{place}: {column} is neither numbers nor text; choose with --columns IMAGE,LABEL")
+    return numbered([str(value) for value in values], None, f"{place}: {column}")

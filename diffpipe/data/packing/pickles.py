@@ -1,0 +1,142 @@
+"""Pickles that hold plain data and numpy arrays, read without running anything that they name.
+
+A pickle is a program that may call whatever can be imported. Here its few permitted names stand for classes of this
+module, which take down what numpy would have been told, so that not even numpy's own unpickling is trusted.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diffpipe.contract import UserError
+
+_NUMBERS = re.compile(r"[biu][1248]")
+_BROKEN = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RecursionError,
+)
+
+
+def load_plain(data: bytes, where: str) -> Any:
+    """What a pickle holds: dicts, lists, tuples, numbers, bytes, text, and numpy arrays of integers.
+
+    The strings of Python 2 are bytes. Raises UserError that begins with `where`, before anything is called, where the
+    pickle names any function or class but those that numpy's arrays need.
+    """
+    try:
+        return _plain(_Unpickler(io.BytesIO(data), encoding="bytes").load())
+    except _ForbiddenError as error:
+        raise UserError(
+            f"{where}: its pickle would call {error}, which plain data does not; nothing of it was run: remove the "
+            "file, and fetch it from where it was first published"
+        ) from error
+    except _BROKEN as error:
+        raise UserError(f"{where}: not a pickle of plain data and arrays ({error}); fetch it anew") from error
+
+
+class _ForbiddenError(Exception):
+    """The pickle names something that is not permitted."""
+
+
+class _Type:
+    """A numpy dtype: its code, such as u1, and its byte order."""
+
+    def __init__(self, code: str | bytes, *_: Any):
+        self.code, self.order = _text(code), "|"
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        self.order = _text(state[1])
+
+    def numpy(self) -> np.dtype:
+        if not _NUMBERS.fullmatch(self.code) or self.order not in "<>|=":
+            raise ValueError(f"an array of {self.order}{self.code}")
+        return np.dtype(self.order + self.code)
+
+
+class _Array:
+    """A numpy array, whose state says what is in it."""
+
+    def __init__(self, *_: Any):
+        self.value: np.ndarray | None = None
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.value = _array(data, dtype, shape, "F" if fortran else "C")
+
+
+class _Buffer(_Array):
+    """A numpy array as protocol 5 writes it."""
+
+    def __init__(self, data: Any, dtype: Any, shape: Any, order: Any):
+        super().__init__()
+        self.value = _array(data, dtype, shape, order)
+
+
+class _Nothing:
+    """`numpy.ndarray`, which the pickle names but which is not called."""
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Type):
+        raise TypeError("an array of something other than numbers")
+    kind = dtype.numpy()
+    if math.prod(shape) * kind.itemsize != len(data):
+        raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
+    return np.frombuffer(bytes(data), kind).reshape(shape, order="F" if _text(order) == "F" else "C")
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in protocol 2: `_codecs.encode(text, "latin1")`."""
+    if _text(encoding) not in ("latin1", "latin-1"):
+        raise ValueError(f"bytes as {encoding}")
+    return text.encode("latin-1")
+
+
+_PERMITTED = {
+    ("_codecs", "encode"): _bytes,
+    ("numpy", "dtype"): _Type,
+    ("numpy", "ndarray"): _Nothing,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy._core.numeric", "_frombuffer"): _Buffer,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        permitted = _PERMITTED.get((module, name))
+        if permitted is None:
+            raise _ForbiddenError(f"{module}.{name}")
+        return permitted
+
+
+def _plain(value: Any) -> Any:
+    """The value with arrays for what stood for them. Raises TypeError for anything that is no data."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, _Array):
+        return value.value
+    if value is None or isinstance(value, bytes | str | int | float):
+        return value
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,164 @@
+"""Files by their paths relative to a folder, which may lie in a zip archive: listed, and read where they lie."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffpipe.contract import UserError
+from diffpipe.data.scan import MAX_MEMBER
+
+_NOT_MINE = "__MACOSX"  # what macOS puts into archives beside the files
+
+
+class Folder:
+    """The files below a folder, links followed; hidden ones do not count.
+
+    paths: relative, with "/", in the order of their parts. top: the names of the folders directly in it.
+    """
+
+    def __init__(self, place: Path):
+        self.place = place
+        found = [*_walk(place, "")]
+        self.top = sorted({path.split("/")[0] for path, is_folder in found if is_folder})
+        self.paths = in_order(path for path, is_folder in found if not is_folder)
+
+    def where(self, path: str) -> str:
+        return str(self.place / path)
+
+    def read(self, path: str) -> bytes:
+        """Raises UserError."""
+        file = self.place / path
+        try:
+            if not file.is_file():
+                raise UserError(f"{file}: no such file; mend its name or remove what names it")
+            _require_size(str(file), file.stat().st_size)
+            return file.read_bytes()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+class Zip:
+    """The files of a zip archive, read in place. A single folder that holds everything is taken for the archive itself.
+
+    paths and top are as in `Folder`. Nothing is extracted, so that names cannot lead anywhere. It pickles as its path.
+    """
+
+    def __init__(self, place: Path):
+        self.place = place
+        try:
+            self._archive = zipfile.ZipFile(_Positioned(place))
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{place}: not a whole zip archive ({error}); fetch or write it anew") from error
+        self._entries: dict[str, zipfile.ZipInfo] = {}
+        folders: list[list[str]] = []
+        files: list[tuple[list[str], zipfile.ZipInfo]] = []
+        for info in self._archive.infolist():
+            parts = [part for part in info.filename.split("/") if part not in ("", ".", "..")]
+            if not parts or any(_hidden(part) for part in parts):
+                continue
+            if info.is_dir():
+                folders.append(parts)
+            else:
+                files.append((parts, info))
+        tops = {parts[0] for parts in folders} | {parts[0] for parts, _ in files}
+        skip = 1 if len(tops) == 1 and all(len(parts) > 1 for parts, _ in files) else 0
+        for parts, info in files:
+            path = "/".join(parts[skip:])
+            if path in self._entries:
+                raise UserError(f"{place}: {path} comes twice; write the archive anew with unique names")
+            self._entries[path] = info
+        inner = [parts[skip:] for parts in folders] + [parts[skip:-1] for parts, _ in files]
+        self.top = sorted({parts[0] for parts in inner if parts})
+        self.paths = in_order(self._entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Zip, (self.place,)
+
+    def where(self, path: str) -> str:
+        return f"{self.place}: {path}"
+
+    def read(self, path: str) -> bytes:
+        """The file, held against its crc32. Raises UserError."""
+        where, info = self.where(path), self._entries.get(path)
+        if info is None:
+            raise UserError(f"{where}: not in the archive; mend the name or remove what names it")
+        _require_size(where, info.file_size)
+        try:
+            return self._archive.read(info)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+            # RuntimeError: encrypted, or compressed in a way that this Python was built without
+            raise UserError(
+                f"{where}: cannot be read ({error}); write the archive anew without it or mend it"
+            ) from error
+
+
+def in_order(paths: Iterable[str]) -> list[str]:
+    return sorted(paths, key=lambda path: path.split("/"))
+
+
+def _walk(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, bool]]:
+    """Relative path, and whether it is a folder. A link to a folder above it ends there."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if not _hidden(entry.name)]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in entries:
+        path = prefix + entry.name
+        if entry.is_dir():
+            yield path, True
+            yield from _walk(folder / entry.name, f"{path}/", (*above, real))
+        else:
+            yield path, False
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == _NOT_MINE
+
+
+def _require_size(where: str, size: int) -> None:
+    if size > MAX_MEMBER:
+        raise UserError(f"{where}: {size} bytes, more than {MAX_MEMBER}; make the image smaller or remove it")
+
+
+class _Positioned(io.RawIOBase):
+    """A file read by `os.pread` at a position that is this object's own: forked workers may share what is open."""
+
+    def __init__(self, path: Path):
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._file).st_size}[whence]
+        if start + offset < 0:
+            raise OSError(22, "a position before the start of the file")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._file, len(buffer), self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._file)
+        super().close()
