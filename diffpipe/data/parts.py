@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,19 +19,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from braceexpand import braceexpand
 from tqdm import tqdm
 
 from diffpipe.contract import UserError
 from diffpipe.data.arrays import Column, map_arrays, write_arrays
 from diffpipe.data.lists import check_lists, lists_beside
-from diffpipe.data.scan import scan
+from diffpipe.data.scan import scan_file
+from diffpipe.data.storage import RemoteFile, is_remote, parse, redacted, tars
+from diffpipe.data.tarstream import Readable
 
 _VERSION = 1
 _NAMED_ERRORS = 5
 
 
 class Job(NamedTuple):
-    """One shard to scan. part: the file that keeps what was found."""
+    """One shard to scan, by its path or URL. part: the file that keeps what was found."""
 
     name: str
     path: str
@@ -46,6 +50,22 @@ class Part(NamedTuple):
 
     def column(self, name: str) -> np.ndarray:
         return map_arrays(self.path)[0][name]
+
+
+def remote_shards(places: Sequence[str]) -> list[str]:
+    """The URLs of the tars that URLs name: tars, brace patterns, or folders that can be listed. Raises UserError."""
+    urls: list[str] = []
+    for url in [url for place in places for url in braceexpand(place)]:
+        found = [url] if parse(url).path.endswith(".tar") else tars(url)
+        if not found:
+            raise UserError(
+                f"{redacted(url)}: no *.tar is listed there; name the tars themselves, with a brace pattern"
+            )
+        urls.extend(found)
+    twice = next((url for url, n in Counter(urls).items() if n > 1), None)
+    if twice is not None:
+        raise UserError(f"{redacted(twice)} is named twice; name each shard once")
+    return urls
 
 
 @contextmanager
@@ -68,7 +88,7 @@ def parts_folder(directory: Path) -> Iterator[Path]:
 
 
 def scan_all(shards: Sequence[tuple[str, str]], folder: Path, workers: int, max_member: int) -> list[Part]:
-    """The scans of shards (name, path), in order, by so many processes or (0, 1) by this one.
+    """The scans of shards (name, path or URL), in order, by so many processes or (0, 1) by this one.
 
     A shard that an earlier call has scanned into `folder`, and that has not changed since, is not read again. All are
     read even where some are refused. Raises UserError.
@@ -121,26 +141,28 @@ def _end_with_parent() -> None:
 def _scan(job: Job) -> UserError | None:
     """Scan one shard into its file, unless it is there. Errors are returned, to be told together."""
     try:
-        key = {**_state(job.path), "max_member": job.max_member, "version": _VERSION}
-        with suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that is whole
-            if _head(job.part)["key"] == key:
+        with _opened(job.path) as (file, state):
+            key = None if state is None else {"state": state, "max_member": job.max_member, "version": _VERSION}
+            if key is not None and _key(job.part) == key:
                 return None
-        found = scan(job.path, job.max_member)
-        check_lists(job.path, found)
-        if {**key, **_state(job.path)} != key:
-            raise UserError(f"{job.path} was changed while it was read; index it again when nothing writes to it")
-        numbers = found.columns["member.extension"]
-        counts = np.bincount(numbers, minlength=len(found.extensions)).tolist()
-        head = {
-            "key": key,
-            "bytes": found.bytes,
-            "sha256": found.sha256,
-            "samples": len(found.starts),
-            "members": dict(zip(found.extensions, counts, strict=True)),
-            "classes": found.classes,
-        }
+            found = scan_file(file, redacted(job.path) if is_remote(job.path) else job.path, job.max_member)
+        if not is_remote(job.path):
+            check_lists(job.path, found)
+            if _local_state(job.path) != state:
+                raise UserError(f"{job.path} was changed while it was read; index it again when nothing writes to it")
     except UserError as error:
         return error
+    except OSError as error:
+        return UserError(f"{job.path}: cannot be read ({error.strerror}); check the path and its permissions")
+    counts = np.bincount(found.columns["member.extension"], minlength=len(found.extensions)).tolist()
+    head = {
+        "key": key,
+        "bytes": found.bytes,
+        "sha256": found.sha256,
+        "samples": len(found.starts),
+        "members": dict(zip(found.extensions, counts, strict=True)),
+        "classes": found.classes,
+    }
     columns = {name: Column(array.dtype, len(array), [array]) for name, array in found.columns.items()}
     try:
         write_arrays(job.part, columns, {"part": json.dumps(head)})
@@ -149,17 +171,31 @@ def _scan(job: Job) -> UserError | None:
     return None
 
 
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[Readable, dict[str, Any] | None]]:
+    """The shard, open at its beginning, and what changes where it does, or None where a server does not say."""
+    if is_remote(path):
+        with RemoteFile(path) as file:
+            yield file, {"bytes": file.size, "etag": file.etag} if file.etag else None
+    else:
+        with Path(path).open("rb", buffering=0) as file:
+            yield file, _local_state(path)
+
+
+def _local_state(path: str) -> dict[str, Any]:
+    """The lengths and times of a shard and of the lists beside it."""
+    stats = {Path(file).name: Path(file).stat() for file in [path, *lists_beside(path)]}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _key(part: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that is whole
+        return _head(part)["key"]
+    return None
+
+
 def _head(part: Path) -> dict[str, Any]:
     return json.loads(map_arrays(part)[1]["part"])
-
-
-def _state(path: str) -> dict[str, Any]:
-    """What changes where the shard, or a list beside it, changes."""
-    try:
-        stats = {Path(file).name: Path(file).stat() for file in [path, *lists_beside(path)]}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}}
 
 
 def _together(errors: Sequence[UserError], total: int) -> UserError:

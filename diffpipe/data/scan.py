@@ -190,14 +190,14 @@ def _read_member(stream: TarStream, where: str, info: tarfile.TarInfo, keep: boo
 
 
 def _check_member(where: str, info: tarfile.TarInfo, max_member: int) -> None:
+    if _CONTROL.search(info.name):
+        raise UserError(f"{where}: {info.name!r}: the name has control characters; write the tar anew with plain names")
     if info.issym() or info.islnk():
         raise UserError(f"{where}: {info.name} is a link; write the tar anew with the file itself (tar --dereference)")
     if not info.isreg() or info.issparse():
         raise UserError(f"{where}: {info.name} is not a plain file; write the tar anew with plain files alone")
     if info.name.startswith("/") or ".." in info.name.split("/"):
         raise UserError(f"{where}: {info.name}: the name leaves the folder; write the tar anew with relative names")
-    if _CONTROL.search(info.name):
-        raise UserError(f"{where}: {info.name!r}: the name has control characters; write the tar anew with plain names")
     if info.size > max_member:
         raise UserError(
             f"{where}: {info.name} has {info.size} bytes, more than the {max_member} that a member may have; "

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffpipe.contract import UserError
+from diffpipe.data.address import parse, redacted
 from diffpipe.data.arrays import Column, map_arrays, write_arrays
 from diffpipe.data.parts import Part, parts_folder, scan_all
 from diffpipe.data.scan import MAX_MEMBER
@@ -42,8 +43,8 @@ class Sample(NamedTuple):
 class Table:
     """The index file of one directory, mapped into memory. It pickles as its path.
 
-    base: where the shards lie, without credentials or query, or None where they lie beside the index. shards: by name,
-    in order, `{"name", "bytes", "sha256", "samples", "members", "classes_count"}`.
+    base: the URL of the folder of the shards, which holds no secret, or None where they lie beside the index. shards:
+    by name, in order, `{"name", "bytes", "sha256", "samples", "members", "classes_count"}`.
     """
 
     def __init__(self, path: str):
@@ -88,6 +89,13 @@ class Table:
         places = {self.extensions[self._extension[m]]: Member(*(int(a[m]) for a in self._place)) for m in members}
         return Sample(key, places)
 
+    def having(self, extensions: Sequence[str], start: int, end: int) -> np.ndarray:
+        """Which of the samples from `start` to `end` have a member with one of the extensions, bool [end - start]."""
+        first = self._first[start : end + 1]
+        numbers = [number for number, extension in enumerate(self.extensions) if extension in extensions]
+        there = np.isin(self._extension[first[0] : first[-1]], np.array(numbers, dtype=np.uint8))
+        return np.diff(np.concatenate([[0], np.cumsum(there)])[first - first[0]]) > 0
+
 
 def write_index(
     directory: str | Path,
@@ -107,6 +115,34 @@ def write_index(
     if not names:
         raise UserError(f"{directory}: no *.tar in it; give the folder that holds the shards")
     _write(directory, {name: str(directory / name) for name in names}, None, classes, workers, max_member)
+
+
+def write_remote_index(
+    urls: Sequence[str],
+    out: str | Path,
+    classes: Sequence[str] | None = None,
+    *,
+    workers: int = 0,
+    max_member: int = MAX_MEMBER,
+) -> None:
+    """Scan remote tars of one folder, each read through once and kept nowhere, and write their index into `out`.
+
+    The rest is as with `write_index`.
+    """
+    out = Path(out)
+    addresses = [parse(url) for url in urls]
+    bases = sorted({str(each._replace(path=each.path.rpartition("/")[0])) for each in addresses})
+    if len(bases) > 1:
+        here, there = map(redacted, bases[:2])
+        raise UserError(f"{here} and {there}: an index is of the shards of one folder; give each a --out of its own")
+    if next(out.glob("*.tar"), None) is not None:
+        raise UserError(f"{out}: holds tars itself, whose index would be lost; give another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
+    paths = {address.path.rpartition("/")[2]: url for address, url in zip(addresses, urls, strict=True)}
+    _write(out, dict(sorted(paths.items())), bases[0], classes, workers, max_member)
 
 
 def _write(

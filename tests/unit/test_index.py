@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import pickle
 import re
@@ -20,7 +18,7 @@ from webdataset.writer import ShardWriter
 
 from diffpipe.contract import UserError
 from diffpipe.data.index import ShardSet, load, number_of_classes
-from diffpipe.data.scan import scan, split_name
+from diffpipe.data.scan import split_name
 from diffpipe.data.table import INDEX_NAME, write_index
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
@@ -87,86 +85,6 @@ def test_keys_and_bytes_are_those_that_webdataset_reads(tmp_path: Path, write) -
     shards = load(str(tmp_path))
     assert shards.total > 0
     assert read_all(shards) == read_by_webdataset(shards.paths)
-
-
-def link(kind: bytes):
-    def write(path: Path) -> None:
-        with tarfile.open(path, "w") as tar:
-            tar.addfile(tarfile.TarInfo("a.png"))
-            info = tarfile.TarInfo("b.png")
-            info.type, info.linkname = kind, "a.png"
-            tar.addfile(info)
-
-    return write
-
-
-def edited(edit):
-    def write(path: Path) -> None:
-        data = bytearray(write_tar(path, FILES).read_bytes())
-        path.write_bytes(edit(data))
-
-    return write
-
-
-def header_of(data: bytearray, i: int) -> int:
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        return tar.getmembers()[i].offset
-
-
-def zeroed_header(data: bytearray) -> bytearray:
-    at = header_of(data, 4)
-    data[at : at + 512] = bytes(512)
-    return data
-
-
-def damaged_header(data: bytearray) -> bytearray:
-    data[header_of(data, 4) + 10] ^= 1
-    return data
-
-
-MALFORMED = {
-    "gzip": (lambda p: p.write_bytes(gzip.compress(write_tar(p, FILES).read_bytes())), "gzip"),
-    "symlink": (link(tarfile.SYMTYPE), "b.png is a link"),
-    "hard link": (link(tarfile.LNKTYPE), "b.png is a link"),
-    "fifo": (link(tarfile.FIFOTYPE), "b.png is not a plain file"),
-    "absolute": (lambda p: write_tar(p, {"/a.png": b"1"}), "/a.png"),
-    "outside": (lambda p: write_tar(p, {"b/../../a.png": b"1"}), "b/../../a.png"),
-    "same member twice": (lambda p: write_tar(p, [("a.png", b"1"), ("a.PNG", b"2")]), "a.PNG comes twice"),
-    "same key apart": (lambda p: write_tar(p, {"a.png": b"1", "b.png": b"2", "a.cls": b"3"}), "a.cls"),
-    "nothing in it": (lambda p: write_tar(p, {}), "no samples"),
-    "no keys in it": (lambda p: write_tar(p, {"README": b"1"}), "no samples"),
-    "empty file": (lambda p: p.write_bytes(b""), "plain tar"),
-    "not a tar": (lambda p: p.write_bytes(b"hello" * 500), "plain tar"),
-    "cut at a header": (edited(lambda data: data[: header_of(data, 6)]), "plain tar"),
-    "cut within a header": (edited(lambda data: data[: header_of(data, 6) + 100]), "plain tar"),
-    "cut within data": (edited(lambda data: data[: header_of(data, 6) + 600]), "plain tar"),
-    "zeroed header": (edited(zeroed_header), "plain tar"),
-    "damaged header": (edited(damaged_header), "plain tar"),
-    "two tars in one": (edited(lambda data: data + data), "plain tar"),
-}
-
-
-@pytest.mark.parametrize("name", MALFORMED)
-def test_a_malformed_tar_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    write, words = MALFORMED[name]
-    path = tmp_path / "bad.tar"
-    write(path)
-    with pytest.raises(UserError, match=re.escape(words)) as caught:
-        write_index(tmp_path)
-    assert str(path) in str(caught.value)
-    assert not (tmp_path / INDEX_NAME).exists()
-
-
-@given(st.data())
-def test_a_tar_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    path = tmp_path_factory.mktemp("cut") / "x.tar"
-    whole = write_tar(path, FILES).read_bytes()
-    with tarfile.open(path) as tar:
-        last = tar.getmembers()[-1]
-    end = last.offset_data + -(-last.size // 512) * 512
-    path.write_bytes(whole[: data.draw(st.integers(0, end + 1023))])
-    with pytest.raises(UserError, match="plain tar"):
-        scan(str(path))
 
 
 def test_patterns_name_shards_in_order(tmp_path: Path) -> None:
