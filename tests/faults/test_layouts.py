@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.faults.jobs import SMALL, fails, steps, trains
-from tests.faults.shards import consolidated, parts
 from tests.integration.commands import CONFIG, SHARDS, diffpipe, metrics, seen, succeeds
+from tests.shards import consolidated, parts
 
 # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
 CALM = ("train.precision=fp32", "optimizer.eps=1e-3", "optimizer.warmup=0", "train.accumulate=2")

@@ -11,8 +11,8 @@ import pytest
 
 from tests.faults.jobs import fails, steps, trains
 from tests.faults.poisoned import MODULE, left
-from tests.faults.shards import consolidated
 from tests.integration.commands import metrics, seen
+from tests.shards import consolidated
 
 BAD = 3  # the step, from 0
 # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.

@@ -15,8 +15,8 @@ import pytest
 
 from tests.faults.jobs import SMALL, debris, logged, steps, trains, unharmed
 from tests.faults.poisoned import MODULE, left, poisoned
-from tests.faults.shards import consolidated
 from tests.integration.commands import CONFIG, HOME, command
+from tests.shards import consolidated
 
 LONG = ("train.steps=1000", "checkpoint.every=0")
 ASKED = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from safetensors import safe_open
 
 from tests.integration.server import Server
+from tests.shards import consolidated
 
 HOME = Path(__file__).parents[2]
 SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
@@ -106,12 +106,8 @@ def refused(*words: object, processes: int = 0, real: bool = False) -> str:
 
 
 def tensors(checkpoint: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint, from all shards, read with safetensors alone."""
-    found: dict[str, np.ndarray] = {}
-    for path in checkpoint.glob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
-            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return found
+    """Every tensor of a checkpoint, whole, read without the package or torch."""
+    return consolidated(checkpoint)
 
 
 def metrics(run_dir: Path) -> dict[int, dict[str, float]]:
