@@ -8,17 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from diffpipe.contract import UserError
 from diffpipe.train.checkpoint import MANIFEST, STATE, CheckpointConfig, Entry, Manifest, describe, step_name
@@ -26,55 +23,35 @@ from diffpipe.train.retention import TEMPORARY, prune, retire
 from diffpipe.train.team import Team
 
 
+class Part(NamedTuple):
+    """What one rank writes of a tensor: contiguous on the host, and where in the tensor it begins."""
+
+    values: Tensor
+    offsets: tuple[int, ...]
+
+
 def commit(
-    directory: Path, step: int, tensors: dict[str, Tensor], state: str, config: CheckpointConfig, team: Team
+    directory: Path, step: int, parts: Mapping[str, Part], state: str, config: CheckpointConfig, team: Team
 ) -> None:
     """Write this rank's part of a checkpoint, commit it with the others, and remove what `config` keeps no longer.
 
-    tensors: what this rank has to write, contiguous on the host; parts of tensors as CheckpointableTensors. state: the
-    text of `state.json`. A collective. Raises UserError, on all ranks, where the disk refuses; the debris goes then.
+    parts: what this rank has to write, by the tensors' names. state: the text of `state.json`. A collective. Raises
+    UserError, on all ranks, where the disk refuses; the debris goes then.
     """
     final = directory / step_name(step)
     temp = final.with_name(TEMPORARY + final.name)
     shard = temp / f"rank-{team.rank:05d}.safetensors"
     try:
         team.together(lambda: _begin(temp) if team.main else None)
-        team.together(lambda: _write(shard, tensors, team))
-        parts = team.gather(team.together(lambda: _describe(shard)))
-        files = {name: entry for part in parts for name, entry in part.items()}
+        team.together(lambda: _write(shard, parts, team))
+        described = team.gather(team.together(lambda: _describe(shard)))
+        files = {name: entry for each in described for name, entry in each.items()}
         team.together(lambda: _commit(temp, final, step, files, state) if team.main else None)
     except UserError:
         if team.main:
             shutil.rmtree(temp, ignore_errors=True)
         raise
     team.together(lambda: _prune(directory, config) if team.main else None)
-
-
-class _Writer(dcp.HuggingFaceStorageWriter):
-    """Writes a rank's shard by safetensors' `save_file`, which lets the other threads run meanwhile.
-
-    What it overrides assembles the file in memory first, twice, and training stands still for that long.
-    """
-
-    def __init__(self, shard: Path):
-        super().__init__(str(shard.parent), save_distributed=True)
-        self.shard = shard
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        chunks = {item.index.fqn: (item.tensor_data, planner.resolve_data(item)) for item in plan.items}
-        assert len(chunks) == len(plan.items), "a rank has one chunk of a tensor"
-        offsets = {name: {SAVED_OFFSETS_KEY: list(about.chunk.offsets)} for name, (about, _) in chunks.items() if about}
-        tensors = {name: tensor for name, (_, tensor) in chunks.items() if isinstance(tensor, Tensor)}
-        if tensors:
-            try:
-                # One key of metadata: safetensors writes several in an order drawn by chance.
-                save_file(tensors, self.shard, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
-            except SafetensorError as error:  # it tells of the disk's errors so
-                raise OSError(str(error)) from None
-            _sync(self.shard)
-        written: Future[list[WriteResult]] = Future()
-        written.set_result([])
-        return written
 
 
 def _refused(path: Path, what: str) -> UserError:
@@ -91,17 +68,20 @@ def _begin(temp: Path) -> None:
         ) from error
 
 
-def _write(shard: Path, tensors: dict[str, Tensor], team: Team) -> None:
-    # Replicas of a shard (hsdp) are shared out over the ranks that hold them.
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=False)
-    alone = team.world == 1
+def _write(shard: Path, parts: Mapping[str, Part], team: Team) -> None:
+    """A shard as torch.distributed.checkpoint's HuggingFaceStorageWriter lays it out, and its reader takes it.
+
+    That writer's planning would stop training for tens of milliseconds: it is Python, as training is.
+    """
+    if not parts:
+        return
+    places = {name: {SAVED_OFFSETS_KEY: list(part.offsets)} for name, part in parts.items()}
     try:
-        dcp.save(tensors, storage_writer=_Writer(shard), planner=planner, process_group=team.group, no_dist=alone)
-    except dcp.CheckpointException as error:
-        causes = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
-        raise UserError(
-            f"{shard.parent}: the checkpoint could not be written: {causes}; free some space, or change the rights"
-        ) from error
+        # One key of metadata: safetensors writes several in an order drawn by chance.
+        save_file({name: part.values for name, part in parts.items()}, shard, {CUSTOM_METADATA_KEY: json.dumps(places)})
+        _sync(shard)
+    except (OSError, SafetensorError) as error:
+        raise _refused(shard.parent, f"could not be written: rank {team.rank}: {error}") from error
 
 
 def _describe(shard: Path) -> dict[str, Entry]:

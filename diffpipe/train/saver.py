@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from diffpipe.contract import RankError, UserError
-from diffpipe.train.checkpoint import CheckpointConfig, hush
-from diffpipe.train.commit import commit
+from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.commit import Part, commit
 from diffpipe.train.team import Team
 
 
@@ -36,7 +36,6 @@ class Saver:
         self._awaited = threading.Event()
         self._error: BaseException | None = None
         self._step: int | None = None
-        hush()
 
     @property
     def failed(self) -> bool:
@@ -89,42 +88,43 @@ class Saver:
             except Exception as second:  # noqa: BLE001 (what ended the job is what is to be told)
                 error.add_note(f"and the last save failed: {second}")
 
-    def _stage(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+    def _stage(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Part], torch.cuda.Event | None]:
         """Copies, in kept host memory, of what this rank writes; and the event after which a GPU's are there.
 
         A GPU copies in the order of its stream, so that the next step changes nothing too early, and no one waits.
         """
-        plain = {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
-        mine = _share(plain, self.team)
+        mine = _share({name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}, self.team)
         staged, event = {}, None
-        for name, tensor in tensors.items():
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if name in plain and name not in mine:
-                continue
-            if local.numel() == 0 < tensor.numel():
-                continue  # an uneven shard of nothing
+        for i, (name, tensor) in enumerate(tensors.items()):
+            if isinstance(tensor, DTensor):
+                local, (copy, copies) = tensor.to_local(), _replica(tensor)
+                if copy != i % copies or local.numel() == 0 < tensor.numel():
+                    continue  # another's turn, or an uneven shard of nothing
+                offsets = tuple(tensor.__create_chunk_list__()[0].offsets)
+            else:
+                local, offsets = tensor, (0,) * tensor.ndim
+                if name not in mine:
+                    continue
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
                 # Contiguous: safetensors knows no channels_last.
                 buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
                 self._buffers[name] = buffer
-                if isinstance(tensor, DTensor):
-                    _mark(buffer, tensor)
-            staged[name] = buffer.copy_(local.detach(), non_blocking=True)
+            staged[name] = Part(buffer.copy_(local.detach(), non_blocking=True), offsets)
             if local.is_cuda and event is None:
                 event = torch.cuda.Event()
         if event is not None:
             event.record()
         return staged, event
 
-    def _save(self, step: int, tensors: dict[str, Tensor], state: str, copied: torch.cuda.Event | None) -> None:
+    def _save(self, step: int, parts: dict[str, Part], state: str, copied: torch.cuda.Event | None) -> None:
         """The thread: writes and commits. Whatever goes wrong is kept for `wait`."""
         try:
             self._yield_to_training()
             if copied is not None:
                 torch.cuda.set_device(copied.device)  # a new thread's would be the first GPU, another process's
                 copied.synchronize()
-            commit(self.directory, step, tensors, state, self.config, self.team)
+            commit(self.directory, step, parts, state, self.config, self.team)
         except BaseException as error:  # noqa: BLE001 (it is raised again by `wait`)
             self._error = error
 
@@ -150,11 +150,12 @@ def _share(tensors: dict[str, Tensor], team: Team) -> set[str]:
     return mine
 
 
-def _mark(buffer: Tensor, tensor: DTensor) -> None:
-    """Say which part of `tensor` this is, without its mesh: a CheckpointableTensor of torch.distributed.checkpoint."""
-    (chunk,) = tensor.__create_chunk_list__()
-    about: Any = buffer
-    about.global_shape = tuple(tensor.shape)
-    about.global_offsets = (tuple(chunk.offsets),)
-    about.local_offsets = ((0,) * tensor.ndim,)
-    about.local_sizes = (tuple(chunk.sizes),)
+def _replica(tensor: DTensor) -> tuple[int, int]:
+    """Which one this rank's is, of how many equal copies of its part of the tensor."""
+    which, copies = 0, 1
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None, "this rank is in the mesh"
+    for size, at, placement in zip(tensor.device_mesh.shape, coordinate, tensor.placements, strict=True):
+        if placement.is_replicate():
+            which, copies = which * size + at, copies * size
+    return which, copies
