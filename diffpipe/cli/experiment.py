@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from diffpipe.config import Config
 from diffpipe.data.stream import DataConfig
@@ -64,8 +64,21 @@ class EvalConfig(Config):
     autoencoder loses (a Fréchet distance, some seconds for 1000): of data.test where there is one. 0 is none."""
 
 
+class ValidateConfig(Config):
+    """The stage's own losses, of the averaged networks, on images of `data.test`: always the same, with the same noise.
+
+    They go into metrics.jsonl: validation_loss, and validation_… for what else the stage measures.
+    """
+
+    every: int = Field(default=0, ge=0)
+    """Steps between them, and after the last one; 0 computes none."""
+    n: int = Field(default=1000, ge=1)
+
+
 class Experiment(Config):
     """One experiment: `configs/<dataset>/<what>.yaml` holds it, and `config.yaml` in the run directory."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     run: RunConfig
     seed: int = Field(default=0, ge=0)
@@ -79,4 +92,6 @@ class Experiment(Config):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     sample: SampleConfig = SampleConfig()
+    validation: ValidateConfig = Field(default=ValidateConfig(), alias="validate")
+    """`validate`, a name that pydantic has for itself."""
     eval: EvalConfig = EvalConfig()

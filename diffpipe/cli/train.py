@@ -25,6 +25,7 @@ from diffpipe.cli.reconstruction import in_words, originals, reconstruction, uns
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
+from diffpipe.cli.validation import Validation
 from diffpipe.config import dump_yaml, load_config
 from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage, UserError
 from diffpipe.data import index
@@ -74,6 +75,7 @@ class Job:
     trainer: Trainer
     found: Checkpoint | None
     codec: Checkpoint | None
+    validation: Validation | None
 
     @classmethod
     def prepare(cls, experiment: Experiment, runtime: Runtime, shards: ShardSet, shape: ImageShape) -> Job:
@@ -83,6 +85,7 @@ class Job:
             say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
         experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
         runtime.together(lambda: _fit_together(experiment, stage, shards))
+        validation = runtime.together(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
             stage,
             runtime,
@@ -93,7 +96,7 @@ class Job:
             batch_size=experiment.data.batch_size,
             max_bad=experiment.data.max_bad,
         )
-        return cls(experiment, runtime, shards, shape, stage, trainer, found, codec)
+        return cls(experiment, runtime, shards, shape, stage, trainer, found, codec, validation)
 
     def run(self) -> signal.Signals | None:
         """Train to the last step, or until a signal asks to stop: that signal."""
@@ -122,6 +125,7 @@ class Job:
         saver = Saver(experiment.run.checkpoints, experiment.checkpoint, runtime.side_team())
         hooks = [
             Hook(experiment.checkpoint.every, lambda: self.save(saver), last=True),
+            Hook(experiment.validation.every, self.validate, last=self.validation is not None, measures=True),
             Hook(experiment.sample.every, self.draw),
             Hook(experiment.eval.every, self.score),
         ]
@@ -220,6 +224,13 @@ class Job:
         with torch.no_grad(), self.runtime.autocast():
             again = self.stage.reconstruct(self.trainer.averaged(), images.to(self.runtime.device), draws).cpu()
         return rearrange([images, again], "two (rows columns) c h w -> (rows two columns) c h w", columns=columns)
+
+    def validate(self) -> dict[str, float]:
+        assert self.validation is not None
+        values = self.validation.measure(self.trainer.averaged(), self.trainer.step - 1, self.runtime)
+        loss = values["validation_loss"]
+        say(self.runtime, f"step {self.trainer.step}: validation_loss {loss:.4f}, of the averaged weights")
+        return values
 
     def score(self) -> None:
         config, shape = self.experiment.eval, self.shape

@@ -108,11 +108,12 @@ def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
         if tagged:
             model = tagged[0]
             continue
-        siblings = sorted({name for m in models for name in m.model_fields})
+        fields = {field.alias or name: field for m in models for name, field in m.model_fields.items()}
+        siblings = sorted(fields)
         if models and part not in siblings and part in {"str", "int", "float", "bool"}:
             continue  # a member of a plain union
         path.append(str(part))
-        model = next((m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields), None)
+        model = fields[str(part)].annotation if str(part) in fields else None
     return path, siblings
 
 

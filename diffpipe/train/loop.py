@@ -64,11 +64,15 @@ class TrainConfig(Config):
 
 
 class Hook(NamedTuple):
-    """Something to do after every `every` steps (0: never) and, if `last`, after the last one. All ranks call it."""
+    """Something to do after every `every` steps (0: never) and, if `last`, after the last one. All ranks call it.
+
+    What it returns, if anything, is logged with the step; so it runs before those that return nothing.
+    """
 
     every: int
-    run: Callable[[], None]
+    run: Callable[[], Mapping[str, float] | None]
     last: bool = False
+    measures: bool = False
 
     def due(self, step: int, steps: int) -> bool:
         return (self.every > 0 and step % self.every == 0) or (self.last and step == steps)
@@ -186,9 +190,11 @@ class Trainer:
                 # What is saved or scored has been found finite first.
                 if due or stopping or self.step % self.config.log_every == 0 or self.step == self.config.steps:
                     values = self._log_values()
+                    for hook in [hook for hook in due if hook.measures]:
+                        values |= hook.run() or {}
                     journal.write(values)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} images/s")
-                for hook in due:
+                for hook in [hook for hook in due if not hook.measures]:
                     hook.run()
                 self._meter.skip_time() if due else None
         finally:

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffpipe.data import load
 from diffpipe.data.order import Order
+from diffpipe.data.sources import Mixture
 from diffpipe.data.table import write_index
 from tests.integration.commands import CONFIG, SHARDS, TINY, metrics, refused, seen, train
 from tests.unit.tars import write_shards
@@ -69,3 +70,25 @@ def test_other_shards_are_refused_by_name_until_they_are_adopted(tmp_path: Path)
     assert "has changed" not in train(run, *words, "train.steps=4")
     positions = [sorted(samples) for _, samples in sorted(seen(run).items())]
     assert positions == [[*range(8 * step, 8 * step + 8)] for step in range(4)]
+
+
+def test_several_sources_are_trained_on_by_weight_and_their_weights_are_the_runs(tmp_path: Path) -> None:
+    for name, first in (("a", 9), ("b", 30)):
+        write_shards(tmp_path / name, [first, 4])
+        write_index(tmp_path / name)
+    (tmp_path / "b" / "shard-000.tar").rename(tmp_path / "b" / "other.tar")
+    write_index(tmp_path / "b")
+    of = "data.sources=[{{url: {0}/a, weight: {1}}}, {{url: {0}/b}}]"
+    words = [*QUICK, "data.train=null", "data.test=null"]
+    run = tmp_path / "run"
+    train(run, *words, of.format(tmp_path, 3), "train.steps=20")
+    train(run, *words, of.format(tmp_path, 3), "train.steps=33", "data.batch_size=32", processes=2)
+    config = ["train", CONFIG, f"run.dir={run}", *TINY, *words, "train.steps=40"]
+    assert "the weights of the sources were 3, 1 and are 2, 1;" in refused(*config, of.format(tmp_path, 2))
+
+    mixture = Mixture(0, [np.array([9, 4]), np.array([30, 4])], [3, 1], 64, 16384)
+    shards = load([str(tmp_path / "a"), str(tmp_path / "b")])
+    end = 20 * 8 + 13 * 32
+    at = zip(*mixture.at(np.arange(end)), strict=True)
+    keys = [shards.sample(int(shard), int(i)).key for shard, i in at]
+    assert [key for _, samples in sorted(seen(run).items()) for _, key in sorted(samples.items())] == keys

@@ -1,0 +1,99 @@
+"""The stage's own losses on images held out from its training: the same ones at every step, on any number of processes.
+
+Validation has no epochs either: it is of the first n positions of a stream of data.test that is of its own and the same
+in every run, with the noise, timesteps and dropped labels that belong to those positions. So a difference between two
+steps, or between two runs of a stage, is one of weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.sharing import in_chunks
+from diffpipe.contract import Batch, Phase, Stage, UserError
+from diffpipe.data import index
+from diffpipe.data.stream import StreamDataset, check
+from diffpipe.rng import Draws, derive
+from diffpipe.train.runtime import Runtime
+
+SEED = derive("validation")
+
+Sums = dict[str, tuple[float, int]]
+"""By name, the sum over samples and how many they are."""
+
+
+class Validation(NamedTuple):
+    """The losses of averaged networks on held-out images.
+
+    A game of two networks is validated by its losses, too, those with gradient penalties included: they do not say how
+    good the images are, but a discriminator whose held-out loss leaves that of the training is learning it by heart.
+    """
+
+    stage: Stage
+    dataset: StreamDataset
+    n: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, stage: Stage) -> Validation | None:
+        """None where validate.every is 0. Raises UserError where data.test cannot serve it."""
+        if not experiment.validation.every:
+            return None
+        if experiment.data.test is None:
+            raise UserError("validate.every needs images that are not trained on; set data.test to held-out shards")
+        data = experiment.data.model_copy(update={"flip": False, "crop": "center"})
+        shards, n = index.load(experiment.data.test), experiment.validation.n
+        check(data, shards)
+        if n > shards.total:
+            raise UserError(
+                f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "
+                f"give that many or fewer"
+            )
+        return cls(stage, StreamDataset(data, shards, SEED), n)
+
+    def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
+        """`validation_loss` and each metric, by phase where there are several. step: the last one trained.
+
+        A collective. Raises UserError on all ranks.
+        """
+        phases = [p for p in self.stage.phases() if p.start <= step and (p.until is None or step < p.until)]
+        each = in_chunks(self.n, lambda chunk: self._sums(nets, phases, chunk, runtime), runtime)
+        values = {}
+        for name in dict.fromkeys(name for sums in each for name in sums):
+            sums, counts = zip(*(part[name] for part in each), strict=True)
+            values[name] = sum(sums) / max(sum(counts), 1)
+        if "validation_loss" not in values:  # several phases: as in training their sum
+            values["validation_loss"] = sum(v for name, v in values.items() if name.endswith("/validation_loss"))
+        return values
+
+    def _sums(self, nets: Mapping[str, nn.Module], phases: list[Phase], chunk: range, runtime: Runtime) -> Sums:
+        batch = self.dataset.__getitems__(np.arange(chunk.start, chunk.stop))
+        if isinstance(batch, UserError):
+            raise batch
+        batch = _on_device(batch, runtime)
+        several = len(self.stage.phases()) > 1
+        found: Sums = {}
+        for phase in phases:
+            with torch.set_grad_enabled(phase.penalizes):  # no network asks for gradients, but images will
+                loss = self.stage.loss(phase, nets, batch, Draws(SEED, batch.positions))
+            prefix = f"{phase.name}/" if several else ""
+            for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
+                found[f"{prefix}validation_{name}"] = _sum(value.detach(), batch.valid)
+        return found
+
+
+def _sum(value: Tensor, valid: Tensor | None) -> tuple[float, int]:
+    if valid is not None:
+        value = value[valid]
+    return value.double().sum().item(), len(value)
+
+
+def _on_device(batch: Batch, runtime: Runtime) -> Batch:
+    images = batch.images.to(runtime.device, memory_format=runtime.memory_format)
+    labels, valid = (None if each is None else each.to(runtime.device) for each in (batch.labels, batch.valid))
+    return batch._replace(images=images, labels=labels, valid=valid, positions=batch.positions.to(runtime.device))
