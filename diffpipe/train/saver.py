@@ -135,7 +135,7 @@ class Saver:
         not by more: at 19, on a machine that others use, too, what takes a second takes a minute.
         """
         if not self._awaited.wait(0.01) and sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 14)
 
 
 def _share(tensors: dict[str, Tensor], team: Team) -> set[str]:
