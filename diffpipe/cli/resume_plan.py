@@ -77,7 +77,7 @@ class Plan:
         every = max(2, (args.steps - 1) // (2 * kills + 1))
         precision = "fp32" if experiment.train.precision == "auto" else experiment.train.precision
         laid_over = [f"train.steps={args.steps}", f"checkpoint.every={every}", "train.record_samples=true"]
-        laid_over += ["sample.every=0", "eval.every=0", "eval.reconstruction=0"]
+        laid_over += ["sample.every=0", "eval.every=0", "eval.reconstruction=0", "validate.every=0"]
         if len(set(worlds)) > 1:
             laid_over += [f"train.precision={precision}", f"optimizer.eps={max(CALM, experiment.optimizer.eps)}"]
             # Dropout is by rank, so that other numbers of processes drop others.

@@ -4,6 +4,7 @@ The stream is dealt out in blocks of N rows of C columns, position p being in co
 every source has its share of the N entries, in an order that is drawn for that column and block. So its share of every
 block is exact; source s comes to each position of its own stream once, and is an exact permutation in each epoch of its
 own; and p and the source's own position agree modulo C, so that a rank that stays in its lanes does so in each source.
+A source has its share of the lanes, so that several together read of no more shards at a time than one would alone.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class Mixture:
     def __init__(self, seed: int, counts: Sequence[np.ndarray], shares: Sequence[int], lanes: int, window: int):
         self.seed = seed
         self.orders = [
-            Order(rng.derive(seed, "source", s) if s else seed, each, lanes, window) for s, each in enumerate(counts)
+            Order(rng.derive(seed, "source", s) if s else seed, each, max(1, lanes * share // sum(shares)), window)
+            for s, (each, share) in enumerate(zip(counts, shares, strict=True))
         ]
         self.first = np.cumsum([0, *(len(each) for each in counts)])
         self.columns = 1 << (lanes.bit_length() - 1)

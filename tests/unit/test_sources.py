@@ -116,7 +116,7 @@ def test_every_rank_has_every_source_in_its_share() -> None:
 
 
 def test_a_rank_stays_in_its_own_shards_of_each_source() -> None:
-    mixture = Mixture(0, [np.full(32, 100), np.full(64, 100)], [1, 2], lanes=8, window=400)
+    mixture = Mixture(0, [np.full(32, 100), np.full(64, 100)], [1, 2], lanes=16, window=400)
     shard, _ = mixture.at(np.arange(32 * 100 * 3))  # an epoch of each
     assert len(set(shard.tolist())) == 96
     owned = [set(shard[rank::4].tolist()) for rank in range(4)]
