@@ -80,6 +80,12 @@ def beside(url: str, name: str) -> str:
     return str(address._replace(path=f"{address.path.rstrip('/')}/{name}"))
 
 
+def folder(url: str) -> str:
+    """The URL of the folder that a file is in."""
+    address = parse(url)
+    return str(address._replace(path=address.path.rpartition("/")[0]))
+
+
 def resolved(address: Address) -> str:
     """The URL with its secrets in it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import glob
 import hashlib
@@ -14,17 +15,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from braceexpand import braceexpand
 from webdataset.shardlists import expand_urls
 
 from diffpipe.contract import UserError
+from diffpipe.data.address import beside, is_remote, parse, redacted
+from diffpipe.data.address import folder as folder_of
+from diffpipe.data.cache import Cache, Item, Remote
+from diffpipe.data.storage import MissingError
 from diffpipe.data.table import INDEX_NAME, Sample, Table
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 VERIFY_LIMIT = 1 << 30
+_NONE = "no shards are named; give a tar, a folder of *.tar, a URL of one, a glob or a brace pattern"
 
 
 class Shard(NamedTuple):
     """One tar of a set. members: how many samples have each extension; first: its first sample in its index.
+
+    path: of a remote one the URL, without any secret; how to get at its bytes is what `remote` says.
 
     classes: 1 + the largest label, or None where some sample has no `.cls` that is an integer ≥ 0.
     """
@@ -37,6 +46,7 @@ class Shard(NamedTuple):
     classes: int | None
     first: int
     table: Table
+    remote: Remote | None = None
 
 
 class ShardSet:
@@ -76,72 +86,152 @@ class ShardSet:
         return entry.table.sample(entry.first + i)
 
 
-def load(patterns: str | Sequence[str], verify_limit: int = VERIFY_LIMIT) -> ShardSet:
-    """The indexed shards that `patterns` name: tars, directories, globs, brace patterns, or a list of them, in order.
+def load(patterns: str | Sequence[str], verify_limit: int = VERIFY_LIMIT, *, cache: Cache | None = None) -> ShardSet:
+    """The indexed shards that `patterns` name, in order: tars, directories, globs, brace patterns, or a list of them.
 
-    The lengths of all tars are held against the index; their sha256 too where the set has at most `verify_limit` bytes
-    (each member's crc32 is checked at every read in any case). Raises UserError that names the file and the remedy.
+    They may be URLs: an index lies beside the tars there, or in the local directory that is given in their place. What
+    is remote is read through `cache`, by default that of this machine.
+
+    The lengths of all local tars are held against the index; their sha256 too where they have at most `verify_limit`
+    bytes together (each member's crc32 is checked at every read in any case, and a remote tar's sha256 when it is
+    fetched). Raises UserError that names the file and the remedy.
     """
-    paths = expand(patterns)
-    tables: dict[str, Table] = {}
-    first: dict[str, dict[str, int]] = {}
-    shards: list[Shard] = []
-    for path in paths:
-        directory, name = str(Path(path).parent), Path(path).name
-        if directory not in tables:
-            table = tables[directory] = Table(str(Path(directory) / INDEX_NAME))
-            ends = itertools.accumulate((shard["samples"] for shard in table.shards.values()), initial=0)
-            first[directory] = dict(zip(table.shards, ends, strict=False))
-        entry = tables[directory].shards.get(name)
-        if entry is None:
-            raise UserError(f"{path} is not in the index beside it; index it with: diffpipe index {directory}")
-        size = Path(path).stat().st_size
-        if size != entry["bytes"]:
-            raise UserError(
-                f"{path} has {size} bytes, but {entry['bytes']} in the index: it was changed or cut after indexing; "
-                f"restore it, or run: diffpipe index {directory}"
-            )
-        shards.append(
-            Shard(
-                path=path,
-                bytes=size,
-                sha256=entry["sha256"],
-                samples=entry["samples"],
-                members=entry["members"],
-                classes=entry["classes_count"],
-                first=first[directory][name],
-                table=tables[directory],
-            )
-        )
-    if sum(shard.bytes for shard in shards) <= verify_limit:
-        for shard in shards:
+    indices = _Indices(cache or Cache())
+    words = [patterns] if isinstance(patterns, str) else patterns
+    shards = [shard for word in words for shard in indices.shards(word)]
+    if not shards:
+        raise UserError(_NONE)
+    _check_once([os.path.realpath(s.path) if s.remote is None else s.remote.item.url for s in shards])
+    local = [shard for shard in shards if shard.remote is None]
+    if sum(shard.bytes for shard in local) <= verify_limit:
+        for shard in local:
             _verify(shard)
     return ShardSet(shards)
 
 
+class _Indices:
+    """The indices of folders, local and remote, each read once."""
+
+    def __init__(self, cache: Cache):
+        self.cache = cache
+        self._tables: dict[str, tuple[Table, dict[str, int]]] = {}
+
+    def shards(self, pattern: str) -> list[Shard]:
+        """The shards that one pattern names."""
+        if is_remote(pattern):
+            return [shard for url in braceexpand(pattern) for shard in self._remote(url)]
+        found: list[Shard] = []
+        for word in _words(pattern):
+            folder, name = (word, "*") if Path(word).is_dir() else (str(Path(word).parent), Path(word).name)
+            base = self._base(folder)
+            found += [self._local(path) for path in _present(word)] if base is None else self._of(folder, base, name)
+        return found
+
+    def _local(self, path: str) -> Shard:
+        folder, name = str(Path(path).parent), Path(path).name
+        shard = self._shard(folder, name, path)
+        size = Path(path).stat().st_size
+        if size != shard.bytes:
+            raise UserError(
+                f"{path} has {size} bytes, but {shard.bytes} in the index: it was changed or cut after indexing; "
+                f"restore it, or run: diffpipe index {folder}"
+            )
+        return shard
+
+    def _remote(self, url: str) -> list[Shard]:
+        """The shards that a URL names: a tar's, a folder's, or one whose last part is a glob."""
+        name = parse(url).path.rpartition("/")[2]
+        where, name = (folder_of(url), name) if name.endswith(".tar") or set(name) & set("*[") else (url, "*")
+        return self._of(where, self._table(where).base or where, name)
+
+    def _of(self, folder: str, base: str, pattern: str) -> list[Shard]:
+        """The shards of a remote base that an index names."""
+        names = [name for name in self._table(folder).shards if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+        found: list[Shard] = []
+        for name in names or [pattern]:
+            url = beside(base, name)
+            shard = self._shard(folder, name, redacted(url))
+            found.append(shard._replace(remote=Remote(self.cache, Item(url, shard.bytes, shard.sha256))))
+        return found
+
+    def _shard(self, folder: str, name: str, path: str) -> Shard:
+        table = self._table(folder)
+        entry = table.shards.get(name)
+        if entry is None:
+            place = redacted(folder) if is_remote(folder) else folder
+            raise UserError(f"{path} is not in the index of {place}; index it with: diffpipe index {place}")
+        return Shard(
+            path=path,
+            bytes=entry["bytes"],
+            sha256=entry["sha256"],
+            samples=entry["samples"],
+            members=entry["members"],
+            classes=entry["classes_count"],
+            first=self._tables[folder][1][name],
+            table=table,
+        )
+
+    def _base(self, folder: str) -> str | None:
+        """The URL of the shards whose index a local folder holds, or None where it holds none, or its own."""
+        return self._table(folder).base if (Path(folder) / INDEX_NAME).exists() else None
+
+    def _table(self, folder: str) -> Table:
+        if folder not in self._tables:
+            table = self._fetched(folder) if is_remote(folder) else Table(str(Path(folder) / INDEX_NAME))
+            ends = itertools.accumulate((shard["samples"] for shard in table.shards.values()), initial=0)
+            self._tables[folder] = table, dict(zip(table.shards, ends, strict=False))
+        return self._tables[folder][0]
+
+    def _fetched(self, folder: str) -> Table:
+        try:
+            path = self.cache.index(beside(folder, INDEX_NAME))
+        except MissingError as error:
+            raise UserError(
+                f"{error}; shards that have no index beside them are indexed from here by: diffpipe index "
+                f"{redacted(folder)} --out FOLDER, and FOLDER is then what to give for them"
+            ) from None
+        try:
+            return Table(path)
+        except UserError as error:
+            Path(path).unlink(missing_ok=True)
+            raise UserError(
+                f"{redacted(beside(folder, INDEX_NAME))}: not a readable index; make it anew there with: diffpipe "
+                "index FOLDER, or run the same command again"
+            ) from error
+
+
 def expand(patterns: str | Sequence[str]) -> list[str]:
-    """The paths of the tars that `patterns` name, each one once and present. Raises UserError."""
-    paths: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if "://" in pattern:
-            raise UserError(f"{pattern}: remote shards are not read yet; copy them to a local folder and give its path")
-        home = str(Path(pattern).expanduser())
-        for word in [home] if Path(home).exists() else expand_urls(home):
-            if Path(word).is_dir():
-                found = sorted(str(path) for path in Path(word).glob("*.tar"))
-            elif Path(word).exists():
-                found = [word]
-            else:
-                found = sorted(glob.glob(word))  # noqa: PTH207 (pathlib has no absolute patterns)
-            if not found:
-                raise UserError(f"{word}: no such shards; give a tar, a folder of *.tar, a glob or a brace pattern")
-            paths.extend(found)
+    """The paths of the local tars that `patterns` name, each one once and present. Raises UserError."""
+    words = [patterns] if isinstance(patterns, str) else patterns
+    paths = [path for pattern in words for word in _words(pattern) for path in _present(word)]
     if not paths:
-        raise UserError("no shards are named; give a tar, a folder of *.tar, a glob or a brace pattern")
-    twice = next((path for path, n in Counter(map(os.path.realpath, paths)).items() if n > 1), None)
-    if twice is not None:
-        raise UserError(f"{twice} is named twice; name each shard once")
+        raise UserError(_NONE)
+    _check_once([os.path.realpath(path) for path in paths])
     return paths
+
+
+def _words(pattern: str) -> list[str]:
+    home = str(Path(pattern).expanduser())
+    return [home] if Path(home).exists() else expand_urls(home)
+
+
+def _present(word: str) -> list[str]:
+    """The tars that are there of a path, directory or glob."""
+    if Path(word).is_dir():
+        found = sorted(str(path) for path in Path(word).glob("*.tar"))
+    elif Path(word).exists():
+        found = [word]
+    else:
+        found = sorted(glob.glob(word))  # noqa: PTH207 (pathlib has no absolute patterns)
+    if not found:
+        raise UserError(f"{word}: no such shards; give a tar, a folder of *.tar, a glob or a brace pattern")
+    return found
+
+
+def _check_once(places: Sequence[str]) -> None:
+    twice = next((place for place, n in Counter(places).items() if n > 1), None)
+    if twice is not None:
+        raise UserError(f"{redacted(twice) if is_remote(twice) else twice} is named twice; name each shard once")
 
 
 def number_of_classes(shard_set: ShardSet) -> int:

@@ -21,6 +21,7 @@ from diffpipe import rng
 from diffpipe.config import Config
 from diffpipe.contract import UserError
 from diffpipe.data import index
+from diffpipe.data.cache import Cache
 from diffpipe.data.index import ShardSet
 from diffpipe.data.order import Order
 
@@ -58,11 +59,13 @@ class Mixed(ShardSet):
         return json.dumps({"sources": [{"weight": str(w), "shards": json.loads(each.listing)} for w, each in both]})
 
 
-def load_sources(train: str | Sequence[str] | None, sources: Sequence[SourceConfig]) -> ShardSet:
+def load_sources(
+    train: str | Sequence[str] | None, sources: Sequence[SourceConfig], cache: Cache | None = None
+) -> ShardSet:
     """What `data.train` names, or all of `data.sources`. Raises UserError, also where they do not go together."""
     if train is not None:
-        return index.load(train)
-    sets = [index.load(source.url) for source in sources]
+        return index.load(train, cache=cache)
+    sets = [index.load(source.url, cache=cache) for source in sources]
     return sets[0] if len(sets) == 1 else Mixed(sets, [source.weight for source in sources])
 
 

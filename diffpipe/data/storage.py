@@ -17,7 +17,7 @@ from fsspec.asyn import sync
 from diffpipe.contract import UserError
 from diffpipe.data.address import beside, is_remote, parse, redacted, resolved
 
-__all__ = ["RemoteFile", "beside", "is_remote", "parse", "redacted", "tars"]
+__all__ = ["MissingError", "RemoteFile", "beside", "is_remote", "parse", "redacted", "tars"]
 
 WAITS = (0.1, 0.4, 1.6, 6.4, 25.6)
 """Seconds before each further attempt. They begin anew with every block of bytes that arrives."""
@@ -110,6 +110,10 @@ class RemoteFile(io.RawIOBase):
         body, self._body = getattr(self, "_body", None), None
         if body is not None:
             body.close()
+
+
+class MissingError(UserError):
+    """There is no such file."""
 
 
 @runtime_checkable
@@ -236,8 +240,9 @@ def _patiently(store: _Store, name: str, attempt: Callable[[], T]) -> T:
             reason, lasting = _reason(error)
         if lasting:
             access = _ACCESS.get(store.scheme, "give user and password for the host in ~/.netrc")
-            remedy = "check the address" if lasting is FileNotFoundError else access
-            raise UserError(f"{name}: cannot be read ({reason}); {remedy}")
+            missing = lasting is FileNotFoundError
+            remedy = "check the address" if missing else access
+            raise (MissingError if missing else UserError)(f"{name}: cannot be read ({reason}); {remedy}")
         if wait is not None:
             time.sleep(wait)
     raise UserError(

@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from diffpipe import rng
 from diffpipe.config import Config
 from diffpipe.contract import BadSampleError, Batch, UserError
+from diffpipe.data.address import is_remote, parse
+from diffpipe.data.cache import LIMIT, Cache
 from diffpipe.data.decode import MAX_PIXELS, decode, fit, pixels
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.latents import LATENTS, are_latents, from_bytes
-from diffpipe.data.order import sequential
+from diffpipe.data.order import Order, sequential
 from diffpipe.data.read import Reader
-from diffpipe.data.sources import SourceConfig, order_of
+from diffpipe.data.sources import Mixture, SourceConfig, order_of
 from diffpipe.data.table import Sample
 
 
@@ -39,6 +41,8 @@ class DataConfig(Config):
     prefetch: micro-batches that each holds ready. on_change: what a resume does where the shards have changed.
     max_bad: how many samples that cannot be read or decoded a run leaves out; the next one ends it, and 0 is the first.
     max_pixels: an image with more of them is not decoded, and is such a sample.
+    cache: the folder that remote shards are kept in, by default $DIFFPIPE_CACHE or ~/.cache/diffpipe/shards;
+    cache_bytes: how many bytes of them.
     """
 
     train: str | list[str] | None = None
@@ -55,12 +59,30 @@ class DataConfig(Config):
     lanes: int = Field(default=64, ge=1)
     window: int = Field(default=16384, ge=1)
     on_change: Literal["refuse", "adopt"] = "refuse"
+    max_bad: int = Field(default=0, ge=0)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
+    cache: str | None = None
+    cache_bytes: int = Field(default=LIMIT, ge=1)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> DataConfig:
         if (self.train is None) == (not self.sources):
             raise ValueError("give the shards as data.train=PATH or as data.sources, and the other not or as null")
         return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> DataConfig:
+        """A config is written into the run directory and into checkpoints."""
+        for named in (self.test or [], self.trained_on):
+            for place in [named] if isinstance(named, str) else named:
+                if is_remote(place):
+                    parse(place)
+        return self
+
+    @property
+    def shard_cache(self) -> Cache:
+        """Where remote shards are kept."""
+        return Cache(self.cache, self.cache_bytes)
 
     @property
     def trained_on(self) -> str | list[str]:
@@ -69,8 +91,6 @@ class DataConfig(Config):
             return self.train
         urls = ([source.url] if isinstance(source.url, str) else source.url for source in self.sources)
         return [url for each in urls for url in each]
-    max_bad: int = Field(default=0, ge=0)
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
 
 
 class _Row(NamedTuple):
@@ -90,6 +110,8 @@ class StreamDataset(Dataset):
         self.seed = seed
         self.order = order_of(shard_set, seed, config.lanes, config.window)
         self.reader = Reader(shard_set)
+        self._ahead = order_of(shard_set, seed, config.lanes, config.window) if self.reader.remote else None
+        self._begun = False
         self.latents = are_latents(shard_set)
 
     def __getitems__(self, positions: np.ndarray) -> Batch | UserError:
@@ -106,6 +128,8 @@ class StreamDataset(Dataset):
         config = self.config
         words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
         shards, indices = self.order.at(positions)
+        if self._ahead is not None:
+            self._expect(self._ahead, shards, positions)
         rows = [self._row(*place) for place in zip(shards.tolist(), indices.tolist(), words, strict=True)]
         images = [self._blank if row.image is None else row.image for row in rows]
         return Batch(
@@ -116,6 +140,17 @@ class StreamDataset(Dataset):
             valid=torch.tensor([row.image is not None for row in rows]) if config.max_bad else None,
             complaints=[row.complaint for row in rows if row.complaint],
         )
+
+    def _expect(self, order: Order | Mixture, shards: np.ndarray, positions: np.ndarray) -> None:
+        """Have the remote shards of this batch fetched, and then those that come within two windows.
+
+        The order is one of its own, for each keeps the windows that it was asked for last.
+        """
+        self.reader.expect(shards.tolist(), due=True)
+        end = 2 * self.config.window
+        steps = np.array([end]) if self._begun else np.arange(0, end + 1, self.config.batch_size)
+        self.reader.expect(order.at((steps[:, None] + positions).ravel())[0].tolist(), due=False)
+        self._begun = True
 
     def _row(self, shard: int, index: int, words: np.ndarray) -> _Row:
         """A sample, or why it cannot be had, where that may be."""
