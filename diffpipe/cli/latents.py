@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.contract import ImageShape, Stage
+from diffpipe.contract import BadSampleError, ImageShape, Stage
 from diffpipe.data.index import ShardSet
 from diffpipe.stages.latents import moments, statistics, unfit
 from diffpipe.stages.vae import VAE
@@ -20,12 +21,18 @@ IMAGES = 2000  # enough for three digits of the mean and the deviation of each c
 
 
 def measured(
-    stage: Stage, averaged: Callable[[], Mapping[str, nn.Module]], shards: ShardSet, shape: ImageShape, runtime: Runtime
+    stage: Stage,
+    averaged: Callable[[], Mapping[str, nn.Module]],
+    shards: ShardSet,
+    shape: ImageShape,
+    runtime: Runtime,
+    *,
+    some_bad: bool = False,
 ) -> dict[str, Any] | None:
     """Mean and deviation of each latent channel, always over the same images; None of a stage that is no codec.
 
-    averaged: gives the networks where they are needed. No latent is drawn: their variance is that of the posterior
-    means and the posterior's own. A collective.
+    averaged: gives the networks where they are needed. some_bad: leave out the images that cannot be read or decoded.
+    No latent is drawn: their variance is that of the posterior means and the posterior's own. A collective.
     """
     if not isinstance(stage, VAE) or unfit(stage):
         return None
@@ -33,9 +40,19 @@ def measured(
 
     nets = averaged()
 
-    def each(chunk: range) -> Tensor:
-        some = images.images(chunk).to(runtime.device, memory_format=runtime.memory_format)
-        return moments(stage.encode(nets, some)).cpu()
+    def each(chunk: range) -> tuple[int, Tensor] | None:
+        there = [*_there(images, chunk)] if some_bad else [images.images(chunk)]
+        if not there:
+            return None
+        some = torch.cat(there).to(runtime.device, memory_format=runtime.memory_format)
+        return len(some), moments(stage.encode(nets, some)).cpu()
 
-    mean, std = statistics(torch.stack(in_chunks(images.n, each, runtime)).sum(0))
-    return {"mean": mean, "std": std, "images": images.n}
+    counts, sums = zip(*filter(None, in_chunks(images.n, each, runtime)), strict=True)
+    mean, std = statistics(torch.stack(sums).sum(0))
+    return {"mean": mean, "std": std, "images": sum(counts)}
+
+
+def _there(images: ShardImages, chunk: range) -> Iterator[Tensor]:
+    for i in chunk:
+        with contextlib.suppress(BadSampleError):
+            yield images.images(range(i, i + 1))

@@ -188,7 +188,14 @@ class Job:
             "identity": identity(experiment, self.shards, self.shape),
             "shape": self.shape._asdict(),
             "experiment": experiment.model_dump(mode="json"),
-            "latents": measured(self.stage, trainer.averaged, self.shards, self.shape, self.runtime),
+            "latents": measured(
+                self.stage,
+                trainer.averaged,
+                self.shards,
+                self.shape,
+                self.runtime,
+                some_bad=experiment.data.max_bad > 0,
+            ),
             "reconstruction": self._reconstruction(),
         }
         saver.save(trainer.state(), state)

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpipe.contract import BadSampleError
+from diffpipe.contract import BadSampleError, UserError
+from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.decode import decode, pixels
-from tests.unit.tars import png, random_pixels
+from diffpipe.data.latents import to_bytes
+from diffpipe.data.table import write_index
+from tests.unit.tars import png, random_pixels, write_tar
 
 GREY, COLOUR = random_pixels(0, (24, 40)), random_pixels(1, (24, 40, 3))
 ALPHA = random_pixels(2, (24, 40))
@@ -266,3 +269,85 @@ def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:
     before, after, *_ = out.split()
     assert "more than 64 megapixels" in out
     assert int(after) - int(before) < 20_000  # KiB; decoded it is 1.6 GB
+
+
+def stream_of(members: dict[str, bytes], folder: Path, **config):
+    write_tar(folder / "shard.tar", members)
+    write_index(folder)
+    n = len({name.partition(".")[0] for name in members})
+    return batches(
+        DataConfig.model_validate(
+            {"train": "", "batch_size": n, "resolution": 24, "channels": 3, "workers": 0, "window": 100, **config}
+        ),
+        load(str(folder)),
+        0,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_refused_keeps_its_place_in_a_batch(tmp_path: Path, workers: int) -> None:
+    made = {f"bad{i}.png": make() for i, (make, _) in enumerate(REFUSED.values())}
+    made |= {f"good{i}.jpg": png(random_pixels(i, (24, 24, 3))) for i in range(9)}  # whatever it is called
+    members = {name: data for image, data in made.items() for name, data in ((image, data), (image[:-3] + "cls", b"7"))}
+    stream = stream_of(members, tmp_path, labels=True, workers=workers, max_bad=1)
+    batch = next(stream)
+    stream.close()
+    assert batch.labels is not None
+    assert batch.valid is not None
+    assert sorted(batch.keys) == sorted(name[:-4] for name in made)
+    assert batch.valid.tolist() == [key.startswith("good") for key in batch.keys]
+    for key, image, label in zip(batch.keys, batch.images.numpy(), batch.labels.tolist(), strict=True):
+        good = key.startswith("good")
+        assert label == 7 * good
+        assert np.array_equal(image, random_pixels(int(key[4:]), (24, 24, 3)).transpose(2, 0, 1) if good else 0 * image)
+    bad = [key for key in batch.keys if key.startswith("bad")]
+    for key, complaint in zip(bad, batch.complaints, strict=True):
+        assert complaint.startswith(f"{tmp_path}/shard.tar: {key}: ")
+
+
+def test_none_may_be_bad_unless_it_is_said(tmp_path: Path) -> None:
+    stream = stream_of({"a.png": HTML, "b.png": png(COLOUR)}, tmp_path)
+    with pytest.raises(UserError, match=r"shard\.tar: a: not an image that can be decoded"):
+        next(stream)
+    (tmp_path / "b").mkdir()
+    assert next(stream_of({"b.png": png(COLOUR)}, tmp_path / "b")).valid is None
+
+
+def test_bytes_that_were_changed_behind_the_index_are_a_bad_sample(tmp_path: Path) -> None:
+    image = png(COLOUR)
+    stream = stream_of({"a.png": image, "b.png": png(COLOUR[::-1])}, tmp_path, max_bad=1)
+    path = tmp_path / "shard.tar"
+    path.write_bytes(path.read_bytes().replace(image, flipped(image, len(image) // 2)))
+    batch = next(stream)
+    assert batch.valid is not None
+    assert [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if not valid] == ["a"]
+    assert "a.png was changed after indexing" in batch.complaints[0]
+
+
+def test_a_shard_that_is_gone_is_no_bad_sample(tmp_path: Path) -> None:
+    stream = stream_of({"a.png": png(COLOUR)}, tmp_path, max_bad=9)
+    (tmp_path / "shard.tar").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        next(stream)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_latents_that_cannot_be_read_are_zeros_of_the_right_shape(tmp_path: Path, batch_size: int) -> None:
+    latents = np.ones((8, 3, 3), dtype=np.float32)
+    members = {f"{i}.latents.npy": to_bytes(latents)[:200] if i in (0, 2) else to_bytes(latents) for i in range(4)}
+    stream = stream_of(members, tmp_path, batch_size=batch_size, max_bad=2)
+    for _ in range(4 // batch_size):
+        batch = next(stream)
+        assert batch.valid is not None
+        assert batch.images.shape == (batch_size, 8, 3, 3)
+        for key, image, valid in zip(batch.keys, batch.images, batch.valid.tolist(), strict=True):
+            assert valid == (key not in ("0", "2"))
+            assert (image == float(valid)).all()
+
+
+def test_how_many_pixels_are_too_many_can_be_said(tmp_path: Path) -> None:
+    for i, (most, valid) in enumerate([(24 * 40, True), (24 * 40 - 1, False)]):
+        (tmp_path / str(i)).mkdir()
+        batch = next(stream_of({"a.png": png(COLOUR), "b.jpg": JPEG}, tmp_path / str(i), max_bad=1, max_pixels=most))
+        assert batch.valid is not None
+        assert batch.valid.tolist() == [valid, valid]
