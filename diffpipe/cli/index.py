@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of a launched job does the work, with workers of its own
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     remote = [place for place in args.path if is_remote(place)]
     if remote:

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -127,7 +128,11 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, UserError | N
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for its next shard for ever."""
+    """Leave with the parent: one that was killed would leave this process to wait for its next shard for ever.
+
+    Ctrl-C reaches all of them, and a half-read shard is nothing to finish.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

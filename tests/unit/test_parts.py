@@ -4,8 +4,6 @@ import fcntl
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -134,22 +132,29 @@ def test_a_killed_process_is_told_and_the_rest_is_kept(
     assert scanned == ["shard-005.tar"]
 
 
-def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ctrl_c", [False, True])
+def test_workers_end_with_a_killed_command(tmp_path: Path, ctrl_c: bool) -> None:
     for i in range(4):
         os.mkfifo(tmp_path / f"{i}.tar")  # to be read, it waits for a writer
-    code = f"from diffpipe.data.table import write_index; write_index({str(tmp_path)!r}, workers=3)"
-    command = subprocess.Popen([sys.executable, "-c", code])
+    command = os.fork()
+    if command == 0:
+        try:
+            os.setsid()
+            write_index(tmp_path, workers=3)
+        finally:
+            os._exit(1)
     try:
         children: list[Path] = []
         deadline = time.monotonic() + 60
         while len(children) < 3 and time.monotonic() < deadline:
             time.sleep(0.05)
-            listed = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+            listed = Path(f"/proc/{command}/task/{command}/children").read_text().split()
             children = [Path(f"/proc/{pid}") for pid in listed]
         assert len(children) == 3
+        time.sleep(0.2)
     finally:
-        command.kill()
-        command.wait()
+        (os.killpg if ctrl_c else os.kill)(command, signal.SIGINT if ctrl_c else signal.SIGKILL)
+        os.waitpid(command, 0)
     deadline = time.monotonic() + 20
     while any(child.exists() for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
