@@ -52,7 +52,7 @@ class HubSource:
             raise UserError(f"{where}: {value['path']} cannot be read ({error.strerror}); restore it") from error
 
     def names(self) -> list[str]:
-        paths = [row[self._image].get("path") for row in self._images]
+        paths = [(row[self._image] or {}).get("path") for row in self._images]
         if not all(paths):
             raise UserError(f"{self.place}: its images have no names to split by; give --split-by column:NAME")
         return paths
