@@ -181,7 +181,8 @@ def _opened(path: str) -> Iterator[tuple[Readable, dict[str, Any] | None]]:
     """The shard, open at its beginning, and what changes where it does, or None where a server does not say."""
     if is_remote(path):
         with RemoteFile(path) as file:
-            yield file, {"bytes": file.size, "etag": file.etag} if file.etag else None
+            state = {"url": redacted(path), "bytes": file.size, "etag": file.etag}
+            yield file, state if file.etag else None
     else:
         with Path(path).open("rb", buffering=0) as file:
             yield file, _local_state(path)

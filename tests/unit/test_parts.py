@@ -205,3 +205,19 @@ def test_a_remote_folder_is_listed(tmp_path: Path) -> None:
         assert urls == [f"{web.url}/shard-000.tar", f"{web.url}/shard-001.tar"]
         write_remote_index(urls, tmp_path / "here", workers=2)
     assert len(Table(str(tmp_path / "here" / INDEX_NAME)).shards) == 2
+
+
+def test_only_the_same_file_by_its_etag_is_taken_for_scanned(tmp_path: Path, scanned: list[str]) -> None:
+    write_shards(tmp_path / "a", [2, 1])
+    write_shards(tmp_path / "b", [2, 1])
+
+    def index(folder: str) -> int:
+        scanned.clear()
+        with pytest.raises(UserError, match=r"shard-002\.tar: cannot be read"):
+            write_remote_index(parts.remote_shards([f"{web.url}/{folder}/shard-00{{0,1,2}}.tar"]), tmp_path / "out")
+        return len(scanned)
+
+    with serving(tmp_path) as web:
+        assert [index("a"), index("a"), index("b"), index("a")] == [2, 0, 2, 2]
+        web.etags = False
+        assert [index("a"), index("a")] == [2, 2]
