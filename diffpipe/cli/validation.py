@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.sharing import in_chunks
+from diffpipe.cli.terminal import say
 from diffpipe.contract import Batch, Phase, Stage, UserError
 from diffpipe.data import index
 from diffpipe.data.stream import StreamDataset, check
@@ -47,7 +48,7 @@ class Validation(NamedTuple):
         if experiment.data.test is None:
             raise UserError("validate.every needs images that are not trained on; set data.test to held-out shards")
         data = experiment.data.model_copy(update={"flip": False, "crop": "center"})
-        shards, n = index.load(experiment.data.test), experiment.validation.n
+        shards, n = index.load(experiment.data.test, cache=data.shard_cache), experiment.validation.n
         check(data, shards)
         if n > shards.total:
             raise UserError(
@@ -59,10 +60,15 @@ class Validation(NamedTuple):
     def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
         """`validation_loss` and each metric, by phase where there are several. step: the last one trained.
 
-        A collective. Raises UserError on all ranks.
+        Samples that cannot be read are left out, aloud, where data.max_bad lets a run have any. A collective. Raises
+        UserError on all ranks.
         """
         phases = [p for p in self.stage.phases() if p.start <= step and (p.until is None or step < p.until)]
-        each = in_chunks(self.n, lambda chunk: self._sums(nets, phases, chunk, runtime), runtime)
+        parts = in_chunks(self.n, lambda chunk: self._sums(nets, phases, chunk, runtime), runtime)
+        each = [sums for sums, _ in parts]
+        complaints = [complaint for _, those in parts for complaint in those]
+        if complaints:
+            say(runtime, f"warning: {len(complaints)} of {self.n} held-out samples are left out: {complaints[0]}")
         values = {}
         for name in dict.fromkeys(name for sums in each for name in sums):
             sums, counts = zip(*(part[name] for part in each), strict=True)
@@ -71,7 +77,9 @@ class Validation(NamedTuple):
             values["validation_loss"] = sum(v for name, v in values.items() if name.endswith("/validation_loss"))
         return values
 
-    def _sums(self, nets: Mapping[str, nn.Module], phases: list[Phase], chunk: range, runtime: Runtime) -> Sums:
+    def _sums(
+        self, nets: Mapping[str, nn.Module], phases: list[Phase], chunk: range, runtime: Runtime
+    ) -> tuple[Sums, list[str]]:
         batch = self.dataset.__getitems__(np.arange(chunk.start, chunk.stop))
         if isinstance(batch, UserError):
             raise batch
@@ -84,7 +92,7 @@ class Validation(NamedTuple):
             prefix = f"{phase.name}/" if several else ""
             for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
                 found[f"{prefix}validation_{name}"] = _sum(value.detach(), batch.valid)
-        return found
+        return found, [*batch.complaints]
 
 
 def _sum(value: Tensor, valid: Tensor | None) -> tuple[float, int]:

@@ -14,9 +14,11 @@ from diffpipe.cli.validation import SEED
 from diffpipe.contract import Batch
 from diffpipe.data import images, labels, load
 from diffpipe.data.order import Order
+from diffpipe.data.table import write_index
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
 from tests.integration.commands import CONFIG, HOME, SHARDS, TINY, metrics, refused, train
+from tests.unit.tars import png, random_pixels, write_tar
 
 N = 70
 QUICK = ["data.resolution=8", "data.workers=0", "data.flip=true", "train.precision=fp32", "validate.every=2"]
@@ -72,6 +74,18 @@ def test_a_game_is_validated_phase_by_phase_with_its_penalties(tmp_path: Path) -
     losses = [values[f"{phase}/validation_loss"] for phase in ("discriminator", "penalty", "generator")]
     assert values["validation_loss"] == pytest.approx(sum(losses))
     assert all(math.isfinite(value) for value in values.values())
+
+
+def test_a_sample_that_cannot_be_read_is_left_out_aloud(tmp_path: Path) -> None:
+    members = {f"{i}.{kind}": data for i in range(6) for kind, data in (("png", png(random_pixels(i))), ("cls", b"1"))}
+    words = [*QUICK, *FROZEN, "train.steps=2", "data.max_bad=1", "validate.n=6"]
+    (tmp_path / "test").mkdir()
+    write_tar(tmp_path / "test" / "0.tar", members | {"3.png": b"no image"})
+    write_index(tmp_path / "test")
+    said = train(tmp_path / "run", *words, f"data.test={tmp_path}/test")
+    assert "warning: 1 of 6 held-out samples are left out: " in said
+    assert "0.tar: 3" in said
+    assert validated(tmp_path / "run")[2]["validation_loss"] > 0
 
 
 def test_what_cannot_be_validated_is_refused_before_a_step(tmp_path: Path) -> None:
