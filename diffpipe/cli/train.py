@@ -259,7 +259,7 @@ class Job:
 
 def _data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
     data = experiment.data
-    shards = load_sources(data.train, data.sources)
+    shards = load_sources(data.train, data.sources, data.shard_cache)
     check(data, shards, world, experiment.train.accumulate)
     return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
 

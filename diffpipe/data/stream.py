@@ -147,7 +147,7 @@ class StreamDataset(Dataset):
         The order is one of its own, for each keeps the windows that it was asked for last.
         """
         self.reader.expect(shards.tolist(), due=True)
-        end = 2 * self.config.window
+        end = min(2 * self.config.window, self.reader.shard_set.total)
         steps = np.array([end]) if self._begun else np.arange(0, end + 1, self.config.batch_size)
         self.reader.expect(order.at((steps[:, None] + positions).ravel())[0].tolist(), due=False)
         self._begun = True
