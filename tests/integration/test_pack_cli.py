@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,9 @@ from PIL import Image
 
 from diffpipe.__main__ import main
 from diffpipe.data import labels, load
-from tests.integration.commands import diffpipe
+from tests.integration.commands import HOME, diffpipe, metrics, server, succeeds, train
+from tests.integration.server import Command
+from tests.unit.archives import cifar_pickles, write_cifar
 
 
 def refused(*words: str | Path) -> str:
@@ -91,6 +96,147 @@ def test_a_choice_that_cannot_be_made_is_refused(
     assert line.startswith("diffpipe pack: error: ")
     assert about in line
     assert not (tmp_path / "out").exists()
+
+
+def test_the_cifar_archive_packs_and_trains(tmp_path: Path) -> None:
+    archive = write_cifar(tmp_path / "cifar-10-python.tar.gz", cifar_pickles())
+    for split in ("train", "test"):
+        succeeds("pack", archive, tmp_path / split, "--split", split)
+    assert (load(str(tmp_path / "train")).total, load(str(tmp_path / "test")).total) == (100, 20)
+    small = [f"data.train={tmp_path}/train", f"data.test={tmp_path}/test", "data.workers=0", "train.steps=2"]
+    train(tmp_path / "run", *small, config=HOME / "configs" / "cifar10" / "ddpm.yaml")
+    assert sorted(metrics(tmp_path / "run")) == [1, 2]
+
+
+def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    evil = b"cos\nsystem\n(S'touch " + str(flag).encode() + b"'\ntR."
+    archive = write_cifar(tmp_path / "cifar-10-python.tar.gz", cifar_pickles() | {"batches.meta": evil})
+    assert "would call os.system" in refused("pack", archive, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name]
+
+
+def test_bad_files_are_said_one_by_one_and_left_out(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    for i in range(6):
+        (tmp_path / "src" / f"{i}.png").write_bytes(b"<html>" if i == 2 else png(i))
+    assert f"1 bad samples, more than --max-bad 0: (1) {tmp_path}/src/2.png" in refused(
+        "pack", tmp_path / "src", tmp_path / "out"
+    )
+    result = diffpipe("pack", tmp_path / "src", tmp_path / "out", "--max-bad", "1", "--format", "webp")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[1] == f"{tmp_path}/src: left out 1 bad samples"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"left out: {tmp_path}/src/2.png: not an image")
+
+
+def test_a_split_by_group_makes_two_sets(tmp_path: Path) -> None:
+    for i in range(12):
+        path = tmp_path / "src" / f"{i % 2}" / f"scan{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    words = ["--split-by", r"scan(\d+)", "--test-fraction", "0.5"]
+    result = diffpipe("pack", tmp_path / "src", tmp_path / "out", *words)
+    assert result.returncode == 0, result.stderr
+    counts = [load(f"{tmp_path}/out/{part}").total for part in ("train", "test")]
+    assert sum(counts) == 12
+    for line, part, count in zip(result.stdout.splitlines(), ("train", "test"), counts, strict=True):
+        assert line.startswith(f"{tmp_path}/out/{part}: 1 shards, {count} samples, ")
+
+
+@pytest.mark.parametrize(
+    ("words", "about"),
+    [
+        (["--quality", "50"], "--quality is for --format jpeg and webp"),
+        (["--format", "jpeg", "--quality", "0"], "0 is not 1 to 100"),
+        (["--test-fraction", "0.5"], "--test-fraction is for --split-by"),
+        (["--split-by", "group", "--test-fraction", "1"], "1 is not between 0 and 1"),
+        (["--background", "#12345678"], "is no opaque colour"),
+        (["--background", "purplish"], "is no opaque colour"),
+        (["--labels", "x"], "--labels is for idx files"),
+        (["--split", "test"], "--split is for"),
+        (["--columns", "a"], "--columns is for"),
+        (["--classes", "a,b"], "--classes is for idx files and labels files"),
+        (["--workers", "-1"], "--workers: "),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], about: str
+) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.png").write_bytes(png(0))
+    try:
+        status: object = main(["pack", str(tmp_path / "src"), str(tmp_path / "out"), *words])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert about in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+class Packing:
+    """A pack of a second's work by two processes, once its second shard has begun."""
+
+    def __init__(self, home: Path):
+        self.home, self.src, self.out = home, home / "src", home / "out"
+        self.words = ["pack", self.src, self.out, "--format", "png", "--workers", "2", "--shard-samples", "20"]
+        self.src.mkdir()
+        for i in range(160):
+            pixels = np.random.default_rng(i).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(self.src / f"{i}.bmp")
+
+    def start(self) -> tuple[Command, list[int]]:
+        """The command, and its processes: the one that packs, and its workers."""
+        with (self.home / "said").open("w") as said:
+            packing = server().start([*map(str, self.words)], HOME, os.environ, said, said)
+        (main,) = children(packing.pid)
+        deadline = time.monotonic() + 60
+        while not (self.home / ".out.packing" / "whole" / "shard-000001.tar").exists():
+            assert Path(f"/proc/{main}").exists()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = children(main)
+        assert len(workers) == 2
+        return packing, [main, *workers]
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pids: list[int]) -> bool:
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_pack_with_one_line_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    packing = Packing(tmp_path)
+    command, processes = packing.start()
+    for pid in processes if number == signal.SIGINT else processes[:1]:  # a terminal's signal reaches all of them
+        os.kill(pid, number)
+    assert command.wait(60) == 130
+    (line,) = (tmp_path / "said").read_text().splitlines()
+    assert line == f"diffpipe pack: error: stopped by a signal; {packing.out} was not made, and nothing is left of it"
+    assert gone(processes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["said", "src"]
+
+
+def test_a_pack_that_is_killed_leaves_no_out_and_the_next_one_is_as_if_it_had_not_been(tmp_path: Path) -> None:
+    packing = Packing(tmp_path)
+    command, processes = packing.start()
+    assert "another process is packing it" in refused(*packing.words)
+    os.kill(processes[0], signal.SIGKILL)
+    assert command.wait(60) == -signal.SIGKILL
+    assert gone(processes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.packing", "said", "src"]
+    succeeds(*packing.words)
+    succeeds("pack", packing.src, tmp_path / "other", *packing.words[3:])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "said", "src"]
+    for path in packing.out.iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
 
 
 def test_tars_made_elsewhere_are_indexed_and_a_damaged_one_is_named(tmp_path: Path) -> None:

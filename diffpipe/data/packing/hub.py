@@ -52,8 +52,8 @@ class HubSource:
             raise UserError(f"{where}: {value['path']} cannot be read ({error.strerror}); restore it") from error
 
     def names(self) -> list[str]:
-        paths = [(row[self._image] or {}).get("path") for row in self._images]
-        if not all(paths):
+        paths = [(row[self._image] or {}).get("path") or "" for row in self._images]
+        if "" in paths:
             raise UserError(f"{self.place}: its images have no names to split by; give --split-by column:NAME")
         return paths
 
