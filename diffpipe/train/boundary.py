@@ -46,6 +46,8 @@ class Boundary:
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
+            if self._reduction is not None:
+                self._reduction.wait()  # nobody leaves while another is still talking
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
