@@ -32,7 +32,7 @@ from diffpipe.data import index
 from diffpipe.data.changes import keep_listing
 from diffpipe.data.index import ShardSet, number_of_classes
 from diffpipe.data.latents import are_latents, encoder
-from diffpipe.data.sources import load_sources
+from diffpipe.data.sources import load_sources, order_of, short_of_room
 from diffpipe.data.stream import batches, check
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import parse_metric
@@ -122,6 +122,7 @@ class Job:
             accumulate=experiment.train.accumulate,
             pin_memory=runtime.device.type == "cuda",
         )
+        self._warn_of_room()
         saver = Saver(experiment.run.checkpoints, experiment.checkpoint, runtime.side_team())
         hooks = [
             Hook(experiment.checkpoint.every, lambda: self.save(saver), last=True),
@@ -149,6 +150,14 @@ class Job:
                 return asked[0]
         say(runtime, f"trained to step {trainer.step}: {self._newest}")
         return None
+
+    def _warn_of_room(self) -> None:
+        data, world = self.experiment.data, self.runtime.world
+        order = order_of(self.shards, self.experiment.seed, data.lanes, data.window)
+        share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
+        short = short_of_room(self.shards, order, data.cache_bytes, share)
+        if short is not None:
+            say(self.runtime, f"warning: {short}")
 
     def _interrupted(self, number: signal.Signals) -> None:
         run, step = self.experiment.run, self.trainer.step

@@ -37,6 +37,12 @@ class Order:
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._rows: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
+    @property
+    def at_a_time(self) -> int:
+        """About how many shards the lanes together read of while the stream goes on by a window."""
+        mean = self.total / len(self.counts)
+        return min(len(self.counts), self.lanes * (1 + math.ceil(self._width / mean)))
+
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and sample within the shard, each int64 [b], for positions int64 [b] ≥ 0."""
         shard, sample = np.empty_like(positions), np.empty_like(positions)

@@ -76,6 +76,22 @@ def order_of(shard_set: ShardSet, seed: int, lanes: int, window: int) -> Order |
     return Order(seed, shard_set.counts, lanes, window)
 
 
+def short_of_room(shard_set: ShardSet, order: Order | Mixture, room: int, share: float = 1.0) -> str | None:
+    """What is to be said where a cache of `room` bytes does not hold the remote shards that are read of at a time.
+
+    share: of all ranks, how many have this cache.
+    """
+    remote = [shard.bytes for shard in shard_set.shards if shard.remote is not None]
+    at_a_time = math.ceil(order.at_a_time * share)
+    needed = at_a_time * sum(remote) // max(1, len(remote))
+    if needed <= room or sum(remote) <= room:
+        return None
+    return (
+        f"data.cache_bytes is {room:,}, and the {at_a_time} shards that are read of at a time have {needed:,}: they "
+        f"would be fetched again and again; raise it, or start with fewer data.lanes"
+    )
+
+
 def shares(weights: Sequence[float]) -> list[int]:
     """The weights as the smallest whole numbers in their proportion; to a 4096th of all, where those would be greater.
 
@@ -116,6 +132,11 @@ class Mixture:
         self._share = np.array(shares, dtype=np.int64) * times  # of each source, in a column of a block
         self._rows = int(self._share.sum())
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    @property
+    def at_a_time(self) -> int:
+        """As of an `Order`, of all sources together."""
+        return sum(order.at_a_time for order in self.orders)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and sample within the shard, each int64 [b], for positions int64 [b] ≥ 0."""

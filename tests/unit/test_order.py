@@ -81,6 +81,14 @@ def test_a_rank_stays_in_its_own_shards() -> None:
     assert len(set.union(*owned)) == 32
 
 
+@given(counts_of_shards, st.integers(1, 16), st.integers(1, 100))
+def test_as_many_shards_as_it_says_are_read_of_at_a_time(counts: list[int], lanes: int, window: int) -> None:
+    order = Order(0, [40 for _ in counts], lanes, window)
+    shard, _ = order.at(np.arange(order.total))
+    span = order._width * order.lanes
+    assert max(len(set(shard[i : i + span].tolist())) for i in range(0, order.total, span)) <= order.at_a_time
+
+
 def test_a_lane_reads_within_its_share_of_the_window() -> None:
     order = Order(0, [1000] * 8, lanes=4, window=400)
     shard, _ = order.at(np.arange(order.total))

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from diffpipe.config import validate
 from diffpipe.contract import Batch, UserError
 from diffpipe.data import DataConfig, load
+from diffpipe.data.cache import Cache, Item, Remote
 from diffpipe.data.changes import differences
-from diffpipe.data.sources import Mixed, Mixture, SourceConfig, load_sources, shares
+from diffpipe.data.index import ShardSet
+from diffpipe.data.order import Order
+from diffpipe.data.sources import Mixed, Mixture, SourceConfig, load_sources, shares, short_of_room
 from diffpipe.data.stream import StreamDataset
 from diffpipe.data.table import write_index
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
@@ -167,6 +170,19 @@ def test_sources_that_do_not_go_together_are_refused(folders: list[str], tmp_pat
         mixed([c, d], 1, 1)
     with pytest.raises(UserError, match=r"a label is 2, but the index of another source names 2 classes"):
         mixed([c, e], 1, 1)
+
+
+def test_too_little_room_for_remote_shards_is_said(folders: list[str]) -> None:
+    local = load(folders[0])
+    order = Order(0, [100] * 32, lanes=8, window=400)  # two shards a lane
+    assert short_of_room(local, order, 1) is None
+    remote = Remote(Cache("unused"), Item("http://host/a.tar", 1, ""))
+    far = ShardSet([local.shards[0]._replace(remote=remote, bytes=50) for _ in range(32)])
+    assert short_of_room(far, order, 16 * 50) is None
+    said = short_of_room(far, order, 16 * 50 - 1)
+    assert said is not None
+    assert "the 16 shards that are read of at a time have 800" in said
+    assert short_of_room(far, order, 8 * 50, share=0.5) is None
 
 
 @pytest.mark.parametrize(
