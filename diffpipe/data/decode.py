@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from diffpipe.contract import BadSampleError
-from diffpipe.data.header import check_png, format_of
+from diffpipe.data.header import before_scan, check_png, format_of
 
 MAX_PIXELS = 64_000_000
 _GREY = {"1", "L", "LA"}
@@ -37,12 +38,41 @@ def decode(
     the first frame. The header's size is checked before any pixel is decoded. Raises BadSampleError that begins with
     `where`.
     """
+    with _refused(where, max_pixels):
+        image = _turned(data, max_pixels)
+        return _convert(image if isinstance(image, Image.Image) else Image.fromarray(image), channels, background)
+
+
+def decode_to(
+    data: bytes,
+    channels: int,
+    where: str,
+    resolution: int,
+    crop: Crop,
+    flip: bool,
+    words: np.ndarray,
+    max_pixels: int = MAX_PIXELS,
+) -> UInt8[np.ndarray, "c h w"]:
+    """The `pixels` of what `fit` makes of what is decoded; a JPEG that needs neither resize nor conversion is no PIL
+    image on the way, which would be two copies more. Raises BadSampleError that begins with `where`.
+    """
+    with _refused(where, max_pixels):
+        image = _turned(data, max_pixels)
+        if isinstance(image, np.ndarray):
+            if min(image.shape[:2]) == resolution and image.ndim == (2 if channels == 1 else 3):
+                left, top = _corner(image.shape[1], image.shape[0], resolution, crop, words)
+                image = image[top : top + resolution, left : left + resolution]
+                image = image[:, ::-1] if flip and _mirrors(words) else image
+                return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+            image = Image.fromarray(image)
+        return pixels(fit(_convert(image, channels, "white"), resolution, crop, flip, words))
+
+
+@contextlib.contextmanager
+def _refused(where: str, max_pixels: int) -> Iterator[None]:
+    """What is raised within, as an error that says which sample it was."""
     try:
-        kind = format_of(data)
-        image = _jpeg(data, max_pixels) if kind == "JPEG" else None
-        if image is None:
-            image = _by_pil(data, kind, max_pixels)
-        return _convert(image, channels, background)
+        yield
     except (_TooLargeError, *_BOMBS) as error:
         large = f"{error.args[0]} x {error.args[1]} pixels, " if isinstance(error, _TooLargeError) else ""
         raise BadSampleError(
@@ -63,15 +93,23 @@ def fit(image: Image.Image, resolution: int, crop: Crop, flip: bool, words: np.n
     if short != resolution:
         width, height = (max(resolution, round(side * resolution / short)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    spare_x, spare_y = image.width - resolution, image.height - resolution
-    if spare_x or spare_y:
-        left, top = spare_x // 2, spare_y // 2
-        if crop == "random":
-            left, top = int(words[0]) * (spare_x + 1) >> 32, int(words[1]) * (spare_y + 1) >> 32
+    if image.size != (resolution, resolution):
+        left, top = _corner(*image.size, resolution, crop, words)
         image = image.crop((left, top, left + resolution, top + resolution))
-    if flip and int(words[2]) >> 31:
+    if flip and _mirrors(words):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image
+
+
+def _corner(width: int, height: int, resolution: int, crop: Crop, words: np.ndarray) -> tuple[int, int]:
+    spare_x, spare_y = width - resolution, height - resolution
+    if crop == "random":
+        return int(words[0]) * (spare_x + 1) >> 32, int(words[1]) * (spare_y + 1) >> 32
+    return spare_x // 2, spare_y // 2
+
+
+def _mirrors(words: np.ndarray) -> bool:
+    return bool(int(words[2]) >> 31)
 
 
 def pixels(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
@@ -80,8 +118,23 @@ def pixels(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _jpeg(data: bytes, max_pixels: int) -> Image.Image | None:
-    """A JPEG by libjpeg-turbo's own interface; None for one that is left to PIL, which is slower and less strict.
+def _turned(data: bytes, max_pixels: int) -> Image.Image | UInt8[np.ndarray, "h w *rgb"]:
+    """The image as it is stored, turned as its EXIF says; or just its pixels, where they are grey or RGB already."""
+    kind = format_of(data)
+    array = _jpeg(data, max_pixels) if kind == "JPEG" else None
+    if array is None:
+        return _by_pil(data, kind, max_pixels)
+    metadata = before_scan(data)
+    if b"Exif\0\0" not in metadata and b"tiff:Orientation" not in metadata:
+        return array
+    image = Image.fromarray(array)
+    image.info |= Image.open(io.BytesIO(data), formats=("JPEG",)).info
+    _turn(image)
+    return image
+
+
+def _jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w *rgb"] | None:
+    """The pixels of a JPEG by libjpeg-turbo's own interface; None for one left to PIL, which is slower and less strict.
 
     Where both decode, they give the same bits. A smaller scale, which JPEG would give for less, is not asked for: its
     pixels are not those of the whole image resized.
@@ -97,11 +150,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Image.Image | None:
         if str(error).startswith("Corrupt JPEG data"):
             raise
         return None
-    image = Image.fromarray(array[..., 0] if space == "Gray" else array)
-    if b"Exif\0\0" in data or b"tiff:Orientation" in data:
-        image.info |= Image.open(io.BytesIO(data), formats=("JPEG",)).info
-        _turn(image)
-    return image
+    return array[..., 0] if space == "Gray" else array
 
 
 def _by_pil(data: bytes, kind: str, max_pixels: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What the first bytes of an encoded image say, and whether a PNG's bytes are those that were written."""
+"""What can be said of an encoded image without decoding it: its format, where its metadata are, whether it is whole."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def format_of(data: bytes) -> str:
         if magic.match(data):
             return name
     raise ValueError(f"no image begins with {data[:16]!r}" if data else "it has no bytes")
+
+
+def before_scan(data: bytes) -> bytes:
+    """A JPEG up to its pixels, with all of its metadata; or all of it, where it is laid out in no ordinary way."""
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        if data[at + 1 : at + 2] == b"\xda":
+            return data[:at]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data
 
 
 def check_png(data: bytes) -> None:

@@ -23,7 +23,7 @@ from diffpipe.config import Config
 from diffpipe.contract import BadSampleError, Batch, UserError
 from diffpipe.data.address import is_remote, parse
 from diffpipe.data.cache import LIMIT, Cache
-from diffpipe.data.decode import MAX_PIXELS, decode, fit, pixels
+from diffpipe.data.decode import MAX_PIXELS, decode, decode_to, fit, pixels
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.latents import LATENTS, are_latents, from_bytes
 from diffpipe.data.order import Order, sequential
@@ -161,8 +161,9 @@ class StreamDataset(Dataset):
             label = reader.label(shard, sample) if config.labels else 0
             if self.latents:
                 return _Row(sample.key, label, from_bytes(reader.read(shard, sample, LATENTS), where))
-            image = decode(reader.image(shard, sample), config.channels, where, max_pixels=config.max_pixels)
-            return _Row(sample.key, label, pixels(fit(image, config.resolution, config.crop, config.flip, words)))
+            data, size, most = reader.image(shard, sample), config.resolution, config.max_pixels
+            image = decode_to(data, config.channels, where, size, config.crop, config.flip, words, most)
+            return _Row(sample.key, label, image)
         except BadSampleError as error:
             if not config.max_bad:
                 raise

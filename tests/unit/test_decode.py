@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffpipe.contract import UserError
-from diffpipe.data.decode import decode, fit, pixels
+from diffpipe.data.decode import decode, decode_to, fit, pixels
 from tests.unit.tars import png, random_pixels
 
 NO_WORDS = np.zeros(3, dtype=np.int64)
@@ -130,3 +130,18 @@ def test_the_random_crop_covers_every_offset_and_the_flip_is_a_mirror() -> None:
     mirrored = pixels(fit(wide, 16, "center", True, np.array([0, 0, 2**31])))
     assert np.array_equal(plain[..., ::-1], mirrored)
     assert plain[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("stored", [1, 3])
+@pytest.mark.parametrize(("channels", "resolution"), [(1, 16), (3, 16), (3, 20)])
+def test_all_in_one_gives_the_bits_of_one_after_the_other(
+    kind: str, stored: int, channels: int, resolution: int
+) -> None:
+    data = encoded(Image.fromarray(random_pixels(5, (16, 20, 3) if stored == 3 else (16, 20))), kind)
+    for words in np.random.default_rng(0).integers(0, 2**32, (20, 3)):
+        for crop in ("center", "random"):
+            for flip in (False, True):
+                once = decode_to(data, channels, "here", resolution, crop, flip, words)
+                image = decode(data, channels, "here")
+                assert np.array_equal(once, pixels(fit(image, resolution, crop, flip, words)))
