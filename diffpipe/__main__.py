@@ -16,7 +16,7 @@ from diffpipe.contract import RankError, UserError
 # A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`;
 # only the one asked for is loaded.
 COMMANDS = {
-    "pack": "an image folder or idx files → WebDataset shards with their index",
+    "pack": "image folders, archives, datasets and shards → WebDataset shards with their index",
     "index": "index tars that exist already",
     "encode": "the latents of images, by a VAE's run, as shards to train a diffusion on",
     "train": "train, or go on where the run directory left off",
