@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
 
 from diffpipe.contract import Batch, Loss, UserError
@@ -206,3 +208,44 @@ def overflow() -> tuple[list[float], list[bool], bool]:
 def test_an_overflow_on_one_rank_is_skipped_and_halves_the_scale_on_all() -> None:
     first, second = run(2, overflow)
     assert first == second == ([65536.0, 32768.0, 32768.0], [True, False, True], True)
+
+
+def reductions(parallel: str, accumulate: int) -> int:
+    """How often gradients are reduced over the processes in the second step."""
+    reduced = 0
+
+    def counted(reduce: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal reduced
+            reduced += 1
+            return reduce(*args, **options)
+
+        return call
+
+    with Runtime.start("fp32", "cpu") as runtime:
+        config = TrainConfig.model_validate({"steps": 2, "accumulate": accumulate, "parallel": parallel})
+        trainer = Trainer(
+            CASES["ddpm"].stage(), runtime, config, OptimizerConfig(), EMAConfig(), seed=5, batch_size=BATCH
+        )
+        if parallel == "ddp":
+            net: Any = trainer.wrapped["unet"]
+
+            def hook(state, bucket):  # without types: DDP would read them as text
+                nonlocal reduced
+                reduced += 1
+                return allreduce_hook(state, bucket)
+
+            net.register_comm_hook(dist.group.WORLD, hook)
+        for name in ("reduce_scatter_single", "reduce_scatter_tensor"):  # what FSDP calls, by torch's version
+            if hasattr(dist, name):
+                setattr(dist, name, counted(getattr(dist, name)))
+        for step in range(2):
+            reduced = 0
+            trainer.train_step([micro for micro in share(step, runtime) for _ in range(accumulate // 2)])
+    return reduced
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_gradients_are_reduced_after_the_last_micro_batch_alone(parallel: str) -> None:
+    few, many = (run(2, reductions, parallel, accumulate)[0] for accumulate in (2, 6))
+    assert 0 < few == many
