@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffpipe.data.table import write_index
@@ -118,3 +119,12 @@ def test_a_vae_measures_its_latents_on_the_images_that_there_are(tmp_path: Path,
     train(tmp_path, f"data.train={shards}", "data.max_bad=2", "train.steps=1", config=config)
     state = json.loads(next((tmp_path / "checkpoints").glob("*/state.json")).read_text())
     assert state["latents"]["images"] == SAMPLES - 2
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_where_none_is_bad_not_a_bit_depends_on_how_many_may_be(tmp_path: Path, processes: int) -> None:
+    for most in (0, 3):
+        train(tmp_path / str(most), f"data.max_bad={most}", "train.steps=3", processes=processes)
+    none, some = (tensors(tmp_path / str(most) / "checkpoints" / "step-00000003") for most in (0, 3))
+    assert none.keys() == some.keys()
+    assert all(np.array_equal(none[name], some[name]) for name in none)
