@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,25 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from diffpipe.cli.admission import fit_together, open_data, short_of_room
 from diffpipe.cli.building import build_for_training
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.identity import accept, accept_data, identity
 from diffpipe.cli.images import GeneratedImages, ShardImages, grid
 from diffpipe.cli.latents import measured
-from diffpipe.cli.reconstruction import in_words, originals, reconstruction, unseen
+from diffpipe.cli.reconstruction import in_words, reconstruction, unseen
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.cli.validation import Validation
 from diffpipe.config import dump_yaml, load_config
-from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage, UserError
+from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.data import index
 from diffpipe.data.changes import keep_listing
-from diffpipe.data.index import ShardSet, number_of_classes
-from diffpipe.data.latents import are_latents, encoder
-from diffpipe.data.sources import load_sources, order_of, short_of_room
-from diffpipe.data.stream import batches, check
+from diffpipe.data.index import ShardSet
+from diffpipe.data.stream import batches
 from diffpipe.metrics import protocol
-from diffpipe.metrics.evaluate import parse_metric
 from diffpipe.rng import Draws
-from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.boundary import Boundary
 from diffpipe.train.checkpoint import Checkpoint
@@ -58,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     experiment = load_config(Experiment, args.config, args.overrides)
     train, home = experiment.train, experiment.run.path
     with Runtime.start(train.precision, train.device, home, train.timeout) as runtime, peers():
-        shards, shape = runtime.together(lambda: _data(experiment, runtime.world))
+        shards, shape = runtime.together(lambda: open_data(experiment, runtime.world))
         with locked(home, runtime):
             return os.EX_TEMPFAIL if Job.prepare(experiment, runtime, shards, shape).run() else 0
 
@@ -84,7 +80,7 @@ class Job:
         for complaint in complaints:
             say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
         experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
-        runtime.together(lambda: _fit_together(experiment, stage, shards))
+        runtime.together(lambda: fit_together(experiment, stage, shards))
         validation = runtime.together(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
             stage,
@@ -122,7 +118,8 @@ class Job:
             accumulate=experiment.train.accumulate,
             pin_memory=runtime.device.type == "cuda",
         )
-        self._warn_of_room()
+        if (short := short_of_room(experiment, self.shards, runtime.world)) is not None:
+            say(runtime, f"warning: {short}")
         saver = Saver(experiment.run.checkpoints, experiment.checkpoint, runtime.side_team())
         hooks = [
             Hook(experiment.checkpoint.every, lambda: self.save(saver), last=True),
@@ -151,14 +148,6 @@ class Job:
         say(runtime, f"trained to step {trainer.step}: {self._newest}")
         return None
 
-    def _warn_of_room(self) -> None:
-        data, world = self.experiment.data, self.runtime.world
-        order = order_of(self.shards, self.experiment.seed, data.lanes, data.window)
-        share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
-        short = short_of_room(self.shards, order, data.cache_bytes, share)
-        if short is not None:
-            say(self.runtime, f"warning: {short}")
-
     def _interrupted(self, number: signal.Signals) -> None:
         run, step = self.experiment.run, self.trainer.step
         if self.runtime.main:
@@ -186,6 +175,8 @@ class Job:
             before, now = state["experiment"]["data"]["batch_size"], self.experiment.data.batch_size
             if before != now:
                 say(self.runtime, f"data.batch_size was {before} and is {now}, from position {trainer.position} on")
+            if self.validation is not None and state["validation"] not in (None, self.validation.about()):
+                say(self.runtime, "warning: validation losses before this are of other images: data.test has changed")
 
     def save(self, saver: Saver) -> None:
         trainer, experiment = self.trainer, self.experiment
@@ -206,6 +197,7 @@ class Job:
                 some_bad=experiment.data.max_bad > 0,
             ),
             "reconstruction": self._reconstruction(),
+            "validation": self.validation and self.validation.about(),
         }
         saver.save(trainer.state(), state)
 
@@ -264,53 +256,3 @@ class Job:
         about = {"step": self.trainer.step, "weights": "ema", "sampler": sampler}
         nets, seed = self.trainer.averaged(), self.experiment.seed
         return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)
-
-
-def _data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
-    data = experiment.data
-    shards = load_sources(data.train, data.sources, data.shard_cache)
-    check(data, shards, world, experiment.train.accumulate)
-    return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
-
-
-def _fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
-    if are_latents(shards):
-        codec = getattr(experiment.stage, "codec", None)
-        _fit_latents(shards, codec.sha256 if isinstance(codec, VAECodecConfig) else None)
-        if experiment.eval.every:
-            raise UserError("eval.every needs images in data.train for the floor of a score; set eval.every=0")
-    if experiment.eval.every:
-        if not isinstance(stage, Generates):
-            raise UserError(
-                f"eval.every scores generated images, and stage.kind {experiment.stage.kind} generates none; "
-                f"set eval.every=0"
-            )
-        if experiment.data.test is None:
-            raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
-        index.load(experiment.data.test)
-        for name in experiment.eval.metrics:
-            parse_metric(name)
-    if experiment.eval.reconstruction:
-        originals(experiment, stage)
-    checkpoints_folder = experiment.run.checkpoints
-    try:
-        checkpoints_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=checkpoints_folder):  # to exist is not enough: it may lie on another disk
-            pass
-    except OSError as error:
-        raise UserError(f"{checkpoints_folder}: {error.strerror}; give a run.dir that can be written") from error
-
-
-def _fit_latents(shards: ShardSet, sha256: str | None) -> None:
-    """Raise UserError where shards of latents were not encoded by the checkpoint with this hash (None: no codec)."""
-    made_by = encoder(shards)
-    if sha256 is None:
-        raise UserError(
-            f"{shards.paths[0]} and its set hold latents, and the stage takes images; set stage.codec to the VAE that "
-            f"encoded them, of the checkpoint with sha256 {made_by}, or data.train to the images"
-        )
-    if made_by != sha256:
-        raise UserError(
-            f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {made_by}, and stage.codec is "
-            f"the one with {sha256}; encode the images anew, or set stage.codec.sha256"
-        )

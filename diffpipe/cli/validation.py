@@ -8,17 +8,19 @@ steps, or between two runs of a stage, is one of weights alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffpipe.cli.admission import fit_latents
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.contract import Batch, Phase, Stage, UserError
 from diffpipe.data import index
+from diffpipe.data.latents import are_latents
 from diffpipe.data.stream import StreamDataset, check
 from diffpipe.rng import Draws, derive
 from diffpipe.train.runtime import Runtime
@@ -50,12 +52,18 @@ class Validation(NamedTuple):
         data = experiment.data.model_copy(update={"flip": False, "crop": "center"})
         shards, n = index.load(experiment.data.test, cache=data.shard_cache), experiment.validation.n
         check(data, shards)
+        if are_latents(shards):
+            fit_latents(experiment, shards)
         if n > shards.total:
             raise UserError(
                 f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "
                 f"give that many or fewer"
             )
         return cls(stage, StreamDataset(data, shards, SEED), n)
+
+    def about(self) -> dict[str, Any]:
+        """On what: losses are comparable where it is the same."""
+        return {"fingerprint": self.dataset.reader.shard_set.fingerprint, "n": self.n}
 
     def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
         """`validation_loss` and each metric, by phase where there are several. step: the last one trained.

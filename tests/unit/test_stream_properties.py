@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from diffpipe.contract import Batch
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.index import ShardSet
+from diffpipe.data.sources import SourceConfig, load_sources
 from diffpipe.data.stream import StreamDataset, _Positions
 from diffpipe.data.table import write_index
 from tests.unit.tars import write_shards
@@ -117,6 +118,26 @@ def test_a_run_that_changes_at_each_resume_sees_what_one_never_stopped_sees(
     assert max(keys.values()) == 1
     for epoch in range(end // of.total):
         assert Counter(seen[p][0] for p in range(epoch * of.total, (epoch + 1) * of.total)) == keys
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    weights=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    several=st.lists(legs(), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31),
+    lanes=st.integers(1, 8),
+)
+def test_several_sources_are_as_exact(
+    pool: Path, weights: list[int], several: list[Leg], seed: int, lanes: int
+) -> None:
+    sources = tuple(
+        SourceConfig(url=[str(pool / f"shard-{i:03d}.tar") for i in range(s, len(COUNTS), len(weights))], weight=weight)
+        for s, weight in enumerate(weights)
+    )
+    mixed = config(train=None, sources=sources, lanes=lanes, window=16)
+    of = load_sources(None, sources)
+    seen, _ = run(StreamDataset(mixed, of, seed), several)
+    assert seen == rows(at(StreamDataset(mixed, of, seed), np.arange(max(seen) + 1)))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # there may be fewer processors

@@ -1,0 +1,77 @@
+"""What a training is refused for, or warned of, before its first step."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from diffpipe.cli.experiment import Experiment
+from diffpipe.cli.reconstruction import originals
+from diffpipe.contract import Generates, ImageShape, Stage, UserError
+from diffpipe.data import index, sources
+from diffpipe.data.index import ShardSet, number_of_classes
+from diffpipe.data.latents import are_latents, encoder
+from diffpipe.data.stream import check
+from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.stages.codec import VAECodecConfig
+
+
+def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
+    """What is trained on, and what of it a stage sees. Raises UserError."""
+    data = experiment.data
+    shards = sources.load_sources(data.train, data.sources, data.shard_cache)
+    check(data, shards, world, experiment.train.accumulate)
+    return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
+
+
+def fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
+    """Raise UserError where the stage, the shards and what is to be done along the way do not go together."""
+    if are_latents(shards):
+        fit_latents(experiment, shards)
+        if experiment.eval.every:
+            raise UserError("eval.every needs images in data.train for the floor of a score; set eval.every=0")
+    if experiment.eval.every:
+        if not isinstance(stage, Generates):
+            raise UserError(
+                f"eval.every scores generated images, and stage.kind {experiment.stage.kind} generates none; "
+                f"set eval.every=0"
+            )
+        if experiment.data.test is None:
+            raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
+        index.load(experiment.data.test)
+        for name in experiment.eval.metrics:
+            parse_metric(name)
+    if experiment.eval.reconstruction:
+        originals(experiment, stage)
+    checkpoints_folder = experiment.run.checkpoints
+    try:
+        checkpoints_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=checkpoints_folder):  # to exist is not enough: it may lie on another disk
+            pass
+    except OSError as error:
+        raise UserError(f"{checkpoints_folder}: {error.strerror}; give a run.dir that can be written") from error
+
+
+def fit_latents(experiment: Experiment, shards: ShardSet) -> None:
+    """Raise UserError where shards of latents were not encoded by the checkpoint that is the stage's codec."""
+    codec = getattr(experiment.stage, "codec", None)
+    sha256 = codec.sha256 if isinstance(codec, VAECodecConfig) else None
+    made_by = encoder(shards)
+    if sha256 is None:
+        raise UserError(
+            f"{shards.paths[0]} and its set hold latents, and the stage takes images; set stage.codec to the VAE that "
+            f"encoded them, of the checkpoint with sha256 {made_by}, or data.train to the images"
+        )
+    if made_by != sha256:
+        raise UserError(
+            f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {made_by}, and stage.codec is "
+            f"the one with {sha256}; encode the images anew, or set stage.codec.sha256"
+        )
+
+
+def short_of_room(experiment: Experiment, shards: ShardSet, world: int) -> str | None:
+    """What is to be said where the cache of a machine is too small for the remote shards that its ranks read of."""
+    data = experiment.data
+    order = sources.order_of(shards, experiment.seed, data.lanes, data.window)
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
+    return sources.short_of_room(shards, order, data.cache_bytes, share)
