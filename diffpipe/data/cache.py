@@ -132,6 +132,7 @@ class Cache:
                 except (OSError, ChangedError):
                     part_path.unlink(missing_ok=True)
                     raise
+                os.lseek(part, 0, os.SEEK_SET)
                 return os.dup(part)
         except OSError as error:
             raise self._unusable(error) from error

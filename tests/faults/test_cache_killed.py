@@ -1,0 +1,74 @@
+"""Processes that fill one cache: several at once, and one that is killed in the midst of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.integration.commands import HOME
+from tests.unit.web import serving
+
+SIZE = 2_000_000
+
+
+def make(folder: Path, n: int) -> dict[str, str]:
+    """Files of random bytes: names to hashes."""
+    folder.mkdir()
+    hashes: dict[str, str] = {}
+    for i in range(n):
+        data = os.urandom(SIZE)
+        (folder / f"{i}.tar").write_bytes(data)
+        hashes[f"{i}.tar"] = hashlib.sha256(data).hexdigest()
+    return hashes
+
+
+def fill(cache: Path, url: str, hashes: dict[str, str]) -> subprocess.Popen[str]:
+    words = [word for name, sha256 in hashes.items() for word in (f"{url}/{name}", str(SIZE), sha256)]
+    started = [sys.executable, "-m", "tests.faults.filling", str(cache), *words]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(started, cwd=HOME, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def names(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if path.name != "lock")
+
+
+def test_two_processes_that_fill_a_cache_fetch_each_file_once(tmp_path: Path) -> None:
+    hashes = make(tmp_path / "web", 4)
+    with serving(tmp_path / "web") as web:
+        web.rate = 4e6
+        with fill(tmp_path / "cache", web.url, hashes) as first, fill(tmp_path / "cache", web.url, hashes) as second:
+            said = [filler.communicate(timeout=60)[0] for filler in (first, second)]
+        assert [each.split() for each in said] == 2 * [list(hashes.values())]
+        assert sorted(request.path for request in web.requests) == sorted(f"/{name}" for name in hashes)
+    assert [len(name) for name in names(tmp_path / "cache")] == 4 * [64]
+
+
+def test_a_process_killed_while_it_fetches_leaves_the_next_one_clean(tmp_path: Path) -> None:
+    hashes = make(tmp_path / "web", 2)
+    cache = tmp_path / "cache"
+    with serving(tmp_path / "web") as web:
+        web.rate = 1e6
+        with fill(cache, web.url, hashes) as first:
+            deadline = time.monotonic() + 60
+            while not any(path.stat().st_size for path in cache.glob("*.part")):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            with fill(cache, web.url, hashes) as waiting:  # at work when the other dies
+                time.sleep(0.3)
+                first.kill()
+                said = [filler.communicate(timeout=60)[0] for filler in (first, waiting)]
+        assert [each.split() for each in said] == [[], list(hashes.values())]
+        begun, *others = [request for request in web.requests if request.path == "/0.tar"]
+        assert begun.sent < SIZE
+        assert [request.start > 0 for request in others] == [True]  # it went on from what was there
+        assert [request.start for request in web.requests if request.path == "/1.tar"] == [0]
+
+        with fill(cache, web.url, hashes) as after:
+            assert after.communicate(timeout=60)[0].split() == list(hashes.values())
+        assert len(web.requests) == 3
+    assert [len(name) for name in names(cache)] == 2 * [64]
