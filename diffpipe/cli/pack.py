@@ -107,6 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of a launched job does the work, with workers of its own
     if args.quality is not None and args.format not in ("jpeg", "webp"):
         raise UserError("--quality is for --format jpeg and webp; give one of them")
     if args.test_fraction is not None and args.split_by is None:

@@ -53,6 +53,15 @@ def test_a_folder_is_packed_and_the_line_says_what_was_made(tmp_path: Path) -> N
     assert "exists already" in refused("pack", tmp_path / "src", tmp_path / "out")
 
 
+def test_of_a_launched_job_one_process_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.png").write_bytes(png(0))
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        assert main(["pack", str(tmp_path / "src"), str(tmp_path / "out")]) == 0
+        assert (tmp_path / "out").exists() == (rank == 0)
+
+
 def test_idx_files_are_packed_with_the_names_of_their_classes(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 5), dtype=np.uint8)
     (tmp_path / "i").write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">III", 4, 5, 5) + pixels.tobytes())

@@ -39,7 +39,7 @@ class CifarSource:
         self._files: list[str] = []
         images: list[np.ndarray] = []
         for name in there:
-            data, labels, files = _batch(found[name], len(self.classes), f"{path}: {name}")
+            data, labels, files = _batch(found.pop(name), len(self.classes), f"{path}: {name}")
             images.append(rearrange(data, "n (c h w) -> n h w c", c=3, h=_SIDE))
             self.labels += labels
             self._files += files
