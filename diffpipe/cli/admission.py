@@ -38,7 +38,7 @@ def fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None
             )
         if experiment.data.test is None:
             raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
-        index.load(experiment.data.test)
+        index.load(experiment.data.test, cache=experiment.data.shard_cache)
         for name in experiment.eval.metrics:
             parse_metric(name)
     if experiment.eval.reconstruction:

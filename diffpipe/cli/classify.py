@@ -122,7 +122,8 @@ def log_prior(opened: Run, prior: str) -> Float64[Tensor, " k"]:
     counts = torch.zeros(classes, dtype=torch.int64)
     if prior == "data":
         try:
-            shards = index.load(opened.experiment.data.trained_on)
+            data = opened.experiment.data
+            shards = index.load(data.trained_on, cache=data.shard_cache)
             counts = torch.bincount(stream.labels(shards, range(shards.total)), minlength=classes)
         except UserError as error:
             raise UserError(f"--prior data counts the run's data.train: {error}; or give --prior uniform") from error

@@ -11,6 +11,7 @@ from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
 from diffpipe.contract import ImageShape, UserError
 from diffpipe.data import index
+from diffpipe.data.table import INDEX_NAME
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import METRICS, ImageSource, parse_metric
 from diffpipe.metrics.folder import FolderImages
@@ -73,7 +74,8 @@ def _sources(
         return generated, reference, _real(args.floor, shape, generated.n)
     assert opened is not None
     try:
-        shards = index.load(opened.experiment.data.trained_on)
+        data = opened.experiment.data
+        shards = index.load(data.trained_on, cache=data.shard_cache)
         floor = ShardImages(shards, opened.shape.channels, opened.shape.resolution, n=generated.n)
     except UserError as error:
         raise UserError(
@@ -85,7 +87,7 @@ def _sources(
 def _real(place: str, shape: ImageShape | None, n: int | None) -> ImageSource:
     """Images of a folder or of shards; those of shards at the shape of the run that is scored, else as they are."""
     path = Path(place)
-    if path.is_dir() and not any(path.glob("*.tar")):
+    if path.is_dir() and not any(path.glob("*.tar")) and not (path / INDEX_NAME).exists():
         return FolderImages(path, n)
     return ShardImages(index.load(place), shape.channels if shape else 3, shape.resolution if shape else None, n=n)
 

@@ -27,7 +27,8 @@ _FEWEST = 4  # half of the images against the other half is the floor
 
 def unseen(experiment: Experiment) -> ShardSet:
     """The images held out, or those of the training where none are."""
-    return index.load(experiment.data.test or experiment.data.trained_on)
+    data = experiment.data
+    return index.load(data.test or data.trained_on, cache=data.shard_cache)
 
 
 def originals(experiment: Experiment, stage: Stage) -> ShardImages:

@@ -241,9 +241,9 @@ class Job:
         return values
 
     def score(self) -> None:
-        config, shape = self.experiment.eval, self.shape
-        assert self.experiment.data.test is not None
-        reference = ShardImages(index.load(self.experiment.data.test), shape.channels, shape.resolution)
+        config, data, shape = self.experiment.eval, self.experiment.data, self.shape
+        assert data.test is not None
+        reference = ShardImages(index.load(data.test, cache=data.shard_cache), shape.channels, shape.resolution)
         floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
         result = score(self.generated(config.n), reference, floor, config.metrics, self.runtime)
         if self.runtime.main:

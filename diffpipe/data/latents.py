@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from diffpipe.contract import BadSampleError, UserError
+from diffpipe.data.address import beside, folder, is_remote, redacted
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.storage import MissingError, RemoteFile
 
 LATENTS = "latents.npy"
 CODEC = "codec.json"
@@ -24,16 +26,28 @@ def are_latents(shard_set: ShardSet) -> bool:
 def encoder(shard_set: ShardSet) -> str:
     """The sha256 of the checkpoint that encoded the shards. Raises UserError where they do not say, or not the same."""
     found: set[str] = set()
-    for path in sorted({Path(path).parent / CODEC for path in shard_set.paths}):
+    remote = {redacted(s.remote.item.url): s.remote.item.url for s in shard_set.shards if s.remote is not None}
+    places = {str(Path(path).parent / CODEC) for path in shard_set.paths if path not in remote}
+    for place in sorted(places | {beside(folder(url), CODEC) for url in remote.values()}):
         try:
-            found.add(str(json.loads(path.read_text())["sha256"]))
+            found.add(str(json.loads(_text(place))["sha256"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError) and not isinstance(error, MissingError):
+                raise
+            name = redacted(place) if is_remote(place) else place
             raise UserError(
-                f"{path}: it does not say which checkpoint made the latents beside it; write them with: diffpipe encode"
+                f"{name}: it does not say which checkpoint made the latents beside it; write them with: diffpipe encode"
             ) from error
     if len(found) > 1:
         raise UserError(f"{shard_set.paths[0]} and others: encoded by several checkpoints; use the shards of one")
     return found.pop()
+
+
+def _text(place: str) -> str | bytes:
+    if not is_remote(place):
+        return Path(place).read_text(encoding="utf-8")
+    with RemoteFile(place) as file:
+        return file.readall()
 
 
 def to_bytes(latents: Float32[np.ndarray, "c h w"]) -> bytes:

@@ -16,9 +16,10 @@ from diffpipe.contract import BadSampleError, Batch, UserError
 from diffpipe.data import DataConfig, batches, load, storage
 from diffpipe.data.cache import Cache
 from diffpipe.data.index import ShardSet
+from diffpipe.data.latents import encoder
 from diffpipe.data.read import Reader
 from diffpipe.data.table import INDEX_NAME, write_index, write_remote_index
-from tests.unit.tars import png, random_pixels, write_shards
+from tests.unit.tars import png, random_pixels, write_shards, write_tar
 from tests.unit.web import Web, serving
 
 COUNTS = [3, 4, 5, 2]
@@ -196,6 +197,20 @@ def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, ca
     for i, shard in enumerate(shards.shards):
         answers = web.asked(f"shard-00{i}.tar")
         assert sum(request.start + request.sent == shard.bytes for request in answers) == 1  # the rest broke off
+
+
+def test_remote_latents_say_who_encoded_them(web: Web, cache: Cache, tmp_path: Path) -> None:
+    (web.folder / "l").mkdir()
+    write_tar(web.folder / "l" / "x.tar", {"a.latents.npy": b"1"})
+    write_index(web.folder / "l")
+    shards = load(f"{web.url}/l", cache=cache)
+    with pytest.raises(UserError, match=f"{web.url}/l/codec.json: it does not say"):
+        encoder(shards)
+    (web.folder / "l" / "codec.json").write_text('{"sha256": "abc"}')
+    assert encoder(shards) == "abc"
+    web.failing = [503] * 3
+    with pytest.raises(UserError, match="tried 3 times"):
+        encoder(shards)
 
 
 def test_a_server_that_is_gone_ends_the_stream_with_one_sentence(web: Web, cache: Cache) -> None:
