@@ -31,6 +31,8 @@ from diffpipe.data.read import Reader
 from diffpipe.data.sources import Mixture, SourceConfig, order_of
 from diffpipe.data.table import Sample
 
+_OPEN = 512  # of the 1024 files that a process may usually have open
+
 
 class DataConfig(Config):
     """The data section of a config.
@@ -109,7 +111,7 @@ class StreamDataset(Dataset):
         self.config = config
         self.seed = seed
         self.order = order_of(shard_set, seed, config.lanes, config.window)
-        self.reader = Reader(shard_set)
+        self.reader = Reader(shard_set, open_files=min(_OPEN, 2 * self.order.at_a_time))
         self._ahead = order_of(shard_set, seed, config.lanes, config.window) if self.reader.remote else None
         self._begun = False
         self.latents = are_latents(shard_set)

@@ -130,6 +130,17 @@ def test_resuming_far_in_reads_its_own_samples_alone(shards: ShardSet, monkeypat
     assert len(reads) == 2 * 12  # an image and a label each
 
 
+def test_each_shard_is_opened_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, [2] * 100)
+    write_index(tmp_path)
+    opened: list[str] = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda *a, **b: opened.append(str(a[0])) or real(*a, **b))
+    take(50, batches(changed(batch_size=4, window=200), load(str(tmp_path)), 0))  # from all of them at a time
+    tars = [path for path in opened if path.endswith(".tar")]
+    assert len(tars) == len(set(tars)) == 100
+
+
 def test_batches_have_the_shapes_and_types_of_the_contract(shards: ShardSet) -> None:
     (batch,) = take(1, batches(changed(channels=3, labels=False), shards, 0))
     assert batch.images.shape == (12, 3, 8, 8)
