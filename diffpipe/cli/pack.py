@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(source, FolderSource) and source.unlabelled:
         print(f"{args.src}: left out {source.unlabelled} images that {args.labels_file} does not name")
     if bad:
-        print(f"{args.src}: left out {len(bad)} bad samples", flush=True)
+        print(f"{args.src}: left out {len(bad)} bad sample{'s' if len(bad) > 1 else ''}", flush=True)
     for reason in bad:
         print(f"left out: {reason}", file=sys.stderr)
 

@@ -58,14 +58,14 @@ def pack(
     """
     if Path(prefix).name != prefix:
         raise UserError(f"--prefix {prefix!r} is not a file name; give a plain word such as train")
+    chosen = choose(source, only, leave_out, per_class, seed)
+    chosen = chosen[rng.permutation(len(chosen), seed, "pack")]
+    parts = {"": chosen}
+    if split is not None:
+        tested = split.tested(source)[chosen]
+        parts = {"train": chosen[~tested], "test": chosen[tested]}
+    budget = Budget(max_bad)
     with whole(out) as folder:
-        chosen = choose(source, only, leave_out, per_class, seed)
-        chosen = chosen[rng.permutation(len(chosen), seed, "pack")]
-        parts = {"": chosen}
-        if split is not None:
-            tested = split.tested(source)[chosen]
-            parts = {"train": chosen[~tested], "test": chosen[tested]}
-        budget = Budget(max_bad)
         for name, indices in parts.items():
             place = folder / name
             place.mkdir(exist_ok=True)

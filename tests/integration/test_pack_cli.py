@@ -129,12 +129,12 @@ def test_bad_files_are_said_one_by_one_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     for i in range(6):
         (tmp_path / "src" / f"{i}.png").write_bytes(b"<html>" if i == 2 else png(i))
-    assert f"1 bad samples, more than --max-bad 0: (1) {tmp_path}/src/2.png" in refused(
+    assert f"1 bad sample, more than --max-bad 0: (1) {tmp_path}/src/2.png" in refused(
         "pack", tmp_path / "src", tmp_path / "out"
     )
     result = diffpipe("pack", tmp_path / "src", tmp_path / "out", "--max-bad", "1", "--format", "webp")
     assert result.returncode == 0
-    assert result.stdout.splitlines()[1] == f"{tmp_path}/src: left out 1 bad samples"
+    assert result.stdout.splitlines()[1] == f"{tmp_path}/src: left out 1 bad sample"
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"left out: {tmp_path}/src/2.png: not an image")
 

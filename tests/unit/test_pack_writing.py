@@ -245,6 +245,15 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.safetensors", "new-000000.tar"]
 
 
+def test_a_process_that_was_killed_when_all_was_done_leaves_nothing_for_long(tmp_path: Path) -> None:
+    (tmp_path / ".out.packing").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "shard-000000.tar").write_bytes(b"whole")
+    with pytest.raises(UserError, match="out exists already"), whole(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
     with contextlib.suppress(KeyboardInterrupt), whole(tmp_path / "out") as folder:
         (folder / "half").write_bytes(b"")

@@ -20,14 +20,14 @@ def whole(out: Path) -> Iterator[Path]:
     another process is alive that writes the same `out`, this one is refused. Raises UserError, of OSErrors within the
     block too.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; remove it or give another name")
     target = out.absolute()
     home = target.parent / f".{target.name}.packing"
     folder = home / "whole"
     try:
         lock = _owned(home, out)
         try:
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(f"{out} exists already; remove it or give another name")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             yield folder

@@ -38,7 +38,8 @@ class Budget:
         if len(self.bad) > self.most:
             named = "; ".join(f"({i}) {reason}" for i, reason in enumerate(self.bad[-_NAMED:], 1))
             which = "" if len(self.bad) <= _NAMED else f" (the last {_NAMED})"
-            raise UserError(f"{len(self.bad)} bad samples, more than --max-bad {self.most}{which}: {named}")
+            plural = "s" if len(self.bad) > 1 else ""
+            raise UserError(f"{len(self.bad)} bad sample{plural}, more than --max-bad {self.most}{which}: {named}")
 
 
 class Shards:
