@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from diffpipe.config import Config
-from diffpipe.data.stream import DataConfig
+from diffpipe.data.config import DataConfig
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.autoencoder import AutoencoderConfig
 from diffpipe.stages.ddpm import DDPMConfig

@@ -3,7 +3,8 @@
 `load` finds the shards, `batches` streams them for training, `images` and `labels` read them in order for evaluation.
 """
 
+from diffpipe.data.config import DataConfig
 from diffpipe.data.index import ShardSet, load, number_of_classes
-from diffpipe.data.stream import DataConfig, batches, check, images, labels
+from diffpipe.data.stream import batches, check, images, labels
 
 __all__ = ["DataConfig", "ShardSet", "batches", "check", "images", "labels", "load", "number_of_classes"]

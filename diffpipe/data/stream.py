@@ -9,90 +9,26 @@ import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import parent_process
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diffpipe import rng
-from diffpipe.config import Config
 from diffpipe.contract import BadSampleError, Batch, UserError
-from diffpipe.data.address import is_remote, parse
-from diffpipe.data.cache import LIMIT, Cache
-from diffpipe.data.decode import MAX_PIXELS, decode, decode_to, fit, pixels
+from diffpipe.data.config import DataConfig
+from diffpipe.data.decode import decode, decode_to, fit, pixels
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.latents import LATENTS, are_latents, from_bytes
 from diffpipe.data.order import Order, sequential
 from diffpipe.data.read import Reader
-from diffpipe.data.sources import Mixture, SourceConfig, order_of
+from diffpipe.data.sources import Mixture, order_of
 from diffpipe.data.table import Sample
 
 _OPEN = 512  # of the 1024 files that a process may usually have open
-
-
-class DataConfig(Config):
-    """The data section of a config.
-
-    train, test: shards, as `diffpipe.data.index.load` takes them. sources: several sets in the place of `train`, each
-    with its weight: [{url: …, weight: 3}, {url: …}]. batch_size: the global batch of an optimizer step.
-    labels: read each sample's `.cls`. lanes, window: see `diffpipe.data.order.Order`. workers: loader processes a rank;
-    prefetch: micro-batches that each holds ready. on_change: what a resume does where the shards have changed.
-    max_bad: how many samples that cannot be read or decoded a run leaves out; the next one ends it, and 0 is the first.
-    max_pixels: an image with more of them is not decoded, and is such a sample.
-    cache: the folder that remote shards are kept in, by default $DIFFPIPE_CACHE or ~/.cache/diffpipe/shards;
-    cache_bytes: how many bytes of them.
-    """
-
-    train: str | list[str] | None = None
-    sources: tuple[SourceConfig, ...] = ()
-    test: str | list[str] | None = None
-    batch_size: int = Field(ge=1)
-    resolution: int = Field(ge=1)
-    channels: Literal[1, 3] = 3
-    labels: bool = False
-    flip: bool = False
-    crop: Literal["center", "random"] = "center"
-    workers: int = Field(default=2, ge=0)
-    prefetch: int = Field(default=2, ge=1)
-    lanes: int = Field(default=64, ge=1)
-    window: int = Field(default=16384, ge=1)
-    on_change: Literal["refuse", "adopt"] = "refuse"
-    max_bad: int = Field(default=0, ge=0)
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
-    cache: str | None = None
-    cache_bytes: int = Field(default=LIMIT, ge=1)
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> DataConfig:
-        if (self.train is None) == (not self.sources):
-            raise ValueError("give the shards as data.train=PATH or as data.sources, and the other not or as null")
-        return self
-
-    @model_validator(mode="after")
-    def _no_secrets(self) -> DataConfig:
-        """A config is written into the run directory and into checkpoints."""
-        for named in (self.test or [], self.trained_on):
-            for place in [named] if isinstance(named, str) else named:
-                if is_remote(place):
-                    parse(place)
-        return self
-
-    @property
-    def shard_cache(self) -> Cache:
-        """Where remote shards are kept."""
-        return Cache(self.cache, self.cache_bytes)
-
-    @property
-    def trained_on(self) -> str | list[str]:
-        """All that is trained on, whatever its weight, as `diffpipe.data.index.load` takes it."""
-        if self.train is not None:
-            return self.train
-        urls = ([source.url] if isinstance(source.url, str) else source.url for source in self.sources)
-        return [url for each in urls for url in each]
 
 
 class _Row(NamedTuple):
