@@ -74,3 +74,14 @@ def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZI
         for name, data in files.items():
             archive.writestr(name, data)
     return path
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def by_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

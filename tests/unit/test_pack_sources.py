@@ -1,32 +1,17 @@
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import struct
-import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from diffpipe.contract import UserError
-from diffpipe.data import images, labels, load
-from diffpipe.data.pack import CifarSource, FolderSource, HubSource, pack
+from diffpipe.data import labels, load
+from diffpipe.data.pack import FolderSource, pack
 from diffpipe.data.packing.labels import read_labels
-from diffpipe.data.packing.pickles import load_plain
-from tests.unit.archives import (
-    CIFAR_CLASSES,
-    cifar_batch,
-    cifar_pickles,
-    cifar_pickles_of_python3,
-    python2,
-    write_cifar,
-    write_zip,
-)
+from tests.unit.archives import by_bytes, write_folder, write_zip
 from tests.unit.tars import png, random_pixels
 
 FILES = {
@@ -35,17 +20,6 @@ FILES = {
     "dog/1.png": png(random_pixels(3)),
     "dog/notes.txt": b"words",
 }
-
-
-def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def by_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "photos/", "a b/"])
@@ -172,212 +146,3 @@ def test_a_labels_file_that_makes_no_sense_is_named(tmp_path: Path, name: str, t
         FolderSource(write_folder(tmp_path / "photos", FILES), tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         read_labels(tmp_path / "none.csv")
-
-
-def test_the_pickles_of_the_tests_are_what_pickle_reads() -> None:
-    """So that the archive of the tests has the true format: Python 2's strings, numpy's old module names."""
-    for files in (cifar_pickles(3), cifar_pickles_of_python3(3), cifar_pickles_of_python3(3, protocol=5)):
-        for data in files.values():
-            ours, theirs = load_plain(data, "here"), pickle.loads(data, encoding="bytes")
-            assert ours.keys() == theirs.keys()
-            for key, value in theirs.items():
-                assert np.array_equal(ours[key], value)
-                assert type(ours[key]) is type(value)
-    assert b"cnumpy.core.multiarray\n_reconstruct" in cifar_pickles(3)["test_batch"]
-
-
-@pytest.mark.parametrize(
-    "array", [np.arange(6, dtype=">i4").reshape(2, 3), np.asfortranarray(np.eye(3, dtype=np.int8))]
-)
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_arrays_of_any_order_come_back(array: np.ndarray, protocol: int) -> None:
-    assert np.array_equal(load_plain(pickle.dumps(array, protocol), "here"), array)
-
-
-@pytest.mark.parametrize("files", [cifar_pickles(), cifar_pickles_of_python3(), cifar_pickles_of_python3(protocol=5)])
-def test_the_cifar_archive_comes_back_pixel_for_pixel(tmp_path: Path, files: dict[str, bytes]) -> None:
-    archive = write_cifar(tmp_path / "cifar-10-python.tar.gz", files)
-    for split, batches in {"train": [1, 2, 3, 4, 5] if len(files) > 3 else [1], "test": [6]}.items():
-        source = CifarSource(archive, split)
-        data = np.concatenate([cifar_batch(seed, 20)[b"data"] for seed in batches])
-        pack(source, tmp_path / split)
-        shards = load(str(tmp_path / split))
-        keys = [int(shards.sample(0, i).key) for i in range(shards.total)]
-        assert sorted(keys) == list(range(len(data)))
-        assert np.array_equal(images(shards, range(len(data)), None, 3).numpy(), data.reshape(-1, 3, 32, 32)[keys])
-        assert labels(shards, range(len(data))).tolist() == [key % 20 % 10 for key in keys]
-        assert shards.classes == CIFAR_CLASSES
-        assert source.names()[1] == f"automobile_s_{batches[0]:03d}001.png"
-
-
-class _Evil:
-    def __init__(self, flag: Path):
-        self.flag = flag
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.flag}",)
-
-
-def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
-    word = f"touch {flag}".encode()
-    evil = [pickle.dumps({b"data": _Evil(flag)}, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
-    evil += [
-        b"(S'" + word + b"'\nios\nsystem\n.",  # INST
-        b'cbuiltins\neval\n(S\'__import__("os").system("' + word + b"\")'\ntR.",
-        b"\x80\x02cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\nU\x01OK\0K\x01\x87RU\x04xxxxtR.",
-        b"\x80\x04\x8c\x11diffpipe.contract\x8c\x09UserError\x93.",
-        b"cnumpy\nload\n(S'" + str(flag).encode() + b"'\ntR.",
-    ]
-    pickle.loads(evil[2])
-    assert flag.exists()  # what any other unpickler would have done
-    flag.unlink()
-    for data in evil:
-        archive = write_cifar(tmp_path / "cifar-10-python.tar.gz", cifar_pickles(2) | {"data_batch_3": data})
-        with pytest.raises(UserError, match=r"data_batch_3: its pickle would call .* nothing of it was run"):
-            CifarSource(archive)
-        assert not flag.exists()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x80\x02",
-        b"Psomething\n.",
-        b"\x80\x02\x82\x01.",
-        pickle.dumps(np.array(["words"]), 2),
-        pickle.dumps(np.zeros(3), 2),
-        python2(np.zeros(4, np.uint8)).replace(b"J\x04\0\0\0", b"J\x05\0\0\0"),
-        b"\x80\x02cnumpy\nndarray\n.",
-        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
-    ],
-)
-def test_a_pickle_that_is_no_data_is_refused(data: bytes) -> None:
-    with pytest.raises(UserError, match="here: not a pickle of plain data"):
-        load_plain(data, "here")
-
-
-@settings(max_examples=150, derandomize=True, database=None, deadline=None)
-@given(st.data())
-def test_a_damaged_pickle_is_data_or_an_error_of_the_users(data: st.DataObject) -> None:
-    good = bytearray(python2({b"a": [1, b"x"], b"b": np.arange(3, dtype=np.uint8)}))
-    for _ in range(data.draw(st.integers(1, 4))):
-        good[data.draw(st.integers(2, len(good) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(UserError):
-        load_plain(bytes(good), "here")
-
-
-def test_a_cifar_archive_that_is_none_is_named(tmp_path: Path) -> None:
-    path, files = tmp_path / "cifar-10-python.tar.gz", cifar_pickles(2)
-    with pytest.raises(UserError, match="CIFAR-10 has train and test"):
-        CifarSource(write_cifar(path, files), "valid")
-    for lacking in ("data_batch_3", "batches.meta", "data_batch_1"):
-        with pytest.raises(UserError, match=f"no {lacking} in it"):
-            CifarSource(write_cifar(path, {name: data for name, data in files.items() if name != lacking}))
-    for change, about in (
-        ({b"data": np.zeros((2, 3000), np.uint8)}, "its data is not bytes in rows of 3072"),
-        ({b"labels": [1]}, "not a list of 2 labels"),
-        ({b"labels": [1, 10]}, "a label is not a number from 0 to 9"),
-    ):
-        broken = python2(cifar_batch(1, 2) | change)
-        with pytest.raises(UserError, match=f"data_batch_1: {about}"):
-            CifarSource(write_cifar(path, files | {"data_batch_1": broken}))
-    path.write_bytes(write_cifar(path, files).read_bytes()[:-2000])
-    with pytest.raises(UserError, match="not a whole"):
-        CifarSource(path)
-
-
-# Hugging Face
-
-
-def saved(folder: Path, *, splits: bool = False) -> list[bytes]:
-    """A dataset on disk of six PNGs in two classes, and their bytes."""
-    datasets = pytest.importorskip("datasets")
-    data = [png(random_pixels(i, (8, 8, 3))) for i in range(6)]
-    names = datasets.ClassLabel(names=["up", "down"])
-    features = datasets.Features({"img": datasets.Image(), "fine": names, "who": datasets.Value("string")})
-    rows = {
-        "img": [{"bytes": each, "path": f"{i}.png"} for i, each in enumerate(data)],
-        "fine": [1, 0, 0, 1, 1, 1],
-        "who": list("aabbcc"),
-    }
-    dataset = datasets.Dataset.from_dict(rows, features=features)
-    if splits:
-        dataset = datasets.DatasetDict({"train": dataset, "valid": dataset.select([0, 1])})
-    dataset.save_to_disk(folder)
-    return data
-
-
-def test_a_saved_dataset_is_packed_byte_for_byte(tmp_path: Path) -> None:
-    data = saved(tmp_path / "saved")
-    source = HubSource(str(tmp_path / "saved"))
-    assert [source.item(i).image for i in range(6)] == data
-    assert (source.labels, source.classes) == ([1, 0, 0, 1, 1, 1], ["up", "down"])
-    assert (source.column("who"), source.names()[:2]) == (list("aabbcc"), ["0.png", "1.png"])
-    pack(source, tmp_path / "out")
-    pack(source, tmp_path / "again", workers=2)
-    shards = load(str(tmp_path / "out"))
-    assert shards.classes == ["up", "down"]
-    keys = [int(shards.sample(0, i).key) for i in range(6)]
-    assert labels(shards, range(6)).tolist() == [[1, 0, 0, 1, 1, 1][key] for key in keys]
-    assert by_bytes(tmp_path / "out") == by_bytes(tmp_path / "again")
-    with pytest.raises(UserError, match="leave out --split"):
-        HubSource(str(tmp_path / "saved"), "train")
-    with pytest.raises(UserError, match="no column 'label'; its columns are img, fine, who"):
-        HubSource(str(tmp_path / "saved"), columns=["img", "label"])
-    by_word = HubSource(str(tmp_path / "saved"), columns=["img", "who"])
-    assert (by_word.labels, by_word.classes) == ([0, 0, 1, 1, 2, 2], ["a", "b", "c"])
-
-
-def test_splits_of_a_saved_dataset(tmp_path: Path) -> None:
-    saved(tmp_path / "saved", splits=True)
-    assert len(HubSource(str(tmp_path / "saved"))) == 6
-    assert len(HubSource(str(tmp_path / "saved"), "valid")) == 2
-    with pytest.raises(UserError, match="no split 'test', but train, valid"):
-        HubSource(str(tmp_path / "saved"), "test")
-
-
-def test_rows_without_image_or_label(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    kinds = {"a": datasets.Image(), "label": datasets.Value("int64"), "b": datasets.Image()}
-    data = {"bytes": png(random_pixels(0)), "path": None}
-    rows = {"a": [data, None], "label": [-1, -1], "b": [data, data]}
-    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UserError, match="2 columns of images"):
-        HubSource(str(tmp_path / "saved"))
-    source = HubSource(str(tmp_path / "saved"), columns=["a"])
-    assert source.labels is None
-    with pytest.raises(UserError, match="row 1: its a is empty"):
-        source.item(1)
-    with pytest.raises(UserError, match="no names to split by"):
-        source.names()
-    rows["label"] = [-1, 3]
-    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).save_to_disk(tmp_path / "more")
-    with pytest.raises(UserError, match="row 0 has no label"):
-        HubSource(str(tmp_path / "more"), columns=["a", "label"])
-
-
-def test_a_dataset_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is a folder of images: what loads it is what loads those of the hub."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    data = {f"{name}/{i}.png": png(random_pixels(i)) for i, name in enumerate(["cat", "dog", "cat"])}
-    folder = write_folder(tmp_path / "photos", data)
-    source = HubSource(f"hf:{folder}")
-    assert (source.classes, source.labels) == (["cat", "dog"], [0, 0, 1])
-    assert [source.item(i).image for i in range(3)] == [data[name] for name in sorted(data)]
-    assert source.names() == [str(folder / name) for name in sorted(data)]
-    (folder / "dog" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"row 2: .*dog/1\.png cannot be read"):
-        source.item(2)
-    with pytest.raises(UserError, match="cannot be loaded"):
-        HubSource(f"hf:{folder}", "nosuch")
-    with pytest.raises(UserError, match=r"hf:.*none: cannot be loaded"):
-        HubSource(f"hf:{tmp_path}/none")
-
-
-def test_without_the_library_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'diffpipe\[hf\]'"):
-        HubSource("hf:cifar10")
