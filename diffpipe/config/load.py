@@ -103,6 +103,10 @@ def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
     path: list[str] = []
     siblings: list[str] = []
     for part in loc:
+        if isinstance(part, int):  # in a list
+            path.append(str(part))
+            model = next(iter(get_args(model)), None)
+            continue
         models = _models(model)
         tagged = [m for m in models if len(models) > 1 and "kind" in m.model_fields and part in _tags(m)]
         if tagged:

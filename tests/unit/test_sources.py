@@ -191,7 +191,8 @@ def test_too_little_room_for_remote_shards_is_said(folders: list[str]) -> None:
         ({}, "data.train=PATH or as data.sources"),
         ({"train": "a", "sources": [{"url": "b"}]}, "the other not"),
         ({"sources": [{"url": "b", "weight": 0}]}, "sources.0.weight"),
-        ({"sources": [{"path": "b"}]}, "unknown key sources.0.path"),
+        ({"sources": [{"path": "b"}]}, "unknown key sources.0.path in section sources.0; known: url, weight"),
+        ({"sources": [{"url": "b", "wieght": 2}]}, "did you mean sources.0.weight?"),
     ],
 )
 def test_a_config_names_the_one_or_the_others(values: dict, word: str) -> None:
