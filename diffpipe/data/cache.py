@@ -47,13 +47,6 @@ class Item(NamedTuple):
 class ChangedError(UserError):
     """The server has another file than the one that was indexed."""
 
-    def __init__(self, item: Item, what: str):
-        place = redacted(item.url)
-        super().__init__(
-            f"{place}: not the file that was indexed: {what}; restore it there, or, where it is meant to be another, "
-            f"run: diffpipe index {place.rpartition('/')[0]}"
-        )
-
 
 class Cache:
     """At most `limit` bytes in a folder: `folder`, $DIFFPIPE_CACHE or ~/.cache/diffpipe/shards.
@@ -161,7 +154,7 @@ class Cache:
             os.truncate(part, 0)  # what an earlier process had left may be what is wrong
             found = self._download(item, part)
         if found != item.sha256 and not item.index:
-            raise ChangedError(item, "its sha256 is another")
+            raise _changed(item, "its sha256 is another")
         os.fsync(part)
 
     def _download(self, item: Item, part: int) -> str:
@@ -175,15 +168,15 @@ class Cache:
             if length < item.bytes:
                 with RemoteFile(item.url, length) as remote:
                     if remote.size not in (None, item.bytes):
-                        raise ChangedError(item, f"it has {remote.size} bytes, not {item.bytes}")
+                        raise _changed(item, f"it has {remote.size} bytes, not {item.bytes}")
                     if item.index and remote.etag != item.sha256:
-                        raise ChangedError(item, "it changed a moment ago")
+                        raise _changed(item, "it changed a moment ago")
                     while length < item.bytes and (block := remote.read(_CHUNK)):
                         file.write(block)
                         digest.update(block)
                         length += len(block)
         if length != item.bytes:
-            raise ChangedError(item, f"it has {length} bytes, not {item.bytes}")
+            raise _changed(item, f"it has {length} bytes, not {item.bytes}")
         return digest.hexdigest()
 
     def _make_room(self, need: int, before: float) -> bool:
@@ -231,6 +224,14 @@ class Remote(NamedTuple):
 
     def open(self) -> int:
         return self.cache.open(self.item)
+
+
+def _changed(item: Item, what: str) -> ChangedError:
+    place = redacted(item.url)
+    return ChangedError(
+        f"{place}: not the file that was indexed: {what}; restore it there, or, where it is meant to be another, "
+        f"run: diffpipe index {place.rpartition('/')[0]}"
+    )
 
 
 def use(file: int) -> None:

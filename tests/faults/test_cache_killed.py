@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from tests.integration.commands import HOME
+from tests.faults.jobs import Job
+from tests.integration.commands import HOME, SHARDS, seen
 from tests.unit.web import serving
 
 SIZE = 2_000_000
@@ -31,6 +33,13 @@ def fill(cache: Path, url: str, hashes: dict[str, str]) -> subprocess.Popen[str]
     started = [sys.executable, "-m", "tests.faults.filling", str(cache), *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(started, cwd=HOME, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def begun(cache: Path) -> bool:
+    """Whether a shard is there in part."""
+    with suppress(FileNotFoundError):  # whole a moment ago
+        return any(path.stat().st_size for path in cache.glob("*.part") if ".index." not in path.name)
+    return False
 
 
 def names(cache: Path) -> list[str]:
@@ -55,7 +64,7 @@ def test_a_process_killed_while_it_fetches_leaves_the_next_one_clean(tmp_path: P
         web.rate = 1e6
         with fill(cache, web.url, hashes) as first:
             deadline = time.monotonic() + 60
-            while not any(path.stat().st_size for path in cache.glob("*.part")):
+            while not begun(cache):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             with fill(cache, web.url, hashes) as waiting:  # at work when the other dies
@@ -63,8 +72,8 @@ def test_a_process_killed_while_it_fetches_leaves_the_next_one_clean(tmp_path: P
                 first.kill()
                 said = [filler.communicate(timeout=60)[0] for filler in (first, waiting)]
         assert [each.split() for each in said] == [[], list(hashes.values())]
-        begun, *others = [request for request in web.requests if request.path == "/0.tar"]
-        assert begun.sent < SIZE
+        broken, *others = [request for request in web.requests if request.path == "/0.tar"]
+        assert broken.sent < SIZE
         assert [request.start > 0 for request in others] == [True]  # it went on from what was there
         assert [request.start for request in web.requests if request.path == "/1.tar"] == [0]
 
@@ -72,3 +81,25 @@ def test_a_process_killed_while_it_fetches_leaves_the_next_one_clean(tmp_path: P
             assert after.communicate(timeout=60)[0].split() == list(hashes.values())
         assert len(web.requests) == 3
     assert [len(name) for name in names(cache)] == 2 * [64]
+
+
+def test_a_training_whose_loader_is_killed_while_it_fetches_goes_on_from_a_clean_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    words = [f"data.cache={cache}", "data.workers=1", "data.test=null", "train.steps=3", "checkpoint.every=3"]
+    with serving(SHARDS / "train") as web:
+        web.rate = 1e6
+        job = Job(tmp_path / "run", f"data.train={web.url}", *words)
+        job.until(lambda: begun(cache))
+        for loader in job.ranks[0].children():
+            loader.kill()
+        status, said = job.wait()
+        assert status == 2
+        assert "a loader process has died" in said
+
+        web.rate = 0
+        status, said = Job(tmp_path / "run", f"data.train={web.url}", *words).wait()
+        assert status == 0, said
+    status, said = Job(tmp_path / "local", f"data.train={SHARDS}/train", *words).wait()
+    assert status == 0, said
+    assert len(seen(tmp_path / "run")) == 3
+    assert seen(tmp_path / "run") == seen(tmp_path / "local")

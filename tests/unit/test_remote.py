@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from diffpipe.data import DataConfig, batches, load, storage
 from diffpipe.data.cache import Cache
 from diffpipe.data.index import ShardSet
 from diffpipe.data.latents import encoder
+from diffpipe.data.order import Order
 from diffpipe.data.read import Reader
 from diffpipe.data.table import INDEX_NAME, write_index, write_remote_index
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
@@ -197,6 +199,36 @@ def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, ca
     for i, shard in enumerate(shards.shards):
         answers = web.asked(f"shard-00{i}.tar")
         assert sum(request.start + request.sent == shard.bytes for request in answers) == 1  # the rest broke off
+
+
+def test_the_shards_of_the_next_two_windows_are_fetched_and_no_others(web: Web, cache: Cache, tmp_path: Path) -> None:
+    write_shards(tmp_path / "web" / "b", [4] * 40)
+    write_index(tmp_path / "web" / "b")
+    shards = load(f"{web.url}/b", cache=cache)
+    config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=0, window=16)
+    stream = batches(config, shards, 5)
+    order = Order(5, shards.counts, config.lanes, config.window)
+    for step in range(3):
+        next(stream)
+        soon = set(order.at(np.arange(4 * step + 4 + 2 * 16))[0].tolist())
+        assert 8 <= len(soon) < 40
+        deadline = time.monotonic() + 10
+        while (there := {path for path in shards.paths if web.asked(path.rpartition("/")[2])}) != {
+            shards.paths[shard] for shard in soon
+        }:
+            assert time.monotonic() < deadline, there
+            time.sleep(0.01)
+    stream.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_changed_on_the_server_is_refused(web: Web, cache: Cache, workers: int) -> None:
+    shards = load(f"{web.url}/a", cache=cache)
+    for path in (web.folder / "a").glob("*.tar"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=workers)
+    with pytest.raises(UserError, match=r"shard-00\d\.tar: not the file that was indexed: its sha256 is another"):
+        next(batches(config, shards, 0))
 
 
 def test_remote_latents_say_who_encoded_them(web: Web, cache: Cache, tmp_path: Path) -> None:
