@@ -118,6 +118,11 @@ def test_every_rank_has_every_source_in_its_share() -> None:
     assert len({tuple(source[i : i + 64]) for i in range(0, 1 << 16, 64)}) > 1000  # in no fixed pattern
 
 
+def test_sources_of_the_same_size_are_shuffled_each_in_its_own_way() -> None:
+    first, second = Mixture(0, [np.full(4, 50)] * 2, [1, 1], 64, 16384).orders
+    assert not np.array_equal(np.stack(first.at(np.arange(200))), np.stack(second.at(np.arange(200))))
+
+
 def test_a_rank_stays_in_its_own_shards_of_each_source() -> None:
     mixture = Mixture(0, [np.full(32, 100), np.full(64, 100)], [1, 2], lanes=16, window=400)
     shard, _ = mixture.at(np.arange(32 * 100 * 3))  # an epoch of each
