@@ -135,11 +135,13 @@ class Cache:
         """The locked file that takes the item in, with room for all of it; None where there is none, or others do."""
         path = self._part_path(item)
         self.folder.mkdir(parents=True, exist_ok=True)
+        part = None
         with self._lock():
-            if not path.exists() and not self._make_room(item.bytes, time.time() - _RECENT if ahead else math.inf):
-                yield None
-                return
-            part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if path.exists() or self._make_room(item.bytes, time.time() - _RECENT if ahead else math.inf):
+                part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if part is None:
+            yield None
+            return
         try:
             mine = _locked(part, wait=not ahead) and _is(part, path)
             yield part if mine else None
@@ -149,6 +151,9 @@ class Cache:
     def _fill(self, item: Item, part: int) -> None:
         """Bring the part to the item's bytes. Raises ChangedError where the server has others."""
         begun = os.fstat(part).st_size
+        if item.index or begun > item.bytes:  # nothing would tell whether the rest of an index goes with it
+            os.truncate(part, 0)
+            begun = 0
         found = self._download(item, part)
         if begun and found != item.sha256 and not item.index:
             os.truncate(part, 0)  # what an earlier process had left may be what is wrong

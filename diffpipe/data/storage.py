@@ -261,5 +261,7 @@ def _reason(error: BaseException) -> tuple[str, type[OSError] | None]:
         return "access is denied", PermissionError
     if isinstance(status, int) and status in set(HTTPStatus):
         return f"{status} {HTTPStatus(status).phrase}", None if status in _AGAIN or status >= 500 else FileNotFoundError
+    if isinstance(error, TimeoutError):
+        return "no answer in time", None
     cause = getattr(error, "os_error", error)
-    return (getattr(cause, "strerror", None) or kind), None
+    return (getattr(cause, "strerror", None) or f"the connection broke off: {kind}"), None

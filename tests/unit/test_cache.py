@@ -98,7 +98,7 @@ def test_what_another_process_has_begun_is_completed(web: Web, cache: Cache) -> 
     item = put(web, "a.tar")
     data = (web.folder / "a.tar").read_bytes()
     part = cache.folder / f"{item.name}.{SIZE}.part"
-    for begun, starts in ((data[:700], [700]), (data, []), (b"rubbish", [7, 0]), (b"x" * SIZE, [0])):
+    for begun, starts in ((data[:700], [700]), (data, []), (b"rubbish", [7, 0]), (b"x" * SIZE, [0]), (2 * data, [0])):
         cache.folder.mkdir(exist_ok=True)
         cache.drop(item)
         web.requests.clear()
@@ -217,6 +217,13 @@ def test_an_index_is_fetched_again_when_it_has_changed(web: Web, cache: Cache) -
         paths = {cache.index(f"{web.url}/index.safetensors") for _ in range(2)}
         assert [Path(path).read_bytes() for path in paths] == [data]
     assert len(kept(cache)) == 2
+
+
+def test_a_part_of_an_index_is_not_trusted(web: Web, cache: Cache) -> None:
+    put(web, "index.safetensors", b"whole")
+    path = Path(cache.index(f"{web.url}/index.safetensors"))
+    path.rename(path.with_name(f"{path.name}.5.part")).write_bytes(b"xxx")
+    assert Path(cache.index(f"{web.url}/index.safetensors")).read_bytes() == b"whole"
 
 
 def test_shards_make_room_before_indices_do(web: Web, cache: Cache) -> None:

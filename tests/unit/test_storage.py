@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,14 @@ def test_what_cannot_be_read_says_why_and_what_to_do(web: Web, monkeypatch: pyte
     assert "tried 3 times" in gone
     assert "ftp://: no such place" in message("ftp://host/x.tar")
     assert "NONE is not set" in message("http://host/x.tar?a=${NONE}")
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "WAITS", (0.01,))
+    monkeypatch.setattr(storage, "TIMEOUTS", {"sock_connect": 0.1, "sock_read": 0.1})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        said = message(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
+    assert "cannot be read (no answer in time), tried 2 times" in said
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(web: Web, tmp_path: Path) -> None:
