@@ -42,7 +42,7 @@ class Runtime:
 
     accelerator: Accelerator
     dtype: torch.dtype
-    timeout: timedelta
+    timeout: timedelta = timedelta(minutes=10)
     launched_for_fsdp: bool = False
 
     @classmethod

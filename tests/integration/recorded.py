@@ -32,9 +32,9 @@ class Watched:
     def watch(self, trainer: Trainer) -> None:
         update, loss = trainer._update, trainer.stage.loss
 
-        def watched_update(phase: Any, micro: Any) -> None:
+        def watched_update(phase: Any, micro: Any, weight: Any) -> None:
             self._where, self._calls = f"step {trainer.step}, {phase.name}", 0
-            update(phase, micro)
+            update(phase, micro, weight)
             if str(trainer.step) == os.environ.get("KILLED_IN_STEP"):
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -224,7 +224,7 @@ def test_each_phase_moves_its_own_network(runtime: Any) -> None:
     assert state["optimizer.discriminator.discriminator.stem.weight.step"] == 3 + 2
     assert state["optimizer.generator.generator.stem.weight.step"] == 3
     before = {name: [p.clone() for p in net.parameters()] for name, net in t.nets.items()}
-    t._update(t.stage.phases()[2], [batch(24)])
+    t._update(t.stage.phases()[2], [batch(24)], 1 / t.batch_size)
     same = {name: all(map(torch.equal, before[name], net.parameters())) for name, net in t.nets.items()}
     assert same == {"generator": False, "discriminator": True}
     assert math.isfinite(t._log_values()["penalty/penalty"])

@@ -61,7 +61,7 @@ def test_each_phase_alone_learns_one_batch_by_heart(name: str) -> None:
 def alone(t: Trainer, phase: Any, steps: int) -> Iterator[float]:
     """The phase's loss on one batch, step by step, while only it trains."""
     for _ in range(steps):
-        t._update(phase, [real_batch(8)])
+        t._update(phase, [real_batch(8)], 1 / t.batch_size)
         t.step += 1
         yield t._log_values()["loss"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +25,7 @@ from diffpipe.rng import Draws
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime
 from tests.unit.stages import Toy
+from tests.unit.threads import on_ranks
 
 N, SIZE, STD = 400, 4, 48.0
 MEANS = (124.0, 136.0)
@@ -146,50 +145,8 @@ def test_an_error_is_no_likelihood(shards: Path, runtime: Runtime) -> None:
 def test_the_likelihoods_do_not_depend_on_the_number_of_processes(shards: Path, runtime: Runtime) -> None:
     run, source = opened(Gaussians(), shards), images(shards)
     alone = log_likelihoods(run, source, 0, runtime)
-    for each in in_ranks(3, lambda rank: log_likelihoods(run, source, 0, rank)):
+    for each in on_ranks(3, lambda rank: log_likelihoods(run, source, 0, rank)):
         assert torch.equal(each, alone)
-
-
-class Rank(Runtime):
-    """A rank of several threads of this process."""
-
-    place_: int
-    table: list[Any]
-    barrier_: threading.Barrier
-
-    @property
-    def rank(self) -> int:
-        return self.place_
-
-    @property
-    def world(self) -> int:
-        return len(self.table)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.table[self.place_] = value
-        self.barrier_.wait(30)
-        values = list(self.table)
-        self.barrier_.wait(30)
-        return values
-
-
-def in_ranks(world: int, function: Callable[[Runtime], Any]) -> list[Any]:
-    table: list[Any] = [None] * world
-    barrier, results = threading.Barrier(world), [None] * world
-    alone = Runtime.start("fp32", "cpu")
-
-    def work(i: int) -> None:
-        rank = Rank(alone.accelerator, alone.dtype)
-        for name, value in {"place_": i, "table": table, "barrier_": barrier}.items():
-            object.__setattr__(rank, name, value)
-        results[i] = function(rank)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 STAGES = {

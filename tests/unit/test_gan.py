@@ -217,7 +217,7 @@ def test_a_phase_moves_its_own_network_and_the_penalty_shares_the_discriminators
             if not phase.due(step):
                 continue
             before = {name: [p.clone() for p in net.parameters()] for name, net in t.nets.items()}
-            t._update(phase, [batch(8 * step)])
+            t._update(phase, [batch(8 * step)], 1 / t.batch_size)
             for name, net in t.nets.items():
                 moved = [not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)]
                 assert any(moved) == (name in phase.trains), (phase.name, name)

@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
 
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.contract import UserError
 from diffpipe.train.runtime import Runtime
-
-
-@dataclass(frozen=True)
-class Rank(Runtime):
-    """One of several ranks, which are threads here and hand their values to each other through `slots`."""
-
-    number: int
-    slots: list[Any]
-    meeting: threading.Barrier
-
-    @property
-    def rank(self) -> int:
-        return self.number
-
-    @property
-    def world(self) -> int:
-        return len(self.slots)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.slots[self.rank] = value
-        self.meeting.wait(timeout=20)
-        found = list(self.slots)
-        self.meeting.wait(timeout=20)
-        return found
-
-
-def on_ranks(world: int, run: Callable[[Runtime], Any]) -> list[Any]:
-    alone = Runtime.start("fp32", "cpu")
-    slots, meeting = [None] * world, threading.Barrier(world)
-    with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(lambda i: run(Rank(alone.accelerator, alone.dtype, i, slots, meeting)), range(world)))
+from tests.unit.threads import on_ranks
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
