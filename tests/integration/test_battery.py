@@ -63,7 +63,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told(case: Case, shards: Path) -> list[str]:
-    words = ["train.precision=fp32", "train.record_samples=true", "checkpoint.every=2"]
+    words = ["train.precision=fp32", "train.record_samples=true", "checkpoint.every=2", "checkpoint.async=false"]
     # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
     return [*case.overrides(), f"data.train={shards}", *words, "optimizer.eps=1e-3"]
 

@@ -25,8 +25,3 @@ def test_data_and_metrics_are_told_rank_and_world_size() -> None:
     for package in ("data", "metrics"):
         for path in (HOME / package).glob("*.py"):
             assert not any(name.startswith("torch.distributed") for name in imported(path)), path
-
-
-def test_nothing_unpickles() -> None:
-    for path in HOME.rglob("*.py"):
-        assert not imported(path) & {"pickle", "cloudpickle", "dill", "shelve"}, path
