@@ -54,9 +54,13 @@ def run(args: argparse.Namespace) -> int:
     experiment = load_config(Experiment, args.config, args.overrides)
     train, home = experiment.train, experiment.run.path
     with Runtime.start(train.precision, train.device, home, train.timeout) as runtime, peers():
-        shards, shape = runtime.together(lambda: open_data(experiment, runtime.world))
-        with locked(home, runtime):
-            return os.EX_TEMPFAIL if Job.prepare(experiment, runtime, shards, shape).run() else 0
+        boundary = Boundary(runtime)
+        with boundary.listening():
+            shards, shape = runtime.together(lambda: open_data(experiment, runtime.world))
+            with locked(home, runtime):
+                stopped = Job.prepare(experiment, runtime, shards, shape).run(boundary)
+                # Still deaf to signals: as soon as one rank has left, the launcher ends the others.
+                return os.EX_TEMPFAIL if stopped else 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Job:
         )
         return cls(experiment, runtime, shards, shape, stage, trainer, found, codec, validation)
 
-    def run(self) -> signal.Signals | None:
+    def run(self, boundary: Boundary) -> signal.Signals | None:
         """Train to the last step, or until a signal asks to stop: that signal."""
         experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
         self.resume()
@@ -127,22 +131,20 @@ class Job:
             Hook(experiment.sample.every, self.draw),
             Hook(experiment.eval.every, self.score),
         ]
-        boundary = Boundary(runtime, lambda: saver.failed)
         asked: list[signal.Signals] = []
 
         def stop() -> bool:
-            agreed = boundary.cross()
+            agreed = boundary.cross(failed=saver.failed)
             if agreed.failed:
                 saver.wait()  # raises
             asked.extend([agreed.signal] if agreed.signal else [])
             return bool(asked)
 
-        with contextlib.closing(stream), boundary.listening(), saver:
+        with contextlib.closing(stream), saver:
             trainer.run(stream, hooks, experiment.run.path, stop)
             if trainer.step < experiment.train.steps:
                 self.save(saver)
                 saver.wait()
-                # Still deaf to signals: as soon as one rank has left, the launcher ends the others.
                 self._interrupted(asked[0])
                 return asked[0]
         say(runtime, f"trained to step {trainer.step}: {self._newest}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
@@ -33,16 +33,16 @@ class Boundary:
     waited for. A process that has died is noticed here, too, where the device's own collectives would wait on.
     """
 
-    def __init__(self, runtime: Runtime, failed: Callable[[], bool]):
-        """`failed`: whether something that the ranks have to be told of has failed on this one."""
-        self._team, self._failed = runtime.side_team(), failed
+    def __init__(self, runtime: Runtime):
+        """A collective."""
+        self._team = runtime.side_team()
         self._received = 0
         self._flags: Tensor | None = None
         self._reduction: dist.Work | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, a signal to stop ends the step that it falls in and the next one, and no process."""
+        """Within it, a signal to stop ends the run after the step that it falls in or the next one, and no process."""
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
@@ -58,17 +58,20 @@ class Boundary:
             raise KeyboardInterrupt
         self._received = number
 
-    def cross(self) -> Agreed:
-        """To be called by all ranks after each step. Raises RuntimeError where one no longer does."""
+    def cross(self, *, failed: bool = False) -> Agreed:
+        """To be called by all ranks after each step. Raises RuntimeError where one no longer does.
+
+        failed: whether something that the others have to be told of has failed on this rank.
+        """
         if self._team.world == 1:
-            return Agreed(_named(self._received), self._failed())
+            return Agreed(_named(self._received), failed)
         agreed = Agreed(None, False)
         if self._reduction is not None:
             self._reduction.wait()
             assert self._flags is not None
-            number, failed = self._flags.tolist()
-            agreed = Agreed(_named(number), bool(failed))
-        self._flags = torch.tensor([self._received, int(self._failed())])
+            number, any_failed = self._flags.tolist()
+            agreed = Agreed(_named(number), bool(any_failed))
+        self._flags = torch.tensor([self._received, int(failed)])
         self._reduction = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._team.group, async_op=True)
         return agreed
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     busy = machine()
     with start(experiment(args)) as runtime:
         subjects = {name: Subject(experiment(args, f"train.parallel={name}"), runtime) for name in args.layouts}
-        boundary = Boundary(runtime, lambda: False)
+        boundary = Boundary(runtime)
         for subject in subjects.values():
             subject.step()
             crossed_step(subject, boundary)

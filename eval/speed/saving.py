@@ -55,7 +55,7 @@ class Bench:
         team = self.runtime.side_team()
         self.beside = Saver(folder / "async", CheckpointConfig(), team)
         self.waiting = Saver(folder / "sync", CheckpointConfig.model_validate({"async": False}), team)
-        self.boundary = Boundary(self.runtime, lambda: self.beside.failed)
+        self.boundary = Boundary(self.runtime)
         self.times = Times()
         if subject.trainer.layout.mesh is None:
             accelerator = self.runtime.accelerator  # it knows the networks already
@@ -69,7 +69,7 @@ class Bench:
         self.runtime.barrier()
         since = now(self.runtime)
         self.subject.step()
-        self.boundary.cross()
+        self.boundary.cross(failed=self.beside.failed)
         return now(self.runtime) - since
 
     def in_flight(self) -> bool:

@@ -17,12 +17,12 @@ def crossings(rank: int, number: int, fails: int) -> list[Agreed]:
     """Six boundaries; `rank` gets the signal after the second, and the rank `fails` fails after the fourth."""
     agreed: list[Agreed] = []
     with Runtime.start("fp32", "cpu") as runtime:
-        boundary = Boundary(runtime, lambda: runtime.rank == fails and len(agreed) >= 4)
+        boundary = Boundary(runtime)
         with boundary.listening():
             for step in range(6):
                 if step == 2 and runtime.rank == rank:
                     os.kill(os.getpid(), number)
-                agreed.append(boundary.cross())
+                agreed.append(boundary.cross(failed=runtime.rank == fails and step >= 4))
         runtime.barrier()
     return agreed
 
@@ -41,7 +41,7 @@ def test_alone_it_is_known_at_once() -> None:
 
 def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
     with Runtime.start("fp32", "cpu") as runtime:
-        boundary = Boundary(runtime, lambda: False)
+        boundary = Boundary(runtime)
         with boundary.listening():
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
@@ -51,7 +51,7 @@ def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
 def survivor() -> str:
     """Rank 1 leaves without a word; what rank 0 is told at a boundary."""
     with Runtime.start("fp32", "cpu", timeout=20) as runtime:
-        boundary = Boundary(runtime, lambda: False)
+        boundary = Boundary(runtime)
         boundary.cross()
         if runtime.rank == 1:
             return ""

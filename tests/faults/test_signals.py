@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.jobs import SMALL, debris, logged, steps, trains, unharmed
+from tests.faults.jobs import SMALL, Job, debris, logged, steps, trains, unharmed
 from tests.faults.poisoned import MODULE, left, poisoned
 from tests.integration.commands import CONFIG, HOME, command
 from tests.shards import consolidated
@@ -168,11 +168,29 @@ def test_loader_processes_that_are_signalled_with_their_trainers_do_not_end_them
     goes_on(tmp_path, straight(2), step + 2, "data.workers=1", processes=2)
 
 
-def test_a_rank_that_leaves_late_is_ended_after_all_has_been_said_and_done(tmp_path: Path) -> None:
-    """The launcher ends all others as soon as one has left."""
+def test_a_rank_that_leaves_late_is_not_ended_before_all_has_been_said_and_done(tmp_path: Path) -> None:
+    """The launcher asks all others to end as soon as one has left."""
     deeds = [["step", 2, 1, "SIGUSR1"], ["close", -1, 0, "hold"]]
-    status, said = poisoned(tmp_path, *LONG, processes=2, deeds=deeds).wait()
-    assert (status, left(tmp_path)) == (1, {1: ASKED}), said
+    job = poisoned(tmp_path, *LONG, processes=2, deeds=deeds)
+    job.until(lambda: 1 in left(tmp_path))
+    time.sleep(0.5)  # in which it is asked
+    (tmp_path / "go").touch()
+    status, said = job.wait()
+    assert (status, left(tmp_path)) == (1, {0: ASKED, 1: ASKED}), said
     assert steps(tmp_path) == [4]
     assert interrupted(tmp_path) == {"signal": "SIGUSR1", "step": 4}
     assert "stopped by SIGUSR1 after step 4: " in said
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_signal_before_the_first_step_is_answered_after_it(
+    tmp_path: Path, processes: int, straight: Callable[[int], Path]
+) -> None:
+    job = Job(tmp_path, "train.steps=100", processes=processes, module="tests.faults.early")
+    status, said = job.wait()
+    assert status == (1 if processes else os.EX_TEMPFAIL), said
+    (step,) = steps(tmp_path)
+    assert step == (2 if processes else 1)  # several hear of it one boundary later
+    assert json.loads((tmp_path / ".interrupted").read_text()) == {"signal": "SIGTERM", "step": step}
+    trains(tmp_path, "train.steps=4", processes=processes)
+    unharmed(tmp_path, straight(processes), 4)
