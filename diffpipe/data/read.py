@@ -38,6 +38,8 @@ class Reader:
         return Reader, (self.shard_set, self.open_files)
 
     def __del__(self) -> None:
+        if os is None:  # the interpreter is ending, and the files with it
+            return
         for file in self.__dict__.get("_files", {}).values():
             os.close(file)
         ahead = self.__dict__.get("_ahead")

@@ -64,7 +64,9 @@ class StreamDataset(Dataset):
 
     def _batch(self, positions: np.ndarray) -> Batch:
         config = self.config
-        words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
+        words = np.zeros((len(positions), 3), np.int64)
+        if config.flip or config.crop == "random":
+            words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
         shards, indices = self.order.at(positions)
         if self._ahead is not None:
             self._expect(self._ahead, shards, positions)
