@@ -22,12 +22,14 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.config.load import load_config
 from diffpipe.metrics.evaluate import parse_metric
 from tests.integration.commands import HOME, TINY, TINY_RUN, TINY_STAGE, diffpipe
+from tests.unit.archives import cifar_pickles, write_cifar
 
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
 INSTALLING = (
     "python3 -m venv",
     "pip install",
     "./launch/",
+    "curl",
 )  # the suite runs in what these make; the demo has its own test
 
 
@@ -70,6 +72,7 @@ def shortened(line: str) -> str:
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     for name in ("configs", "launch", "eval"):
         (tmp_path / name).symlink_to(HOME / name)
+    write_cifar(tmp_path / "cifar-10-python.tar.gz", cifar_pickles())  # what curl would fetch, and smaller
     for i in range(12):
         folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
