@@ -16,8 +16,8 @@ from diffpipe.stages.flow import FlowConfig
 from diffpipe.stages.gan import GANConfig
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig
 from diffpipe.train.optimizer import OptimizerConfig
 
 

@@ -22,8 +22,9 @@ from diffpipe.stages.flow import FlowConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train import loop
 from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.regions import blocks, checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.runtime import Runtime

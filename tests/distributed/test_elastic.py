@@ -11,8 +11,9 @@ from diffpipe.contract import Batch, ImageShape, UserError
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.saver import Saver

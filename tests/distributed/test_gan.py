@@ -9,8 +9,9 @@ import pytest
 from diffpipe.contract import Batch, ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.gan import GANConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.distributed.processes import run

@@ -17,8 +17,9 @@ from diffpipe.contract import ImageShape
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics
 from diffpipe.stages.vae import VAEConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.distributed.processes import run

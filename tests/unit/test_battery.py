@@ -12,8 +12,9 @@ import torch
 from diffpipe.cli.experiment import Experiment
 from diffpipe.contract import UserError
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, PENALTY
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.cases import CASES, FASHION, real_batch

@@ -15,8 +15,9 @@ import torch
 
 from diffpipe.contract import Batch, Stage
 from diffpipe.train.budget import BadSamplesError
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.unit.stages import Duel, Toy, batch

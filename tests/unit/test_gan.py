@@ -14,8 +14,9 @@ from diffpipe.nn.discriminator import Discriminator
 from diffpipe.rng import Draws
 from diffpipe.stages.games import GameConfig, discriminator_loss, generator_loss, play, squared_gradient
 from diffpipe.stages.gan import GANConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.unit.test_loop import Calls

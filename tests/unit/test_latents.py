@@ -15,8 +15,9 @@ from diffpipe.rng import Draws
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics, unfit
 from diffpipe.stages.vae import VAE, VAEConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 

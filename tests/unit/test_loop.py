@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffpipe.contract import Batch, ImageShape, Stage, UserError
 from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import Hook, NonFiniteError, TrainConfig, Trainer
+from diffpipe.train.loop import Hook, NonFiniteError, Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.unit.stages import Duel, Toy, batch

@@ -14,8 +14,9 @@ from diffpipe.contract import Batch, ImageShape, UserError
 from diffpipe.rng import Draws
 from diffpipe.stages.realism import fooling_loss, judging_loss, perceptual_distance
 from diffpipe.stages.vae import VAE, VAEConfig
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import TrainConfig, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 
