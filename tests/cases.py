@@ -11,7 +11,7 @@ import torch
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
 from diffpipe.contract import Batch, ImageShape, Stage
-from diffpipe.data import index, stream
+from diffpipe.data import index, sequence
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics
@@ -74,8 +74,8 @@ CASES = {
 def real_batch(n: int) -> Batch:
     """The first n test images at the cases' size, with their labels, at positions 0 to n - 1."""
     shards = index.load(str(SHARDS / "test"))
-    images = stream.images(shards, range(n), SHAPE.resolution, SHAPE.channels)
-    return Batch(images, stream.labels(shards, range(n)), torch.arange(n), [f"key{i}" for i in range(n)])
+    images = sequence.images(shards, range(n), SHAPE.resolution, SHAPE.channels)
+    return Batch(images, sequence.labels(shards, range(n)), torch.arange(n), [f"key{i}" for i in range(n)])
 
 
 def _codec(case: Case) -> LatentCodec:

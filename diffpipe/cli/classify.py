@@ -21,7 +21,7 @@ from diffpipe.cli.likelihood import is_conditional, labelled_images, require_lik
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
-from diffpipe.data import index, stream
+from diffpipe.data import index, sequence
 from diffpipe.metrics import calibration, protocol
 from diffpipe.metrics.calibration import Reliability
 from diffpipe.rng import permutation
@@ -124,7 +124,7 @@ def log_prior(opened: Run, prior: str) -> Float64[Tensor, " k"]:
         try:
             data = opened.experiment.data
             shards = index.load(data.trained_on, cache=data.shard_cache)
-            counts = torch.bincount(stream.labels(shards, range(shards.total)), minlength=classes)
+            counts = torch.bincount(sequence.labels(shards, range(shards.total)), minlength=classes)
         except UserError as error:
             raise UserError(f"--prior data counts the run's data.train: {error}; or give --prior uniform") from error
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)

@@ -12,7 +12,7 @@ from pathlib import Path
 from diffpipe.cli.runs import open_codec
 from diffpipe.cli.terminal import say
 from diffpipe.contract import UserError
-from diffpipe.data import index, latents, stream
+from diffpipe.data import index, latents, sequence
 from diffpipe.data.index import ShardSet
 from diffpipe.data.read import Reader
 from diffpipe.data.table import write_index
@@ -79,7 +79,7 @@ def _write(codec: LatentCodec, shards: ShardSet, number: int, folder: Path, runt
     try:
         with tarfile.open(folder / f"latents-{number:06d}.tar", "w", format=tarfile.GNU_FORMAT) as tar:
             for chunk in chunks(shard.samples):
-                images = stream.images(shards, [first + i for i in chunk], shape.resolution, shape.channels)
+                images = sequence.images(shards, [first + i for i in chunk], shape.resolution, shape.channels)
                 with runtime.autocast():
                     described = codec.describe(images.to(runtime.device)).cpu().numpy()
                 for i, row in zip(chunk, described, strict=True):

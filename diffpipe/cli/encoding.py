@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffpipe.cli.images import require_images
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.contract import Encodes, ImageShape, Stage, UserError
-from diffpipe.data import index, stream
+from diffpipe.data import index, sequence
 from diffpipe.data.index import ShardSet, number_of_classes
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
@@ -41,7 +41,7 @@ class LatentSpace:
         channels, resolution, _ = self.shape
 
         def images(chunk: range) -> Tensor:
-            return stream.images(shards, places[chunk.start : chunk.stop], resolution, channels)
+            return sequence.images(shards, places[chunk.start : chunk.stop], resolution, channels)
 
         return self._encoded(len(places), images, torch.from_numpy(places), labels)
 
@@ -107,7 +107,7 @@ def drawn_of_class(
     order = permutation(shards.total, seed, "subset")
     for start in range(0, shards.total, ENOUGH):
         some = order[start : start + ENOUGH]
-        labels = stream.labels(shards, some).numpy()
+        labels = sequence.labels(shards, some).numpy()
         for label, places in found.items():
             places.extend(some[labels == label][: n - len(places)].tolist())
         if all(len(places) == n for places in found.values()):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.contract import Generates, ImageShape, Stage, UserError
-from diffpipe.data import stream
+from diffpipe.data import sequence
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
@@ -88,11 +88,11 @@ class ShardImages:
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         chosen = self._indices[indices.start : indices.stop]
-        return stream.images(self.shards, chosen, self.resolution, self.channels)
+        return sequence.images(self.shards, chosen, self.resolution, self.channels)
 
     def labels(self, indices: range) -> Int[Tensor, " b"]:
         """The labels of these images. Raises UserError where one is missing."""
-        return stream.labels(self.shards, self._indices[indices.start : indices.stop])
+        return sequence.labels(self.shards, self._indices[indices.start : indices.stop])
 
 
 def require_images(shards: ShardSet) -> None:

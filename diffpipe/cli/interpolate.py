@@ -21,7 +21,7 @@ from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, ope
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.contract import Generates, UserError
-from diffpipe.data import index, stream
+from diffpipe.data import index, sequence
 from diffpipe.data.index import ShardSet
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
@@ -105,7 +105,7 @@ def between_images(
     labels = None if ends.labels is None else ends.labels.repeat_interleave(len(t))
     images = space.images_of(rearrange(z, "n k ... -> (n k) ..."), labels)
     channels, resolution, _ = space.shape
-    first, last = (stream.images(shards, places, resolution, channels)[:, None] for places in ends[:2])
+    first, last = (sequence.images(shards, places, resolution, channels)[:, None] for places in ends[:2])
     return torch.cat([first, rearrange(images, "(n k) c h w -> n k c h w", k=len(t)), last], dim=1)
 
 

@@ -21,7 +21,7 @@ from diffpipe.cli.terminal import say
 from diffpipe.contract import Batch, Phase, Stage, UserError
 from diffpipe.data import index
 from diffpipe.data.latents import are_latents
-from diffpipe.data.stream import StreamDataset, check
+from diffpipe.data.samples import Samples, check
 from diffpipe.rng import Draws, derive
 from diffpipe.train.runtime import Runtime
 
@@ -39,7 +39,7 @@ class Validation(NamedTuple):
     """
 
     stage: Stage
-    dataset: StreamDataset
+    samples: Samples
     n: int
 
     @classmethod
@@ -59,11 +59,11 @@ class Validation(NamedTuple):
                 f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "
                 f"give that many or fewer"
             )
-        return cls(stage, StreamDataset(data, shards, SEED), n)
+        return cls(stage, Samples(data, shards, SEED), n)
 
     def about(self) -> dict[str, Any]:
         """On what: losses are comparable where it is the same."""
-        return {"fingerprint": self.dataset.reader.shard_set.fingerprint, "n": self.n}
+        return {"fingerprint": self.samples.reader.shard_set.fingerprint, "n": self.n}
 
     def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
         """`validation_loss` and each metric, by phase where there are several. step: the last one trained.
@@ -88,10 +88,7 @@ class Validation(NamedTuple):
     def _sums(
         self, nets: Mapping[str, nn.Module], phases: list[Phase], chunk: range, runtime: Runtime
     ) -> tuple[Sums, list[str]]:
-        batch = self.dataset.__getitems__(np.arange(chunk.start, chunk.stop))
-        if isinstance(batch, UserError):
-            raise batch
-        batch = _on_device(batch, runtime)
+        batch = _on_device(self.samples.batch(np.arange(chunk.start, chunk.stop)), runtime)
         several = len(self.stage.phases()) > 1
         found: Sums = {}
         for phase in phases:

@@ -5,6 +5,8 @@
 
 from diffpipe.data.config import DataConfig
 from diffpipe.data.index import ShardSet, load, number_of_classes
-from diffpipe.data.stream import batches, check, images, labels
+from diffpipe.data.samples import check
+from diffpipe.data.sequence import images, labels
+from diffpipe.data.stream import batches
 
 __all__ = ["DataConfig", "ShardSet", "batches", "check", "images", "labels", "load", "number_of_classes"]

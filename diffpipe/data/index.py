@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from diffpipe.data.address import beside, is_remote, parse, redacted
 from diffpipe.data.address import folder as folder_of
 from diffpipe.data.cache import Cache, Item, Remote
 from diffpipe.data.storage import MissingError
-from diffpipe.data.table import INDEX_NAME, Sample, Table
+from diffpipe.data.table import INDEX_NAME, Places, Sample, Table
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 VERIFY_LIMIT = 1 << 30
@@ -57,6 +57,11 @@ class ShardSet:
         self.paths = [shard.path for shard in self.shards]
         self.counts = np.array([shard.samples for shard in self.shards], dtype=np.int64)
         self.total = int(self.counts.sum())
+        tables = {id(shard.table): shard.table for shard in self.shards}
+        number = {each: i for i, each in enumerate(tables)}
+        self._tables = list(tables.values())
+        self._table = np.array([number[id(shard.table)] for shard in self.shards])
+        self._first = np.array([shard.first for shard in self.shards], dtype=np.int64)
         names = {tuple(s.table.classes) for s in self.shards if s.table.classes is not None}
         if len(names) > 1:
             raise UserError(f"{self.paths[0]} and others: their indices name different classes; use shards that agree")
@@ -84,6 +89,29 @@ class ShardSet:
         """Sample i of a shard, in constant time."""
         entry = self.shards[shard]
         return entry.table.sample(entry.first + i)
+
+    def places(self, shards: np.ndarray, indices: np.ndarray, extensions: Sequence[str]) -> Places:
+        """Where the members of samples lie, each int64 [b], that have the first of the extensions."""
+        found = Places(*np.empty((3, len(shards)), dtype=np.int64))
+        for table, here, samples in self._by_table(shards, indices):
+            for column, part in zip(found, table.places(samples, extensions), strict=True):
+                column[here] = part
+        return found
+
+    def keys(self, shards: np.ndarray, indices: np.ndarray) -> list[str]:
+        """The keys of samples, int64 [b] both."""
+        keys = [""] * len(shards)
+        for table, here, samples in self._by_table(shards, indices):
+            for i, key in zip(here.tolist(), table.keys(samples), strict=True):
+                keys[i] = key
+        return keys
+
+    def _by_table(self, shards: np.ndarray, indices: np.ndarray) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """The tables of samples: of each, which of them it holds, and their numbers in it."""
+        numbers, samples = self._table[shards], self._first[shards] + indices
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            yield self._tables[number], here, samples[here]
 
 
 def load(patterns: str | Sequence[str], verify_limit: int = VERIFY_LIMIT, *, cache: Cache | None = None) -> ShardSet:

@@ -13,7 +13,7 @@ from diffpipe.data.ahead import Ahead
 from diffpipe.data.cache import use
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.scan import parse_class
-from diffpipe.data.table import Member, Sample
+from diffpipe.data.table import Sample
 
 _TIDY = 30.0
 
@@ -63,11 +63,11 @@ class Reader:
         if member is None:
             raise UserError(f"{path}: {sample.key} has no .{extension} member; pack the shard with one for each sample")
         remote = self.shard_set.shards[shard].remote
-        data = self._bytes(shard, member)
+        data = self.at(shard, *member)
         if data is None and remote is not None:  # what was whole when it was fetched has been damaged since
             os.close(self._files.pop(shard))
             remote.cache.drop(remote.item)
-            data = self._bytes(shard, member)
+            data = self.at(shard, *member)
         if data is None:
             raise BadSampleError(
                 f"{path}: {sample.key}.{extension} was changed after indexing (its crc32 differs); restore the shard, "
@@ -75,14 +75,14 @@ class Reader:
             )
         return data
 
-    def _bytes(self, shard: int, member: Member) -> bytes | None:
+    def at(self, shard: int, offset: int, size: int, crc32: int) -> bytes | None:
         """The bytes of a member, or None where they are not those that were indexed."""
         try:
-            data = os.pread(self._file(shard), member.size, member.offset)
+            data = os.pread(self._file(shard), size, offset)
         except OSError as error:
             path = self.shard_set.paths[shard]
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-        return data if len(data) == member.size and zlib.crc32(data) == member.crc32 else None
+        return data if len(data) == size and zlib.crc32(data) == crc32 else None
 
     def image(self, shard: int, sample: Sample) -> bytes:
         """The encoded image of `sample`, in the first of the image formats that it has."""

@@ -2,150 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from multiprocessing import parent_process
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffpipe import rng
-from diffpipe.contract import BadSampleError, Batch, UserError
+from diffpipe.contract import Batch, UserError
 from diffpipe.data.config import DataConfig
-from diffpipe.data.decode import decode, decode_to, fit, pixels
-from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
-from diffpipe.data.latents import LATENTS, are_latents, from_bytes
-from diffpipe.data.order import Order, sequential
-from diffpipe.data.read import Reader
-from diffpipe.data.sources import Mixture, order_of
-from diffpipe.data.table import Sample
-
-_OPEN = 512  # of the 1024 files that a process may usually have open
-
-
-class _Row(NamedTuple):
-    """A sample of a batch: [c h w], or nothing and why."""
-
-    key: str
-    label: int
-    image: np.ndarray | None
-    complaint: str = ""
-
-
-class StreamDataset(Dataset):
-    """A map from positions of the stream to batches, of which each sample depends on (seed, position) alone."""
-
-    def __init__(self, config: DataConfig, shard_set: ShardSet, seed: int):
-        self.config = config
-        self.seed = seed
-        self.order = order_of(shard_set, seed, config.lanes, config.window)
-        self.reader = Reader(shard_set, open_files=min(_OPEN, 2 * self.order.at_a_time))
-        self._ahead = order_of(shard_set, seed, config.lanes, config.window) if self.reader.remote else None
-        self._begun = False
-        self.latents = are_latents(shard_set)
-
-    def __getitems__(self, positions: np.ndarray) -> Batch | UserError:
-        """The batch of positions int64 [b].
-
-        An error of the user's is returned, for a DataLoader would wrap one raised in a worker into its traceback.
-        """
-        try:
-            return self._batch(positions)
-        except UserError as error:
-            return error
-
-    def _batch(self, positions: np.ndarray) -> Batch:
-        config = self.config
-        words = np.zeros((len(positions), 3), np.int64)
-        if config.flip or config.crop == "random":
-            words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
-        shards, indices = self.order.at(positions)
-        if self._ahead is not None:
-            self._expect(self._ahead, shards, positions)
-        rows = [self._row(*place) for place in zip(shards.tolist(), indices.tolist(), words, strict=True)]
-        images = [self._blank if row.image is None else row.image for row in rows]
-        return Batch(
-            images=torch.from_numpy(np.stack(images)),
-            labels=torch.tensor([row.label for row in rows]) if config.labels else None,
-            positions=torch.from_numpy(positions),
-            keys=[row.key for row in rows],
-            valid=torch.tensor([row.image is not None for row in rows]) if config.max_bad else None,
-            complaints=[row.complaint for row in rows if row.complaint],
-        )
-
-    def _expect(self, order: Order | Mixture, shards: np.ndarray, positions: np.ndarray) -> None:
-        """Have the remote shards of this batch fetched, and then those that come within two windows.
-
-        The order is one of its own, for each keeps the windows that it was asked for last.
-        """
-        self.reader.expect(shards.tolist(), due=True)
-        end = min(2 * self.config.window, self.reader.shard_set.total)
-        steps = np.array([end]) if self._begun else np.arange(0, end + 1, self.config.batch_size)
-        self.reader.expect(order.at((steps[:, None] + positions).ravel())[0].tolist(), due=False)
-        self._begun = True
-
-    def _row(self, shard: int, index: int, words: np.ndarray) -> _Row:
-        """A sample, or why it cannot be had, where that may be."""
-        config, reader = self.config, self.reader
-        sample = reader.shard_set.sample(shard, index)
-        where = f"{reader.shard_set.paths[shard]}: {sample.key}"
-        try:
-            label = reader.label(shard, sample) if config.labels else 0
-            if self.latents:
-                return _Row(sample.key, label, from_bytes(reader.read(shard, sample, LATENTS), where))
-            data, size, most = reader.image(shard, sample), config.resolution, config.max_pixels
-            image = decode_to(data, config.channels, where, size, config.crop, config.flip, words, most)
-            return _Row(sample.key, label, image)
-        except BadSampleError as error:
-            if not config.max_bad:
-                raise
-            return _Row(sample.key, 0, None, str(error))
-
-    @functools.cached_property
-    def _blank(self) -> np.ndarray:
-        """What stands for a bad sample: zeros, of the shape of a good one."""
-        config, shard_set = self.config, self.reader.shard_set
-        if not self.latents:
-            return np.zeros((config.channels, config.resolution, config.resolution), dtype=np.uint8)
-        for shard, count in enumerate(shard_set.counts.tolist()):
-            for i in range(count):
-                with contextlib.suppress(BadSampleError):
-                    data = self.reader.read(shard, shard_set.sample(shard, i), LATENTS)
-                    return np.zeros_like(from_bytes(data, ""))
-        raise UserError(f"{shard_set.paths[0]} and its set: none of the latents can be read; encode the images again")
-
-
-def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:
-    """Raise UserError where the shards or the batch size cannot serve the config."""
-    if config.batch_size < world * accumulate:
-        raise UserError(
-            f"data.batch_size={config.batch_size} cannot be split over {world} processes and {accumulate} "
-            f"micro-batches (train.accumulate); make it {world * accumulate} or more"
-        )
-    latents, path = are_latents(shard_set), shard_set.lacking(*IMAGE_EXTENSIONS)
-    if latents and (config.flip or config.crop != "center"):
-        raise UserError(f"{path}: latents cannot be flipped or cropped; set data.flip=false and data.crop=center")
-    if path is not None and not latents:
-        raise UserError(f"{path}: some samples have no image; each needs one of {', '.join(IMAGE_EXTENSIONS)}")
-    if config.labels:
-        path = shard_set.lacking("cls")
-        if path is not None:
-            raise UserError(
-                f"{path}: some samples have no .cls member; pack the shards with labels or set data.labels=false"
-            )
-        path = next((shard.path for shard in shard_set.shards if shard.classes is None), None)
-        if path is not None:
-            raise UserError(
-                f"{path}: some .cls members are not integers ≥ 0; pack integer labels or set data.labels=false"
-            )
+from diffpipe.data.index import ShardSet
+from diffpipe.data.ring import Ring
+from diffpipe.data.samples import Samples, check
 
 
 def batches(
@@ -166,33 +39,45 @@ def batches(
     differ by one. Close the iterator to end its workers. Raises UserError, at the call or while iterating.
     """
     check(config, shard_set, world, accumulate)
-    dataset = StreamDataset(config, shard_set, seed)
+    samples = Samples(config, shard_set, seed)
+    largest = -(-config.batch_size // (world * accumulate))
+    # Those that are asked for, those of the step that goes on and of the next, and one that is handed over.
+    slots = config.workers * config.prefetch + 2 * accumulate + 1
+    shape = (largest, config.channels, config.resolution, config.resolution)
+    ring = Ring(0 if samples.latents else slots, shape)
     loader = DataLoader(
-        dataset,
-        batch_sampler=_Positions(config.batch_size, start, rank, world, accumulate),  # type: ignore[arg-type]
+        _Loading(samples, ring),
+        batch_sampler=_Requests(_Positions(config.batch_size, start, rank, world, accumulate), ring),  # type: ignore[arg-type]
         collate_fn=_itself,
         num_workers=config.workers,
         prefetch_factor=config.prefetch if config.workers else None,
         worker_init_fn=_outlive_signals,
-        pin_memory=pin_memory,
+        multiprocessing_context="fork" if config.workers else None,  # which shares the ring and the index
         generator=torch.Generator(),  # else the loader would draw from the global one
     )
-    return _iterate(loader)
+    return _iterate(loader, ring, pin_memory)
 
 
-def _iterate(loader: DataLoader) -> Generator[Batch, None, None]:
+def _iterate(loader: DataLoader, ring: Ring, pin_memory: bool) -> Generator[Batch, None, None]:
     source = _undisturbed(loader)
     try:
         while True:
-            batch = _next(source, loader.num_workers)
-            if isinstance(batch, UserError):
-                raise batch
+            handed = _next(source, loader.num_workers)
+            if isinstance(handed, UserError):
+                raise handed
+            batch = handed.received(ring)
+            del handed
+            if pin_memory:
+                pinned = {name: each.pin_memory() for name, each in batch._asdict().items() if isinstance(each, Tensor)}
+                batch = batch._replace(**pinned)
+                del pinned
             yield batch
+            del batch  # its memory, which the next one may have
     finally:
         del source  # ends the workers, though an error may still hold on to this frame
 
 
-def _next(source: Iterator[Batch | UserError], workers: int) -> Batch | UserError:
+def _next(source: Iterator[_Handed | UserError], workers: int) -> _Handed | UserError:
     try:
         return next(source)
     except (RuntimeError, OSError, EOFError) as error:
@@ -205,7 +90,7 @@ def _next(source: Iterator[Batch | UserError], workers: int) -> Batch | UserErro
         ) from error
 
 
-def _undisturbed(loader: DataLoader) -> Iterator[Batch | UserError]:
+def _undisturbed(loader: DataLoader) -> Iterator[_Handed | UserError]:
     """The loader's iterator, which finds a dead worker when it waits for one.
 
     Torch has a signal tell of it, too, by an error wherever this process is just then: in the midst of a save, say.
@@ -234,6 +119,62 @@ class _Positions:
             start += self.batch_size
 
 
+class _Request(NamedTuple):
+    """What a loader process is asked for: positions int64 [b], and the slot for their images, if there is one."""
+
+    positions: np.ndarray
+    slot: int | None
+
+
+class _Requests:
+    """The positions of each micro-batch, each with a slot that is free when it is asked for."""
+
+    def __init__(self, positions: _Positions, ring: Ring):
+        self.positions, self.ring = positions, ring
+
+    def __iter__(self) -> Iterator[_Request]:
+        for positions in self.positions:
+            yield _Request(positions, self.ring.take())
+
+
+class _Handed(NamedTuple):
+    """A batch as it is handed over between processes: without the images that lie in a slot.
+
+    Each tensor would cost a file in shared memory; arrays go through the pipe.
+    """
+
+    slot: int | None
+    images: Tensor | None
+    labels: np.ndarray | None
+    positions: np.ndarray
+    keys: list[str]
+    valid: np.ndarray | None
+    complaints: list[str]
+
+    def received(self, ring: Ring) -> Batch:
+        images = self.images if self.slot is None else ring.tensor(self.slot, len(self.positions))
+        assert images is not None
+        labels, valid = (None if each is None else torch.from_numpy(each) for each in (self.labels, self.valid))
+        return Batch(images, labels, torch.from_numpy(self.positions), self.keys, valid, self.complaints)
+
+
+class _Loading(Dataset):
+    """What loader processes do. A user's error is returned, for a DataLoader wraps one raised into its traceback."""
+
+    def __init__(self, samples: Samples, ring: Ring):
+        self.samples, self.ring = samples, ring
+
+    def __getitems__(self, request: _Request) -> _Handed | UserError:
+        positions, slot = request
+        try:
+            batch = self.samples.batch(positions, None if slot is None else self.ring.view(slot, len(positions)))
+        except UserError as error:
+            return error
+        labels, valid = (None if each is None else each.numpy() for each in (batch.labels, batch.valid))
+        images = batch.images if slot is None else None
+        return _Handed(slot, images, labels, positions, [*batch.keys], valid, [*batch.complaints])
+
+
 def _itself(batch: Any) -> Any:
     return batch
 
@@ -257,36 +198,3 @@ def _outlive_signals(worker: int) -> None:  # noqa: ARG001
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def images(
-    shard_set: ShardSet, indices: Sequence[int] | np.ndarray, resolution: int | None, channels: int
-) -> UInt8[Tensor, "b c h w"]:
-    """The images at `indices` of the shards put end to end, unshuffled and without randomness.
-
-    They are resized and cropped at the centre to `resolution`, or left as they are where it is None (and must then be
-    of one size). Raises UserError.
-    """
-    reader = Reader(shard_set)
-    none = np.zeros(3, dtype=np.int64)
-    rows: list[np.ndarray] = []
-    for shard, sample in _samples(shard_set, indices):
-        where = f"{shard_set.paths[shard]}: {sample.key}"
-        image = decode(reader.image(shard, sample), channels, where)
-        row = pixels(image if resolution is None else fit(image, resolution, "center", False, none))
-        if rows and row.shape != rows[0].shape:
-            raise UserError(f"{where}: the images differ in size; give a resolution")
-        rows.append(row)
-    return torch.from_numpy(np.stack(rows))
-
-
-def labels(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Int[Tensor, " b"]:
-    """The labels at `indices` of the shards put end to end. Raises UserError where one is missing or not an integer."""
-    reader = Reader(shard_set)
-    return torch.tensor([reader.label(*place) for place in _samples(shard_set, indices)], dtype=torch.int64)
-
-
-def _samples(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Sample]]:
-    shards, within = sequential(shard_set.counts, np.asarray(indices, dtype=np.int64))
-    for shard, i in zip(shards.tolist(), within.tolist(), strict=True):
-        yield shard, shard_set.sample(shard, i)

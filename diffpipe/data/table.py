@@ -33,6 +33,14 @@ class Member(NamedTuple):
     crc32: int
 
 
+class Places(NamedTuple):
+    """Where one member of each of several samples lies, as of a `Member`, each int64 [b]; size -1 where it has none."""
+
+    offset: np.ndarray
+    size: np.ndarray
+    crc32: np.ndarray
+
+
 class Sample(NamedTuple):
     """One sample: its key and its members by extension."""
 
@@ -89,12 +97,36 @@ class Table:
         places = {self.extensions[self._extension[m]]: Member(*(int(a[m]) for a in self._place)) for m in members}
         return Sample(key, places)
 
+    def keys(self, samples: np.ndarray) -> list[str]:
+        """The keys of samples int64 [b] of the directory."""
+        ends = self._key_end[samples]
+        starts = np.where(samples > 0, self._key_end[samples - 1], 0)
+        keys = self._key_bytes.data
+        places = zip(starts.tolist(), ends.tolist(), strict=True)
+        return [str(keys[start:end], "utf-8", "surrogateescape") for start, end in places]
+
+    def places(self, samples: np.ndarray, extensions: Sequence[str]) -> Places:
+        """Where the member with the first of the extensions that a sample has lies, for samples int64 [b]."""
+        ranks = np.array([_rank(extension, extensions) for extension in self.extensions])
+        first, end = self._first[samples], self._first[samples + 1]
+        found, best = np.zeros_like(samples), np.full(len(samples), len(extensions))
+        for m in range(int((end - first).max(initial=0))):
+            member = np.minimum(first + m, end - 1)  # of a sample with fewer, the last one again
+            rank = np.where(first + m < end, ranks[self._extension[member]], len(extensions))
+            found, best = np.where(rank < best, member, found), np.minimum(rank, best)
+        offset, size, crc32 = (array[found].astype(np.int64) for array in self._place)
+        return Places(offset, np.where(best < len(extensions), size, -1), crc32)
+
     def having(self, extensions: Sequence[str], start: int, end: int) -> np.ndarray:
         """Which of the samples from `start` to `end` have a member with one of the extensions, bool [end - start]."""
         first = self._first[start : end + 1]
         numbers = [number for number, extension in enumerate(self.extensions) if extension in extensions]
         there = np.isin(self._extension[first[0] : first[-1]], np.array(numbers, dtype=np.uint8))
         return np.diff(np.concatenate([[0], np.cumsum(there)])[first - first[0]]) > 0
+
+
+def _rank(extension: str, extensions: Sequence[str]) -> int:
+    return extensions.index(extension) if extension in extensions else len(extensions)
 
 
 def write_index(

@@ -44,8 +44,6 @@ from eval.speed import jobs
 from eval.speed.noise import KINDS, Kind, make
 from eval.speed.subject import table
 
-_NO_WORDS = np.zeros(3, dtype=np.int64)
-
 
 class Subject(NamedTuple):
     """The images of a kind, and how they are asked for."""
@@ -128,7 +126,7 @@ def alone(subject: Subject, seconds: float) -> tuple[int, float, float]:
         begun = time.perf_counter()
         data = os.pread(file, member.size, member.offset)
         read = time.perf_counter()
-        decode_to(data, 3, "", size, "center", False, _NO_WORDS)
+        decode_to(data, 3, "", size)
         reading, decoding = reading + read - begun, decoding + time.perf_counter() - read
         count += 1
     for file in files:

@@ -26,14 +26,18 @@ def few(kind: str, folder: Path, n: int) -> images.Subject:
 def test_all_streams_make_the_same_pixels(kind: str, tmp_path: Path) -> None:
     subject = few(kind, tmp_path, 16)
     size = subject.kind.resolution
-    epochs: dict[str, list[bytes]] = {}
+    epochs: dict[str, np.ndarray] = {}
     for name, stream in images.STREAMS.items():
         batches = list(itertools.islice(stream(subject, 0), 8))
         assert {batch.shape for batch in batches} == {(2, 3, size, size)}
-        epochs[name] = sorted(np.asarray(image).tobytes() for batch in batches for image in batch)
+        epochs[name] = np.concatenate([np.asarray(batch) for batch in batches]).astype(int)
     gc.collect()
-    assert len(set(epochs["ours"])) == 16
-    assert epochs["ours"] == epochs["webdataset"] == epochs["ImageFolder"]
+    for name in ("webdataset", "ImageFolder"):
+        off = np.abs(epochs["ours"][:, None] - epochs[name][None])
+        same = off.max((2, 3, 4)) <= (2 if subject.kind.resized else 0)  # PIL's resize, and torch's
+        assert (same.sum(0) == 1).all()
+        assert (same.sum(1) == 1).all()
+        assert (off[same] > 0).mean() < 0.01
 
 
 def test_each_kind_and_number_of_workers_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from diffpipe.__main__ import main
-from diffpipe.data import index, stream
+from diffpipe.data import index, sequence
 from diffpipe.train.checkpoint import manifest_sha256
 from tests.integration.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, metrics, seen, succeeds, tensors
 
@@ -62,7 +62,7 @@ def test_the_vaes_checkpoint_carries_the_statistics_of_its_latents(vae: Path) ->
     shards = index.load(f"{SHARDS}/test/test-000000.tar")
     assert found["images"] == shards.total <= 2000
     run = open_run(vae, [], Runtime.start("fp32", "cpu"))
-    q = run.stage.encode(run.nets, stream.images(shards, range(shards.total), 28, 1))  # pyright: ignore[reportAttributeAccessIssue]
+    q = run.stage.encode(run.nets, sequence.images(shards, range(shards.total), 28, 1))  # pyright: ignore[reportAttributeAccessIssue]
     mean, variance = q.mean.mean((0, 2, 3)), q.mean.var((0, 2, 3)) + q.log_variance.exp().mean((0, 2, 3))
     # Training was in bf16 where the machine has it.
     torch.testing.assert_close(torch.tensor(found["mean"]), mean, atol=0.02, rtol=0)
@@ -88,7 +88,7 @@ def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measu
     assert about.items() <= said["generated"].items()
     runtime = Runtime.start("auto", "cpu")  # as it was trained: of images as flat as these, rounding shows
     run = open_run(vae, [], runtime)
-    images = stream.images(held_out, permutation(held_out.total, 0, "subset")[:20], 28, 1)
+    images = sequence.images(held_out, permutation(held_out.total, 0, "subset")[:20], 28, 1)
     with runtime.autocast():
         again = run.stage.reconstruct(run.nets, images, Draws(0, torch.arange(20)))  # pyright: ignore[reportAttributeAccessIssue]
     expected = frechet_distance(Moments.of(lite0(again)), Moments.of(lite0(images)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffpipe.contract import UserError
-from diffpipe.data import index, stream
+from diffpipe.data import index, sequence
 from diffpipe.metrics.perceptual import build_feature_maps
 from diffpipe.stages.realism import perceptual_distance
 from tests.integration.commands import SHARDS
@@ -18,7 +18,7 @@ from tests.unit.test_features import lite0_modules
 
 def pictures() -> Tensor:
     shards = index.load(f"{SHARDS}/test")
-    return repeat(stream.images(shards, range(6), 28, 1).float() / 127.5 - 1, "b 1 h w -> b 3 h w")
+    return repeat(sequence.images(shards, range(6), 28, 1).float() / 127.5 - 1, "b 1 h w -> b 3 h w")
 
 
 def test_lite0s_maps_are_those_of_the_modules_up_to_the_last_of_four_places() -> None:

@@ -17,8 +17,8 @@ from diffpipe.data.cache import Cache, Item, Remote
 from diffpipe.data.changes import differences
 from diffpipe.data.index import ShardSet
 from diffpipe.data.order import Order
+from diffpipe.data.samples import Samples
 from diffpipe.data.sources import Mixed, Mixture, SourceConfig, load_sources, shares, short_of_room
-from diffpipe.data.stream import StreamDataset
 from diffpipe.data.table import write_index
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
@@ -137,10 +137,10 @@ def test_the_epochs_of_each_source_are_permutations(folders: list[str]) -> None:
         sources=tuple(SourceConfig(url=url, weight=w) for url, w in zip(folders, (1, 3), strict=True)),
         batch_size=8, resolution=8, channels=1, labels=True, lanes=4,
     )  # fmt: skip
-    dataset = StreamDataset(config, shard_set, seed=6)
+    dataset = Samples(config, shard_set, seed=6)
     assert isinstance(dataset.order, Mixture)
     positions = np.arange(4 * 64 * 4)
-    batch = dataset.__getitems__(positions)
+    batch = dataset.batch(positions)
     assert isinstance(batch, Batch)
     source, own = dataset.order.split(positions)
     assert [key.startswith("B") for key in batch.keys] == source.tolist()

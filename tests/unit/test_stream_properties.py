@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from diffpipe.contract import Batch
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.index import ShardSet
+from diffpipe.data.samples import Samples
 from diffpipe.data.sources import SourceConfig, load_sources
-from diffpipe.data.stream import StreamDataset, _Positions
+from diffpipe.data.stream import _Positions
 from diffpipe.data.table import write_index
 from tests.unit.tars import write_shards
 
@@ -64,7 +65,7 @@ def rows(batch: Batch) -> dict[int, Row]:
     return {p: (key, label, image.tobytes()) for p, key, label, image in zip(*columns, strict=True)}
 
 
-def share(dataset: StreamDataset, leg: Leg, start: int, rank: int) -> list[Batch]:
+def share(dataset: Samples, leg: Leg, start: int, rank: int) -> list[Batch]:
     """The micro-batches of a rank, each by the copy of the data set that its loader process would have."""
     copies = [pickle.loads(pickle.dumps(dataset)) for _ in range(leg.workers)] or [dataset]
     sampler = _Positions(leg.batch_size, start, rank, leg.world, leg.accumulate)
@@ -72,13 +73,11 @@ def share(dataset: StreamDataset, leg: Leg, start: int, rank: int) -> list[Batch
     return [at(copy, positions) for copy, positions in zip(itertools.cycle(copies), asked, strict=False)]
 
 
-def at(dataset: StreamDataset, positions: np.ndarray) -> Batch:
-    batch = dataset.__getitems__(positions)
-    assert isinstance(batch, Batch)
-    return batch
+def at(dataset: Samples, positions: np.ndarray) -> Batch:
+    return dataset.batch(positions)
 
 
-def run(dataset: StreamDataset, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
+def run(dataset: Samples, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
     """What the run saw at each position, and the position it came to. What comes again must be what it was."""
     seen: dict[int, Row] = {}
     position = 0
@@ -109,9 +108,9 @@ def test_a_run_that_changes_at_each_resume_sees_what_one_never_stopped_sees(
     pool: Path, shards: list[int], several: list[Leg], seed: int, lanes: int, window: int
 ) -> None:
     of: ShardSet = load([str(pool / f"shard-{i:03d}.tar") for i in shards])
-    dataset = StreamDataset(config(lanes=lanes, window=window), of, seed)
+    dataset = Samples(config(lanes=lanes, window=window), of, seed)
     seen, end = run(dataset, several)
-    straight = rows(at(StreamDataset(config(lanes=lanes, window=window), of, seed), np.arange(max(seen) + 1)))
+    straight = rows(at(Samples(config(lanes=lanes, window=window), of, seed), np.arange(max(seen) + 1)))
     assert seen == straight
     # Nothing is lost and nothing repeated: each epoch that is over has every sample once.
     keys = Counter(of.sample(shard, i).key for shard, n in enumerate(of.counts) for i in range(n))
@@ -136,14 +135,14 @@ def test_several_sources_are_as_exact(
     )
     mixed = config(train=None, sources=sources, lanes=lanes, window=16)
     of = load_sources(None, sources)
-    seen, _ = run(StreamDataset(mixed, of, seed), several)
-    assert seen == rows(at(StreamDataset(mixed, of, seed), np.arange(max(seen) + 1)))
+    seen, _ = run(Samples(mixed, of, seed), several)
+    assert seen == rows(at(Samples(mixed, of, seed), np.arange(max(seen) + 1)))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # there may be fewer processors
 def test_loader_processes_of_any_number_see_the_same(pool: Path) -> None:
     of = load(str(pool))
-    expected = rows(at(StreamDataset(config(), of, 4), np.arange(160)))
+    expected = rows(at(Samples(config(), of, 4), np.arange(160)))
     found: dict[int, Row] = {}
     position = 0
     for workers, size, world in ((4, 24, 2), (0, 20, 4), (3, 36, 1)):  # 160 positions of 55 samples

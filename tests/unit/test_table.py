@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from diffpipe.contract import UserError
+from diffpipe.data import load
 from diffpipe.data.arrays import Column, write_arrays
 from diffpipe.data.table import INDEX_NAME, Member, Sample, Table, write_index
-from tests.unit.tars import write_shards
+from tests.unit.tars import write_shards, write_tar
 
 SAMPLES, SHARDS = 1_000_000, 1000
 
@@ -64,6 +65,35 @@ def test_a_million_samples_are_opened_in_a_second_and_take_no_memory(large: Path
     finally:
         tracemalloc.stop()
     assert len(pickle.dumps(table)) < 500
+
+
+def test_many_samples_are_looked_up_at_once(large: Path) -> None:
+    table = Table(str(large))
+    samples = np.array([0, SAMPLES - 1, 1, 77_777, 1])
+    each = [expected(i) for i in samples.tolist()]
+    assert table.keys(samples) == [sample.key for sample in each]
+    for extensions in (("png",), ("cls",), ("jpg", "png"), ("cls", "png")):
+        first = next(e for e in extensions if e != "jpg")
+        assert np.array_equal(np.stack(table.places(samples, extensions), 1), [s.members[first] for s in each])
+    assert table.places(samples, ("jpg",)).size.tolist() == [-1] * 5
+
+
+def test_of_samples_with_different_members_each_gives_the_first_it_has(tmp_path: Path) -> None:
+    for number in (1, 2):
+        members = {"ä.jpg": b"12", "ä.png": b"3", "b.cls": b"456", "c.png": b"7", "d.x": b"8"}
+        write_tar(tmp_path / f"{number}.tar", members)
+    write_index(tmp_path)
+    (tmp_path / "other").mkdir()
+    write_tar(tmp_path / "other" / "0.tar", {"e.x": b"1", "e.jpg": b"90"})
+    write_index(tmp_path / "other")
+    shards = load([str(tmp_path / "1.tar"), str(tmp_path / "other"), str(tmp_path / "2.tar")])
+    where = np.array([2, 0, 1, 0, 2, 0]), np.array([0, 1, 0, 2, 3, 0])
+    assert shards.keys(*where) == ["ä", "b", "e", "c", "d", "ä"]
+    places = shards.places(*where, ("png", "jpg"))
+    assert places.size.tolist() == [1, -1, 2, 1, -1, 1]
+    for shard, i, *place in np.stack([*where, *places], 1).tolist():
+        members = shards.sample(shard, i).members
+        assert place[1] == -1 or Member(*place) == members.get("png", members.get("jpg"))
 
 
 def read_all(table: Table, connection: Connection) -> None:

@@ -17,7 +17,6 @@ from diffpipe.data.packing.source import Item
 
 Format = Literal["keep", "png", "jpeg", "webp"]
 _KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-_NO_WORDS = np.zeros(3, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Encoding:
         else:
             image = Image.fromarray(data)
         if self.resolution is not None:
-            image = fit(image, self.resolution, "center", False, _NO_WORDS)
+            image = fit(image, self.resolution)
         return self._save(image)
 
     def _save(self, image: Image.Image) -> tuple[str, bytes]:

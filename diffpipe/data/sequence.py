@@ -1,0 +1,52 @@
+"""Images and labels of shards in order, unshuffled and without randomness: what evaluation reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from diffpipe.contract import UserError
+from diffpipe.data.decode import decode, decode_to, pixels
+from diffpipe.data.index import ShardSet
+from diffpipe.data.order import sequential
+from diffpipe.data.read import Reader
+from diffpipe.data.table import Sample
+
+
+def images(
+    shard_set: ShardSet, indices: Sequence[int] | np.ndarray, resolution: int | None, channels: int
+) -> UInt8[Tensor, "b c h w"]:
+    """The images at `indices` of the shards put end to end, unshuffled and without randomness.
+
+    They are resized and cropped at the centre to `resolution`, or left as they are where it is None (and must then be
+    of one size). Raises UserError.
+    """
+    reader = Reader(shard_set)
+    rows: list[np.ndarray] = []
+    for shard, sample in _samples(shard_set, indices):
+        where = f"{shard_set.paths[shard]}: {sample.key}"
+        data = reader.image(shard, sample)
+        if resolution is None:
+            row = pixels(decode(data, channels, where))
+        else:
+            row = decode_to(data, channels, where, resolution)
+        if rows and row.shape != rows[0].shape:
+            raise UserError(f"{where}: the images differ in size; give a resolution")
+        rows.append(row)
+    return torch.from_numpy(np.stack(rows))
+
+
+def labels(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Int[Tensor, " b"]:
+    """The labels at `indices` of the shards put end to end. Raises UserError where one is missing or not an integer."""
+    reader = Reader(shard_set)
+    return torch.tensor([reader.label(*place) for place in _samples(shard_set, indices)], dtype=torch.int64)
+
+
+def _samples(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Sample]]:
+    shards, within = sequential(shard_set.counts, np.asarray(indices, dtype=np.int64))
+    for shard, i in zip(shards.tolist(), within.tolist(), strict=True):
+        yield shard, shard_set.sample(shard, i)
