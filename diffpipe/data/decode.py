@@ -70,7 +70,7 @@ def decode_to(
     left, top = _corner(array.shape[1], array.shape[0], resolution, words if crop == "random" else None)
     array = array[top : top + resolution, left : left + resolution]
     if flip and words is not None and int(words[2]) >> 31:
-        array = array[:, ::-1]
+        array = _tensor(array).flip(1).numpy()  # a copy, twenty times as fast as one of numpy's view from behind
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
@@ -107,10 +107,15 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
 def _resized(array: UInt8[np.ndarray, "h w *rgb"], resolution: int) -> UInt8[np.ndarray, "H W *rgb"]:
     """As `fit` resizes it, by torch: bicubic with antialiasing as well, in integers, the same on every processor."""
     width, height = _size(array.shape[1], array.shape[0], resolution)
-    source = torch.from_numpy(array if array.flags.writeable else array.copy())[None]
+    source = _tensor(array)[None]
     planes = source[None] if array.ndim == 2 else source.permute(0, 3, 1, 2)  # which torch knows as channels_last
     planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
     return (planes[0, 0] if array.ndim == 2 else planes.permute(0, 2, 3, 1)[0]).numpy()
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor, which is never one that may not be written."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _size(width: int, height: int, resolution: int) -> tuple[int, int]:

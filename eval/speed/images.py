@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 taskset -c 0,1 python -m eval.speed.images
 
 Images are crops of noise (`eval.speed.noise`) made from a seed into shards and, the same bytes, into a folder a class.
-The page cache is warm. All of them make uint8 batches [b 3 h w] of the same pixels:
+The page cache is warm. All of them make uint8 batches [b 3 h w] of the same pixels, but where they resize: others do
+it by PIL, this loader by torch, which rounds one pixel of 200 the other way.
 
 - limit: `os.pread` and `decode_to`, sample after sample, each image forgotten at once; that is 1 / (read + decode +
   resize). For n loader processes it is of min(n, cores) processes that do so at the same time.
@@ -190,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         rounds = [[turn(*case, args.seconds) for case in cases] for _ in tqdm(range(args.rounds), desc="rounds")]
     print(table([row(*case, list(turns)) for case, turns in zip(cases, zip(*rounds, strict=True), strict=True)]))
     means = ", ".join(f"{size / 1e3:.1f} kB" for size in sizes)
-    print(f"\n{args.n} images of {means} each; batches of {args.batch}; {len(os.sched_getaffinity(0))} cores; {busy}")
+    print(f"\n{args.n} images of {means} each; batches of {args.batch}; {busy}")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_ranks_and_micro_batches_partition_the_global_batch(
         for rank in range(world)
         for share in itertools.islice(_Positions(size, start, rank, world, accumulate), accumulate)
     ]
-    assert sorted(np.concatenate(shares).tolist()) == list(range(start, start + size))
+    assert sorted(itertools.chain(*shares)) == list(range(start, start + size))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert min(map(len, shares)) >= 1
 
@@ -175,9 +175,8 @@ def test_workers_outlive_signals_that_are_the_trainers_to_answer(shards: ShardSe
     for _ in range(10):
         next(stream)
     assert worker.is_alive()
-    worker.terminate()  # from the trainer itself
-    worker.join(timeout=10)
-    assert worker.exitcode == 0
+    stream.close()  # type: ignore[attr-defined]
+    assert multiprocessing.active_children() == []
 
 
 def test_workers_end_with_a_killed_trainer(shards: ShardSet) -> None:

@@ -70,7 +70,7 @@ def share(dataset: Samples, leg: Leg, start: int, rank: int) -> list[Batch]:
     copies = [pickle.loads(pickle.dumps(dataset)) for _ in range(leg.workers)] or [dataset]
     sampler = _Positions(leg.batch_size, start, rank, leg.world, leg.accumulate)
     asked = itertools.islice(sampler, (leg.steps + leg.lost) * leg.accumulate)
-    return [at(copy, positions) for copy, positions in zip(itertools.cycle(copies), asked, strict=False)]
+    return [at(copy, np.array(each)) for copy, each in zip(itertools.cycle(copies), asked, strict=False)]
 
 
 def at(dataset: Samples, positions: np.ndarray) -> Batch:
@@ -139,7 +139,6 @@ def test_several_sources_are_as_exact(
     assert seen == rows(at(Samples(mixed, of, seed), np.arange(max(seen) + 1)))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # there may be fewer processors
 def test_loader_processes_of_any_number_see_the_same(pool: Path) -> None:
     of = load(str(pool))
     expected = rows(at(Samples(config(), of, 4), np.arange(160)))

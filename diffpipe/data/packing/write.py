@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-import os
-import signal
+import itertools
 import tarfile
-import threading
-from collections.abc import Generator, Sequence
-from multiprocessing import connection, parent_process
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from diffpipe.contract import UserError
 from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.source import Source
+from diffpipe.data.processes import DiedError, answers
 
 _CHUNK = 16  # samples that a worker encodes at a time
 _NAMED = 20  # bad samples that an error names
@@ -85,60 +81,29 @@ def encoded(
     """The index and the members of each sample, or what is wrong with it, in the order of `indices`."""
     chunks = [indices[start : start + _CHUNK].tolist() for start in range(0, len(indices), _CHUNK)]
     workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
-    loader = DataLoader(
-        _Encoded(source, encoding),
-        batch_sampler=chunks,
-        collate_fn=_itself,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_obey_the_parent_alone,
-        generator=torch.Generator(),  # else the loader would draw from the global one
-    )
+    done = answers(functools.partial(_members, source, encoding), chunks, workers, ahead=4)
     try:
-        chunks_done = iter(loader)  # the workers start before the progress bar's thread
+        first = [*itertools.islice(done, 1)]  # the workers start before the progress bar's thread
         with tqdm(total=len(indices), unit="image", disable=None) as progress:
-            for chunk in chunks_done:
+            for chunk in itertools.chain(first, done):
                 yield from chunk
                 progress.update(len(chunk))
-    except (RuntimeError, OSError, EOFError) as error:
-        if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
-            raise
+    except DiedError as error:
         raise UserError(f"a worker process has died ({error}); where memory ran out, give fewer --workers") from error
+    finally:
+        done.close()
 
 
-class _Encoded(Dataset):
-    """What becomes of samples, chunk by chunk. An error of the user's is its message: it must not end a worker."""
-
-    def __init__(self, source: Source, encoding: Encoding):
-        self.source, self.encoding = source, encoding
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, dict[str, bytes] | str]]:
-        return [(i, self._members(i)) for i in indices]
-
-    def _members(self, i: int) -> dict[str, bytes] | str:
-        try:
-            members = self.encoding.members(self.source.item(i))
-        except UserError as error:
-            return str(error)
-        if "cls" not in members and self.source.labels is not None:
-            members = {**members, "cls": str(self.source.labels[i]).encode()}
-        return members
+def _members(source: Source, encoding: Encoding, chunk: list[int]) -> list[tuple[int, dict[str, bytes] | str]]:
+    """What becomes of samples. An error of the user's is its message: it must not end the packing."""
+    return [(i, _sample(source, encoding, i)) for i in chunk]
 
 
-def _itself(chunk: Any) -> Any:
-    return chunk
-
-
-def _obey_the_parent_alone(worker: int) -> None:  # noqa: ARG001
-    """Leave signals to the parent, and end when it ends, even if it was killed while this one hands a chunk over."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = parent_process()
-    assert parent is not None
-    sentinel = parent.sentinel
-
-    def follow() -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def _sample(source: Source, encoding: Encoding, i: int) -> dict[str, bytes] | str:
+    try:
+        members = encoding.members(source.item(i))
+    except UserError as error:
+        return str(error)
+    if "cls" not in members and source.labels is not None:
+        members = {**members, "cls": str(source.labels[i]).encode()}
+    return members
