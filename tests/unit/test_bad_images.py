@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffpipe.contract import BadSampleError, UserError
 from diffpipe.data import DataConfig, batches, load
-from diffpipe.data.decode import decode, pixels
+from diffpipe.data.decode import decode, decode_to, pixels
 from diffpipe.data.latents import to_bytes
 from diffpipe.data.table import write_index
 from tests.unit.tars import png, random_pixels, write_tar
@@ -204,6 +204,9 @@ def test_it_is_decoded(case: str) -> None:
     found = pixels(decode(make(), 3, "here")).transpose(1, 2, 0)
     assert found.shape == expected().shape
     assert np.abs(found.astype(int) - expected()).max() <= within
+    top, left = ((side - min(found.shape[:2])) // 2 for side in found.shape[:2])
+    square = found[top : top + min(found.shape[:2]), left : left + min(found.shape[:2])]
+    assert np.array_equal(decode_to(make(), 3, "here", min(found.shape[:2])), square.transpose(2, 0, 1))
     luma = expected() @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
     assert np.abs(pixels(decode(make(), 1, "here"))[0] - luma).max() <= within + 1
 
