@@ -83,43 +83,53 @@ def test_a_secret_in_the_url_is_refused_before_anything_is_written(tmp_path: Pat
 
 
 @contextmanager
-def s3() -> Iterator[str]:
-    """The URL of moto's server."""
-    pytest.importorskip("moto", reason="the tests' requirements have moto[s3]")
-    pytest.importorskip("flask_cors", reason="moto's server needs flask and flask-cors")
+def server(*words: str, ready: str, method: str = "GET") -> Iterator[str]:
+    """The URL of a server that is started by these words and a port, once it answers a request for `ready`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    words = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(port)]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    command = [sys.executable, "-W", "ignore", "-m", *words, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 60
             while True:
                 try:
-                    put(f"{url}/bucket", b"")
+                    send(url + ready, b"", method)
                     break
                 except urllib.error.URLError:
                     assert time.monotonic() < deadline
                     time.sleep(0.1)
             yield url
         finally:
-            server.kill()
+            process.kill()
 
 
-def put(url: str, data: bytes) -> None:
+def send(url: str, data: bytes, method: str) -> None:
     plain = {"Content-Type": "application/octet-stream"}  # else moto waits for a form
-    urllib.request.urlopen(urllib.request.Request(url, data or None, plain, method="PUT"), timeout=30).close()
+    urllib.request.urlopen(urllib.request.Request(url, data or None, plain, method=method), timeout=30).close()
 
 
 def test_an_s3_server_trains_the_same_weights(tmp_path: Path, straight: Path) -> None:
-    pytest.importorskip("s3fs", reason="the tests' requirements have s3fs")
-    with s3() as url:
+    with server("moto.server", "-p", ready="/bucket", method="PUT") as url:
         for path in (SHARDS / "train").glob("*.*"):
-            put(f"{url}/bucket/train/{path.name}", path.read_bytes())
+            send(f"{url}/bucket/train/{path.name}", path.read_bytes(), "PUT")
         access = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": TOKEN}
         said = train(tmp_path / "run", "s3://bucket/train", processes=2, env={**access, "AWS_REGION": "us-east-1"})
         missing = diffpipe("train", CONFIG, f"run.dir={tmp_path}/x", *TINY, "data.train=s3://bucket/no", env=access)
     assert_same(tmp_path / "run", straight)
     assert TOKEN not in said
     assert "s3://bucket/no/index.safetensors: cannot be read (there is no such file)" in missing.stderr
+
+
+def test_a_google_storage_server_trains_the_same_weights(tmp_path: Path, straight: Path) -> None:
+    words = ["gcp_storage_emulator", "start", "--in-memory", "--default-bucket", "bucket", "--port"]
+    with server(*words, ready="/storage/v1/b/bucket") as url:
+        for path in (SHARDS / "train").glob("*.*"):
+            place = f"{url}/upload/storage/v1/b/bucket/o?uploadType=media&name=train/{path.name}"
+            send(place, path.read_bytes(), "POST")
+        access = {"STORAGE_EMULATOR_HOST": url}
+        train(tmp_path / "run", "gs://bucket/train", processes=2, env=access)
+        missing = diffpipe("train", CONFIG, f"run.dir={tmp_path}/x", *TINY, "data.train=gs://bucket/no", env=access)
+    assert_same(tmp_path / "run", straight)
+    assert "gs://bucket/no/index.safetensors: cannot be read (there is no such file)" in missing.stderr
