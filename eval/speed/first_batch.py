@@ -25,30 +25,29 @@ from webdataset.compat import WebDataset
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.index import ShardSet
 from diffpipe.data.read import Reader
-from diffpipe.data.table import INDEX_NAME, Sample, write_index
+from diffpipe.data.table import INDEX_NAME, write_index
 from eval.speed import jobs
 from eval.speed.subject import table
 
 
 class Counted:
-    """Stands for `Reader.read` and counts the members that are read, and their bytes."""
+    """Stands for `Reader.at` and counts the members that are read, and their bytes."""
 
     def __init__(self) -> None:
         self.members = self.bytes = 0
-        self._read = Reader.read
+        self._at = Reader.at
 
     def __enter__(self) -> Counted:
-        def read(reader: Reader, shard: int, sample: Sample, extension: str) -> bytes:
-            data = self._read(reader, shard, sample, extension)
+        def at(reader: Reader, shard: int, offset: int, size: int, crc32: int) -> bytes | None:
             self.members += 1
-            self.bytes += len(data)
-            return data
+            self.bytes += size
+            return self._at(reader, shard, offset, size, crc32)
 
-        setattr(Reader, "read", read)  # noqa: B010 (the types do not like it)
+        setattr(Reader, "at", at)  # noqa: B010 (the types do not like it)
         return self
 
     def __exit__(self, *_: object) -> None:
-        Reader.read = self._read
+        Reader.at = self._at
 
 
 def make(folder: Path, samples: int, shards: int) -> None:

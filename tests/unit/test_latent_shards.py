@@ -13,7 +13,8 @@ from diffpipe.contract import UserError
 from diffpipe.data import index
 from diffpipe.data.config import DataConfig
 from diffpipe.data.latents import CODEC, LATENTS, are_latents, encoder, from_bytes, to_bytes
-from diffpipe.data.stream import batches, check
+from diffpipe.data.samples import check
+from diffpipe.data.stream import batches
 from diffpipe.data.table import write_index
 from tests.unit.tars import write_tar
 
