@@ -127,9 +127,9 @@ class Poison:
 
 
 def note(run: Path, status: int) -> int:
-    note = run / f".left-{RANK}"
-    note.write_text(str(status))
-    note.replace(run / f"left-{RANK}")  # others look for it meanwhile
+    word = run / f".left-{RANK}"
+    word.write_text(str(status))
+    word.replace(run / f"left-{RANK}")  # others look for it meanwhile
     return status
 
 
