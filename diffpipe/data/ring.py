@@ -12,33 +12,43 @@ import weakref
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 
+def room(
+    shape: tuple[int, ...], dtype: DTypeLike, memory: mmap.mmap | None = None, start: int = 0
+) -> Num[np.ndarray, "n c h w"]:
+    """An array for images or latents, in new memory or there: bytes in channels_last order, as pixels are decoded."""
+    n, c, h, w = shape
+    if dtype == np.uint8:
+        return np.ndarray((n, h, w, c), dtype, memory, start).transpose(0, 3, 1, 2)
+    return np.ndarray(shape, dtype, memory, start)
+
+
 class Ring:
-    """So many slots for images uint8 of [n c h w] at most, in channels_last order.
+    """So many slots for batches of at most this shape [n c h w].
 
     The memory is anonymous: processes forked later on share it, and no limit of /dev/shm holds for it.
     """
 
-    def __init__(self, slots: int, shape: tuple[int, int, int, int]):
-        self.shape = shape
-        self._memory = mmap.mmap(-1, max(1, slots * math.prod(shape)))
+    def __init__(self, slots: int, shape: tuple[int, ...], dtype: DTypeLike):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.bytes = math.prod(shape) * self.dtype.itemsize
+        self._memory = mmap.mmap(-1, slots * self.bytes)
         self._free = [*range(slots)]  # the last in, whose pages are known, is the first out
 
     def take(self) -> int | None:
         """A slot that nothing refers to, or None where there is none."""
         return self._free.pop() if self._free else None
 
-    def view(self, slot: int, n: int) -> UInt8[np.ndarray, "n c h w"]:
-        """The first n images of a slot."""
-        _, c, h, w = self.shape
-        start = slot * math.prod(self.shape)
-        return np.ndarray((n, c, h, w), np.uint8, self._memory, start, strides=(c * h * w, 1, w * c, c))  # type: ignore[arg-type]
+    def view(self, slot: int, n: int) -> Num[np.ndarray, "n c h w"]:
+        """The first n of a slot."""
+        return room((n, *self.shape[1:]), self.dtype, self._memory, slot * self.bytes)
 
-    def tensor(self, slot: int, n: int) -> UInt8[Tensor, "n c h w"]:
-        """The first n images of a slot that was taken; it is free again once no tensor refers to them any more."""
+    def tensor(self, slot: int, n: int) -> Num[Tensor, "n c h w"]:
+        """The first n of a slot that was taken; it is free again once no tensor refers to them any more."""
         array = self.view(slot, n)
         weakref.finalize(array, self._free.append, slot).atexit = False
         return torch.from_numpy(array)  # whose storage holds on to this very array

@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Num
 
 from diffpipe import rng
 from diffpipe.contract import BadSampleError, Batch, UserError
@@ -17,6 +17,7 @@ from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.latents import LATENTS, are_latents, from_bytes
 from diffpipe.data.order import Order
 from diffpipe.data.read import Reader
+from diffpipe.data.ring import room
 from diffpipe.data.scan import parse_class
 from diffpipe.data.sources import Mixture, order_of
 from diffpipe.data.table import Places
@@ -42,11 +43,8 @@ class Samples:
         self._begun = False
         self.latents = are_latents(shard_set)
 
-    def batch(self, positions: Int64[np.ndarray, " b"], into: UInt8[np.ndarray, "b c h w"] | None = None) -> Batch:
-        """The samples at these positions; their images fill `into`, where it is given and they are no latents.
-
-        Raises UserError.
-        """
+    def batch(self, positions: Int64[np.ndarray, " b"], into: Num[np.ndarray, "b c h w"] | None = None) -> Batch:
+        """The samples at these positions; their images or latents fill `into`, if it is given. Raises UserError."""
         config, shard_set, n = self.config, self.reader.shard_set, len(positions)
         words = None
         if config.flip or config.crop == "random":
@@ -59,7 +57,7 @@ class Samples:
         members = _rows(shard_set.places(shards, indices, (LATENTS,) if self.latents else IMAGE_EXTENSIONS))
         labels = _rows(shard_set.places(shards, indices, _LABEL)) if config.labels else None
         numbers, valid, complaints = np.zeros(n, np.int64), np.ones(n, bool), []
-        images = None if self.latents else into
+        images = into
         for i in range(n):
             try:
                 number = self._label(where[i], labels[i]) if labels is not None else 0
@@ -70,7 +68,12 @@ class Samples:
                 number, image, valid[i] = 0, self._blank, False
                 complaints.append(str(error))
             if images is None:
-                images = _room(n, image)
+                images = room((n, *image.shape), image.dtype)
+            if image.shape != images.shape[1:]:
+                raise UserError(
+                    f"{shard_set.paths[where[i][0]]}: {keys[i]}: latents of {image.shape}, and others of "
+                    f"{images.shape[1:]}; train on the shards of one codec"
+                )
             numbers[i], images[i] = number, image
         assert images is not None
         return Batch(
@@ -131,14 +134,6 @@ class Samples:
 
 def _rows(places: Places) -> list[_Place]:
     return [*zip(*(column.tolist() for column in places), strict=True)]
-
-
-def _room(n: int, image: np.ndarray) -> np.ndarray:
-    """Memory for n of such, images in channels_last order as they are decoded."""
-    c, h, w = image.shape
-    if image.dtype == np.uint8:
-        return np.empty((n, h, w, c), np.uint8).transpose(0, 3, 1, 2)
-    return np.empty((n, c, h, w), image.dtype)
 
 
 def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:

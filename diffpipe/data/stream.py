@@ -40,8 +40,11 @@ def batches(
     largest = -(-config.batch_size // (world * accumulate))
     # Those that are asked for, those of the step that goes on and of the next, and one that is handed over.
     slots = config.workers * config.prefetch + 2 * accumulate + 1
-    shape = (largest, config.channels, config.resolution, config.resolution)
-    ring = Ring(0 if samples.latents else slots, shape)
+    shape, dtype = (config.channels, config.resolution, config.resolution), np.dtype(np.uint8)
+    if samples.latents:  # what they are like, the first one says
+        first = samples.batch(np.array([start + rank])).images.numpy()
+        shape, dtype = first.shape[1:], first.dtype
+    ring = Ring(slots, (largest, *shape), dtype)
     return _iterate(samples, ring, _Positions(config.batch_size, start, rank, world, accumulate), pin_memory)
 
 

@@ -39,15 +39,27 @@ def test_what_is_written_is_read() -> None:
     assert np.array_equal(from_bytes(to_bytes(LATENT), "x"), LATENT)
 
 
-def test_the_stream_hands_out_each_samples_latents_with_its_label(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_stream_hands_out_each_samples_latents_with_its_label(tmp_path: Path, workers: int) -> None:
     found = shards(tmp_path / "a")
     assert are_latents(found)
-    config = DataConfig(train="x", batch_size=6, resolution=28, channels=1, labels=True, workers=0)
-    batch = next(iter(batches(config, found, seed=0)))
+    config = DataConfig(train="x", batch_size=6, resolution=28, channels=1, labels=True, workers=workers)
+    stream = batches(config, found, seed=0)
+    batch = next(stream)
+    stream.close()
+    assert batch.images.is_contiguous()
     assert sorted(batch.keys) == [str(i) for i in range(6)]
     for key, latent, label in zip(batch.keys, batch.images.numpy(), batch.labels.tolist(), strict=True):  # pyright: ignore[reportOptionalMemberAccess]
         assert np.array_equal(latent, LATENT + np.float32(int(key)))
         assert label == int(key) % 3
+
+
+def test_latents_of_two_shapes_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {f"{i}.{LATENTS}": to_bytes(LATENT[: 2 + i]) for i in range(2)})
+    write_index(tmp_path)
+    config = DataConfig(train="x", batch_size=2, resolution=28, channels=1, workers=0)
+    with pytest.raises(UserError, match=r"x\.tar: [01]: latents of \(\d, 3, 2\), and others of .*one codec"):
+        next(batches(config, index.load(str(tmp_path)), seed=0))
 
 
 def npy(array: np.ndarray) -> bytes:

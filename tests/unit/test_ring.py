@@ -29,7 +29,7 @@ def config(workers: int) -> DataConfig:
 
 
 def test_a_slot_is_free_again_once_nothing_refers_to_it() -> None:
-    ring = Ring(2, (4, 3, 5, 6))
+    ring = Ring(2, (4, 3, 5, 6), np.uint8)
     slots = [ring.take(), ring.take()]
     assert sorted(slots) == [0, 1]  # type: ignore[type-var]
     assert ring.take() is None
@@ -44,9 +44,10 @@ def test_a_slot_is_free_again_once_nothing_refers_to_it() -> None:
     assert ring.take() == 0
 
 
-def test_a_forked_process_writes_what_this_one_reads() -> None:
-    ring = Ring(3, (2, 3, 4, 4))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4), dtype=np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_forked_process_writes_what_this_one_reads(dtype: type) -> None:
+    ring = Ring(3, (2, 3, 4, 4), dtype)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4)).astype(dtype)
     slot = ring.take()
     assert slot is not None
     if not (child := os.fork()):
