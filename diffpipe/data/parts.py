@@ -6,15 +6,9 @@ import errno
 import fcntl
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +20,7 @@ from tqdm import tqdm
 from diffpipe.contract import UserError
 from diffpipe.data.arrays import Column, map_arrays, write_arrays
 from diffpipe.data.lists import check_lists, lists_beside
+from diffpipe.data.processes import DiedError, answers
 from diffpipe.data.scan import scan_file
 from diffpipe.data.storage import RemoteFile, is_remote, parse, redacted, tars
 from diffpipe.data.tarstream import Readable
@@ -110,37 +105,20 @@ def scan_all(shards: Sequence[tuple[str, str]], folder: Path, workers: int, max_
 
 
 def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, UserError | None]]:
-    if workers <= 1:
-        yield from ((job.name, _scan(job)) for job in jobs)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=_end_with_parent)
+    scans = answers(_scanned, jobs, workers if workers > 1 else 0, ahead=2)
     try:
-        running = {pool.submit(_scan, job): job.name for job in jobs}
-        for done in as_completed(running):
-            yield running[done], done.result()
-    except BrokenProcessPool as error:
+        yield from scans
+    except DiedError as error:
         raise UserError(
-            "a process that scans has died; where it was for want of memory, lower --workers; the same command goes on "
-            "with the shards that are left"
+            f"a process that scans has died ({error}); where it was for want of memory, lower --workers; the same "
+            f"command goes on with the shards that are left"
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        scans.close()
 
 
-def _end_with_parent() -> None:
-    """Leave with the parent: one that was killed would leave this process to wait for its next shard for ever.
-
-    Ctrl-C reaches all of them, and a half-read shard is nothing to finish.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _scanned(job: Job) -> tuple[str, UserError | None]:
+    return job.name, _scan(job)
 
 
 def _scan(job: Job) -> UserError | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
+import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
@@ -121,6 +123,7 @@ def _serve(pipe: Connection, others: list[Connection], answer: Callable[[Any], A
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+    threading.Thread(target=_follow, daemon=True).start()
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -133,3 +136,11 @@ def _serve(pipe: Connection, others: list[Connection], answer: Callable[[Any], A
                 found = RuntimeError(f"in a process of its own:\n{traceback.format_exc()}")
             pipe.send(found)
             del found
+
+
+def _follow() -> None:
+    """End with a caller that was killed, in the midst of an answer, too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -99,9 +99,9 @@ def test_a_process_in_the_midst_of_something_long_is_ended() -> None:
 
 
 END = """
-import multiprocessing, os, signal, sys
+import itertools, multiprocessing, os, signal, sys, time
 from diffpipe.data.processes import answers
-source = answers(abs, range(100), 2, 2)
+source = answers(time.sleep, itertools.chain([0], itertools.repeat(SECONDS)), 2, 2)
 next(source)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 """
@@ -116,8 +116,10 @@ print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         ("1 / 0", 1),
     ],
 )
-def test_processes_end_with_their_caller_however_it_ends(ending: str, status: int) -> None:
-    run = subprocess.run([sys.executable, "-c", END + ending], capture_output=True, text=True, check=False, timeout=60)
+@pytest.mark.parametrize("seconds", [0, 1000])  # at work, and in the midst of something long
+def test_processes_end_with_their_caller_however_it_ends(ending: str, status: int, seconds: int) -> None:
+    code = END.replace("SECONDS", str(seconds)) + ending
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == status, run.stderr
     pids = [int(word) for word in run.stdout.split()]
     assert len(pids) == 2
