@@ -76,8 +76,10 @@ class _Crew:
             self.pipes.append(here)
             process = context.Process(target=_serve, args=(there, self.pipes, answer), daemon=True)
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # until it ignores them
-            process.start()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self.processes.append(process)
             there.close()
 
