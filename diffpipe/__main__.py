@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from diffpipe import __version__
-from diffpipe.contract import RankError, UserError
+from diffpipe.errors import RankError, UserError
 
 # A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`;
 # only the one asked for is loaded.

@@ -10,8 +10,8 @@ import torch
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
-from diffpipe.contract import Batch, ImageShape, Stage
 from diffpipe.data import index, sequence
+from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics

@@ -7,11 +7,12 @@ import tempfile
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.reconstruction import originals
-from diffpipe.contract import Generates, ImageShape, Stage, UserError
 from diffpipe.data import index, sources
 from diffpipe.data.index import ShardSet, number_of_classes
 from diffpipe.data.latents import are_latents, encoder
 from diffpipe.data.stream import check
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.evaluate import parse_metric
 from diffpipe.stages.codec import VAECodecConfig
 

@@ -20,8 +20,8 @@ from diffpipe.cli.likelihood import Likelihoods, is_conditional, score_images, s
 from diffpipe.cli.picture import labelled_grid
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
 from diffpipe.data import index
+from diffpipe.errors import UserError
 from diffpipe.metrics.complexity import complexity
 from diffpipe.metrics.detection import Detection, detect, typicality
 from diffpipe.train.runtime import Runtime

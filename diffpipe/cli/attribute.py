@@ -20,9 +20,9 @@ from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.picture import labelled_grid, require_png, save
 from diffpipe.cli.runs import Run, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
 from diffpipe.data import sequence
 from diffpipe.data.index import ShardSet
+from diffpipe.errors import UserError
 from diffpipe.metrics import protocol
 from diffpipe.train.runtime import Runtime
 

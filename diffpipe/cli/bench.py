@@ -18,8 +18,9 @@ from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.reuse import Scored, Scorer
 from diffpipe.cli.runs import Run, generated_images
 from diffpipe.cli.terminal import say
-from diffpipe.contract import Generates, Reconstructs, UserError
 from diffpipe.data import index
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Generates, Reconstructs
 from diffpipe.train.runtime import Runtime
 
 LOOKED_THROUGH = 2000  # reference images, for some of each class to show

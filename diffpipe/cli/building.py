@@ -6,7 +6,7 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.perceptual import build_seeing
 from diffpipe.cli.runs import Built, build_stage
 from diffpipe.cli.teacher import build_taught
-from diffpipe.contract import ImageShape
+from diffpipe.interfaces import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.checkpoint import Checkpoint

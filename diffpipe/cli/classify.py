@@ -20,8 +20,8 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.likelihood import is_conditional, labelled_images, require_likelihood, score_images, scoring
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
 from diffpipe.data import index, sequence
+from diffpipe.errors import UserError
 from diffpipe.metrics import calibration, protocol
 from diffpipe.metrics.calibration import Reliability
 from diffpipe.rng import permutation

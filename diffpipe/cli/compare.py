@@ -23,7 +23,7 @@ from diffpipe.cli.page import html
 from diffpipe.cli.reuse import Scored
 from diffpipe.cli.runs import Run, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import CHUNK, METRICS, parse_metric
 from diffpipe.metrics.protocol import require_alike
 from diffpipe.train.runtime import Runtime

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from diffpipe.cli.runs import open_codec
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
 from diffpipe.data import index, latents, sequence
 from diffpipe.data.index import ShardSet
 from diffpipe.data.read import Reader
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import chunks
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.runtime import Runtime

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from diffpipe.cli.images import require_images
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.contract import Encodes, ImageShape, Stage, UserError
 from diffpipe.data import index, sequence
 from diffpipe.data.index import ShardSet, number_of_classes
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Encodes, ImageShape, Stage
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
 

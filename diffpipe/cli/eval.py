@@ -9,9 +9,10 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, is_run, open_run, sampler_overrides
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
-from diffpipe.contract import ImageShape, UserError
 from diffpipe.data import index
 from diffpipe.data.table import INDEX_NAME
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import METRICS, ImageSource, parse_metric
 from diffpipe.metrics.folder import FolderImages

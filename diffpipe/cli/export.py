@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from diffpipe.cli.runs import open_run
 from diffpipe.cli.terminal import say
 from diffpipe.config import dump_yaml
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.runtime import Runtime
 
 

@@ -20,7 +20,8 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.likelihood import labelled_images, require_likelihood, score_images, scoring
 from diffpipe.cli.runs import Run, generated_images
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.contract import Reconstructs, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Reconstructs
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws
 from diffpipe.stages.latents import LatentCodec
@@ -33,7 +34,7 @@ TIMED_SECONDS, TIMED_CHUNKS = 2.0, 20
 class Family:
     """One row of a comparison: JSON values, None for what the run cannot do, with the reason in `missing` by field.
 
-    bits_per_dim: value, standard_error, n, unit, and kind as in `contract.Score`. reconstruction: value, unit, n.
+    bits_per_dim: value, standard_error, n, unit, and kind as in `interfaces.Score`. reconstruction: value, unit, n.
     training: images_per_second, the median over the log lines but the first, and the seconds that the images seen take
     at it. sampling: images_per_second of all processes together, evaluations (of the run's own networks, an image) and
     how it was measured. parameters: of the networks that generate (with a codec's) and of all.

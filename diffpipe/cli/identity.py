@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffpipe.cli.experiment import Experiment
-from diffpipe.contract import ImageShape, UserError
 from diffpipe.data.changes import what_changed
 from diffpipe.data.index import ShardSet
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint import Checkpoint
 
 _FINGERPRINT = "data.fingerprint"

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.contract import Generates, ImageShape, Stage, UserError
 from diffpipe.data import sequence
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime
 

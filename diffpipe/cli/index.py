@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffpipe.contract import UserError
 from diffpipe.data.address import is_remote
 from diffpipe.data.index import IMAGE_EXTENSIONS, expand, load
 from diffpipe.data.parts import remote_shards
 from diffpipe.data.scan import MAX_MEMBER
 from diffpipe.data.table import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.errors import UserError
 
 _PICKLES = {"pickle", "pkl", "pt", "pth", "pyd"}
 

@@ -20,9 +20,10 @@ from diffpipe.cli.picture import labelled_grid, require_png, save
 from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, open_run, sampler_overrides
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
-from diffpipe.contract import Generates, UserError
 from diffpipe.data import index, sequence
 from diffpipe.data.index import ShardSet
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Generates
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
 

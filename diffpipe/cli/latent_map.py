@@ -22,9 +22,9 @@ from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.picture import require_png, save
 from diffpipe.cli.runs import Run, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
 from diffpipe.data import sequence
 from diffpipe.data.index import ShardSet, number_of_classes
+from diffpipe.errors import UserError
 from diffpipe.train.runtime import Runtime
 
 SIDE = 15  # decoded images along each side of the plane

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.contract import BadSampleError, ImageShape, Stage
 from diffpipe.data.index import ShardSet
+from diffpipe.errors import BadSampleError
+from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.latents import moments, statistics, unfit
 from diffpipe.stages.vae import VAE
 from diffpipe.train.runtime import Runtime

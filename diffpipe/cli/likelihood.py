@@ -13,10 +13,11 @@ from torch import Tensor
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.contract import Batch, Generates, Score, Scores, UserError
 from diffpipe.data import index
 from diffpipe.data.index import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, Generates, Score, Scores
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
 
@@ -31,7 +32,7 @@ class Course(NamedTuple):
 class Likelihoods(NamedTuple):
     """What a stage says of each image.
 
-    values: "score" and its terms by name, float64 [n] in the order of the images. unit, kind: see `contract.Score`.
+    values: "score" and its terms by name, float64 [n] in the order of the images. unit, kind: see `interfaces.Score`.
     """
 
     values: Mapping[str, Float64[Tensor, " n"]]

@@ -14,7 +14,7 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.likelihood import Course, Likelihoods, labelled_images, require_likelihood, score_images, scoring
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics import protocol
 from diffpipe.metrics.protocol import Result
 from diffpipe.train.runtime import Runtime

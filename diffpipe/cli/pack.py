@@ -11,7 +11,6 @@ from pathlib import Path
 from PIL import ImageColor
 
 from diffpipe.cli.index import describe
-from diffpipe.contract import UserError
 from diffpipe.data.index import load
 from diffpipe.data.pack import (
     CifarSource,
@@ -27,6 +26,7 @@ from diffpipe.data.pack import (
 from diffpipe.data.packing.hub import SCHEME, is_saved
 from diffpipe.data.packing.idx import find_idx
 from diffpipe.data.table import INDEX_NAME
+from diffpipe.errors import UserError
 
 # Which options go with which sources, and what each kind of source is called.
 _FOLDERS, _ZIPS, _IDX, _IDX_FILE = "image folders", "zip archives", "folders of idx files", "idx files"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.runs import Built
 from diffpipe.config import validate
-from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.metrics.perceptual import build_feature_maps
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.runtime import Runtime

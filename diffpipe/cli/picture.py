@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffpipe.cli.images import grid
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 CELL = 64  # an image's least width in the picture: room for a number above it
 TEXT, LINE = 13, 26  # a letter's height and a line's, in pixels

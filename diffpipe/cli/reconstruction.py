@@ -14,9 +14,10 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.scoring import score
 from diffpipe.cli.terminal import say
-from diffpipe.contract import Reconstructs, Stage, UserError
 from diffpipe.data import index
 from diffpipe.data.index import ShardSet
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Reconstructs, Stage
 from diffpipe.metrics.evaluate import ImageSource, parse_metric
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime

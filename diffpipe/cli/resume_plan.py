@@ -15,7 +15,7 @@ import torch
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 # At one world size all must be the same in every bit, whatever the precision and the optimizer. At others sums have
 # another order, and what that makes of the weights is to be told from what a broken resume makes of them: float32 keeps

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffpipe import __version__
 from diffpipe.cli.runs import Run
 from diffpipe.cli.scoring import load_extractors, score
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import ImageSource
 from diffpipe.metrics.features import Extractor

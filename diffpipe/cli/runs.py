@@ -14,7 +14,8 @@ from torch import nn
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import GeneratedImages
 from diffpipe.config import override, validate
-from diffpipe.contract import ImageShape, Stage, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, unfit

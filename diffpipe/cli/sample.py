@@ -12,7 +12,7 @@ from diffpipe.cli.images import grid, save_pngs
 from diffpipe.cli.runs import add_sampling_arguments, generated_images, open_run, sampler_overrides
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.runtime import Runtime
 
 GRID = 100  # images in the grid at most

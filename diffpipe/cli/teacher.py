@@ -9,7 +9,8 @@ from torch import Tensor
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.runs import Built, Run, build_stage, open_pinned
 from diffpipe.config import validate
-from diffpipe.contract import ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig, TeacherConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train.checkpoint import Checkpoint

@@ -27,11 +27,11 @@ from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.cli.validation import Validation
 from diffpipe.config import dump_yaml, load_config
-from diffpipe.contract import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.data import index
 from diffpipe.data.changes import keep_listing
 from diffpipe.data.index import ShardSet
 from diffpipe.data.stream import batches
+from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
 from diffpipe.rng import Draws
 from diffpipe.train import checkpoint as checkpoints

@@ -18,10 +18,11 @@ from diffpipe.cli.admission import fit_latents
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
-from diffpipe.contract import Batch, Phase, Stage, UserError
 from diffpipe.data import index
 from diffpipe.data.latents import are_latents
 from diffpipe.data.samples import Samples, check
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, Phase, Stage
 from diffpipe.rng import Draws, derive
 from diffpipe.train.runtime import Runtime
 

@@ -25,7 +25,7 @@ from diffpipe.cli import jobs
 from diffpipe.cli.resume_plan import Moment, Plan, Training
 from diffpipe.cli.resume_verdict import Kill, Trained, judge
 from diffpipe.cli.sameness import Record, read_seen
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.team import Team
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
 

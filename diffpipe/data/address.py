@@ -11,7 +11,7 @@ import re
 import urllib.parse
 from typing import NamedTuple
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 SCHEMES = ("http", "https", "s3", "gs")
 

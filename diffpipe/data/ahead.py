@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Iterable
 
-from diffpipe.contract import UserError
 from diffpipe.data.cache import Remote
+from diffpipe.errors import UserError
 
 _THREADS = 2
 _AGAIN = 60.0

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from diffpipe.contract import UserError
 from diffpipe.data.storage import RemoteFile, redacted
+from diffpipe.errors import UserError
 
 LIMIT = 1 << 36
 _CHUNK = 1 << 18

@@ -18,12 +18,12 @@ import numpy as np
 from braceexpand import braceexpand
 from webdataset.shardlists import expand_urls
 
-from diffpipe.contract import UserError
 from diffpipe.data.address import beside, is_remote, parse, redacted
 from diffpipe.data.address import folder as folder_of
 from diffpipe.data.cache import Cache, Item, Remote
 from diffpipe.data.storage import MissingError
 from diffpipe.data.table import INDEX_NAME, Places, Sample, Table
+from diffpipe.errors import UserError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 VERIFY_LIMIT = 1 << 30

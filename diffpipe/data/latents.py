@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from diffpipe.contract import BadSampleError, UserError
 from diffpipe.data.address import beside, folder, is_remote, redacted
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.storage import MissingError, RemoteFile
+from diffpipe.errors import BadSampleError, UserError
 
 LATENTS = "latents.npy"
 CODEC = "codec.json"

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from diffpipe import rng
-from diffpipe.contract import UserError
 from diffpipe.data.packing.choose import Split, choose
 from diffpipe.data.packing.cifar import CifarSource
 from diffpipe.data.packing.commit import whole
@@ -18,6 +17,7 @@ from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import Item, Source
 from diffpipe.data.packing.write import Budget, Shards, write
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
 
 __all__ = [
     "CifarSource",

@@ -17,13 +17,13 @@ import numpy as np
 from braceexpand import braceexpand
 from tqdm import tqdm
 
-from diffpipe.contract import UserError
 from diffpipe.data.arrays import Column, map_arrays, write_arrays
 from diffpipe.data.lists import check_lists, lists_beside
 from diffpipe.data.processes import DiedError, answers
 from diffpipe.data.scan import scan_file
 from diffpipe.data.storage import RemoteFile, is_remote, parse, redacted, tars
 from diffpipe.data.tarstream import Readable
+from diffpipe.errors import UserError
 
 _VERSION = 1
 _NAMED_ERRORS = 5

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 Q = TypeVar("Q")
 A = TypeVar("A")

@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from diffpipe.contract import BadSampleError, UserError
 from diffpipe.data.ahead import Ahead
 from diffpipe.data.cache import use
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.scan import parse_class
 from diffpipe.data.table import Sample
+from diffpipe.errors import BadSampleError, UserError
 
 _TIDY = 30.0
 

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Int64, Num
 
 from diffpipe import rng
-from diffpipe.contract import BadSampleError, Batch, UserError
 from diffpipe.data.config import DataConfig
 from diffpipe.data.decode import decode_to
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
@@ -21,6 +20,8 @@ from diffpipe.data.ring import room
 from diffpipe.data.scan import parse_class
 from diffpipe.data.sources import Mixture, order_of
 from diffpipe.data.table import Places
+from diffpipe.errors import BadSampleError, UserError
+from diffpipe.interfaces import Batch
 
 _OPEN = 512  # of the 1024 files that a process may usually have open
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffpipe.contract import UserError
 from diffpipe.data.tarstream import BLOCK, Readable, TarStream, damaged, headers
+from diffpipe.errors import UserError
 
 MAX_MEMBER = 256 << 20
 _META = re.compile(r"__[^/]*__($|/)")

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from diffpipe.contract import UserError
 from diffpipe.data.decode import decode, decode_to, pixels
 from diffpipe.data.index import ShardSet
 from diffpipe.data.order import sequential
 from diffpipe.data.read import Reader
 from diffpipe.data.table import Sample
+from diffpipe.errors import UserError
 
 
 def images(

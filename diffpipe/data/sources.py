@@ -19,11 +19,11 @@ from pydantic import Field
 
 from diffpipe import rng
 from diffpipe.config import Config
-from diffpipe.contract import UserError
 from diffpipe.data import index
 from diffpipe.data.cache import Cache
 from diffpipe.data.index import ShardSet
 from diffpipe.data.order import Order
+from diffpipe.errors import UserError
 
 _FINEST = 4096
 _ROWS = 64

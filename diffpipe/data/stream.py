@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpipe.contract import Batch, UserError
 from diffpipe.data.config import DataConfig
 from diffpipe.data.index import ShardSet
 from diffpipe.data.processes import DiedError, answers
 from diffpipe.data.ring import Ring
 from diffpipe.data.samples import Samples, check
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch
 
 
 def batches(

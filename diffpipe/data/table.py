@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffpipe.contract import UserError
 from diffpipe.data.address import parse, redacted
 from diffpipe.data.arrays import Column, map_arrays, write_arrays
 from diffpipe.data.parts import Part, parts_folder, scan_all
 from diffpipe.data.scan import MAX_MEMBER
+from diffpipe.errors import UserError
 
 INDEX_NAME = "index.safetensors"
 _VERSION = 1

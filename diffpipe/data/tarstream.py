@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 BLOCK = 512
 _CHUNK = 1 << 20

@@ -17,10 +17,11 @@ from einops import reduce
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from diffpipe.contract import Score, UserError
 from diffpipe.diffusion.process import Gaussian, over_pixels, posterior, posterior_variance, predict_x0, q_sample
 from diffpipe.diffusion.samplers import Denoise
 from diffpipe.diffusion.schedule import Schedule
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Score
 from diffpipe.rng import Draws
 
 Variance = Literal["small", "large"]

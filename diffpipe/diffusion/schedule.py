@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffpipe.config import Config
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 Spacing = Literal["trailing", "leading", "linspace"]
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, features
 from torch import Tensor
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 # What Pillow needs to write each format without loss and as short as it can.
 FORMATS: Mapping[str, Mapping[str, Any]] = {

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.rng import Draws
 
 Scores = Float[np.ndarray, " _"]  # of normal or of abnormal samples, as many as there are

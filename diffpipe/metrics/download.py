@@ -9,7 +9,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 
 def download(url: str, path: Path, sha256: str, timeout: float = 60.0) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffpipe import __version__
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.features import Extractor, build_extractor
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance

@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.download import download
 from diffpipe.metrics.lite0 import lite0_features
 

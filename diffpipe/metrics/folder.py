@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 
 class FolderImages:

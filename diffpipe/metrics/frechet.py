@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.moments import Moments
 
 

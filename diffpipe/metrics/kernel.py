@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from diffpipe import rng
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 Subset = tuple[Int64[np.ndarray, " size"], Int64[np.ndarray, " size"]]
 

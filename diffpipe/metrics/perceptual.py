@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.features import hashed, import_network, lite0_weights
 from diffpipe.metrics.lite0 import lite0_maps
 

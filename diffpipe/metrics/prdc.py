@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 # As their papers have them.
 NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}

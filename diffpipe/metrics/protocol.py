@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.nn.flow import Chain, Context, Prior, one_hot, squeeze, unsqueeze
 
 Positive = Annotated[int, Field(ge=1)]

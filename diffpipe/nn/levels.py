@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from diffpipe.config import Config
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.nn.blocks import zero_init
 from diffpipe.nn.flow import full_precision
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.nn.blocks import Downsample, ResBlock, SelfAttention, Upsample, sinusoidal_embedding, zero_init
 from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 

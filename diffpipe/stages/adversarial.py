@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
 from diffpipe.diffusion.process import over_pixels, predict_x0, q_sample, q_step, reverse_step
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import Draws

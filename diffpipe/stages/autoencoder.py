@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase, Score
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diffpipe.config import Config
-from diffpipe.contract import ImageShape
+from diffpipe.interfaces import ImageShape
 from diffpipe.rng import Draws
 
 

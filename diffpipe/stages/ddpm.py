@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase, UserError
 from diffpipe.diffusion.bound import BoundScore, timestep_strata, variational_bound
 from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig

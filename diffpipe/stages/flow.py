@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase, Score, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.flow import Dequantizer
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig

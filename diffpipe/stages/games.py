@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffpipe.config import Config
-from diffpipe.contract import Loss, Phase
+from diffpipe.interfaces import Loss, Phase
 
 Game = Literal["non_saturating", "hinge", "relativistic"]
 Judge = Callable[[Tensor], Tensor]

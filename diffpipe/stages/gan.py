@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.generator import Generator, GeneratorConfig
 from diffpipe.rng import Draws

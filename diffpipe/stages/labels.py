@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diffpipe.contract import ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape
 
 
 def conditional_classes(conditional: bool, shape: ImageShape) -> int:

@@ -9,7 +9,8 @@ from einops import reduce
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
 
-from diffpipe.contract import ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape
 from diffpipe.rng import Draws
 from diffpipe.stages.vae import VAE, Posterior, reparameterize
 

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from diffpipe.config import Config
-from diffpipe.contract import ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape
 from diffpipe.nn.levels import LevelsConfig
 from diffpipe.stages.games import discriminator_loss, generator_loss
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.contract import Batch, ImageShape, Loss, Phase, Score, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.patch import PatchDiscriminator
 from diffpipe.rng import Draws

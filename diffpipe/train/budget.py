@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from diffpipe.contract import Batch, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch
 from diffpipe.train.runtime import Runtime
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffpipe.config import Config
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.team import Team
 
 MANIFEST = "manifest.json"

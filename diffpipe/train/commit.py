@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.checkpoint import MANIFEST, STATE, CheckpointConfig, Entry, Manifest, describe, step_name
 from diffpipe.train.retention import TEMPORARY, prune, retire
 from diffpipe.train.team import Team

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.runtime import Runtime
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffpipe.contract import Batch, Loss, Phase, RankError, Stage, UserError
+from diffpipe.errors import RankError, UserError
+from diffpipe.interfaces import Batch, Loss, Phase, Stage
 from diffpipe.rng import Draws, derive
 from diffpipe.train.budget import BadSamples
 from diffpipe.train.config import TrainConfig

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffpipe.contract import Batch, Loss
+from diffpipe.interfaces import Batch, Loss
 from diffpipe.train.runtime import Runtime
 
 

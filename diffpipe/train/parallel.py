@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.regions import blocks
 from diffpipe.train.runtime import Runtime
 

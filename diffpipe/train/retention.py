@@ -12,7 +12,7 @@ import itertools
 import shutil
 from pathlib import Path
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.checkpoint import DAMAGED, Checkpoint, CheckpointConfig, committed, newest_valid, step_of
 from diffpipe.train.team import Team
 

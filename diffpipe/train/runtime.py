@@ -20,7 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from diffpipe.contract import LostPeerError, RankError, UserError
+from diffpipe.errors import LostPeerError, RankError, UserError
 from diffpipe.train.team import Team
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

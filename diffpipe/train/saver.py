@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from diffpipe.contract import RankError, UserError
+from diffpipe.errors import RankError, UserError
 from diffpipe.train.checkpoint import CheckpointConfig
 from diffpipe.train.commit import Part, commit
 from diffpipe.train.team import Team

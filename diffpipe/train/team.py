@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 T = TypeVar("T")
 

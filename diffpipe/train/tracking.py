@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from diffpipe.contract import Batch
+from diffpipe.interfaces import Batch
 from diffpipe.train.runtime import Runtime
 
 

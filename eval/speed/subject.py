@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
-from diffpipe.contract import Batch, ImageShape
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from diffpipe.contract import LostPeerError
+from diffpipe.errors import LostPeerError
 from diffpipe.train.boundary import Agreed, Boundary
 from diffpipe.train.runtime import Runtime, peers
 from tests.distributed.processes import run

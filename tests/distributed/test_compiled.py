@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from diffpipe.contract import ImageShape
+from diffpipe.interfaces import ImageShape
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.train import checkpoint as checkpoints

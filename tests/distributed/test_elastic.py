@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import CheckpointConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from diffpipe.contract import Batch, ImageShape
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.config import TrainConfig

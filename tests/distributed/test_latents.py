@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffpipe.cli.reconstruction import ReconstructedImages
 from diffpipe.cli.scoring import score
-from diffpipe.contract import ImageShape
+from diffpipe.interfaces import ImageShape
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics
 from diffpipe.stages.vae import VAEConfig

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
 
-from diffpipe.contract import Batch, Loss, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, Loss
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer

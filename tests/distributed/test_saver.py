@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train import commit as module
 from diffpipe.train.checkpoint import CheckpointConfig, committed, load, open_checkpoint
 from diffpipe.train.retention import recover

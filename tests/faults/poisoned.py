@@ -28,7 +28,7 @@ import torch
 
 from diffpipe.__main__ import main
 from diffpipe.cli import train
-from diffpipe.contract import Batch, Loss, Phase
+from diffpipe.interfaces import Batch, Loss, Phase
 from diffpipe.train.loop import NonFiniteError, Trainer
 from diffpipe.train.parallel import whole
 from tests.faults.dying import meet

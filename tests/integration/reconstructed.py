@@ -13,8 +13,8 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.reconstruction import ReconstructedImages
 from diffpipe.cli.runs import open_run
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.contract import Reconstructs
 from diffpipe.data import index
+from diffpipe.interfaces import Reconstructs
 from diffpipe.train.runtime import Runtime
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.runs import build_stage, open_run
 from diffpipe.config import load_config
-from diffpipe.contract import Generates, Reconstructs, Stage
+from diffpipe.interfaces import Generates, Reconstructs, Stage
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime

@@ -11,10 +11,10 @@ import torch
 
 from diffpipe.cli.runs import open_run
 from diffpipe.cli.validation import SEED
-from diffpipe.contract import Batch
 from diffpipe.data import images, labels, load
 from diffpipe.data.order import Order
 from diffpipe.data.table import write_index
+from diffpipe.interfaces import Batch
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
 from tests.integration.commands import CONFIG, HOME, SHARDS, TINY, metrics, refused, train

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from diffpipe.contract import Batch, Loss, Phase
+from diffpipe.interfaces import Batch, Loss, Phase
 from diffpipe.rng import Draws
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffpipe.contract import ImageShape, UserError
 from diffpipe.diffusion.process import posterior, q_sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.errors import UserError
+from diffpipe.interfaces import ImageShape
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws

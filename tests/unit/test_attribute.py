@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from diffpipe.cli.attribute import STRENGTHS, along, direction, move, share_nearer
 from diffpipe.cli.encoding import LatentSpace, drawn_of_class, labelled_shards
-from diffpipe.contract import ImageShape
 from diffpipe.data import sequence
 from diffpipe.data.table import write_index
+from diffpipe.interfaces import ImageShape
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
 from tests.unit.stages import Toy

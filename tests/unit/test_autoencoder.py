@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from diffpipe.contract import Batch, Generates, ImageShape, Reconstructs, Scores, Stage, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, Generates, ImageShape, Reconstructs, Scores, Stage
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.rng import Draws
 from diffpipe.stages.autoencoder import Autoencoder, AutoencoderConfig

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpipe.contract import BadSampleError, UserError
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.decode import decode, decode_to, pixels
 from diffpipe.data.latents import to_bytes
 from diffpipe.data.table import write_index
+from diffpipe.errors import BadSampleError, UserError
 from tests.unit.tars import png, random_pixels, write_tar
 
 GREY, COLOUR = random_pixels(0, (24, 40)), random_pixels(1, (24, 40, 3))
@@ -258,7 +258,7 @@ def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb(20000))
     code = """if True:
         import resource, sys
-        from diffpipe.contract import UserError
+        from diffpipe.errors import UserError
         from diffpipe.data.decode import decode
         data = open(sys.argv[1], "rb").read()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffpipe.cli.experiment import Experiment
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, PENALTY
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig

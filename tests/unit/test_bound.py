@@ -12,7 +12,6 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from diffpipe.contract import Batch, ImageShape, Scores, UserError
 from diffpipe.diffusion.bound import (
     BoundScore,
     decoder_term,
@@ -23,6 +22,8 @@ from diffpipe.diffusion.bound import (
 )
 from diffpipe.diffusion.process import Gaussian
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape, Scores
 from diffpipe.rng import Draws
 from diffpipe.stages.ddpm import DDPMConfig
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffpipe.contract import Batch, Stage
+from diffpipe.interfaces import Batch, Stage
 from diffpipe.train.budget import BadSamplesError
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig

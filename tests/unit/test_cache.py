@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.contract import UserError
 from diffpipe.data import storage
 from diffpipe.data.cache import Cache, Item, Remote
+from diffpipe.errors import UserError
 from tests.unit.web import Web, serving
 
 SIZE = 1000

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint import CheckpointConfig
 from diffpipe.train.saver import Saver

@@ -18,9 +18,10 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run
 from diffpipe.config import validate
-from diffpipe.contract import Batch, ImageShape, Score, Scores, UserError
 from diffpipe.data import index
 from diffpipe.data.pack import FolderSource, pack
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape, Score, Scores
 from diffpipe.rng import Draws
 from diffpipe.train.checkpoint import Checkpoint
 from diffpipe.train.runtime import Runtime

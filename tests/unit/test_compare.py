@@ -17,7 +17,7 @@ from diffpipe.cli.families import Family, _watched
 from diffpipe.cli.gallery import Row, columns, gallery, strip
 from diffpipe.cli.page import html
 from diffpipe.cli.reuse import Plan, Scored, remembering
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics import protocol
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result

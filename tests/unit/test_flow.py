@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.flow import Dequantizer, InvertibleConv
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.rng import Draws

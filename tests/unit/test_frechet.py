@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.moments import Moments
 

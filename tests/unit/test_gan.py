@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.discriminator import Discriminator
 from diffpipe.rng import Draws
 from diffpipe.stages.games import GameConfig, discriminator_loss, generator_loss, play, squared_gradient

@@ -16,10 +16,10 @@ from webdataset.compat import WebDataset
 from webdataset.tariterators import base_plus_ext
 from webdataset.writer import ShardWriter
 
-from diffpipe.contract import UserError
 from diffpipe.data.index import ShardSet, load, number_of_classes
 from diffpipe.data.scan import split_name
 from diffpipe.data.table import INDEX_NAME, write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 FILES = {f"a/{i:03d}.{e}": bytes([i]) * (500 + 7 * i) for i in range(5) for e in ("png", "cls")}

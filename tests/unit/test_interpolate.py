@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpipe.cli.images import GeneratedImages
 from diffpipe.cli.interpolate import Between, between_noises, spherical, straight
-from diffpipe.contract import ImageShape, Stage
+from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.rng import Draws
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.runtime import Runtime

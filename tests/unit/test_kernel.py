@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics import kernel
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffpipe.contract import UserError
 from diffpipe.data import index
 from diffpipe.data.config import DataConfig
 from diffpipe.data.latents import CODEC, LATENTS, are_latents, encoder, from_bytes, to_bytes
 from diffpipe.data.samples import check
 from diffpipe.data.stream import batches
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import write_tar
 
 LATENT = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.rng import Draws
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics, unfit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.nn.autoencoder import CoderConfig
 from diffpipe.nn.discriminator import DiscriminatorConfig
 from diffpipe.nn.generator import GeneratorConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.contract import UserError
 from diffpipe.data.table import INDEX_NAME, write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import write_tar
 
 FILES = {f"{i}.{e}": bytes([i]) * n for i in range(4) for e, n in (("png", 700 * i), ("cls", 1), ("seg.png", 5))}

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffpipe.contract import Batch, ImageShape, Stage, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig

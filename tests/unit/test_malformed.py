@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffpipe.cli.index import _report
-from diffpipe.contract import UserError
 from diffpipe.data.index import load
 from diffpipe.data.read import Reader
 from diffpipe.data.scan import scan
 from diffpipe.data.table import INDEX_NAME, write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_tar
 
 FILES = {f"a/{i:03d}.{e}": bytes([i]) * (500 + 7 * i) for i in range(5) for e in ("png", "cls")}

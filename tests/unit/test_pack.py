@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from diffpipe.contract import UserError
 from diffpipe.data import images, labels, load, number_of_classes
 from diffpipe.data.pack import Encoding, FolderSource, IdxSource, ShardSource, pack
 from diffpipe.data.packing.idx import find_idx, read_idx
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_tar
 
 FASHION = Path(__file__).parents[2] / "configs" / "fashion_mnist" / "shards"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpipe.contract import UserError
 from diffpipe.data import images, labels, load
 from diffpipe.data.pack import CifarSource, pack
 from diffpipe.data.packing.pickles import load_plain
+from diffpipe.errors import UserError
 from tests.unit.archives import (
     CIFAR_CLASSES,
     cifar_batch,
@@ -76,7 +76,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path: Path) 
         b"(S'" + word + b"'\nios\nsystem\n.",  # INST
         b'cbuiltins\neval\n(S\'__import__("os").system("' + word + b"\")'\ntR.",
         b"\x80\x02cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\nU\x01OK\0K\x01\x87RU\x04xxxxtR.",
-        b"\x80\x04\x8c\x11diffpipe.contract\x8c\x09UserError\x93.",
+        b"\x80\x04\x8c\x0fdiffpipe.errors\x8c\x09UserError\x93.",
         b"cnumpy\nload\n(S'" + str(flag).encode() + b"'\ntR.",
     ]
     pickle.loads(evil[2])

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.contract import UserError
 from diffpipe.data import labels, load
 from diffpipe.data.pack import FolderSource, pack
 from diffpipe.data.packing.labels import read_labels
+from diffpipe.errors import UserError
 from tests.unit.archives import by_bytes, write_folder, write_zip
 from tests.unit.tars import png, random_pixels
 

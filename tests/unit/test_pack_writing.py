@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpipe.contract import UserError
 from diffpipe.data import images, load
 from diffpipe.data.pack import Encoding, FolderSource, Item, ShardSource, Split, pack
 from diffpipe.data.packing.commit import whole
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_tar
 
 

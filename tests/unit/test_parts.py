@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.contract import UserError
 from diffpipe.data import parts
 from diffpipe.data.index import load
 from diffpipe.data.table import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.errors import UserError
 from tests.unit.tars import write_shards, write_tar
 from tests.unit.web import serving
 

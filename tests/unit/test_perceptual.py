@@ -8,8 +8,8 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffpipe.contract import UserError
 from diffpipe.data import index, sequence
+from diffpipe.errors import UserError
 from diffpipe.metrics.perceptual import build_feature_maps
 from diffpipe.stages.realism import perceptual_distance
 from tests.integration.commands import SHARDS

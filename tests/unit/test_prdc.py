@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics import prdc as module
 from diffpipe.metrics.evaluate import evaluate, parse_metric
 from diffpipe.metrics.features import Extractor

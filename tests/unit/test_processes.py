@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpipe.contract import UserError
 from diffpipe.data.processes import DiedError, answers
+from diffpipe.errors import UserError
 
 
 def slow_square(n: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.metrics.protocol import Result, compare, read, require_alike, write
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.contract import UserError
 from diffpipe.data.index import ShardSet, load
 from diffpipe.data.read import Reader
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 

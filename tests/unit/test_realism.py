@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffpipe.contract import Batch, ImageShape, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.rng import Draws
 from diffpipe.stages.realism import fooling_loss, judging_loss, perceptual_distance
 from diffpipe.stages.vae import VAE, VAEConfig

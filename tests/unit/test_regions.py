@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
-from diffpipe.contract import ImageShape
+from diffpipe.interfaces import ImageShape
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from diffpipe.contract import BadSampleError, Batch, UserError
 from diffpipe.data import DataConfig, batches, load, storage
 from diffpipe.data.cache import Cache
 from diffpipe.data.index import ShardSet
@@ -21,6 +20,8 @@ from diffpipe.data.latents import encoder
 from diffpipe.data.order import Order
 from diffpipe.data.read import Reader
 from diffpipe.data.table import INDEX_NAME, write_index, write_remote_index
+from diffpipe.errors import BadSampleError, UserError
+from diffpipe.interfaces import Batch
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 from tests.unit.web import Web, serving
 

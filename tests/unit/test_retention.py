@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.checkpoint import CheckpointConfig, newest_valid
 from diffpipe.train.retention import recover
 from diffpipe.train.saver import Saver

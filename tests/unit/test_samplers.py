@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
 from pydantic import ValidationError
 
-from diffpipe.contract import UserError
 from diffpipe.diffusion.process import predict_eps
 from diffpipe.diffusion.samplers import SamplerConfig, ancestral, ddim, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.errors import UserError
 from diffpipe.rng import Draws
 
 NAMES: dict[str, Any] = {"linear": "linear", "cosine": "squaredcos_cap_v2"}

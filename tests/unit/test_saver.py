@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffpipe.config import validate
-from diffpipe.contract import RankError, UserError
+from diffpipe.errors import RankError, UserError
 from diffpipe.train import commit as module
 from diffpipe.train.checkpoint import CheckpointConfig, committed
 from diffpipe.train.saver import Saver

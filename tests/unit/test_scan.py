@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpipe.contract import UserError
 from diffpipe.data import scan as module
 from diffpipe.data.scan import parse_class, scan, scan_file
+from diffpipe.errors import UserError
 from tests.unit.tars import write_tar
 
 FILES = {f"a/{i:03d}.{e}": bytes([48 + i]) * n for i in range(5) for e, n in (("png", 500 + 400 * i), ("cls", 1))}

@@ -11,8 +11,8 @@ import torch
 from diffusers import DDPMScheduler
 from pydantic import ValidationError
 
-from diffpipe.contract import UserError
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.errors import UserError
 
 NAMES: dict[str, Any] = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 

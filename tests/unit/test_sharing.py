@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.runtime import Runtime
 from tests.unit.threads import on_ranks
 

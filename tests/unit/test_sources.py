@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffpipe.config import validate
-from diffpipe.contract import Batch, UserError
 from diffpipe.data import DataConfig, load
 from diffpipe.data.cache import Cache, Item, Remote
 from diffpipe.data.changes import differences
@@ -20,6 +19,8 @@ from diffpipe.data.order import Order
 from diffpipe.data.samples import Samples
 from diffpipe.data.sources import Mixed, Mixture, SourceConfig, load_sources, shares, short_of_room
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 COUNTS = [np.array([3, 1]), np.array([20]), np.array([1, 1, 1])]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpipe.contract import UserError
 from diffpipe.data import storage
 from diffpipe.data.address import beside, is_remote, parse, redacted
 from diffpipe.data.storage import RemoteFile, tars
+from diffpipe.errors import UserError
 from tests.unit.web import Web, serving
 
 DATA = os.urandom(3_000_000)

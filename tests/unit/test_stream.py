@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffpipe.config import validate
-from diffpipe.contract import Batch, UserError
 from diffpipe.data import DataConfig, batches, images, labels, load
 from diffpipe.data.index import ShardSet
 from diffpipe.data.stream import _Positions
 from diffpipe.data.table import write_index
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 
 COUNTS = [13, 1, 30, 7]

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpipe.contract import Batch
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.index import ShardSet
 from diffpipe.data.samples import Samples
 from diffpipe.data.sources import SourceConfig, load_sources
 from diffpipe.data.stream import _Positions
 from diffpipe.data.table import write_index
+from diffpipe.interfaces import Batch
 from tests.unit.tars import write_shards
 
 COUNTS = [1, 1, 1, 2, 3, 5, 8, 13, 21]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffpipe.contract import UserError
 from diffpipe.data import load
 from diffpipe.data.arrays import Column, write_arrays
 from diffpipe.data.table import INDEX_NAME, Member, Sample, Table, write_index
+from diffpipe.errors import UserError
 from tests.unit.tars import write_shards, write_tar
 
 SAMPLES, SHARDS = 1_000_000, 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.nn.blocks import sinusoidal_embedding
 from diffpipe.nn.unet import UNet, UNetConfig
 

@@ -14,7 +14,8 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from diffpipe.contract import Batch, Generates, ImageShape, Loss, Reconstructs, Scores, Stage, UserError
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, Generates, ImageShape, Loss, Reconstructs, Scores, Stage
 from diffpipe.rng import Draws
 from diffpipe.stages.vae import VAE, VAEConfig
 

@@ -27,7 +27,7 @@ from diffpipe.cli.sameness import (
     read_tensors,
     trained_again,
 )
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 from diffpipe.train.checkpoint import Checkpoint
 from tests.integration.commands import CONFIG
 

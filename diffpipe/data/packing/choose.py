@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffpipe import rng
-from diffpipe.contract import UserError
 from diffpipe.data.packing.source import Source
+from diffpipe.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from diffpipe.contract import UserError
 from diffpipe.data.packing.pickles import load_plain
 from diffpipe.data.packing.source import Item
+from diffpipe.errors import UserError
 
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _NAMES = "batches.meta"

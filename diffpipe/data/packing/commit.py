@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 
 @contextlib.contextmanager

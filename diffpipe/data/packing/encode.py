@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from diffpipe.contract import UserError
 from diffpipe.data.decode import decode, fit
 from diffpipe.data.header import format_of
 from diffpipe.data.index import IMAGE_EXTENSIONS
 from diffpipe.data.packing.source import Item
+from diffpipe.errors import UserError
 
 Format = Literal["keep", "png", "jpeg", "webp"]
 _KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffpipe.contract import UserError
 from diffpipe.data.packing.labels import read_labels
 from diffpipe.data.packing.source import Item, numbered
 from diffpipe.data.packing.tree import Folder, Zip, in_order
+from diffpipe.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff")
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffpipe.contract import UserError
 from diffpipe.data.packing.source import Item, numbered
+from diffpipe.errors import UserError
 
 SCHEME = "hf:"
 _SAVED = ("dataset_info.json", "dataset_dict.json")

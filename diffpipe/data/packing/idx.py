@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffpipe.contract import UserError
 from diffpipe.data.packing.source import Item
+from diffpipe.errors import UserError
 
 _UNSIGNED_BYTE = 8
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 _PATH = ("path", "file_name", "filename", "file", "image")
 _LABEL = ("label", "class")

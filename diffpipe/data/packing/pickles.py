@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 _NUMBERS = re.compile(r"[biu][1248]")
 _BROKEN = (

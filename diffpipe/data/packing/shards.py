@@ -6,10 +6,10 @@ import functools
 
 import numpy as np
 
-from diffpipe.contract import UserError
 from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.packing.source import Item
 from diffpipe.data.read import Reader
+from diffpipe.errors import UserError
 
 
 class ShardSource:

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from diffpipe.contract import UserError
+from diffpipe.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from diffpipe.contract import UserError
 from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.source import Source
 from diffpipe.data.processes import DiedError, answers
+from diffpipe.errors import UserError
 
 _CHUNK = 16  # samples that a worker encodes at a time
 _NAMED = 20  # bad samples that an error names

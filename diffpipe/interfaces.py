@@ -1,4 +1,4 @@
-"""What the parts of the house say to each other: the batch, the loss, the phase, the stage, and the error for the user.
+"""What the parts of the house say to each other: the batch, the loss, the phase and the stage.
 
 The loader makes a `Batch`, the trainer carries it, a `Stage` turns it into a `Loss`; none of them imports another.
 """
@@ -13,29 +13,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from diffpipe.rng import Draws
-
-
-class UserError(ValueError):
-    """Something that the user can mend: the message is one sentence or two on what is wrong, where, and what to do.
-
-    The command line prints the message alone and exits with `status`.
-    """
-
-    status = 2
-
-
-class BadSampleError(UserError):
-    """The bytes of one sample are not what they should be, whoever reads them and whenever."""
-
-
-class RankError(UserError):
-    """What this rank alone has met: it says so itself and leaves, and the launcher ends the others."""
-
-
-class LostPeerError(RankError):
-    """Another process of the job has died or hangs: nothing that needs all of them can be done any more."""
-
-    status = 1
 
 
 class Batch(NamedTuple):
