@@ -10,7 +10,8 @@ import torch
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
-from diffpipe.data import index, sequence
+from diffpipe.data.index import shard_set
+from diffpipe.data.loader import sequential_reader
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
@@ -73,9 +74,9 @@ CASES = {
 @functools.cache
 def real_batch(n: int) -> Batch:
     """The first n test images at the cases' size, with their labels, at positions 0 to n - 1."""
-    shards = index.load(str(SHARDS / "test"))
-    images = sequence.images(shards, range(n), SHAPE.resolution, SHAPE.channels)
-    return Batch(images, sequence.labels(shards, range(n)), torch.arange(n), [f"key{i}" for i in range(n)])
+    shards = shard_set.load(str(SHARDS / "test"))
+    images = sequential_reader.images(shards, range(n), SHAPE.resolution, SHAPE.channels)
+    return Batch(images, sequential_reader.labels(shards, range(n)), torch.arange(n), [f"key{i}" for i in range(n)])
 
 
 def _codec(case: Case) -> LatentCodec:

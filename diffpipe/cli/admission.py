@@ -7,10 +7,11 @@ import tempfile
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.reconstruction import originals
-from diffpipe.data import index, sources
-from diffpipe.data.index import ShardSet, number_of_classes
-from diffpipe.data.latents import are_latents, encoder
-from diffpipe.data.stream import check
+from diffpipe.data.decode.latents import are_latents, encoder
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import ShardSet, number_of_classes
+from diffpipe.data.loader import mixture
+from diffpipe.data.loader.stream import check
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.evaluate import parse_metric
@@ -20,7 +21,7 @@ from diffpipe.stages.codec import VAECodecConfig
 def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
     """What is trained on, and what of it a stage sees. Raises UserError."""
     data = experiment.data
-    shards = sources.load_sources(data.train, data.sources, data.shard_cache)
+    shards = mixture.load_sources(data.train, data.sources, data.shard_cache)
     check(data, shards, world, experiment.train.accumulate)
     return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
 
@@ -39,7 +40,7 @@ def fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None
             )
         if experiment.data.test is None:
             raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
-        index.load(experiment.data.test, cache=experiment.data.shard_cache)
+        shard_set.load(experiment.data.test, cache=experiment.data.shard_cache)
         for name in experiment.eval.metrics:
             parse_metric(name)
     if experiment.eval.reconstruction:
@@ -73,6 +74,6 @@ def fit_latents(experiment: Experiment, shards: ShardSet) -> None:
 def short_of_room(experiment: Experiment, shards: ShardSet, world: int) -> str | None:
     """What is to be said where the cache of a machine is too small for the remote shards that its ranks read of."""
     data = experiment.data
-    order = sources.order_of(shards, experiment.seed, data.lanes, data.window)
+    order = mixture.order_of(shards, experiment.seed, data.lanes, data.window)
     share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
-    return sources.short_of_room(shards, order, data.cache_bytes, share)
+    return mixture.short_of_room(shards, order, data.cache_bytes, share)

@@ -20,7 +20,7 @@ from diffpipe.cli.likelihood import Likelihoods, is_conditional, score_images, s
 from diffpipe.cli.picture import labelled_grid
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.data import index
+from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.metrics.complexity import complexity
 from diffpipe.metrics.detection import Detection, detect, typicality
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _images(option: str, shards: str | list[str], opened: Run, n: int) -> ShardImages:
     """The images, which must have the run's size as they are: a resize would itself tell two sets apart."""
-    loaded = index.load(shards)
+    loaded = shard_set.load(shards)
     size = opened.shape.resolution
     height, width = ShardImages(loaded, opened.shape.channels, None).images(range(1)).shape[2:]
     if option != "data.train" and (height, width) != (size, size):

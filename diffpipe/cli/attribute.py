@@ -20,8 +20,8 @@ from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.picture import labelled_grid, require_png, save
 from diffpipe.cli.runs import Run, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.data import sequence
-from diffpipe.data.index import ShardSet
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.metrics import protocol
 from diffpipe.train.runtime import Runtime
@@ -135,7 +135,7 @@ def _write(
     (n_from, n_to), (source, target) = map(len, places.values()), (class_names(shards)[label] for label in places)
     channels, resolution, _ = opened.shape
     rows = found.images[: args.rows]
-    originals = sequence.images(shards, places[args.source][: len(rows)], resolution, channels)
+    originals = sequential_reader.images(shards, places[args.source][: len(rows)], resolution, channels)
     cells = rearrange(torch.cat([originals[:, None], rows], dim=1), "n k c h w -> (n k) c h w")
     title = f"{opened.title}: {source} to {target}, along the difference of their mean latents"
     save(labelled_grid(cells, ["image", *(f"{strength:g}" for strength in STRENGTHS)], title), args.out)

@@ -18,7 +18,7 @@ from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.reuse import Scored, Scorer
 from diffpipe.cli.runs import Run, generated_images
 from diffpipe.cli.terminal import say
-from diffpipe.data import index
+from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, Reconstructs
 from diffpipe.train.runtime import Runtime
@@ -56,7 +56,7 @@ class Bench(NamedTuple):
         classes = max(each.shape.classes for each in runs)
 
         def real(place: str | list[str], n: int | None = None) -> ShardImages:
-            loaded = index.load(place)
+            loaded = shard_set.load(place)
             return ShardImages(loaded, channels, resolution, n=n if n is None else min(n, loaded.total))
 
         def load() -> tuple[ShardImages, ShardImages, ShardImages | None, Tensor]:
@@ -138,7 +138,7 @@ def _floor(args: argparse.Namespace, runs: Sequence[Run]) -> ShardImages:
     complaints = []
     for place in places:
         try:
-            return ShardImages(index.load(place), channels, resolution, n=args.n)
+            return ShardImages(shard_set.load(place), channels, resolution, n=args.n)
         except UserError as error:
             complaints.append(str(error))
     raise UserError(

@@ -20,7 +20,8 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.likelihood import is_conditional, labelled_images, require_likelihood, score_images, scoring
 from diffpipe.cli.runs import Run, bound_overrides, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.data import index, sequence
+from diffpipe.data.index import shard_set
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.metrics import calibration, protocol
 from diffpipe.metrics.calibration import Reliability
@@ -123,8 +124,8 @@ def log_prior(opened: Run, prior: str) -> Float64[Tensor, " k"]:
     if prior == "data":
         try:
             data = opened.experiment.data
-            shards = index.load(data.trained_on, cache=data.shard_cache)
-            counts = torch.bincount(sequence.labels(shards, range(shards.total)), minlength=classes)
+            shards = shard_set.load(data.trained_on, cache=data.shard_cache)
+            counts = torch.bincount(sequential_reader.labels(shards, range(shards.total)), minlength=classes)
         except UserError as error:
             raise UserError(f"--prior data counts the run's data.train: {error}; or give --prior uniform") from error
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from diffpipe.cli.runs import open_codec
 from diffpipe.cli.terminal import say
-from diffpipe.data import index, latents, sequence
-from diffpipe.data.index import ShardSet
-from diffpipe.data.read import Reader
-from diffpipe.data.table import write_index
+from diffpipe.data.decode import latents
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader import sequential_reader
+from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import chunks
 from diffpipe.stages.latents import LatentCodec
@@ -55,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _images(patterns: str, out: Path) -> ShardSet:
-    shards = index.load(patterns)
-    path = shards.lacking(*index.IMAGE_EXTENSIONS)
+    shards = shard_set.load(patterns)
+    path = shards.lacking(*shard_set.IMAGE_EXTENSIONS)
     if path is not None:
         raise UserError(f"{path}: some samples have no image to encode; give shards of images")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -79,7 +81,7 @@ def _write(codec: LatentCodec, shards: ShardSet, number: int, folder: Path, runt
     try:
         with tarfile.open(folder / f"latents-{number:06d}.tar", "w", format=tarfile.GNU_FORMAT) as tar:
             for chunk in chunks(shard.samples):
-                images = sequence.images(shards, [first + i for i in chunk], shape.resolution, shape.channels)
+                images = sequential_reader.images(shards, [first + i for i in chunk], shape.resolution, shape.channels)
                 with runtime.autocast():
                     described = codec.describe(images.to(runtime.device)).cpu().numpy()
                 for i, row in zip(chunk, described, strict=True):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from diffpipe.cli.images import require_images
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.data import index, sequence
-from diffpipe.data.index import ShardSet, number_of_classes
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import ShardSet, number_of_classes
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Encodes, ImageShape, Stage
 from diffpipe.rng import Draws, permutation
@@ -42,7 +43,7 @@ class LatentSpace:
         channels, resolution, _ = self.shape
 
         def images(chunk: range) -> Tensor:
-            return sequence.images(shards, places[chunk.start : chunk.stop], resolution, channels)
+            return sequential_reader.images(shards, places[chunk.start : chunk.stop], resolution, channels)
 
         return self._encoded(len(places), images, torch.from_numpy(places), labels)
 
@@ -78,7 +79,7 @@ class LatentSpace:
 
 def labelled_shards(patterns: str) -> ShardSet:
     """Shards whose samples all have an image and a class. Raises UserError."""
-    shards = index.load(patterns)
+    shards = shard_set.load(patterns)
     require_images(shards)
     path = shards.lacking("cls") or next((s.path for s in shards.shards if s.classes is None), None)
     if path is not None:
@@ -108,7 +109,7 @@ def drawn_of_class(
     order = permutation(shards.total, seed, "subset")
     for start in range(0, shards.total, ENOUGH):
         some = order[start : start + ENOUGH]
-        labels = sequence.labels(shards, some).numpy()
+        labels = sequential_reader.labels(shards, some).numpy()
         for label, places in found.items():
             places.extend(some[labels == label][: n - len(places)].tolist())
         if all(len(places) == n for places in found.values()):

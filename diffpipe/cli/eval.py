@@ -9,8 +9,8 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, is_run, open_run, sampler_overrides
 from diffpipe.cli.scoring import score, table
 from diffpipe.cli.terminal import say
-from diffpipe.data import index
-from diffpipe.data.table import INDEX_NAME
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.metrics import protocol
@@ -76,7 +76,7 @@ def _sources(
     assert opened is not None
     try:
         data = opened.experiment.data
-        shards = index.load(data.trained_on, cache=data.shard_cache)
+        shards = shard_set.load(data.trained_on, cache=data.shard_cache)
         floor = ShardImages(shards, opened.shape.channels, opened.shape.resolution, n=generated.n)
     except UserError as error:
         raise UserError(
@@ -90,7 +90,7 @@ def _real(place: str, shape: ImageShape | None, n: int | None) -> ImageSource:
     path = Path(place)
     if path.is_dir() and not any(path.glob("*.tar")) and not (path / INDEX_NAME).exists():
         return FolderImages(path, n)
-    return ShardImages(index.load(place), shape.channels if shape else 3, shape.resolution if shape else None, n=n)
+    return ShardImages(shard_set.load(place), shape.channels if shape else 3, shape.resolution if shape else None, n=n)
 
 
 def _default_out(opened: Run | None, n: int) -> Path | None:

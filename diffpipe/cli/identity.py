@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffpipe.cli.experiment import Experiment
-from diffpipe.data.changes import what_changed
-from diffpipe.data.index import ShardSet
+from diffpipe.data.index.dataset_diff import what_changed
+from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint import Checkpoint

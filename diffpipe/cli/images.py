@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.data import sequence
-from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.rng import Draws, permutation
@@ -89,11 +89,11 @@ class ShardImages:
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         chosen = self._indices[indices.start : indices.stop]
-        return sequence.images(self.shards, chosen, self.resolution, self.channels)
+        return sequential_reader.images(self.shards, chosen, self.resolution, self.channels)
 
     def labels(self, indices: range) -> Int[Tensor, " b"]:
         """The labels of these images. Raises UserError where one is missing."""
-        return sequence.labels(self.shards, self._indices[indices.start : indices.stop])
+        return sequential_reader.labels(self.shards, self._indices[indices.start : indices.stop])
 
 
 def require_images(shards: ShardSet) -> None:

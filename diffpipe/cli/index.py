@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffpipe.data.address import is_remote
-from diffpipe.data.index import IMAGE_EXTENSIONS, expand, load
-from diffpipe.data.parts import remote_shards
-from diffpipe.data.scan import MAX_MEMBER
-from diffpipe.data.table import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.data.index.parallel_scan import remote_shards
+from diffpipe.data.index.scan import MAX_MEMBER
+from diffpipe.data.index.shard_index import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, expand, load
+from diffpipe.data.remote.urls import is_remote
 from diffpipe.errors import UserError
 
 _PICKLES = {"pickle", "pkl", "pt", "pth", "pyd"}

@@ -20,8 +20,9 @@ from diffpipe.cli.picture import labelled_grid, require_png, save
 from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, open_run, sampler_overrides
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
-from diffpipe.data import index, sequence
-from diffpipe.data.index import ShardSet
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates
 from diffpipe.rng import Draws
@@ -75,7 +76,7 @@ def _pairs(args: argparse.Namespace, opened: Run) -> tuple[ShardSet, Ends]:
     """Any images; or both of a class, where one is asked for or the latents of a class say nothing in another."""
     n, classes = args.n, opened.shape.classes
     if args.label is None and not is_conditional(opened):
-        shards = index.load(args.shards)
+        shards = shard_set.load(args.shards)
         require_images(shards)
         if shards.total < 2 * n:
             raise UserError(f"{args.shards} holds {shards.total} images and {n} pairs need {2 * n}; give a smaller --n")
@@ -106,7 +107,7 @@ def between_images(
     labels = None if ends.labels is None else ends.labels.repeat_interleave(len(t))
     images = space.images_of(rearrange(z, "n k ... -> (n k) ..."), labels)
     channels, resolution, _ = space.shape
-    first, last = (sequence.images(shards, places, resolution, channels)[:, None] for places in ends[:2])
+    first, last = (sequential_reader.images(shards, places, resolution, channels)[:, None] for places in ends[:2])
     return torch.cat([first, rearrange(images, "(n k) c h w -> n k c h w", k=len(t)), last], dim=1)
 
 

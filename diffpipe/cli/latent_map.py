@@ -22,8 +22,8 @@ from diffpipe.cli.likelihood import is_conditional
 from diffpipe.cli.picture import require_png, save
 from diffpipe.cli.runs import Run, open_run
 from diffpipe.cli.terminal import say
-from diffpipe.data import sequence
-from diffpipe.data.index import ShardSet, number_of_classes
+from diffpipe.data.index.shard_set import ShardSet, number_of_classes
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.train.runtime import Runtime
 
@@ -102,7 +102,7 @@ def latent_map(
     Nothing is decoded of a class-conditional stage: a point of the plane has no class. Raises UserError for latents of
     one number.
     """
-    labels = space.runtime.together(lambda: sequence.labels(shards, places))
+    labels = space.runtime.together(lambda: sequential_reader.labels(shards, places))
     z = space.of_shards(shards, places, labels if conditional else None)
     latent, z = z.shape[1:], z.flatten(1)
     if z.shape[1] < 2:

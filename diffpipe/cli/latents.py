@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.data.index import ShardSet
+from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import BadSampleError
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.latents import moments, statistics, unfit

@@ -13,8 +13,8 @@ from torch import Tensor
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.data import index
-from diffpipe.data.index import number_of_classes
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Generates, Score, Scores
@@ -77,7 +77,7 @@ def score_images(
 
 def labelled_images(shards: str, opened: Run, n: int) -> ShardImages:
     """n images of the shards, after a check that a class-conditional run knows their labels. Raises UserError."""
-    loaded, classes = index.load(shards), opened.shape.classes
+    loaded, classes = shard_set.load(shards), opened.shape.classes
     if is_conditional(opened):
         path = loaded.lacking("cls")
         if path is not None:

@@ -11,8 +11,11 @@ from pathlib import Path
 from PIL import ImageColor
 
 from diffpipe.cli.index import describe
-from diffpipe.data.index import load
-from diffpipe.data.pack import (
+from diffpipe.data.index.shard_index import INDEX_NAME
+from diffpipe.data.index.shard_set import load
+from diffpipe.data.packing.hub import SCHEME, is_saved
+from diffpipe.data.packing.idx import find_idx
+from diffpipe.data.packing.pack import (
     CifarSource,
     Encoding,
     FolderSource,
@@ -23,9 +26,6 @@ from diffpipe.data.pack import (
     Split,
     pack,
 )
-from diffpipe.data.packing.hub import SCHEME, is_saved
-from diffpipe.data.packing.idx import find_idx
-from diffpipe.data.table import INDEX_NAME
 from diffpipe.errors import UserError
 
 # Which options go with which sources, and what each kind of source is called.

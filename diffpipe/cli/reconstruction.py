@@ -14,8 +14,8 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.scoring import score
 from diffpipe.cli.terminal import say
-from diffpipe.data import index
-from diffpipe.data.index import ShardSet
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Reconstructs, Stage
 from diffpipe.metrics.evaluate import ImageSource, parse_metric
@@ -29,7 +29,7 @@ _FEWEST = 4  # half of the images against the other half is the floor
 def unseen(experiment: Experiment) -> ShardSet:
     """The images held out, or those of the training where none are."""
     data = experiment.data
-    return index.load(data.test or data.trained_on, cache=data.shard_cache)
+    return shard_set.load(data.test or data.trained_on, cache=data.shard_cache)
 
 
 def originals(experiment: Experiment, stage: Stage) -> ShardImages:

@@ -27,10 +27,10 @@ from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
 from diffpipe.cli.validation import Validation
 from diffpipe.config import dump_yaml, load_config
-from diffpipe.data import index
-from diffpipe.data.changes import keep_listing
-from diffpipe.data.index import ShardSet
-from diffpipe.data.stream import batches
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.dataset_diff import keep_listing
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.stream import batches
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
 from diffpipe.rng import Draws
@@ -245,7 +245,7 @@ class Job:
     def score(self) -> None:
         config, data, shape = self.experiment.eval, self.experiment.data, self.shape
         assert data.test is not None
-        reference = ShardImages(index.load(data.test, cache=data.shard_cache), shape.channels, shape.resolution)
+        reference = ShardImages(shard_set.load(data.test, cache=data.shard_cache), shape.channels, shape.resolution)
         floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
         result = score(self.generated(config.n), reference, floor, config.metrics, self.runtime)
         if self.runtime.main:

@@ -18,9 +18,9 @@ from diffpipe.cli.admission import fit_latents
 from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.sharing import in_chunks
 from diffpipe.cli.terminal import say
-from diffpipe.data import index
-from diffpipe.data.latents import are_latents
-from diffpipe.data.samples import Samples, check
+from diffpipe.data.decode.latents import are_latents
+from diffpipe.data.index import shard_set
+from diffpipe.data.loader.dataset import Samples, check
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Phase, Stage
 from diffpipe.rng import Draws, derive
@@ -51,7 +51,7 @@ class Validation(NamedTuple):
         if experiment.data.test is None:
             raise UserError("validate.every needs images that are not trained on; set data.test to held-out shards")
         data = experiment.data.model_copy(update={"flip": False, "crop": "center"})
-        shards, n = index.load(experiment.data.test, cache=data.shard_cache), experiment.validation.n
+        shards, n = shard_set.load(experiment.data.test, cache=data.shard_cache), experiment.validation.n
         check(data, shards)
         if are_latents(shards):
             fit_latents(experiment, shards)

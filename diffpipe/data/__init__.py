@@ -4,9 +4,9 @@
 """
 
 from diffpipe.data.config import DataConfig
-from diffpipe.data.index import ShardSet, load, number_of_classes
-from diffpipe.data.samples import check
-from diffpipe.data.sequence import images, labels
-from diffpipe.data.stream import batches
+from diffpipe.data.index.shard_set import ShardSet, load, number_of_classes
+from diffpipe.data.loader.dataset import check
+from diffpipe.data.loader.sequential_reader import images, labels
+from diffpipe.data.loader.stream import batches
 
 __all__ = ["DataConfig", "ShardSet", "batches", "check", "images", "labels", "load", "number_of_classes"]

@@ -7,17 +7,23 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from diffpipe.config import Config
-from diffpipe.data.address import is_remote, parse
-from diffpipe.data.cache import LIMIT, Cache
-from diffpipe.data.decode import MAX_PIXELS
-from diffpipe.data.sources import SourceConfig
+from diffpipe.data.decode.image import MAX_PIXELS
+from diffpipe.data.remote.cache import LIMIT, Cache
+from diffpipe.data.remote.urls import is_remote, parse
+
+
+class SourceConfig(Config):
+    """One of several sets of shards to train on. url: as `data.train`; weight: its share, relative to the others'."""
+
+    url: str | list[str]
+    weight: float = Field(default=1.0, gt=0)
 
 
 class DataConfig(Config):
     """The shards, and how their samples become batches."""
 
     train: str | list[str] | None = None
-    """Shards, as `diffpipe.data.index.load` takes them."""
+    """Shards, as `diffpipe.data.index.shard_set.load` takes them."""
     sources: tuple[SourceConfig, ...] = ()
     """Several sets of shards in the place of `train`, each with its weight: [{url: …, weight: 3}, {url: …}]."""
     test: str | list[str] | None = None
@@ -36,7 +42,7 @@ class DataConfig(Config):
     """Micro-batches that each of them holds ready."""
     lanes: int = Field(default=64, ge=1)
     """From how many places of the data a batch is drawn at a time, of which ranks share out the reading: see
-    `diffpipe.data.order.Order`."""
+    `diffpipe.data.loader.order.Order`."""
     window: int = Field(default=16384, ge=1)
     """How many samples are shuffled among each other."""
     on_change: Literal["refuse", "adopt"] = "refuse"
@@ -73,7 +79,7 @@ class DataConfig(Config):
 
     @property
     def trained_on(self) -> str | list[str]:
-        """All that is trained on, whatever its weight, as `diffpipe.data.index.load` takes it."""
+        """All that is trained on, whatever its weight, as `diffpipe.data.index.shard_set.load` takes it."""
         if self.train is not None:
             return self.train
         urls = ([source.url] if isinstance(source.url, str) else source.url for source in self.sources)

@@ -39,8 +39,8 @@ from tqdm import tqdm
 from webdataset.compat import WebDataset
 
 from diffpipe.data import DataConfig, batches, load
-from diffpipe.data.decode import decode_to
-from diffpipe.data.table import INDEX_NAME
+from diffpipe.data.decode.image import decode_to
+from diffpipe.data.index.shard_index import INDEX_NAME
 from eval.speed import jobs
 from eval.speed.noise import KINDS, Kind, make
 from eval.speed.subject import table

@@ -17,8 +17,8 @@ from collections import OrderedDict
 import numpy as np
 
 from diffpipe import rng
-from diffpipe.data.order import Order, sequential
-from diffpipe.data.sources import Mixture
+from diffpipe.data.loader.mixture import Mixture
+from diffpipe.data.loader.order import Order, sequential
 from eval.speed.subject import table
 
 

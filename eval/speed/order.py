@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from diffpipe.data.order import Order
-from diffpipe.data.sources import Mixture
+from diffpipe.data.loader.mixture import Mixture
+from diffpipe.data.loader.order import Order
 from eval.speed import jobs
 from eval.speed.subject import table
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 
-from diffpipe.data.cache import Cache, Item
+from diffpipe.data.remote.cache import Cache, Item
 
 
 def main(folder: str, *words: str) -> None:

@@ -13,7 +13,7 @@ from diffpipe.cli.images import ShardImages
 from diffpipe.cli.reconstruction import ReconstructedImages
 from diffpipe.cli.runs import open_run
 from diffpipe.cli.sharing import in_chunks
-from diffpipe.data import index
+from diffpipe.data.index import shard_set
 from diffpipe.interfaces import Reconstructs
 from diffpipe.train.runtime import Runtime
 
@@ -22,7 +22,7 @@ def reconstructed(run: Path, shards: str, runtime: Runtime) -> Tensor:
     """The processes share the images out, and each holds all of them in the end."""
     opened = open_run(run, [], runtime)
     assert isinstance(opened.stage, Reconstructs)
-    real = ShardImages(index.load(shards), opened.shape.channels, opened.shape.resolution)
+    real = ShardImages(shard_set.load(shards), opened.shape.channels, opened.shape.resolution)
     source = ReconstructedImages(opened.stage, opened.nets, real, runtime, seed=0, about={})
     return torch.cat(in_chunks(source.n, source.images, runtime))
 

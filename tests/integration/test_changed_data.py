@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from diffpipe.data import load
-from diffpipe.data.order import Order
-from diffpipe.data.sources import Mixture
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.loader.mixture import Mixture
+from diffpipe.data.loader.order import Order
 from tests.integration.commands import CONFIG, SHARDS, TINY, metrics, refused, seen, train
 from tests.unit.tars import write_shards
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpipe.data.pack import FolderSource, pack
+from diffpipe.data.packing.pack import FolderSource, pack
 from tests.integration.commands import HOME, diffpipe, metrics, refused, train
 
 FASHION = HOME / "configs" / "fashion_mnist"

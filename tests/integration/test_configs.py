@@ -13,7 +13,7 @@ from torch import nn
 
 from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
-from diffpipe.data.pack import FolderSource, pack
+from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from diffpipe.__main__ import main
-from diffpipe.data import index, sequence
+from diffpipe.data.index import shard_set
+from diffpipe.data.loader import sequential_reader
 from diffpipe.train.checkpoint import manifest_sha256
 from tests.integration.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, metrics, seen, succeeds, tensors
 
@@ -59,10 +60,10 @@ def test_the_vaes_checkpoint_carries_the_statistics_of_its_latents(vae: Path) ->
     from diffpipe.train.runtime import Runtime
 
     found = state(newest(vae))["latents"]
-    shards = index.load(f"{SHARDS}/test/test-000000.tar")
+    shards = shard_set.load(f"{SHARDS}/test/test-000000.tar")
     assert found["images"] == shards.total <= 2000
     run = open_run(vae, [], Runtime.start("fp32", "cpu"))
-    q = run.stage.encode(run.nets, sequence.images(shards, range(shards.total), 28, 1))  # pyright: ignore[reportAttributeAccessIssue]
+    q = run.stage.encode(run.nets, sequential_reader.images(shards, range(shards.total), 28, 1))  # pyright: ignore[reportAttributeAccessIssue]
     mean, variance = q.mean.mean((0, 2, 3)), q.mean.var((0, 2, 3)) + q.log_variance.exp().mean((0, 2, 3))
     # Training was in bf16 where the machine has it.
     torch.testing.assert_close(torch.tensor(found["mean"]), mean, atol=0.02, rtol=0)
@@ -77,7 +78,7 @@ def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measu
     from diffpipe.rng import Draws, permutation
     from diffpipe.train.runtime import Runtime
 
-    found, held_out = state(newest(vae))["reconstruction"], index.load(f"{SHARDS}/test")
+    found, held_out = state(newest(vae))["reconstruction"], shard_set.load(f"{SHARDS}/test")
     assert state(vae / "checkpoints" / "step-00000001")["reconstruction"] is None
     said, lite0 = found["protocol"], efficientnet_lite0()
     assert said["metrics"]["fd_efficientnet_lite0"]["sha256"] == lite0.sha256
@@ -88,7 +89,7 @@ def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measu
     assert about.items() <= said["generated"].items()
     runtime = Runtime.start("auto", "cpu")  # as it was trained: of images as flat as these, rounding shows
     run = open_run(vae, [], runtime)
-    images = sequence.images(held_out, permutation(held_out.total, 0, "subset")[:20], 28, 1)
+    images = sequential_reader.images(held_out, permutation(held_out.total, 0, "subset")[:20], 28, 1)
     with runtime.autocast():
         again = run.stage.reconstruct(run.nets, images, Draws(0, torch.arange(20)))  # pyright: ignore[reportAttributeAccessIssue]
     expected = frechet_distance(Moments.of(lite0(again)), Moments.of(lite0(images)))

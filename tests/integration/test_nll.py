@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffpipe.data.pack import FolderSource, pack
+from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.metrics import protocol
 from tests.integration.commands import HOME, SHARDS, refused, succeeds, train
 

@@ -12,8 +12,8 @@ import torch
 from diffpipe.cli.runs import open_run
 from diffpipe.cli.validation import SEED
 from diffpipe.data import images, labels, load
-from diffpipe.data.order import Order
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.loader.order import Order
 from diffpipe.interfaces import Batch
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from diffpipe.data.arrays import Column, map_arrays, write_arrays
+from diffpipe.data.index.mmapped_safetensors import Column, map_arrays, write_arrays
 
 ARRAYS = {
     "b": np.arange(7, dtype=np.int64),

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from diffpipe.cli.attribute import STRENGTHS, along, direction, move, share_nearer
 from diffpipe.cli.encoding import LatentSpace, drawn_of_class, labelled_shards
-from diffpipe.data import sequence
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.loader import sequential_reader
 from diffpipe.interfaces import ImageShape
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
@@ -78,7 +78,7 @@ def test_images_of_a_linear_stage_move_by_the_difference_of_the_mean_images(home
         space = LatentSpace(Linear(), {}, ImageShape(1, 2), runtime)
         found = move(space, shards, places[0], places[2])
     assert found.images.shape == (30, len(STRENGTHS), 1, 2, 2)
-    dark = sequence.images(shards, places[0], 2, 1).float()
+    dark = sequential_reader.images(shards, places[0], 2, 1).float()
     shift = torch.tensor([[80.0, 40], [80, 100]])
     for k, strength in enumerate(STRENGTHS):
         torch.testing.assert_close(found.images[:, k].float(), dark + strength * shift, rtol=0, atol=0)

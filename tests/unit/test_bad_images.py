@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from diffpipe.data import DataConfig, batches, load
-from diffpipe.data.decode import decode, decode_to, pixels
-from diffpipe.data.latents import to_bytes
-from diffpipe.data.table import write_index
+from diffpipe.data.decode.image import decode, decode_to, pixels
+from diffpipe.data.decode.latents import to_bytes
+from diffpipe.data.index.shard_index import write_index
 from diffpipe.errors import BadSampleError, UserError
 from tests.unit.tars import png, random_pixels, write_tar
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.data import storage
-from diffpipe.data.cache import Cache, Item, Remote
+from diffpipe.data.remote import storage
+from diffpipe.data.remote.cache import Cache, Item, Remote
 from diffpipe.errors import UserError
 from tests.unit.web import Web, serving
 

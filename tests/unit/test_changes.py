@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from diffpipe.data import load
-from diffpipe.data.changes import differences, keep_listing, what_changed
-from diffpipe.data.table import write_index
+from diffpipe.data.index.dataset_diff import differences, keep_listing, what_changed
+from diffpipe.data.index.shard_index import write_index
 from tests.unit.tars import write_shards
 
 A, B, C = ["a.tar", 10, "a" * 64], ["b.tar", 20, "b" * 64], ["c.tar", 30, "c" * 64]

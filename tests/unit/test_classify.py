@@ -18,8 +18,8 @@ from diffpipe.cli.experiment import Experiment
 from diffpipe.cli.images import ShardImages
 from diffpipe.cli.runs import Run
 from diffpipe.config import validate
-from diffpipe.data import index
-from diffpipe.data.pack import FolderSource, pack
+from diffpipe.data.index import shard_set
+from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Score, Scores
 from diffpipe.rng import Draws
@@ -79,7 +79,7 @@ def opened(stage: Gaussians, shards: Path) -> Run:
 
 
 def images(shards: Path) -> ShardImages:
-    return ShardImages(index.load(str(shards)), 1, SIZE)
+    return ShardImages(shard_set.load(str(shards)), 1, SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpipe.data.decode import decode, decode_to, fit, pixels
+from diffpipe.data.decode.image import decode, decode_to, fit, pixels
 from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels
 

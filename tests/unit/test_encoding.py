@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from diffpipe.cli.encoding import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards
 from diffpipe.cli.experiment import Experiment
-from diffpipe.data import sequence
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Encodes, ImageShape, Reconstructs, Stage
 from diffpipe.rng import Draws
@@ -118,7 +118,7 @@ def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path
     assert isinstance(stage, Encodes)
     space = LatentSpace(stage, nets, SHAPE, runtime, seed=9)
     places = drawn(shards, 120, seed=0)
-    labels = sequence.labels(shards, places)
+    labels = sequential_reader.labels(shards, places)
     assert len(np.unique(places)) == 120
     z = space.of_shards(shards, places, labels)
     for i in (0, 49, 50, 119):
@@ -127,7 +127,7 @@ def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path
         expected = stage.encode_latents(nets, image, labels[i : i + 1], draws)
         torch.testing.assert_close(z[i : i + 1], expected, rtol=0, atol=1e-5)
     images = space.images_of(z, labels)
-    off = (images.int() - sequence.images(shards, places, 8, 1).int()).abs()
+    off = (images.int() - sequential_reader.images(shards, places, 8, 1).int()).abs()
     assert off.max() <= 1  # where the noise came within a rounding error of the pixel's end
     assert (off > 0).float().mean() < 1e-3
     torch.testing.assert_close(space.of_images(images[:3], labels[:3]), z[:3], rtol=0, atol=1.0)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from diffpipe.__main__ import main
-from diffpipe.data.index import load
-from diffpipe.data.table import INDEX_NAME
+from diffpipe.data.index.shard_index import INDEX_NAME
+from diffpipe.data.index.shard_set import load
 from tests.unit.tars import write_shards, write_tar
 from tests.unit.web import serving
 

@@ -9,26 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffpipe.data import index
 from diffpipe.data.config import DataConfig
-from diffpipe.data.latents import CODEC, LATENTS, are_latents, encoder, from_bytes, to_bytes
-from diffpipe.data.samples import check
-from diffpipe.data.stream import batches
-from diffpipe.data.table import write_index
+from diffpipe.data.decode.latents import CODEC, LATENTS, are_latents, encoder, from_bytes, to_bytes
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.loader.dataset import check
+from diffpipe.data.loader.stream import batches
 from diffpipe.errors import UserError
 from tests.unit.tars import write_tar
 
 LATENT = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
 
 
-def shards(folder: Path, sha256: str | None = "a" * 64) -> index.ShardSet:
+def shards(folder: Path, sha256: str | None = "a" * 64) -> shard_set.ShardSet:
     folder.mkdir()
     members = [(f"{i}.{suffix}", data) for i in range(6) for suffix, data in _members(i).items()]
     write_tar(folder / "x.tar", members)
     write_index(folder)
     if sha256:
         (folder / CODEC).write_text(json.dumps({"sha256": sha256}))
-    return index.load(str(folder))
+    return shard_set.load(str(folder))
 
 
 def _members(i: int) -> dict[str, bytes]:
@@ -59,7 +59,7 @@ def test_latents_of_two_shapes_are_refused(tmp_path: Path) -> None:
     write_index(tmp_path)
     config = DataConfig(train="x", batch_size=2, resolution=28, channels=1, workers=0)
     with pytest.raises(UserError, match=r"x\.tar: [01]: latents of \(\d, 3, 2\), and others of .*one codec"):
-        next(batches(config, index.load(str(tmp_path)), seed=0))
+        next(batches(config, shard_set.load(str(tmp_path)), seed=0))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -81,7 +81,7 @@ def test_shards_must_say_by_which_checkpoint_they_were_encoded_and_all_the_same(
     first, second = shards(tmp_path / "a"), shards(tmp_path / "b", "b" * 64)
     assert encoder(first) == "a" * 64
     with pytest.raises(UserError, match="encoded by several checkpoints"):
-        encoder(index.ShardSet([*first.shards, *second.shards]))
+        encoder(shard_set.ShardSet([*first.shards, *second.shards]))
     with pytest.raises(UserError, match=r"codec\.json: it does not say which checkpoint"):
         encoder(shards(tmp_path / "c", None))
 

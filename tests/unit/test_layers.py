@@ -23,5 +23,5 @@ def imported(path: Path) -> set[str]:
 
 def test_data_and_metrics_are_told_rank_and_world_size() -> None:
     for package in ("data", "metrics"):
-        for path in (HOME / package).glob("*.py"):
+        for path in (HOME / package).rglob("*.py"):
             assert not any(name.startswith("torch.distributed") for name in imported(path)), path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.data.table import INDEX_NAME, write_index
+from diffpipe.data.index.shard_index import INDEX_NAME, write_index
 from diffpipe.errors import UserError
 from tests.unit.tars import write_tar
 

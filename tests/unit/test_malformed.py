@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffpipe.cli.index import _report
-from diffpipe.data.index import load
-from diffpipe.data.read import Reader
-from diffpipe.data.scan import scan
-from diffpipe.data.table import INDEX_NAME, write_index
+from diffpipe.data.index.scan import scan
+from diffpipe.data.index.shard_index import INDEX_NAME, write_index
+from diffpipe.data.index.shard_set import load
+from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_tar
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpipe.data.order import Order, sequential
+from diffpipe.data.loader.order import Order, sequential
 
 counts_of_shards = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 

@@ -11,9 +11,9 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 from diffpipe.data import images, labels, load, number_of_classes
-from diffpipe.data.pack import Encoding, FolderSource, IdxSource, ShardSource, pack
+from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.packing.idx import find_idx, read_idx
-from diffpipe.data.table import write_index
+from diffpipe.data.packing.pack import Encoding, FolderSource, IdxSource, ShardSource, pack
 from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_tar
 

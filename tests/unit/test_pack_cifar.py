@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffpipe.data import images, labels, load
-from diffpipe.data.pack import CifarSource, pack
+from diffpipe.data.packing.pack import CifarSource, pack
 from diffpipe.data.packing.pickles import load_plain
 from diffpipe.errors import UserError
 from tests.unit.archives import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data import labels, load
-from diffpipe.data.pack import HubSource, pack
+from diffpipe.data.packing.pack import HubSource, pack
 from diffpipe.errors import UserError
 from tests.unit.archives import by_bytes, write_folder
 from tests.unit.tars import png, random_pixels

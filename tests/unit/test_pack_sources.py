@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data import labels, load
-from diffpipe.data.pack import FolderSource, pack
 from diffpipe.data.packing.labels import read_labels
+from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.errors import UserError
 from tests.unit.archives import by_bytes, write_folder, write_zip
 from tests.unit.tars import png, random_pixels

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from diffpipe.data import images, load
-from diffpipe.data.pack import Encoding, FolderSource, Item, ShardSource, Split, pack
-from diffpipe.data.packing.commit import whole
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.packing.output_folder import whole
+from diffpipe.data.packing.pack import Encoding, FolderSource, Item, ShardSource, Split, pack
 from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_tar
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.data import parts
-from diffpipe.data.index import load
-from diffpipe.data.table import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.data.index import parallel_scan
+from diffpipe.data.index.shard_index import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.data.index.shard_set import load
 from diffpipe.errors import UserError
 from tests.unit.tars import write_shards, write_tar
 from tests.unit.web import serving
@@ -21,13 +21,13 @@ from tests.unit.web import serving
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the shards that are read, in order."""
     names: list[str] = []
-    scan_file = parts.scan_file
+    scan_file = parallel_scan.scan_file
 
     def counted(file, where: str, max_member: int):
         names.append(where.rpartition("/")[2])
         return scan_file(file, where, max_member)
 
-    monkeypatch.setattr(parts, "scan_file", counted)
+    monkeypatch.setattr(parallel_scan, "scan_file", counted)
     return names
 
 
@@ -84,13 +84,13 @@ def test_a_lower_cap_on_members_holds_for_what_was_scanned_too(tmp_path: Path) -
 
 def test_a_shard_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = write_shards(tmp_path, [3])
-    scan_file = parts.scan_file
+    scan_file = parallel_scan.scan_file
 
     def slow(*args):
         os.utime(path, ns=(0, 0))
         return scan_file(*args)
 
-    monkeypatch.setattr(parts, "scan_file", slow)
+    monkeypatch.setattr(parallel_scan, "scan_file", slow)
     with pytest.raises(UserError, match="was changed while it was read"):
         write_index(tmp_path)
 
@@ -115,7 +115,7 @@ def test_a_killed_process_is_told_and_the_rest_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned: list[str]
 ) -> None:
     write_shards(tmp_path, [1] * 6)
-    scan_file = parts.scan_file
+    scan_file = parallel_scan.scan_file
 
     def dies(file, where: str, max_member: int):
         if where.endswith("shard-005.tar"):
@@ -124,7 +124,7 @@ def test_a_killed_process_is_told_and_the_rest_is_kept(
         return scan_file(file, where, max_member)
 
     with monkeypatch.context() as patched:
-        patched.setattr(parts, "scan_file", dies)
+        patched.setattr(parallel_scan, "scan_file", dies)
         with pytest.raises(UserError, match="lower --workers"):
             write_index(tmp_path, workers=2)
     assert not (tmp_path / INDEX_NAME).exists()
@@ -170,12 +170,12 @@ def test_remote_shards_are_read_through_once_and_resumed_by_their_etag(tmp_path:
         web.drop = 3
         names = f"{web.url}/shard-00{{0,1,2,3}}.tar"
         with pytest.raises(UserError, match=rf"^{web.url}/shard-003\.tar: cannot be read"):
-            write_remote_index(parts.remote_shards([names]), here)
+            write_remote_index(parallel_scan.remote_shards([names]), here)
         write_tar(there / "shard-003.tar", {"z.png": b"1"})
         write_shards(there, [3, 2])
         web.requests.clear()
         scanned.clear()
-        write_remote_index(parts.remote_shards([names]), here)
+        write_remote_index(parallel_scan.remote_shards([names]), here)
         assert sorted(scanned) == ["shard-001.tar", "shard-003.tar"]
     assert [path.name for path in here.iterdir()] == [INDEX_NAME]
     write_index(there)
@@ -191,7 +191,7 @@ def test_remote_shards_of_several_folders_or_over_local_ones_are_refused(tmp_pat
     ):
         write_remote_index(["http://h/a/x.tar?${A}", "http://h/b/x.tar"], tmp_path / "out")
     with pytest.raises(UserError, match=r"http://h/x\.tar is named twice"):
-        parts.remote_shards(["http://h/x.tar", "http://h/{x,y}.tar"])
+        parallel_scan.remote_shards(["http://h/x.tar", "http://h/{x,y}.tar"])
     write_shards(tmp_path, [1])
     with pytest.raises(UserError, match="holds tars itself"):
         write_remote_index(["http://h/x.tar"], tmp_path)
@@ -201,7 +201,7 @@ def test_a_remote_folder_is_listed(tmp_path: Path) -> None:
     write_shards(tmp_path / "there", [1, 2])
     (tmp_path / "there" / "index.html").write_text('<a href="shard-000.tar">0</a> <a href="shard-001.tar">1</a>')
     with serving(tmp_path / "there") as web:
-        urls = parts.remote_shards([f"{web.url}/"])
+        urls = parallel_scan.remote_shards([f"{web.url}/"])
         assert urls == [f"{web.url}/shard-000.tar", f"{web.url}/shard-001.tar"]
         write_remote_index(urls, tmp_path / "here", workers=2)
     assert len(Table(str(tmp_path / "here" / INDEX_NAME)).shards) == 2
@@ -214,7 +214,9 @@ def test_only_the_same_file_by_its_etag_is_taken_for_scanned(tmp_path: Path, sca
     def index(folder: str) -> int:
         scanned.clear()
         with pytest.raises(UserError, match=r"shard-002\.tar: cannot be read"):
-            write_remote_index(parts.remote_shards([f"{web.url}/{folder}/shard-00{{0,1,2}}.tar"]), tmp_path / "out")
+            write_remote_index(
+                parallel_scan.remote_shards([f"{web.url}/{folder}/shard-00{{0,1,2}}.tar"]), tmp_path / "out"
+            )
         return len(scanned)
 
     with serving(tmp_path) as web:

@@ -8,7 +8,8 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffpipe.data import index, sequence
+from diffpipe.data.index import shard_set
+from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.metrics.perceptual import build_feature_maps
 from diffpipe.stages.realism import perceptual_distance
@@ -17,8 +18,8 @@ from tests.unit.test_features import lite0_modules
 
 
 def pictures() -> Tensor:
-    shards = index.load(f"{SHARDS}/test")
-    return repeat(sequence.images(shards, range(6), 28, 1).float() / 127.5 - 1, "b 1 h w -> b 3 h w")
+    shards = shard_set.load(f"{SHARDS}/test")
+    return repeat(sequential_reader.images(shards, range(6), 28, 1).float() / 127.5 - 1, "b 1 h w -> b 3 h w")
 
 
 def test_lite0s_maps_are_those_of_the_modules_up_to_the_last_of_four_places() -> None:

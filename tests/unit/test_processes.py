@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpipe.data.processes import DiedError, answers
+from diffpipe.data.worker_pool import DiedError, answers
 from diffpipe.errors import UserError
 
 
@@ -100,7 +100,7 @@ def test_a_process_in_the_midst_of_something_long_is_ended() -> None:
 
 END = """
 import itertools, multiprocessing, os, signal, sys, time
-from diffpipe.data.processes import answers
+from diffpipe.data.worker_pool import answers
 source = answers(time.sleep, itertools.chain([0], itertools.repeat(SECONDS)), 2, 2)
 next(source)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.data.index import ShardSet, load
-from diffpipe.data.read import Reader
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.shard_set import ShardSet, load
+from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from tests.unit.tars import png, random_pixels, write_shards, write_tar
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from diffpipe.data import DataConfig, batches, load, storage
-from diffpipe.data.cache import Cache
-from diffpipe.data.index import ShardSet
-from diffpipe.data.latents import encoder
-from diffpipe.data.order import Order
-from diffpipe.data.read import Reader
-from diffpipe.data.table import INDEX_NAME, write_index, write_remote_index
+from diffpipe.data import DataConfig, batches, load
+from diffpipe.data.decode.latents import encoder
+from diffpipe.data.index.shard_index import INDEX_NAME, write_index, write_remote_index
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.order import Order
+from diffpipe.data.loader.reader import Reader
+from diffpipe.data.remote import storage
+from diffpipe.data.remote.cache import Cache
 from diffpipe.errors import BadSampleError, UserError
 from diffpipe.interfaces import Batch
 from tests.unit.tars import png, random_pixels, write_shards, write_tar

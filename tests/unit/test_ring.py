@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffpipe.data import DataConfig, batches, load
-from diffpipe.data.index import ShardSet
-from diffpipe.data.ring import Ring
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.buffer_pool import Ring
 from tests.unit.tars import write_shards
 
 

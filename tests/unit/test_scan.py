@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpipe.data import scan as module
-from diffpipe.data.scan import parse_class, scan, scan_file
+from diffpipe.data.index import scan as module
+from diffpipe.data.index.scan import parse_class, scan, scan_file
 from diffpipe.errors import UserError
 from tests.unit.tars import write_tar
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from diffpipe.config import validate
 from diffpipe.data import DataConfig, load
-from diffpipe.data.cache import Cache, Item, Remote
-from diffpipe.data.changes import differences
-from diffpipe.data.index import ShardSet
-from diffpipe.data.order import Order
-from diffpipe.data.samples import Samples
-from diffpipe.data.sources import Mixed, Mixture, SourceConfig, load_sources, shares, short_of_room
-from diffpipe.data.table import write_index
+from diffpipe.data.config import SourceConfig
+from diffpipe.data.index.dataset_diff import differences
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.dataset import Samples
+from diffpipe.data.loader.mixture import Mixed, Mixture, load_sources, shares, short_of_room
+from diffpipe.data.loader.order import Order
+from diffpipe.data.remote.cache import Cache, Item, Remote
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
 from tests.unit.tars import png, random_pixels, write_shards, write_tar

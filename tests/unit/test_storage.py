@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpipe.data import storage
-from diffpipe.data.address import beside, is_remote, parse, redacted
-from diffpipe.data.storage import RemoteFile, tars
+from diffpipe.data.remote import storage
+from diffpipe.data.remote.storage import RemoteFile, tars
+from diffpipe.data.remote.urls import beside, is_remote, parse, redacted
 from diffpipe.errors import UserError
 from tests.unit.web import Web, serving
 

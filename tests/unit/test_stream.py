@@ -20,9 +20,9 @@ from PIL import Image
 
 from diffpipe.config import validate
 from diffpipe.data import DataConfig, batches, images, labels, load
-from diffpipe.data.index import ShardSet
-from diffpipe.data.stream import _Positions
-from diffpipe.data.table import write_index
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.stream import _Positions
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
 from tests.unit.tars import png, random_pixels, write_shards, write_tar

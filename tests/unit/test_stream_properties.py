@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffpipe.data import DataConfig, batches, load
-from diffpipe.data.index import ShardSet
-from diffpipe.data.samples import Samples
-from diffpipe.data.sources import SourceConfig, load_sources
-from diffpipe.data.stream import _Positions
-from diffpipe.data.table import write_index
+from diffpipe.data.config import SourceConfig
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.dataset import Samples
+from diffpipe.data.loader.mixture import load_sources
+from diffpipe.data.loader.stream import _Positions
 from diffpipe.interfaces import Batch
 from tests.unit.tars import write_shards
 

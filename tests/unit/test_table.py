@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from diffpipe.data import load
-from diffpipe.data.arrays import Column, write_arrays
-from diffpipe.data.table import INDEX_NAME, Member, Sample, Table, write_index
+from diffpipe.data.index.mmapped_safetensors import Column, write_arrays
+from diffpipe.data.index.shard_index import INDEX_NAME, Member, Sample, Table, write_index
 from diffpipe.errors import UserError
 from tests.unit.tars import write_shards, write_tar
 

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from diffpipe.data.decode import decode, fit
-from diffpipe.data.header import format_of
-from diffpipe.data.index import IMAGE_EXTENSIONS
+from diffpipe.data.decode.image import decode, fit
+from diffpipe.data.decode.image_header import format_of
+from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS
 from diffpipe.data.packing.source import Item
 from diffpipe.errors import UserError
 

@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
-from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.loader.reader import Reader
 from diffpipe.data.packing.source import Item
-from diffpipe.data.read import Reader
 from diffpipe.errors import UserError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffpipe.data.scan import MAX_MEMBER
+from diffpipe.data.index.scan import MAX_MEMBER
 from diffpipe.errors import UserError
 
 _NOT_MINE = "__MACOSX"  # what macOS puts into archives beside the files

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.source import Source
-from diffpipe.data.processes import DiedError, answers
+from diffpipe.data.worker_pool import DiedError, answers
 from diffpipe.errors import UserError
 
 _CHUNK = 16  # samples that a worker encodes at a time

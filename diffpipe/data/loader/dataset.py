@@ -11,15 +11,15 @@ from jaxtyping import Int64, Num
 
 from diffpipe import rng
 from diffpipe.data.config import DataConfig
-from diffpipe.data.decode import decode_to
-from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
-from diffpipe.data.latents import LATENTS, are_latents, from_bytes
-from diffpipe.data.order import Order
-from diffpipe.data.read import Reader
-from diffpipe.data.ring import room
-from diffpipe.data.scan import parse_class
-from diffpipe.data.sources import Mixture, order_of
-from diffpipe.data.table import Places
+from diffpipe.data.decode.image import decode_to
+from diffpipe.data.decode.latents import LATENTS, are_latents, from_bytes
+from diffpipe.data.index.scan import parse_class
+from diffpipe.data.index.shard_index import Places
+from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.loader.buffer_pool import room
+from diffpipe.data.loader.mixture import Mixture, order_of
+from diffpipe.data.loader.order import Order
+from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import BadSampleError, UserError
 from diffpipe.interfaces import Batch
 

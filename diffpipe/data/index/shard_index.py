@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffpipe.data.address import parse, redacted
-from diffpipe.data.arrays import Column, map_arrays, write_arrays
-from diffpipe.data.parts import Part, parts_folder, scan_all
-from diffpipe.data.scan import MAX_MEMBER
+from diffpipe.data.index.mmapped_safetensors import Column, map_arrays, write_arrays
+from diffpipe.data.index.parallel_scan import Part, parts_folder, scan_all
+from diffpipe.data.index.scan import MAX_MEMBER
+from diffpipe.data.remote.urls import parse, redacted
 from diffpipe.errors import UserError
 
 INDEX_NAME = "index.safetensors"
@@ -140,7 +140,7 @@ def write_index(
     """Scan every `*.tar` of `directory`, and those named in `extra` too, and write its index, whole or not at all.
 
     Class names that stand in an index there already are kept where `classes` is None. workers, max_member: see
-    `diffpipe.data.parts.scan_all`. What an interrupted call has scanned is not scanned again. Raises UserError.
+    `parallel_scan.scan_all`. What an interrupted call has scanned is not scanned again. Raises UserError.
     """
     directory = Path(directory)
     names = sorted({path.name for path in directory.glob("*.tar")} | set(extra))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffpipe.data.scan import Scan, split_name
+from diffpipe.data.index.scan import Scan, split_name
 from diffpipe.errors import UserError
 
 _FIELDS = {"v1.1": 3, "v1.2": 4}

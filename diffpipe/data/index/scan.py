@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffpipe.data.tarstream import BLOCK, Readable, TarStream, damaged, headers
+from diffpipe.data.index.tar_stream import BLOCK, Readable, TarStream, damaged, headers
 from diffpipe.errors import UserError
 
 MAX_MEMBER = 256 << 20
@@ -25,7 +25,7 @@ class Scan(NamedTuple):
     """The members of one tar, grouped into samples, in the order of the archive.
 
     classes: 1 + the largest `.cls`, or None where a sample has none or one is not an integer ≥ 0. end: where the
-    archive's end begins. The columns are those of an index (see `diffpipe.data.table`), with offsets from the shard's
+    archive's end begins. The columns are those of an index (see shard_index.py), with offsets from the shard's
     own first byte of keys and first member, and extensions numbered in their order here; starts: the offset at which
     each sample's first header begins, int64 [samples].
     """

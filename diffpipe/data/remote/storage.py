@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import fsspec
 from fsspec.asyn import sync
 
-from diffpipe.data.address import beside, is_remote, parse, redacted, resolved
+from diffpipe.data.remote.urls import beside, is_remote, parse, redacted, resolved
 from diffpipe.errors import UserError
 
 __all__ = ["MissingError", "RemoteFile", "beside", "is_remote", "parse", "redacted", "tars"]

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from diffpipe.data.decode import decode, decode_to, pixels
-from diffpipe.data.index import ShardSet
-from diffpipe.data.order import sequential
-from diffpipe.data.read import Reader
-from diffpipe.data.table import Sample
+from diffpipe.data.decode.image import decode, decode_to, pixels
+from diffpipe.data.index.shard_index import Sample
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.order import sequential
+from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 
 

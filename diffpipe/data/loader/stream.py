@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from diffpipe.data.config import DataConfig
-from diffpipe.data.index import ShardSet
-from diffpipe.data.processes import DiedError, answers
-from diffpipe.data.ring import Ring
-from diffpipe.data.samples import Samples, check
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.buffer_pool import Ring
+from diffpipe.data.loader.dataset import Samples, check
+from diffpipe.data.worker_pool import DiedError, answers
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffpipe.data.index import ShardSet
+from diffpipe.data.index.shard_set import ShardSet
 
 _NAMED = 4
 

@@ -6,17 +6,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 from diffpipe import rng
+from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.packing.choose import Split, choose
 from diffpipe.data.packing.cifar import CifarSource
-from diffpipe.data.packing.commit import whole
 from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.hub import HubSource
 from diffpipe.data.packing.idx import IdxSource
+from diffpipe.data.packing.output_folder import whole
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import Item, Source
 from diffpipe.data.packing.write import Budget, Shards, write
-from diffpipe.data.table import write_index
 from diffpipe.errors import UserError
 
 __all__ = [

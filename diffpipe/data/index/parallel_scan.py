@@ -17,12 +17,12 @@ import numpy as np
 from braceexpand import braceexpand
 from tqdm import tqdm
 
-from diffpipe.data.arrays import Column, map_arrays, write_arrays
-from diffpipe.data.lists import check_lists, lists_beside
-from diffpipe.data.processes import DiedError, answers
-from diffpipe.data.scan import scan_file
-from diffpipe.data.storage import RemoteFile, is_remote, parse, redacted, tars
-from diffpipe.data.tarstream import Readable
+from diffpipe.data.index.external_index import check_lists, lists_beside
+from diffpipe.data.index.mmapped_safetensors import Column, map_arrays, write_arrays
+from diffpipe.data.index.scan import scan_file
+from diffpipe.data.index.tar_stream import Readable
+from diffpipe.data.remote.storage import RemoteFile, is_remote, parse, redacted, tars
+from diffpipe.data.worker_pool import DiedError, answers
 from diffpipe.errors import UserError
 
 _VERSION = 1

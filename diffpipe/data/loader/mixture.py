@@ -15,25 +15,17 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-from pydantic import Field
 
 from diffpipe import rng
-from diffpipe.config import Config
-from diffpipe.data import index
-from diffpipe.data.cache import Cache
-from diffpipe.data.index import ShardSet
-from diffpipe.data.order import Order
+from diffpipe.data.config import SourceConfig
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.order import Order
+from diffpipe.data.remote.cache import Cache
 from diffpipe.errors import UserError
 
 _FINEST = 4096
 _ROWS = 64
-
-
-class SourceConfig(Config):
-    """One of several sets of shards to train on. url: as `data.train`; weight: its share, relative to the others'."""
-
-    url: str | list[str]
-    weight: float = Field(default=1.0, gt=0)
 
 
 class Mixed(ShardSet):
@@ -64,8 +56,8 @@ def load_sources(
 ) -> ShardSet:
     """What `data.train` names, or all of `data.sources`. Raises UserError, also where they do not go together."""
     if train is not None:
-        return index.load(train, cache=cache)
-    sets = [index.load(source.url, cache=cache) for source in sources]
+        return shard_set.load(train, cache=cache)
+    sets = [shard_set.load(source.url, cache=cache) for source in sources]
     return sets[0] if len(sets) == 1 else Mixed(sets, [source.weight for source in sources])
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from diffpipe.data.storage import RemoteFile, redacted
+from diffpipe.data.remote.storage import RemoteFile, redacted
 from diffpipe.errors import UserError
 
 LIMIT = 1 << 36

@@ -18,11 +18,11 @@ import numpy as np
 from braceexpand import braceexpand
 from webdataset.shardlists import expand_urls
 
-from diffpipe.data.address import beside, is_remote, parse, redacted
-from diffpipe.data.address import folder as folder_of
-from diffpipe.data.cache import Cache, Item, Remote
-from diffpipe.data.storage import MissingError
-from diffpipe.data.table import INDEX_NAME, Places, Sample, Table
+from diffpipe.data.index.shard_index import INDEX_NAME, Places, Sample, Table
+from diffpipe.data.remote.cache import Cache, Item, Remote
+from diffpipe.data.remote.storage import MissingError
+from diffpipe.data.remote.urls import beside, is_remote, parse, redacted
+from diffpipe.data.remote.urls import folder as folder_of
 from diffpipe.errors import UserError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from diffpipe.data.address import beside, folder, is_remote, redacted
-from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
-from diffpipe.data.storage import MissingError, RemoteFile
+from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.remote.storage import MissingError, RemoteFile
+from diffpipe.data.remote.urls import beside, folder, is_remote, redacted
 from diffpipe.errors import BadSampleError, UserError
 
 LATENTS = "latents.npy"

@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from diffpipe.data.ahead import Ahead
-from diffpipe.data.cache import use
-from diffpipe.data.index import IMAGE_EXTENSIONS, ShardSet
-from diffpipe.data.scan import parse_class
-from diffpipe.data.table import Sample
+from diffpipe.data.index.scan import parse_class
+from diffpipe.data.index.shard_index import Sample
+from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.remote.cache import use
+from diffpipe.data.remote.prefetch import Ahead
 from diffpipe.errors import BadSampleError, UserError
 
 _TIDY = 30.0

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.data.header import before_scan, check_png, format_of
+from diffpipe.data.decode.image_header import before_scan, check_png, format_of
 from diffpipe.errors import BadSampleError
 
 MAX_PIXELS = 64_000_000

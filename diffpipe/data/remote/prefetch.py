@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from diffpipe.data.cache import Remote
+from diffpipe.data.remote.cache import Remote
 from diffpipe.errors import UserError
 
 _THREADS = 2

@@ -1,0 +1,5 @@
+"""Decode: encoded images and latents as arrays."""
+
+from diffpipe.data.decode.image import decode, decode_to, fit
+
+__all__ = ["decode", "decode_to", "fit"]

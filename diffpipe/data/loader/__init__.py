@@ -1,0 +1,1 @@
+"""Loader: the order of the stream, and the batches at its positions."""

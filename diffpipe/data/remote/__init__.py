@@ -1,0 +1,1 @@
+"""Remote: shards and indexes over HTTP and object stores, through a cache that is checked."""
