@@ -9,7 +9,7 @@ from diffpipe.cli.teacher import build_taught
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.vae import VAEConfig
-from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
 
 

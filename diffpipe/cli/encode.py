@@ -20,8 +20,8 @@ from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import chunks
 from diffpipe.stages.latents import LatentCodec
+from diffpipe.train.logs import progress_bar
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.stages.gan import GANConfig
 from diffpipe.stages.vae import VAEConfig
-from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.optimizer import OptimizerConfig

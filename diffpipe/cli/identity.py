@@ -11,7 +11,7 @@ from diffpipe.data.index.dataset_diff import what_changed
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
-from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint
 
 _FINGERPRINT = "data.fingerprint"
 

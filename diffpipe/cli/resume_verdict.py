@@ -23,7 +23,7 @@ from diffpipe.cli.sameness import (
     read_tensors,
     trained_again,
 )
-from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint
 
 # The run whose world size changed may be this many times as far from the straight one as a run that was never killed
 # at another world size is: both differ from it by the order of sums alone, which is chance.

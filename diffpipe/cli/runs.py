@@ -21,9 +21,9 @@ from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, unfit
 from diffpipe.stages.vae import VAE
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.distributed import Team
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.team import Team
 
 # What an option of a command overrides in a run's config, and whose it is: a stage that lacks the key refuses it so.
 OPTIONS = {

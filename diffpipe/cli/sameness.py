@@ -12,8 +12,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint import Checkpoint
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.distributed import Team
 
 PARTS = {"net": "weights", "ema": "averages", "optimizer": "optimizer state"}
 SMALL = 1e-2  # of the largest value of its kind: below it a tensor may hold nothing but rounding errors

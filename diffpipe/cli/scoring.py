@@ -8,8 +8,8 @@ from typing import Any
 from diffpipe.metrics.evaluate import ImageSource, build_extractors, evaluate
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
+from diffpipe.train.logs import progress_bar
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import progress_bar
 
 
 def score(

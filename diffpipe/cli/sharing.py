@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 
 from diffpipe.metrics.evaluate import chunks
+from diffpipe.train.logs import progress_bar
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import progress_bar
 
 T = TypeVar("T")
 

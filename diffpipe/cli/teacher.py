@@ -13,7 +13,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig, TeacherConfig
 from diffpipe.stages.ddpm import DDPMConfig
-from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
 
 

@@ -35,13 +35,13 @@ from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
 from diffpipe.rng import Draws
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.boundary import Boundary
-from diffpipe.train.checkpoint import Checkpoint
-from diffpipe.train.lock import locked
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.loop import Hook, Trainer
-from diffpipe.train.retention import recover
+from diffpipe.train.run_lock import locked
 from diffpipe.train.runtime import Runtime, peers
-from diffpipe.train.saver import Saver
+from diffpipe.train.stop import Boundary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

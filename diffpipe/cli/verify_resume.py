@@ -27,7 +27,7 @@ from diffpipe.cli.resume_verdict import Kill, Trained, judge
 from diffpipe.cli.sameness import Record, read_seen
 from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.team import Team
+from diffpipe.train.distributed import Team
 
 LOOK = 0.01  # seconds between two looks at a training
 

@@ -18,15 +18,15 @@ from tqdm import tqdm
 from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch, Loss, Phase, Stage
 from diffpipe.rng import Draws, derive
-from diffpipe.train.budget import BadSamples
+from diffpipe.train.bad_samples import BadSamples
+from diffpipe.train.blocks import checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import Average, EMAConfig
+from diffpipe.train.logs import Journal, Seen, progress_bar
 from diffpipe.train.meter import Meter, NotFinite
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 from diffpipe.train.parallel import Layout, whole
-from diffpipe.train.regions import checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.tracking import Journal, Seen, progress_bar
 
 
 class Hook(NamedTuple):

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpipe.errors import UserError
-from diffpipe.train.regions import blocks
+from diffpipe.train.blocks import blocks
 from diffpipe.train.runtime import Runtime
 
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from diffpipe.errors import LostPeerError, RankError, UserError
-from diffpipe.train.team import Team
+from diffpipe.train.distributed import Team
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]

@@ -14,7 +14,7 @@ import argparse
 import statistics
 import time
 
-from diffpipe.train.boundary import Boundary
+from diffpipe.train.stop import Boundary
 from eval.speed.jobs import machine
 from eval.speed.subject import Subject, add_arguments, experiment, now, progress, setting, start, table
 

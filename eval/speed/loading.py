@@ -27,9 +27,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint import Checkpoint, CheckpointConfig
-from diffpipe.train.saver import Saver
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.distributed import Team
 from eval.speed import jobs
 from eval.speed.subject import Subject, add_arguments, experiment, now, start, table
 

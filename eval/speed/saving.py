@@ -24,10 +24,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffpipe.train.boundary import Boundary
-from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.saver import Saver
+from diffpipe.train.stop import Boundary
 from eval.speed.jobs import machine
 from eval.speed.subject import Subject, add_arguments, experiment, now, progress, setting, start, table
 

@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from diffpipe.errors import LostPeerError
-from diffpipe.train.boundary import Agreed, Boundary
 from diffpipe.train.runtime import Runtime, peers
+from diffpipe.train.stop import Agreed, Boundary
 from tests.distributed.processes import run
 
 

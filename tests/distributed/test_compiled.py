@@ -21,14 +21,14 @@ from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train import loop
-from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.blocks import blocks, checkpoint_activations, compile_blocks, uncompiled
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
-from diffpipe.train.regions import blocks, checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.saver import Saver
 from tests.distributed.processes import run
 from tests.unit.stages import batch
 

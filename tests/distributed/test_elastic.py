@@ -11,13 +11,13 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint import CheckpointConfig
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.saver import Saver
 from tests.distributed.processes import run
 from tests.unit.stages import batch
 

@@ -18,12 +18,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import UserError
-from diffpipe.train import commit as module
-from diffpipe.train.checkpoint import CheckpointConfig, committed, load, open_checkpoint
-from diffpipe.train.retention import recover
+from diffpipe.train.checkpoint import write as module
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.format import committed
+from diffpipe.train.checkpoint.read import load, open_checkpoint
+from diffpipe.train.checkpoint.retention import recover
+from diffpipe.train.distributed import Team
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.saver import Saver
-from diffpipe.train.team import Team
 from tests.distributed.processes import run
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from diffpipe.__main__ import main
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
-from diffpipe.train.checkpoint import manifest_sha256
+from diffpipe.train.checkpoint.format import manifest_sha256
 from tests.integration.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, metrics, seen, succeeds, tensors
 
 VAE = HOME / "configs" / "fashion_mnist" / "latent_vae.yaml"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from diffpipe.interfaces import Batch, Stage
-from diffpipe.train.budget import BadSamplesError
+from diffpipe.train.bad_samples import BadSamplesError
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer

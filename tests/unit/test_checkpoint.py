@@ -15,9 +15,9 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint import CheckpointConfig
-from diffpipe.train.saver import Saver
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.distributed import Team
 
 ALONE = Team()
 

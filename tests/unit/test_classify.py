@@ -23,7 +23,7 @@ from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Score, Scores
 from diffpipe.rng import Draws
-from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
 from tests.unit.stages import Toy
 from tests.unit.threads import on_ranks

@@ -17,7 +17,7 @@ from diffpipe.interfaces import ImageShape
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import Draws
-from diffpipe.train.regions import blocks, checkpoint_activations
+from diffpipe.train.blocks import blocks, checkpoint_activations
 from tests.cases import CASES, FASHION, real_batch
 
 CIFAR = FASHION.parent.parent / "configs" / "cifar10"

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from diffpipe.errors import UserError
-from diffpipe.train.checkpoint import CheckpointConfig, newest_valid
-from diffpipe.train.retention import recover
-from diffpipe.train.saver import Saver
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.read import newest_valid
+from diffpipe.train.checkpoint.retention import recover
+from diffpipe.train.distributed import Team
 
 ALONE = Team()
 

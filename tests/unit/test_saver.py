@@ -16,10 +16,11 @@ from torch import Tensor
 
 from diffpipe.config import validate
 from diffpipe.errors import RankError, UserError
-from diffpipe.train import commit as module
-from diffpipe.train.checkpoint import CheckpointConfig, committed
-from diffpipe.train.saver import Saver
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint import write as module
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.format import committed
+from diffpipe.train.distributed import Team
 
 ALONE = Team()
 SYNCHRONOUS = CheckpointConfig.model_validate({"async": False})

@@ -28,7 +28,7 @@ from diffpipe.cli.sameness import (
     trained_again,
 )
 from diffpipe.errors import UserError
-from diffpipe.train.checkpoint import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint
 from tests.integration.commands import CONFIG
 
 STEPS, BATCH = 6, 4

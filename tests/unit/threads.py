@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffpipe.train.distributed import Team
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.team import Team
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Names are all that counts. `step-00001000` is a checkpoint; `.tmp-step-…` one that was never committed; `.old-step-…`
 one that is being removed, which takes a rename first, since a checkpoint half removed would look like a damaged one;
-`damaged-step-…` one that a job found damaged and put aside. One job at a time changes anything here (train/lock.py).
+`damaged-step-…` one that a job found damaged and put aside. One job at a time changes anything here (train/run_lock.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import shutil
 from pathlib import Path
 
 from diffpipe.errors import UserError
-from diffpipe.train.checkpoint import DAMAGED, Checkpoint, CheckpointConfig, committed, newest_valid, step_of
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.format import DAMAGED, committed, step_of
+from diffpipe.train.checkpoint.read import Checkpoint, newest_valid
+from diffpipe.train.distributed import Team
 
 TEMPORARY, OLD = ".tmp-", ".old-"
 

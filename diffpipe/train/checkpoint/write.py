@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 
 from diffpipe.errors import UserError
-from diffpipe.train.checkpoint import MANIFEST, STATE, CheckpointConfig, Entry, Manifest, describe, step_name
-from diffpipe.train.retention import TEMPORARY, prune, retire
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.format import MANIFEST, STATE, Entry, Manifest, describe, step_name
+from diffpipe.train.checkpoint.retention import TEMPORARY, prune, retire
+from diffpipe.train.distributed import Team
 
 
 class Part(NamedTuple):

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import RankError, UserError
-from diffpipe.train.checkpoint import CheckpointConfig
-from diffpipe.train.commit import Part, commit
-from diffpipe.train.team import Team
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.write import Part, commit
+from diffpipe.train.distributed import Team
 
 
 class Saver:

@@ -9,59 +9,31 @@ are no tensors (DefaultLoadPlanner.load_bytes), and the reader of safetensors th
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed.checkpoint as dcp
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from diffpipe.config import Config
 from diffpipe.errors import UserError
-from diffpipe.train.team import Team
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
-DAMAGED = "damaged-"
-"""What the name of a checkpoint that was found damaged and put aside begins with."""
-
-_NAME = re.compile("step-[0-9]+")
-
-
-class CheckpointConfig(Config):
-    """When to save and what to keep."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    every: int = Field(default=1000, ge=0)
-    """Steps between checkpoints; the last step is always saved; 0 saves the last step only."""
-    keep_last: int = Field(default=2, ge=2)
-    """How many to keep: at least two, since the newest may yet be lost with its disk block."""
-    keep_every: int = Field(default=0, ge=0)
-    """Keep the checkpoints of steps that are multiples of it for good; 0 keeps none so."""
-    asynchronous: bool = Field(default=True, alias="async")
-    """`checkpoint.async`: write in a thread beside training, which waits only for a copy in memory."""
-
-
-class Entry(BaseModel, extra="forbid", strict=True):
-    """What the manifest says of one file."""
-
-    size: int
-    sha256: str
-
-
-class Manifest(BaseModel, extra="forbid", strict=True):
-    """The list of a checkpoint's files, by name; the last to be written."""
-
-    format: Literal[1] = 1
-    step: int = Field(ge=0)
-    files: dict[str, Entry]
+from diffpipe.train.checkpoint.format import (
+    _NAME,
+    DAMAGED,
+    MANIFEST,
+    STATE,
+    Entry,
+    Manifest,
+    committed,
+    describe,
+    manifest_sha256,
+    step_of,
+)
+from diffpipe.train.distributed import Team
 
 
 @dataclass(frozen=True)
@@ -85,24 +57,6 @@ class Damage(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.complaint}"
-
-
-def step_name(step: int) -> str:
-    """The name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(path.name.removeprefix("step-"))
-
-
-def committed(directory: Path) -> list[Path]:
-    """The committed checkpoints under `directory`, newest (highest step) first. Damaged ones are among them."""
-    if not directory.is_dir():
-        return []
-    paths = (p for p in directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
-    return sorted(paths, key=lambda p: (step_of(p), p.name), reverse=True)
 
 
 def newest_valid(directory: Path, team: Team) -> tuple[Checkpoint | None, list[Damage]]:
@@ -134,14 +88,6 @@ def open_checkpoint(path: Path, team: Team) -> Checkpoint:
     if complaint is not None:
         raise UserError(f"{path}: not a whole checkpoint: {complaint}; take another of the run's checkpoints")
     return _open(path)
-
-
-def manifest_sha256(path: Path) -> str | None:
-    """The hash by which others name the checkpoint at `path`: its manifest's; None where that cannot be read."""
-    try:
-        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 def _open(path: Path) -> Checkpoint:
@@ -197,12 +143,6 @@ def _difference(path: Path, entry: Entry) -> str | None:
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     return f"{path.name} has been altered since it was saved (sha256 differs)" if altered else None
-
-
-def describe(path: Path) -> Entry:
-    """The size and sha256 of a file."""
-    with path.open("rb") as file:
-        return Entry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Team) -> None:

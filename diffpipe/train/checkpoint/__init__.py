@@ -1,0 +1,25 @@
+"""Checkpoints that are committed whole and verified, or do not exist.
+
+A checkpoint is a directory `step-00001000` of safetensors shards (torch.distributed.checkpoint, written by all ranks),
+`state.json`, and `manifest.json` with the size and sha256 of each file.
+"""
+
+from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.format import MANIFEST, STATE, committed, manifest_sha256, step_name, step_of
+from diffpipe.train.checkpoint.read import Checkpoint, Damage, damage, load, newest_valid, open_checkpoint
+
+__all__ = [
+    "MANIFEST",
+    "STATE",
+    "Checkpoint",
+    "CheckpointConfig",
+    "Damage",
+    "committed",
+    "damage",
+    "load",
+    "manifest_sha256",
+    "newest_valid",
+    "open_checkpoint",
+    "step_name",
+    "step_of",
+]

@@ -1,0 +1,69 @@
+"""The files of a checkpoint: their names, and the manifest that vouches for them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+MANIFEST = "manifest.json"
+
+
+STATE = "state.json"
+
+
+DAMAGED = "damaged-"
+"""What the name of a checkpoint that was found damaged and put aside begins with."""
+
+
+_NAME = re.compile("step-[0-9]+")
+
+
+class Entry(BaseModel, extra="forbid", strict=True):
+    """What the manifest says of one file."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel, extra="forbid", strict=True):
+    """The list of a checkpoint's files, by name; the last to be written."""
+
+    format: Literal[1] = 1
+    step: int = Field(ge=0)
+    files: dict[str, Entry]
+
+
+def step_name(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.removeprefix("step-"))
+
+
+def committed(directory: Path) -> list[Path]:
+    """The committed checkpoints under `directory`, newest (highest step) first. Damaged ones are among them."""
+    if not directory.is_dir():
+        return []
+    paths = (p for p in directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+    return sorted(paths, key=lambda p: (step_of(p), p.name), reverse=True)
+
+
+def manifest_sha256(path: Path) -> str | None:
+    """The hash by which others name the checkpoint at `path`: its manifest's; None where that cannot be read."""
+    try:
+        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def describe(path: Path) -> Entry:
+    """The size and sha256 of a file."""
+    with path.open("rb") as file:
+        return Entry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
