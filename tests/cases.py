@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
+from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig

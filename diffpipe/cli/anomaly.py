@@ -8,26 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
-
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.likelihood import Likelihoods, is_conditional, score_images, scoring
-from diffpipe.cli.picture import labelled_grid
-from diffpipe.cli.runs import Run, bound_overrides, open_run
-from diffpipe.cli.terminal import say
+from diffpipe.cli.options import bound_overrides
 from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.likelihood import Likelihoods, is_conditional, score_images, scoring
+from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics.complexity import complexity
 from diffpipe.metrics.detection import Detection, detect, typicality
+from diffpipe.report.anomaly_picture import extremes
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
-
-COLUMNS = 16
-FRAME = {"normal": (70, 140, 70), "abnormal": (210, 40, 40)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,26 +94,6 @@ def table(detections: Mapping[str, Detection], found: Likelihoods) -> str:
             "images simpler than those of the training: the other two scores are made to repair it, if not always"
         )
     return "\n".join(lines)
-
-
-def extremes(
-    scores: Mapping[str, Mapping[str, Float[np.ndarray, " _"]]], pixels: Mapping[str, UInt8[Tensor, "_ c h w"]]
-) -> Image.Image:
-    """For each score a row of its most and a row of its least anomalous images, framed green if normal, red if not."""
-    framed = torch.cat([_framed(images, FRAME[name]) for name, images in pixels.items()])
-    columns = min(COLUMNS, len(framed))
-    rows, words = [], []
-    for kind in scores["normal"]:
-        order = np.argsort(-np.concatenate([scores[name][kind] for name in pixels]), kind="stable")
-        rows += [framed[order[:columns].copy()], framed[order[::-1][:columns].copy()]]
-        words += [f"most anomalous by {kind}", "least"]
-    numbers = [str(i + 1) for i in range(columns)]
-    return labelled_grid(torch.cat(rows), numbers, "green: normal, red: abnormal", rows=words)
-
-
-def _framed(images: UInt8[Tensor, "n c h w"], colour: tuple[int, int, int]) -> UInt8[Tensor, "n 3 h2 w2"]:
-    rgb = images.expand(-1, 3, -1, -1)
-    return torch.stack([F.pad(rgb[:, c], (2, 2, 2, 2), value=colour[c]) for c in range(3)], dim=1)
 
 
 def _write(out: Path, detections: Mapping[str, Detection], found: Likelihoods, said: Mapping[str, Any]) -> None:

@@ -4,59 +4,22 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float64, Int
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from diffpipe import __version__
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.likelihood import is_conditional, labelled_images, require_likelihood, score_images, scoring
-from diffpipe.cli.runs import Run, bound_overrides, open_run
-from diffpipe.cli.terminal import say
-from diffpipe.data.index import shard_set
-from diffpipe.data.loader import sequential_reader
+from diffpipe.cli.options import bound_overrides
 from diffpipe.errors import UserError
+from diffpipe.evaluation.classification import Classified, classify, log_likelihoods, log_prior
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.likelihood import is_conditional, labelled_images, scoring
+from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics import calibration, protocol
-from diffpipe.metrics.calibration import Reliability
-from diffpipe.rng import permutation
+from diffpipe.report.classification_plot import draw
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
-
-NAMED = 30  # classes that a picture still has room to name and to count
-
-
-class Calibration(NamedTuple):
-    """What the probabilities of one half of the images are worth. log_loss: -log p(y|x) of the true label, in nats."""
-
-    log_loss: float
-    reliability: Reliability
-
-
-class Classified(NamedTuple):
-    """What the classes' likelihoods say of the images.
-
-    confusion: images by true class (row) and predicted one (column). raw, tempered: of the half of the images that the
-    temperature was not fitted on, before and after dividing the logits by it.
-    """
-
-    confusion: Int[Tensor, "k k"]
-    temperature: float
-    raw: Calibration
-    tempered: Calibration
-
-    @property
-    def n(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def right(self) -> int:
-        return int(self.confusion.diagonal().sum())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,54 +64,6 @@ def run(args: argparse.Namespace) -> None:
         say(runtime, f"{table(found)}\n{out}\n{out.with_suffix('.png')}")
 
 
-def log_likelihoods(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> Float64[Tensor, "n k"]:
-    """log p(x|y) in nats, or the bound on it, of every image under every label. A collective.
-
-    An image meets every label with the same noise, so that what the noise adds cancels in their comparison (Li et al.
-    2023, section 3.3). Raises UserError where the stage has no likelihood.
-    """
-    classes, dims = opened.shape.classes, opened.shape.channels * opened.shape.resolution**2
-    columns = []
-    for label in range(classes):
-        found = score_images(opened, images, seed, runtime, label, f"score as class {label + 1}/{classes}")
-        require_likelihood(found, opened)
-        assert found.unit.startswith("bits/dim"), "likelihoods are in bits/dim"
-        columns.append(-dims * math.log(2) * found.values["score"])
-    return torch.stack(columns, dim=1)
-
-
-def log_prior(opened: Run, prior: str) -> Float64[Tensor, " k"]:
-    """log p(y) by `prior`. Of data: one image of each class is added, as by Laplace, so that none is impossible."""
-    classes = opened.shape.classes
-    counts = torch.zeros(classes, dtype=torch.int64)
-    if prior == "data":
-        try:
-            data = opened.experiment.data
-            shards = shard_set.load(data.trained_on, cache=data.shard_cache)
-            counts = torch.bincount(sequential_reader.labels(shards, range(shards.total)), minlength=classes)
-        except UserError as error:
-            raise UserError(f"--prior data counts the run's data.train: {error}; or give --prior uniform") from error
-    return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
-
-
-def classify(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int) -> Classified:
-    """Held against the true labels: the likeliest classes, and p(y|x) on a half of the images drawn by the seed.
-
-    logits: log p(x|y) + log p(y). A temperature is fitted on the other half.
-    """
-    n, k = logits.shape
-    confusion = torch.bincount(k * labels + logits.argmax(dim=1), minlength=k * k).reshape(k, k)
-    order = torch.from_numpy(permutation(n, seed, "calibration"))
-    fitted, held = order[: n // 2], order[n // 2 :]
-    temperature = calibration.fit_temperature(logits[fitted], labels[fitted])
-
-    def judge(logits: Tensor) -> Calibration:
-        reliability = calibration.reliability(logits.softmax(dim=1), labels[held])
-        return Calibration(calibration.log_loss(logits, labels[held]), reliability)
-
-    return Classified(confusion, temperature, judge(logits[held]), judge(logits[held] / temperature))
-
-
 def table(found: Classified) -> str:
     """The accuracy with its 95% interval, and the posterior's worth as it is and after the temperature."""
     low, high = calibration.wilson(found.right, found.n)
@@ -164,42 +79,6 @@ def table(found: Classified) -> str:
             f"temperature, {found.temperature:.4g}, fitted on the other half of the images"
         )
     return "\n".join(lines)
-
-
-def draw(found: Classified, names: list[str], title: str) -> Figure:
-    """The confusion matrix, in shares of each true class, and the reliability of the raw and the tempered posterior."""
-    k = len(names)
-    figure = Figure(figsize=(11, 6.4), dpi=150, layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=[2, 1])
-    matrix = figure.add_subplot(grid[:, 0])
-    shares = found.confusion / found.confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    matrix.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    matrix.set(xlabel="predicted class", ylabel="true class", title="confusion: images, shaded by share of the row")
-    if k <= NAMED:
-        matrix.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
-        matrix.set_yticks(range(k), names)
-        for true, predicted in found.confusion.nonzero().tolist():
-            colour = "white" if shares[true, predicted] > 0.5 else "black"
-            count = int(found.confusion[true, predicted])
-            matrix.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=120 / (k + 8))
-    panels = {"raw posterior": found.raw, f"at temperature {found.temperature:.3g}": found.tempered}
-    for row, (name, each) in enumerate(panels.items()):
-        _reliability(figure.add_subplot(grid[row, 1]), each.reliability, name)
-    figure.suptitle(title)
-    return figure
-
-
-def _reliability(axes: Axes, found: Reliability, name: str) -> None:
-    count, confidence, accuracy = (column.numpy() for column in found)
-    there, left, width = count > 0, np.arange(len(count)) / len(count), 1 / len(count)
-    axes.bar(left[there], accuracy[there], width, align="edge", edgecolor="white")
-    axes.plot(confidence[there], accuracy[there], ".", color="black", markersize=4)
-    axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
-    axes.bar(left, count / count.sum(), width, align="edge", fill=False, edgecolor="tab:orange")
-    axes.text(0.03, 0.93, "share of images", color="tab:orange", fontsize=8, va="top")
-    axes.text(0.03, 0.84, "accuracy in the bin", color="tab:blue", fontsize=8, va="top")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of the predicted class")
-    axes.set_title(f"{name}: ECE {found.error:.3f}", fontsize=10)
 
 
 def _write(found: Classified, opened: Run, images: ShardImages, told: dict[str, Any], out: Path) -> None:

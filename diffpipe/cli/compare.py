@@ -7,25 +7,22 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from diffpipe import __version__
-from diffpipe.cli import families
-from diffpipe.cli.bench import Bench, Measured
-from diffpipe.cli.columns import REAL, Comparison, markdown
-from diffpipe.cli.families import Family
-from diffpipe.cli.gallery import Row, gallery, strip
-from diffpipe.cli.page import html
-from diffpipe.cli.reuse import Scored
-from diffpipe.cli.runs import Run, open_run
-from diffpipe.cli.terminal import say
 from diffpipe.errors import UserError
+from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics.evaluate import CHUNK, METRICS, parse_metric
-from diffpipe.metrics.protocol import require_alike
+from diffpipe.report import run_summary
+from diffpipe.report.comparison import Bench, Measured, require_comparable, require_one_size
+from diffpipe.report.comparison_picture import Row, gallery, strip
+from diffpipe.report.comparison_table import REAL, Comparison, markdown
+from diffpipe.report.page import html
+from diffpipe.report.run_summary import Family
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 _LITE0 = ["fd", "kid", "precision", "recall", "density", "coverage"]
@@ -113,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
         bench = Bench.prepare(args, metrics, list(opened.values()), runtime)
         measured = {}
         for i, entry in enumerate(entries, 1):
-            say(runtime, f"{i}/{len(entries)} {entry.name}: {families.describe(opened[entry.name])}")
+            say(runtime, f"{i}/{len(entries)} {entry.name}: {run_summary.describe(opened[entry.name])}")
             measured[entry.name] = bench.measure(entry.name, str(entry.path), opened[entry.name])
         require_comparable({name: each.scored for name, each in measured.items()})
         comparison = _comparison(list(measured.values()), bench)
@@ -121,25 +118,6 @@ def run(args: argparse.Namespace) -> None:
         if runtime.main:
             print(markdown(comparison), flush=True)
         say(runtime, f"{args.out}/index.html, compare.json, table.md, samples.png")
-
-
-def require_one_size(sizes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise UserError unless all runs make images of the same channels and resolution."""
-    (first, size), *others = sizes.items()
-    for name, other in others:
-        if other != size:
-            there, here = (f"{channels}×{side}×{side}" for channels, side in (size, other))
-            raise UserError(f"{first} makes images of {there} and {name} of {here}; compare runs of one size")
-
-
-def require_comparable(scored: Mapping[str, Scored | None]) -> None:
-    """Raise UserError unless all scores follow one protocol."""
-    results = [(name, each.result) for name, each in scored.items() if each is not None]
-    for (a, first), (b, second) in combinations(results, 2):
-        try:
-            require_alike(first, second, (a, b))
-        except UserError as error:
-            raise UserError(f"{error}, with --fresh") from error
 
 
 def _open(entry: Entry, raw: bool, runtime: Runtime) -> Run:

@@ -9,8 +9,6 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from diffpipe.cli.runs import open_codec
-from diffpipe.cli.terminal import say
 from diffpipe.data.decode import latents
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_index import write_index
@@ -18,9 +16,10 @@ from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader import sequential_reader
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
+from diffpipe.experiment.run import open_codec
 from diffpipe.metrics.evaluate import chunks
 from diffpipe.stages.latents import LatentCodec
-from diffpipe.train.logs import progress_bar
+from diffpipe.train.logs import progress_bar, say
 from diffpipe.train.runtime import Runtime
 
 

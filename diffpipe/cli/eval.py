@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.runs import Run, add_sampling_arguments, generated_images, is_run, open_run, sampler_overrides
-from diffpipe.cli.scoring import score, table
-from diffpipe.cli.terminal import say
+from diffpipe.cli.options import add_sampling_arguments, sampler_overrides
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.scores import score, table
+from diffpipe.experiment.run import Run, generated_images, is_run, open_run
 from diffpipe.interfaces import ImageShape
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import METRICS, ImageSource, parse_metric
 from diffpipe.metrics.folder import FolderImages
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 SPLIT = "split"

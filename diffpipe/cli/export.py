@@ -7,10 +7,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from diffpipe.cli.runs import open_run
-from diffpipe.cli.terminal import say
 from diffpipe.config import dump_yaml
 from diffpipe.errors import UserError
+from diffpipe.experiment.run import open_run
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 

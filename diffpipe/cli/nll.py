@@ -7,16 +7,23 @@ import datetime
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from diffpipe import __version__
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.likelihood import Course, Likelihoods, labelled_images, require_likelihood, score_images, scoring
-from diffpipe.cli.runs import Run, bound_overrides, open_run
-from diffpipe.cli.terminal import say
+from diffpipe.cli.options import bound_overrides
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.likelihood import (
+    Likelihoods,
+    labelled_images,
+    require_likelihood,
+    score_images,
+    scoring,
+)
+from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics import protocol
 from diffpipe.metrics.protocol import Result
+from diffpipe.report.vlb_plot import draw
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 
@@ -81,31 +88,6 @@ def _write(
             draw(found.course, found.mean("L_T"), found.mean("L_0"), title).savefig(plot)
         except OSError as error:
             raise UserError(f"{plot}: cannot write the plot ({error.strerror}); give another --out") from error
-
-
-def draw(course: Course, prior: float, decoder: float, title: str) -> Figure:
-    """The terms of a diffusion's bound over time, and what they add up to, at the paper's t of 1 to T.
-
-    There t = 1 is L_0, and T + 1 stands for L_T.
-    """
-    first = [1, *(stratum.start + 1 for stratum in course.strata)]
-    middle = [1, *((stratum.start + stratum.stop + 1) / 2 for stratum in course.strata)]
-    lengths = [1, *(len(stratum) for stratum in course.strata)]
-    terms = torch.cat([torch.tensor([decoder], dtype=torch.float64), course.terms])
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    each, total = figure.subplots(1, 2)
-    each.loglog(middle, terms / torch.tensor(lengths), ".-", markersize=4, linewidth=1)
-    each.annotate("$L_0$", (1, decoder), xytext=(6, 0), textcoords="offset points")
-    each.set(ylabel="bits/dim a timestep", title="each term $L_{t-1}$")
-    last = course.strata[-1].stop + 1
-    sums = torch.cat([terms, torch.tensor([prior], dtype=torch.float64)]).flip(0).cumsum(0).flip(0)
-    total.semilogx([*first, last], sums, ".-", markersize=4, linewidth=1)
-    total.set(ylabel="bits/dim", title="$L_T$ and the terms from $t$ to $T$, added up", ylim=(0, None))
-    for axes in (each, total):
-        axes.set_xlabel("timestep $t$")
-        axes.grid(visible=True, alpha=0.3)
-    figure.suptitle(title)
-    return figure
 
 
 def _line(found: Likelihoods, name: str) -> str:

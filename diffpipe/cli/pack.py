@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import ImageColor
 
-from diffpipe.cli.index import describe
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import load
+from diffpipe.data.index.summary import describe
 from diffpipe.data.packing.hub import SCHEME, is_saved
 from diffpipe.data.packing.idx import find_idx
 from diffpipe.data.packing.pack import (

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffpipe.cli.images import grid, save_pngs
-from diffpipe.cli.runs import add_sampling_arguments, generated_images, open_run, sampler_overrides
-from diffpipe.cli.sharing import in_chunks
-from diffpipe.cli.terminal import say
+from diffpipe.cli.options import add_sampling_arguments, sampler_overrides
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_grid import grid, save_pngs
+from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.experiment.run import generated_images, open_run
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 GRID = 100  # images in the grid at most

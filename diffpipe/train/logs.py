@@ -78,3 +78,9 @@ def _whole_lines(path: Path) -> list[str]:
     """The lines of the file that end as lines do; a killed run can leave half of one."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
+
+
+def say(runtime: Runtime, message: str) -> None:
+    """One line, from rank 0."""
+    if runtime.main:
+        print(message, file=sys.stderr, flush=True)

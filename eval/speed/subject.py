@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
+from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime

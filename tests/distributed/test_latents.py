@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffpipe.cli.reconstruction import ReconstructedImages
-from diffpipe.cli.scoring import score
+from diffpipe.evaluation.reconstruction import ReconstructedImages
+from diffpipe.evaluation.scores import score
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from diffpipe.__main__ import main
-from diffpipe.cli.train import Job
+from diffpipe.experiment.job import Job
 
 if __name__ == "__main__":
     prepare = Job.prepare

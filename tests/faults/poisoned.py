@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from diffpipe.__main__ import main
-from diffpipe.cli import train
+from diffpipe.experiment import job
 from diffpipe.interfaces import Batch, Loss, Phase
 from diffpipe.train.loop import NonFiniteError, Trainer
 from diffpipe.train.parallel import whole
@@ -92,7 +92,7 @@ class Poison:
     def spread(self) -> None:
         """Put it into the command."""
         poison = self
-        train_step, run, draw, batches = Trainer.train_step, Trainer.run, train.Job.draw, train.batches
+        train_step, run, draw, batches = Trainer.train_step, Trainer.run, job.Job.draw, job.batches
 
         def spoiled_run(self: Trainer, *args: Any) -> None:
             loss = self.stage.loss
@@ -112,7 +112,7 @@ class Poison:
             poison.at("step", self.step)
             train_step(self, micro)
 
-        def spoiled_draw(self: train.Job) -> None:
+        def spoiled_draw(self: job.Job) -> None:
             poison.at("draw", self.trainer.step)
             draw(self)
 
@@ -123,7 +123,7 @@ class Poison:
                 poison.at("close", -1)
 
         setattr(Trainer, "run", spoiled_run)  # noqa: B010 (another signature)
-        Trainer.train_step, train.Job.draw, train.batches = spoiled_step, spoiled_draw, spoiled_batches
+        Trainer.train_step, job.Job.draw, job.batches = spoiled_step, spoiled_draw, spoiled_batches
 
 
 def note(run: Path, status: int) -> int:

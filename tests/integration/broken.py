@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from diffpipe.__main__ import main
-from diffpipe.cli import train
+from diffpipe.experiment import job
 from diffpipe.train import checkpoint as checkpoints
 
 
 def _break(how: str) -> None:
-    load, batches = checkpoints.load, train.batches
+    load, batches = checkpoints.load, job.batches
 
     def too_far(data: Any, *args: Any, start: int, **settings: Any) -> Any:
         return batches(data, *args, start=start + (data.batch_size if start else 0), **settings)
@@ -36,7 +36,7 @@ def _break(how: str) -> None:
             average[len(average) // 2 :] = 0
 
     broken: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        "stream": (train, "batches", too_far),
+        "stream": (job, "batches", too_far),
         "moments": (checkpoints, "load", without_moments),
         "resharding": (checkpoints, "load", badly_resharded),
     }

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.reconstruction import ReconstructedImages
-from diffpipe.cli.runs import open_run
-from diffpipe.cli.sharing import in_chunks
 from diffpipe.data.index import shard_set
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.reconstruction import ReconstructedImages
+from diffpipe.experiment.run import open_run
 from diffpipe.interfaces import Reconstructs
 from diffpipe.train.runtime import Runtime
 

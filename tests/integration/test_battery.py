@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.runs import build_stage, open_run
 from diffpipe.config import load_config
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.run import build_stage, open_run
 from diffpipe.interfaces import Generates, Reconstructs, Stage
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
 from diffpipe.data.packing.pack import FolderSource, pack
+from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig

@@ -56,7 +56,7 @@ def latent(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Path:
 
 
 def test_the_vaes_checkpoint_carries_the_statistics_of_its_latents(vae: Path) -> None:
-    from diffpipe.cli.runs import open_run
+    from diffpipe.experiment.run import open_run
     from diffpipe.train.runtime import Runtime
 
     found = state(newest(vae))["latents"]
@@ -71,7 +71,7 @@ def test_the_vaes_checkpoint_carries_the_statistics_of_its_latents(vae: Path) ->
 
 
 def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measured(vae: Path) -> None:
-    from diffpipe.cli.runs import open_run
+    from diffpipe.experiment.run import open_run
     from diffpipe.metrics.features import efficientnet_lite0
     from diffpipe.metrics.frechet import frechet_distance
     from diffpipe.metrics.moments import Moments

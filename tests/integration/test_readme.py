@@ -18,8 +18,8 @@ import yaml
 from PIL import Image
 
 from diffpipe.cli import compare
-from diffpipe.cli.experiment import Experiment
 from diffpipe.config.load import load_config
+from diffpipe.experiment.config import Experiment
 from diffpipe.metrics.evaluate import parse_metric
 from tests.integration.commands import HOME, TINY, TINY_RUN, TINY_STAGE, diffpipe
 from tests.unit.archives import cifar_pickles, write_cifar

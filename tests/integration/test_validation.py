@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffpipe.cli.runs import open_run
-from diffpipe.cli.validation import SEED
 from diffpipe.data import images, labels, load
 from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.loader.order import Order
+from diffpipe.evaluation.validation import SEED
+from diffpipe.experiment.run import open_run
 from diffpipe.interfaces import Batch
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime

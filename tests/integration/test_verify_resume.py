@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from diffpipe.__main__ import main
-from diffpipe.cli import jobs
+from diffpipe.verify import subprocess_jobs
 from tests.integration.commands import CONFIG, HOME, TINY, server
 
 # Enough steps that the kills, which the seed draws, come long before the end however slow the machine is just then.
@@ -60,7 +60,7 @@ class Fork:
 
 
 def verify(monkeypatch: pytest.MonkeyPatch, *words: str, module: str = "diffpipe") -> int | str | None:
-    monkeypatch.setattr(jobs, "start", functools.partial(Fork, module=module))
+    monkeypatch.setattr(subprocess_jobs, "start", functools.partial(Fork, module=module))
     try:
         return main(["verify-resume", str(CONFIG), *SMALL, *words])
     except SystemExit as left:

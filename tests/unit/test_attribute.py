@@ -11,10 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffpipe.cli.attribute import STRENGTHS, along, direction, move, share_nearer
-from diffpipe.cli.encoding import LatentSpace, drawn_of_class, labelled_shards
 from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.loader import sequential_reader
+from diffpipe.evaluation.attributes import STRENGTHS, along, direction, move, share_nearer
+from diffpipe.evaluation.latent_space import LatentSpace, drawn_of_class, labelled_shards
 from diffpipe.interfaces import ImageShape
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime

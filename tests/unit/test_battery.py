@@ -9,8 +9,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from diffpipe.cli.experiment import Experiment
 from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, PENALTY
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig

@@ -13,15 +13,17 @@ from PIL import Image
 from scipy.stats import norm
 from torch import nn
 
-from diffpipe.cli.classify import classify, draw, log_likelihoods, log_prior, table
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.runs import Run
+from diffpipe.cli.classify import table
 from diffpipe.config import validate
 from diffpipe.data.index import shard_set
 from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.errors import UserError
+from diffpipe.evaluation.classification import classify, log_likelihoods, log_prior
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, ImageShape, Score, Scores
+from diffpipe.report.classification_plot import draw
 from diffpipe.rng import Draws
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime

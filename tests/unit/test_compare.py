@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffpipe.cli.columns import COST, DASH, Comparison, count, duration, figures, markdown, quality
-from diffpipe.cli.compare import Entry, parse_entries, require_comparable, require_one_size
-from diffpipe.cli.families import Family, _watched
-from diffpipe.cli.gallery import Row, columns, gallery, strip
-from diffpipe.cli.page import html
-from diffpipe.cli.reuse import Plan, Scored, remembering
+from diffpipe.cli.compare import Entry, parse_entries
 from diffpipe.errors import UserError
+from diffpipe.evaluation.score_cache import Plan, Scored, remembering
 from diffpipe.metrics import protocol
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
+from diffpipe.report.comparison import require_comparable, require_one_size
+from diffpipe.report.comparison_picture import Row, columns, gallery, strip
+from diffpipe.report.comparison_table import COST, DASH, Comparison, count, duration, figures, markdown, quality
+from diffpipe.report.page import html
+from diffpipe.report.run_summary import Family, _watched
 
 FD, RECALL = "fd_efficientnet_lite0", "recall_efficientnet_lite0"
 METRICS = {name: {"extractor": "efficientnet_lite0"} for name in (FD, RECALL)}

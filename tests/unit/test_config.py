@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffpipe.cli.experiment import Experiment
 from diffpipe.config import dump_yaml, load_config
 from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
 from diffpipe.stages.ddpm import DDPMConfig
 
 MINIMAL = {

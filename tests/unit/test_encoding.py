@@ -12,11 +12,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from diffpipe.cli.encoding import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards
-from diffpipe.cli.experiment import Experiment
 from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
+from diffpipe.evaluation.latent_space import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards
+from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Encodes, ImageShape, Reconstructs, Stage
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
@@ -134,7 +134,7 @@ def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path
 
 
 def test_images_of_a_class_are_drawn_without_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffpipe.cli.encoding.ENOUGH", 40)
+    monkeypatch.setattr("diffpipe.evaluation.latent_space.ENOUGH", 40)
     write_shards(tmp_path, [100, 150], classes=5)
     write_index(tmp_path)
     shards = labelled_shards(str(tmp_path))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffpipe.cli.images import GeneratedImages
-from diffpipe.cli.interpolate import Between, between_noises, spherical, straight
+from diffpipe.evaluation.image_sources import GeneratedImages
+from diffpipe.evaluation.interpolation import Between, between_noises, spherical, straight
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.rng import Draws
 from diffpipe.stages.gan import GANConfig

@@ -7,7 +7,8 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from diffpipe.cli.latent_map import SIDE, Map, draw, lattice, principal
+from diffpipe.evaluation.latent_map import SIDE, Map, lattice, principal
+from diffpipe.report.latent_map_plot import draw
 
 
 def latents(n: int, d: int) -> Tensor:

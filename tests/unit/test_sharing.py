@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffpipe.cli.sharing import in_chunks
 from diffpipe.errors import UserError
+from diffpipe.evaluation.map_over_ranks import in_chunks
 from diffpipe.train.runtime import Runtime
 from tests.unit.threads import on_ranks
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffpipe.cli import jobs, verify_resume
-from diffpipe.cli.resume_plan import Plan
-from diffpipe.cli.resume_verdict import Kill, Trained, Verdict, bits, distance, samples
-from diffpipe.cli.sameness import (
+from diffpipe.errors import UserError
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.verify import subprocess_jobs
+from diffpipe.verify.checkpoint_diff import (
     Deviation,
     Record,
     deviations,
@@ -27,8 +27,8 @@ from diffpipe.cli.sameness import (
     read_tensors,
     trained_again,
 )
-from diffpipe.errors import UserError
-from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.verify.resume_plan import Plan
+from diffpipe.verify.verdict import Kill, Trained, Verdict, bits, distance, samples
 from tests.integration.commands import CONFIG
 
 STEPS, BATCH = 6, 4
@@ -282,17 +282,17 @@ def test_more_processes_than_gpus_and_a_launcher_are_refused(monkeypatch: pytest
 def test_a_folder_that_holds_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds files already"):
-        verify_resume._folders(tmp_path)
+        resume.make_folders(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(UserError, match="a folder that can be written"):
-        verify_resume._folders(tmp_path / "thesis.tex")
+        resume.make_folders(tmp_path / "thesis.tex")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_kills_the_trainings(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.sys, "executable", sleeper(tmp_path))
+    monkeypatch.setattr(subprocess_jobs.sys, "executable", sleeper(tmp_path))
     before = signal.getsignal(number)
-    ended, started = verify_resume._ended_by_signals(), jobs.start(["train"], 2, tmp_path / "log")
+    ended, started = resume.ended_by_signals(), subprocess_jobs.start(["train"], 2, tmp_path / "log")
     with pytest.raises(SystemExit) as left, ended, started as job:  # noqa: PT012 (the sleep is cut short)
         os.kill(os.getpid(), number)
         time.sleep(60)
@@ -303,7 +303,7 @@ def test_a_signal_kills_the_trainings(number: int, tmp_path: Path, monkeypatch: 
 
 
 def test_progress_is_read_as_it_is_written(tmp_path: Path) -> None:
-    progress, path = jobs.Progress(tmp_path), tmp_path / "seen" / "rank-00000.jsonl"
+    progress, path = subprocess_jobs.Progress(tmp_path), tmp_path / "seen" / "rank-00000.jsonl"
     assert progress.look() is None
     path.parent.mkdir()
     for text, step in (('{"step": 7}\n{"st', 7), ('ep": 8}\n{"step": 9}\n', 9), ("", 9), ('{"step": 10}\n', 10)):
@@ -321,11 +321,11 @@ def sleeper(folder: Path) -> str:
 
 
 def test_a_job_is_gone_when_it_has_been_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.sys, "executable", sleeper(tmp_path))
-    with jobs.Job(["train", "a.yaml"], 2, tmp_path / "log", threads=1) as job:
+    monkeypatch.setattr(subprocess_jobs.sys, "executable", sleeper(tmp_path))
+    with subprocess_jobs.Job(["train", "a.yaml"], 2, tmp_path / "log", threads=1) as job:
         while len((tmp_path / "log").read_text().splitlines()) < 2:
             assert job.status() is None
     assert job.status() == -9
     said = sorted((tmp_path / "log").read_text().splitlines())
     assert said == [f"{rank} of 2 with 1: -m diffpipe train a.yaml" for rank in range(2)]
-    assert jobs.last_words(tmp_path / "log", 1) in said
+    assert subprocess_jobs.last_words(tmp_path / "log", 1) in said

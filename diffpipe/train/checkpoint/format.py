@@ -19,7 +19,7 @@ DAMAGED = "damaged-"
 """What the name of a checkpoint that was found damaged and put aside begins with."""
 
 
-_NAME = re.compile("step-[0-9]+")
+NAME = re.compile("step-[0-9]+")
 
 
 class Entry(BaseModel, extra="forbid", strict=True):
@@ -51,7 +51,7 @@ def committed(directory: Path) -> list[Path]:
     """The committed checkpoints under `directory`, newest (highest step) first. Damaged ones are among them."""
     if not directory.is_dir():
         return []
-    paths = (p for p in directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
+    paths = (p for p in directory.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
     return sorted(paths, key=lambda p: (step_of(p), p.name), reverse=True)
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.train.checkpoint.format import (
-    _NAME,
     DAMAGED,
     MANIFEST,
+    NAME,
     STATE,
     Entry,
     Manifest,
@@ -121,7 +121,7 @@ def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
         return f"{MANIFEST} cannot be read ({error.strerror})", {}
     except ValidationError:
         return f"{MANIFEST} is not what a save writes", {}
-    if not _NAME.fullmatch(path.name) or step_of(path) != manifest.step:
+    if not NAME.fullmatch(path.name) or step_of(path) != manifest.step:
         return f"it says step {manifest.step}", {}
     return _first_difference(manifest.files, present), manifest.files
 

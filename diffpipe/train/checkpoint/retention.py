@@ -2,7 +2,8 @@
 
 Names are all that counts. `step-00001000` is a checkpoint; `.tmp-step-…` one that was never committed; `.old-step-…`
 one that is being removed, which takes a rename first, since a checkpoint half removed would look like a damaged one;
-`damaged-step-…` one that a job found damaged and put aside. One job at a time changes anything here (train/run_lock.py).
+`damaged-step-…` one that a job found damaged and put aside. One job at a time changes
+anything here (train/run_lock.py).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diffpipe.cli.images import grid
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_grid import grid
 
 CELL = 64  # an image's least width in the picture: room for a number above it
 TEXT, LINE = 13, 26  # a letter's height and a line's, in pixels

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffpipe.cli.experiment import Experiment
 from diffpipe.config import load_config
 from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
 
 # At one world size all must be the same in every bit, whatever the precision and the optimizer. At others sums have
 # another order, and what that makes of the weights is to be told from what a broken resume makes of them: float32 keeps

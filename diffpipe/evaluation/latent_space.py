@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from diffpipe.cli.images import require_images
-from diffpipe.cli.sharing import in_chunks
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet, number_of_classes
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import require_images
+from diffpipe.evaluation.map_over_ranks import in_chunks
 from diffpipe.interfaces import Encodes, ImageShape, Stage
 from diffpipe.rng import Draws, permutation
 from diffpipe.train.runtime import Runtime

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffpipe.cli.experiment import Experiment
 from diffpipe.data.index.dataset_diff import what_changed
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint.read import Checkpoint
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.runs import Built, Run, build_stage, open_pinned
 from diffpipe.config import validate
 from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.run import Built, Run, build_stage, open_pinned
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig, TeacherConfig
 from diffpipe.stages.ddpm import DDPMConfig

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.runs import Built
 from diffpipe.config import validate
 from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.run import Built
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.metrics.perceptual import build_feature_maps
 from diffpipe.stages.vae import VAEConfig

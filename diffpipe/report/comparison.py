@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from diffpipe.cli import families
-from diffpipe.cli.families import Family
-from diffpipe.cli.gallery import columns
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.likelihood import is_conditional
-from diffpipe.cli.reuse import Scored, Scorer
-from diffpipe.cli.runs import Run, generated_images
-from diffpipe.cli.terminal import say
 from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.likelihood import is_conditional
+from diffpipe.evaluation.score_cache import Scored, Scorer
+from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Generates, Reconstructs
+from diffpipe.metrics.protocol import require_alike
+from diffpipe.report import run_summary
+from diffpipe.report.comparison_picture import columns
+from diffpipe.report.run_summary import Family
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 LOOKED_THROUGH = 2000  # reference images, for some of each class to show
@@ -75,12 +77,14 @@ class Bench(NamedTuple):
         runtime, seed, stage = self.runtime, self.args.seed, opened.stage
         kind = opened.experiment.stage.kind
         missing: dict[str, str] = {}
-        known: dict[str, Any] = {"training": families.training(opened)}
+        known: dict[str, Any] = {"training": run_summary.training(opened)}
         if known["training"] is None:
             missing["training"] = "its metrics.jsonl has no second log line to tell its speed by"
         measures = {
-            "bits_per_dim": lambda: families.likelihood(opened, self.args.reference, self.explained.n, seed, runtime),
-            "reconstruction": lambda: families.reconstruction(opened, self.explained, seed, runtime),
+            "bits_per_dim": lambda: run_summary.likelihood(
+                opened, self.args.reference, self.explained.n, seed, runtime
+            ),
+            "reconstruction": lambda: run_summary.reconstruction(opened, self.explained, seed, runtime),
         }
         for what, measure in measures.items():
             try:
@@ -90,7 +94,7 @@ class Bench(NamedTuple):
         shown, label, scored, ran = None, "", None, None
         if isinstance(stage, Generates):
             say(runtime, "  how fast it samples")
-            shown, known["sampling"], ran = families.sampled(opened, runtime, seed)
+            shown, known["sampling"], ran = run_summary.sampled(opened, runtime, seed)
             shown, label = shown[: len(self.real)], "samples"
             if not known["sampling"]["evaluations"]:
                 missing["evaluations"] = "it generates by other ways through its network than evaluating it"
@@ -102,15 +106,15 @@ class Bench(NamedTuple):
         else:
             missing |= dict.fromkeys(("scores", "sampling", "evaluations"), f"stage.kind {kind} generates no images")
             if isinstance(stage, Reconstructs):
-                shown = families.reconstructed(opened, self.real, range(len(self.real)), seed, runtime)
+                shown = run_summary.reconstructed(opened, self.real, range(len(self.real)), seed, runtime)
                 label = "reconstructions"
         about = opened.describe()
         family = Family(
             name=name,
             run=path,
-            stage=families.describe(opened),
+            stage=run_summary.describe(opened),
             conditional=is_conditional(opened),
-            parameters=families.parameters(opened, ran),
+            parameters=run_summary.parameters(opened, ran),
             missing=missing,
             **{key: about[key] for key in ("checkpoint", "step", "images_seen", "weights", "sampler")},
             **known,
@@ -145,3 +149,22 @@ def _floor(args: argparse.Namespace, runs: Sequence[Run]) -> ShardImages:
         f"the floor takes real images beside the reference, by default what a run was trained on: {complaints[0]}; "
         f"give --floor"
     )
+
+
+def require_one_size(sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UserError unless all runs make images of the same channels and resolution."""
+    (first, size), *others = sizes.items()
+    for name, other in others:
+        if other != size:
+            there, here = (f"{channels}×{side}×{side}" for channels, side in (size, other))
+            raise UserError(f"{first} makes images of {there} and {name} of {here}; compare runs of one size")
+
+
+def require_comparable(scored: Mapping[str, Scored | None]) -> None:
+    """Raise UserError unless all scores follow one protocol."""
+    results = [(name, each.result) for name, each in scored.items() if each is not None]
+    for (a, first), (b, second) in combinations(results, 2):
+        try:
+            require_alike(first, second, (a, b))
+        except UserError as error:
+            raise UserError(f"{error}, with --fresh") from error

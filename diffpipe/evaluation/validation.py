@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffpipe.cli.admission import fit_latents
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.sharing import in_chunks
-from diffpipe.cli.terminal import say
 from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader.dataset import Samples, check
 from diffpipe.errors import UserError
+from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.preflight import fit_latents
 from diffpipe.interfaces import Batch, Phase, Stage
 from diffpipe.rng import Draws, derive
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 SEED = derive("validation")

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.likelihood import labelled_images, require_likelihood, score_images, scoring
-from diffpipe.cli.runs import Run, generated_images
-from diffpipe.cli.sharing import in_chunks
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring
+from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Reconstructs
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import Draws

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.reconstruction import originals
 from diffpipe.data.decode.latents import are_latents, encoder
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet, number_of_classes
 from diffpipe.data.loader import mixture
 from diffpipe.data.loader.stream import check
 from diffpipe.errors import UserError
+from diffpipe.evaluation.reconstruction import originals
+from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.evaluate import parse_metric
 from diffpipe.stages.codec import VAECodecConfig

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.perceptual import build_seeing
-from diffpipe.cli.runs import Built, build_stage
-from diffpipe.cli.teacher import build_taught
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.feature_network import build_seeing
+from diffpipe.experiment.run import Built, build_stage
+from diffpipe.experiment.teacher import build_taught
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.vae import VAEConfig

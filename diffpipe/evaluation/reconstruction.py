@@ -10,16 +10,16 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from diffpipe.cli.experiment import Experiment
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.scoring import score
-from diffpipe.cli.terminal import say
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.scores import score
+from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Reconstructs, Stage
 from diffpipe.metrics.evaluate import ImageSource, parse_metric
 from diffpipe.rng import Draws
+from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
 METRIC = "fd_efficientnet_lite0"

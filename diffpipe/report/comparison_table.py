@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from diffpipe.cli.families import Family
 from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.report.run_summary import Family
 
 DASH = "—"
 REAL = "real images"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Int, UInt8
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.loader import sequential_reader
@@ -101,25 +96,3 @@ def require_images(shards: ShardSet) -> None:
     path = shards.lacking(*IMAGE_EXTENSIONS)
     if path is not None:
         raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
-
-
-def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:
-    """The images side by side, row by row, small ones enlarged by a whole factor so that pixels stay pixels."""
-    n, _, h, w = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    factor = max(1, 64 // max(h, w))
-    cells = F.pad(images, (1, 1, 1, 1), value=255)
-    cells = torch.cat([cells, cells.new_full((-n % columns, *cells.shape[1:]), 255)])
-    picture = rearrange(cells, "(rows columns) c h w -> (rows h) (columns w) c", columns=columns)
-    return _to_pil(picture.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1))
-
-
-def save_pngs(images: UInt8[Tensor, "n c h w"], indices: Iterable[int], folder: Path) -> None:
-    """Each image as `000000.png` by its index."""
-    for index, image in zip(indices, images, strict=True):
-        _to_pil(rearrange(image, "c h w -> h w c")).save(folder / f"{index:06d}.png")
-
-
-def _to_pil(picture: UInt8[Tensor, "h w c"]) -> Image.Image:
-    array = picture.numpy()
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)

@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffpipe import __version__
-from diffpipe.cli.runs import Run
-from diffpipe.cli.scoring import load_extractors, score
 from diffpipe.errors import UserError
+from diffpipe.evaluation.scores import load_extractors, score
+from diffpipe.experiment.run import Run
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import ImageSource
 from diffpipe.metrics.features import Extractor

@@ -10,8 +10,8 @@ from html import escape
 
 from PIL import Image
 
-from diffpipe.cli.columns import COST, DASH, REAL, Column, Comparison, decimals, quality
-from diffpipe.cli.families import Family
+from diffpipe.report.comparison_table import COST, DASH, REAL, Column, Comparison, decimals, quality
+from diffpipe.report.run_summary import Family
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d5d5; --soft: #666; --best: #e2f2e4; --paper: #fff; --ink: #1a1a1a; }

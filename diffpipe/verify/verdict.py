@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from diffpipe import __version__
-from diffpipe.cli.resume_plan import Plan
-from diffpipe.cli.sameness import (
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.verify.checkpoint_diff import (
     Deviation,
     Record,
     deviations,
@@ -23,7 +23,7 @@ from diffpipe.cli.sameness import (
     read_tensors,
     trained_again,
 )
-from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.verify.resume_plan import Plan
 
 # The run whose world size changed may be this many times as far from the straight one as a run that was never killed
 # at another world size is: both differ from it by the order of sums alone, which is chance.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.sharing import in_chunks
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import BadSampleError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.map_over_ranks import in_chunks
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.latents import moments, statistics, unfit
 from diffpipe.stages.vae import VAE

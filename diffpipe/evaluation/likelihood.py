@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from diffpipe.cli.images import ShardImages
-from diffpipe.cli.runs import Run
-from diffpipe.cli.sharing import in_chunks
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, Generates, Score, Scores
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime

@@ -1,0 +1,1 @@
+"""Evaluation: what a trained run can tell, as images, scores and likelihoods."""

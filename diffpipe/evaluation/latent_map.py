@@ -1,0 +1,93 @@
+"""The latents of images on a plane, and the images of the plane."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int, UInt8
+from torch import Tensor
+
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader import sequential_reader
+from diffpipe.errors import UserError
+from diffpipe.evaluation.latent_space import LatentSpace
+
+SIDE = 15  # decoded images along each side of the plane
+MIDDLE = (0.02, 0.98)  # the quantiles of the map between which it is decoded
+
+
+class Plane(NamedTuple):
+    """Where the map lies among the latents, taken as vectors of d numbers: z = origin + x axes[0] + y axes[1].
+
+    explained: the share of the latents' variance along each axis; None where the latents are the plane.
+    """
+
+    origin: Float64[Tensor, " d"]
+    axes: Float64[Tensor, "2 d"]
+    explained: tuple[float, float] | None
+
+    def points(self, z: Float[Tensor, "n d"]) -> Float64[Tensor, "n 2"]:
+        return (z.double() - self.origin) @ self.axes.T
+
+    def latents(self, points: Float64[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
+        return (self.origin + points @ self.axes).float()
+
+
+class Map(NamedTuple):
+    """Latents on their plane with their labels, and the images of a lattice on it, the top row first.
+
+    corners: of the lattice, its lowest and its highest x and y.
+    """
+
+    plane: Plane
+    points: Float64[Tensor, "n 2"]
+    labels: Int[Tensor, " n"]
+    corners: Float64[Tensor, "2 2"]
+    decoded: UInt8[Tensor, "m c h w"] | None
+
+
+def latent_map(
+    space: LatentSpace, shards: ShardSet, places: Int[np.ndarray, " n"], *, conditional: bool = False
+) -> Map:
+    """The map of the images at these places. A collective.
+
+    Nothing is decoded of a class-conditional stage: a point of the plane has no class. Raises UserError for latents of
+    one number.
+    """
+    labels = space.runtime.together(lambda: sequential_reader.labels(shards, places))
+    z = space.of_shards(shards, places, labels if conditional else None)
+    latent, z = z.shape[1:], z.flatten(1)
+    if z.shape[1] < 2:
+        raise UserError("the latents of this run are one number each, and a map needs two")
+    plane = principal(z)
+    points = plane.points(z)
+    corners = torch.quantile(points, torch.tensor(MIDDLE, dtype=torch.float64), dim=0)
+    decoded = None
+    if not conditional:
+        cells = plane.latents(lattice(corners, SIDE))
+        decoded = space.images_of(cells.reshape(-1, *latent), None)
+    return Map(plane, points, labels, corners, decoded)
+
+
+def principal(z: Float[Tensor, "n d"]) -> Plane:
+    """The plane of latents of two numbers; else of the first two principal components (Pearson 1901).
+
+    An axis points where its largest number is positive, so that it does not depend on who computes it.
+    """
+    if z.shape[1] == 2:
+        return Plane(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64), None)
+    z = z.double()
+    origin = z.mean(0)
+    _, singular, rows = torch.linalg.svd(z - origin, full_matrices=False)
+    largest = rows[:2].gather(1, rows[:2].abs().argmax(dim=1, keepdim=True))
+    shares = singular.square() / singular.square().sum()
+    return Plane(origin, rows[:2] * largest.sign(), (float(shares[0]), float(shares[1])))
+
+
+def lattice(corners: Float64[Tensor, "2 2"], side: int) -> Float64[Tensor, "m 2"]:
+    """The middles of side × side equal cells between the corners, row by row from the top (the largest y)."""
+    steps = (torch.arange(side, dtype=torch.float64) + 0.5) / side
+    x, y = (corners[0] + steps[:, None] * (corners[1] - corners[0])).T
+    return torch.stack([x.repeat(side), y.flip(0).repeat_interleave(side)], dim=1)

@@ -1,0 +1,1 @@
+"""Experiment: one run, from its config to its last checkpoint."""

@@ -1,0 +1,239 @@
+"""One training run, from what has to be in order before its first step to its last checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diffpipe.config import dump_yaml
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.dataset_diff import keep_listing
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.stream import batches
+from diffpipe.evaluation.image_grid import grid
+from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
+from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.reconstruction import in_words, reconstruction, unseen
+from diffpipe.evaluation.scores import score, table
+from diffpipe.evaluation.validation import Validation
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.dependencies import build_for_training
+from diffpipe.experiment.latent_statistics import measured
+from diffpipe.experiment.preflight import fit_together, short_of_room
+from diffpipe.experiment.resume_compat import accept, accept_data, identity
+from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
+from diffpipe.metrics import protocol
+from diffpipe.rng import Draws
+from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.checkpoint.retention import recover
+from diffpipe.train.logs import say
+from diffpipe.train.loop import Hook, Trainer
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.stop import Boundary
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what it trains on, what it trains, and what it does along the way."""
+
+    experiment: Experiment
+    runtime: Runtime
+    shards: ShardSet
+    shape: ImageShape
+    stage: Stage
+    trainer: Trainer
+    found: Checkpoint | None
+    codec: Checkpoint | None
+    validation: Validation | None
+
+    @classmethod
+    def prepare(cls, experiment: Experiment, runtime: Runtime, shards: ShardSet, shape: ImageShape) -> Job:
+        """All else that can be refused before a step is trained, on all ranks together."""
+        found, complaints = recover(experiment.run.checkpoints, runtime.team)
+        for complaint in complaints:
+            say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
+        experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
+        runtime.together(lambda: fit_together(experiment, stage, shards))
+        validation = runtime.together(lambda: Validation.of(experiment, stage))
+        trainer = Trainer(
+            stage,
+            runtime,
+            experiment.train,
+            experiment.optimizer,
+            experiment.ema,
+            seed=experiment.seed,
+            batch_size=experiment.data.batch_size,
+            max_bad=experiment.data.max_bad,
+        )
+        return cls(experiment, runtime, shards, shape, stage, trainer, found, codec, validation)
+
+    def run(self, boundary: Boundary) -> signal.Signals | None:
+        """Train to the last step, or until a signal asks to stop: that signal."""
+        experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
+        self.resume()
+        if trainer.step >= experiment.train.steps:
+            say(runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on")
+            return None
+        if self.codec is not None:
+            say(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.get('reconstruction'))}")
+        if runtime.main:
+            (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
+            keep_listing(self.shards, experiment.run.path)
+            experiment.run.interrupted.unlink(missing_ok=True)
+        runtime.start_tracking({"config": dump_yaml(experiment)})
+        stream = batches(
+            experiment.data,
+            self.shards,
+            experiment.seed,
+            start=trainer.position,
+            rank=runtime.rank,
+            world=runtime.world,
+            accumulate=experiment.train.accumulate,
+            pin_memory=runtime.device.type == "cuda",
+        )
+        if (short := short_of_room(experiment, self.shards, runtime.world)) is not None:
+            say(runtime, f"warning: {short}")
+        saver = Saver(experiment.run.checkpoints, experiment.checkpoint, runtime.side_team())
+        hooks = [
+            Hook(experiment.checkpoint.every, lambda: self.save(saver), last=True),
+            Hook(experiment.validation.every, self.validate, last=self.validation is not None, measures=True),
+            Hook(experiment.sample.every, self.draw),
+            Hook(experiment.eval.every, self.score),
+        ]
+        asked: list[signal.Signals] = []
+
+        def stop() -> bool:
+            agreed = boundary.cross(failed=saver.failed)
+            if agreed.failed:
+                saver.wait()  # raises
+            asked.extend([agreed.signal] if agreed.signal else [])
+            return bool(asked)
+
+        with contextlib.closing(stream), saver:
+            trainer.run(stream, hooks, experiment.run.path, stop)
+            if trainer.step < experiment.train.steps:
+                self.save(saver)
+                saver.wait()
+                self._interrupted(asked[0])
+                return asked[0]
+        say(runtime, f"trained to step {trainer.step}: {self._newest}")
+        return None
+
+    def _interrupted(self, number: signal.Signals) -> None:
+        run, step = self.experiment.run, self.trainer.step
+        if self.runtime.main:
+            run.interrupted.write_text(json.dumps({"signal": number.name, "step": step}) + "\n", encoding="utf-8")
+        say(self.runtime, f"stopped by {number.name} after step {step}: {self._newest}; the same command goes on")
+
+    @property
+    def _newest(self) -> Path:
+        return checkpoints.committed(self.experiment.run.checkpoints)[0]
+
+    def resume(self) -> None:
+        """Go on from the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
+        if self.found is not None:
+            now = identity(self.experiment, self.shards, self.shape)
+            for change in accept(self.found, now, self.experiment.run.adopt):
+                say(self.runtime, f"{change}, as run.adopt says")
+            changed = accept_data(self.found, self.experiment, self.shards, self.experiment.run.path)
+            if changed is not None:
+                say(self.runtime, f"the data has changed: {changed}; adopted, as data.on_change says")
+            checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
+            state, trainer = self.found.state, self.trainer
+            trainer.step, trainer.position, trainer.skipped = state["step"], state["position"], state["skipped"]
+            trainer.bad.known = state["bad"]
+            say(self.runtime, f"resuming from {self.found.path}")
+            before, now = state["experiment"]["data"]["batch_size"], self.experiment.data.batch_size
+            if before != now:
+                say(self.runtime, f"data.batch_size was {before} and is {now}, from position {trainer.position} on")
+            if self.validation is not None and state["validation"] not in (None, self.validation.about()):
+                say(self.runtime, "warning: validation losses before this are of other images: data.test has changed")
+
+    def save(self, saver: Saver) -> None:
+        trainer, experiment = self.trainer, self.experiment
+        state = {
+            "step": trainer.step,
+            "position": trainer.position,
+            "skipped": trainer.skipped,
+            "bad": trainer.bad.known,
+            "identity": identity(experiment, self.shards, self.shape),
+            "shape": self.shape._asdict(),
+            "experiment": experiment.model_dump(mode="json"),
+            "latents": measured(
+                self.stage,
+                trainer.averaged,
+                self.shards,
+                self.shape,
+                self.runtime,
+                some_bad=experiment.data.max_bad > 0,
+            ),
+            "reconstruction": self._reconstruction(),
+            "validation": self.validation and self.validation.about(),
+        }
+        saver.save(trainer.state(), state)
+
+    def _reconstruction(self) -> dict[str, Any] | None:
+        """After the last step, the score of reconstructed images, of held-out ones where there are any."""
+        experiment, step = self.experiment, self.trainer.step
+        if not experiment.eval.reconstruction or step < experiment.train.steps:
+            return None
+        about = {"step": step, "weights": "ema"}
+        return reconstruction(experiment, self.stage, self.trainer.averaged(), self.runtime, about)
+
+    def draw(self) -> None:
+        """A picture of what the stage can do by now: its samples, else images above their reconstructions."""
+        n = self.experiment.sample.n
+        if isinstance(self.stage, Generates):
+            images = torch.cat(in_chunks(n, self.generated(n).images, self.runtime))
+        else:
+            images = self._reconstructions(n)
+        if self.runtime.main and images is not None:
+            path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            grid(images, self.shape.classes or None).save(path)
+
+    def _reconstructions(self, n: int) -> Tensor | None:
+        if not isinstance(self.stage, Reconstructs):
+            return None
+        columns = self.shape.classes or 8
+        rows = max(1, n // (2 * columns))
+        real = ShardImages(unseen(self.experiment), self.shape.channels, self.shape.resolution)
+        images = real.images(range(rows * columns))
+        draws = Draws(self.experiment.seed, torch.arange(len(images), device=self.runtime.device))
+        with torch.no_grad(), self.runtime.autocast():
+            again = self.stage.reconstruct(self.trainer.averaged(), images.to(self.runtime.device), draws).cpu()
+        return rearrange([images, again], "two (rows columns) c h w -> (rows two columns) c h w", columns=columns)
+
+    def validate(self) -> dict[str, float]:
+        assert self.validation is not None
+        values = self.validation.measure(self.trainer.averaged(), self.trainer.step - 1, self.runtime)
+        loss = values["validation_loss"]
+        say(self.runtime, f"step {self.trainer.step}: validation_loss {loss:.4f}, of the averaged weights")
+        return values
+
+    def score(self) -> None:
+        config, data, shape = self.experiment.eval, self.experiment.data, self.shape
+        assert data.test is not None
+        reference = ShardImages(shard_set.load(data.test, cache=data.shard_cache), shape.channels, shape.resolution)
+        floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
+        result = score(self.generated(config.n), reference, floor, config.metrics, self.runtime)
+        if self.runtime.main:
+            protocol.write(result, self.experiment.run.path / "scores" / f"step-{self.trainer.step:08d}.json")
+        say(self.runtime, f"step {self.trainer.step}\n{table(result)}")
+
+    def generated(self, n: int) -> GeneratedImages:
+        """The first n sample indices, from the averaged weights of this moment."""
+        sampler = self.experiment.stage.sampler.model_dump(mode="json")
+        about = {"step": self.trainer.step, "weights": "ema", "sampler": sampler}
+        nets, seed = self.trainer.averaged(), self.experiment.seed
+        return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)

@@ -1,0 +1,46 @@
+"""A map of latents as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from diffpipe.evaluation.image_grid import grid
+from diffpipe.evaluation.latent_map import SIDE, Map, Plane
+
+
+def draw(found: Map, names: Sequence[str], title: str) -> Figure:
+    """The map coloured by class, and beside it what the stage decodes on its plane."""
+    panels = 1 if found.decoded is None else 2
+    figure = Figure(figsize=(1.6 + 6 * panels, 6.2), dpi=150, layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    k = len(names)
+    colours = colormaps["tab10" if k <= 10 else "tab20" if k <= 20 else "turbo"]
+    shades = [colours(i if k <= 20 else i / (k - 1)) for i in range(k)]
+    axes[0].scatter(*found.points.T, c=[shades[label] for label in found.labels.tolist()], s=9, linewidths=0, alpha=0.8)
+    axes[0].set_title("images by their class")
+    dots = [Line2D([], [], marker="o", linestyle="", color=shade) for shade in shades]
+    figure.legend(dots, names, loc="outside right upper", ncols=-(-k // 25), frameon=False)
+    if found.decoded is not None:
+        (left, bottom), (right, top) = found.corners.tolist()
+        axes[0].add_patch(
+            Rectangle((left, bottom), right - left, top - bottom, fill=False, linestyle="--", edgecolor="grey")
+        )
+        cells = np.asarray(grid(found.decoded, columns=SIDE))
+        axes[1].imshow(cells, extent=(left, right, bottom, top), aspect="auto", cmap="gray", vmin=0, vmax=255)
+        axes[1].set_title("decoded: what lies where, in the dashed frame")
+    for each in axes:
+        each.set(xlabel=_axis(found.plane, 0), ylabel=_axis(found.plane, 1))
+    figure.suptitle(title)
+    return figure
+
+
+def _axis(plane: Plane, i: int) -> str:
+    if plane.explained is None:
+        return f"latent {i + 1}"
+    return f"principal component {i + 1} ({100 * plane.explained[i]:.1f}% of the variance)"

@@ -1,0 +1,35 @@
+"""The terms of a diffusion's bound over time, as a plot."""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.figure import Figure
+
+from diffpipe.evaluation.likelihood import (
+    Course,
+)
+
+
+def draw(course: Course, prior: float, decoder: float, title: str) -> Figure:
+    """The terms of a diffusion's bound over time, and what they add up to, at the paper's t of 1 to T.
+
+    There t = 1 is L_0, and T + 1 stands for L_T.
+    """
+    first = [1, *(stratum.start + 1 for stratum in course.strata)]
+    middle = [1, *((stratum.start + stratum.stop + 1) / 2 for stratum in course.strata)]
+    lengths = [1, *(len(stratum) for stratum in course.strata)]
+    terms = torch.cat([torch.tensor([decoder], dtype=torch.float64), course.terms])
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
+    each, total = figure.subplots(1, 2)
+    each.loglog(middle, terms / torch.tensor(lengths), ".-", markersize=4, linewidth=1)
+    each.annotate("$L_0$", (1, decoder), xytext=(6, 0), textcoords="offset points")
+    each.set(ylabel="bits/dim a timestep", title="each term $L_{t-1}$")
+    last = course.strata[-1].stop + 1
+    sums = torch.cat([terms, torch.tensor([prior], dtype=torch.float64)]).flip(0).cumsum(0).flip(0)
+    total.semilogx([*first, last], sums, ".-", markersize=4, linewidth=1)
+    total.set(ylabel="bits/dim", title="$L_T$ and the terms from $t$ to $T$, added up", ylim=(0, None))
+    for axes in (each, total):
+        axes.set_xlabel("timestep $t$")
+        axes.grid(visible=True, alpha=0.3)
+    figure.suptitle(title)
+    return figure

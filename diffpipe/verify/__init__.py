@@ -1,0 +1,1 @@
+"""Verify: proofs on this machine that a resumed run is the uninterrupted one."""
