@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.train.checkpoint.read import Checkpoint
-from diffpipe.verify import subprocess_jobs
+from diffpipe.verify import resume, subprocess_jobs
 from diffpipe.verify.checkpoint_diff import (
     Deviation,
     Record,
