@@ -10,7 +10,7 @@ import pytest
 from diffpipe.errors import LostPeerError
 from diffpipe.train.runtime import Runtime, peers
 from diffpipe.train.stop import Agreed, Boundary
-from tests.distributed.processes import run
+from tests.support.gloo_processes import run
 
 
 def crossings(rank: int, number: int, fails: int) -> list[Agreed]:

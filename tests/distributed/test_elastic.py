@@ -18,8 +18,8 @@ from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
-from tests.distributed.processes import run
-from tests.unit.stages import batch
+from tests.support.gloo_processes import run
+from tests.support.toy_stages import batch
 
 BATCH = 12
 STAGE = {

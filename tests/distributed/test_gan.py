@@ -14,8 +14,8 @@ from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
-from tests.distributed.processes import run
-from tests.unit.stages import batch
+from tests.support.gloo_processes import run
+from tests.support.toy_stages import batch
 
 BATCH, STEPS = 12, 3
 NET = {"channels": 8, "mults": (1, 2), "groups": 2}  # of a group of a few numbers the norm amplifies rounding

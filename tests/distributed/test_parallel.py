@@ -21,9 +21,9 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.parallel import Layout, Parallel, whole
 from diffpipe.train.runtime import Runtime
-from tests.cases import CASES, real_batch
-from tests.distributed.processes import run
-from tests.unit.stages import Toy, batch
+from tests.support.gloo_processes import run
+from tests.support.stage_cases import CASES, real_batch
+from tests.support.toy_stages import Toy, batch
 
 BATCH, STEPS = 12, 4
 

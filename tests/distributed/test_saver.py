@@ -26,7 +26,7 @@ from diffpipe.train.checkpoint.read import load, open_checkpoint
 from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.distributed import Team
 from diffpipe.train.runtime import Runtime
-from tests.distributed.processes import run
+from tests.support.gloo_processes import run
 
 
 class Net(nn.Module):

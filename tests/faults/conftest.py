@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import trains
+from tests.support.training_jobs import trains
 
 STEPS = 24
 

@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tests.faults.jobs import Job
-from tests.integration.commands import HOME, SHARDS, seen
-from tests.unit.web import serving
+from tests.support.commands import HOME, SHARDS, seen
+from tests.support.training_jobs import Job
+from tests.support.web_server import serving
 
 SIZE = 2_000_000
 
@@ -30,7 +30,7 @@ def make(folder: Path, n: int) -> dict[str, str]:
 
 def fill(cache: Path, url: str, hashes: dict[str, str]) -> subprocess.Popen[str]:
     words = [word for name, sha256 in hashes.items() for word in (f"{url}/{name}", str(SIZE), sha256)]
-    started = [sys.executable, "-m", "tests.faults.filling", str(cache), *words]
+    started = [sys.executable, "-m", "tests.faults.fill_cache", str(cache), *words]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(started, cwd=HOME, env=env, stdout=subprocess.PIPE, text=True)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.faults.jobs import fails, steps, trains
-from tests.integration.commands import metrics, seen, tensors
+from tests.support.commands import metrics, seen, tensors
+from tests.support.training_jobs import fails, steps, trains
 
 LR = "optimizer.lr=0.002"  # configs/fashion_mnist/ddpm.yaml: 0.001
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import debris, fails, steps, trains, unharmed
+from tests.support.training_jobs import debris, fails, steps, trains, unharmed
 
 KEEP_ALL = ["checkpoint.every=1", "checkpoint.keep_last=24"]
 

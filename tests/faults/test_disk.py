@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Job, debris, fails, steps, trains, unharmed
+from tests.support.training_jobs import Job, debris, fails, steps, trains, unharmed
 
 OFTEN = "checkpoint.every=1"
 
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_on_one_rank_alone_is_an_error_of_all(
 ) -> None:
     trains(tmp_path, "train.steps=2", OFTEN, processes=2)
     fate = json.dumps({"rank": 1, "n": 100_000, "deed": "full"})
-    error = fails(tmp_path, "train.steps=4", OFTEN, processes=2, module="tests.faults.dying", fate=fate)
+    error = fails(tmp_path, "train.steps=4", OFTEN, processes=2, module="tests.faults.fault_at_save", fate=fate)
     assert "File too large" in error
     assert "rank 1" in error
     assert "free some space" in error

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.jobs import SMALL, steps, trains, unharmed
-from tests.integration.commands import CONFIG, HOME, metrics, seen, tensors
+from tests.support.commands import CONFIG, HOME, metrics, seen, tensors
+from tests.support.training_jobs import SMALL, steps, trains, unharmed
 
 # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
 CALM = ["train.accumulate=2", "train.precision=fp32", "optimizer.eps=1e-3"]
@@ -43,7 +43,7 @@ def test_a_rank_that_is_killed_is_restarted_by_the_launcher_and_nothing_shows(
     settings = ["--num_processes", "2", "--main_process_port", "0", "--max_restarts", "1", "--monitor_interval", "0.2"]
     fate = '{"rank": 1, "n": 1, "attempt": 0, "trained": 4}'
     with subprocess.Popen(
-        [*launch, *settings, "-m", "tests.faults.dying", *words],
+        [*launch, *settings, "-m", "tests.faults.fault_at_save", *words],
         cwd=HOME,
         env=os.environ | {"OMP_NUM_THREADS": "1", "FATE": fate},
         stdout=subprocess.DEVNULL,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Job, debris, steps, trains, unharmed, whole
+from tests.support.training_jobs import Job, debris, steps, trains, unharmed, whole
 
 OFTEN = "checkpoint.every=1"
-DYING = "tests.faults.dying"
+DYING = "tests.faults.fault_at_save"
 
 
 def entries(run: Path) -> set[tuple[str, int]]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.faults.jobs import SMALL, fails, steps, trains
-from tests.integration.commands import CONFIG, SHARDS, diffpipe, metrics, seen, succeeds
-from tests.shards import consolidated, parts
+from tests.support.checkpoint_tensors import consolidated, parts
+from tests.support.commands import CONFIG, SHARDS, diffpipe, metrics, seen, succeeds
+from tests.support.training_jobs import SMALL, fails, steps, trains
 
 # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
 CALM = ("train.precision=fp32", "optimizer.eps=1e-3", "optimizer.warmup=0", "train.accumulate=2")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.faults.jobs import fails, steps, trains
-from tests.faults.poisoned import MODULE, left
-from tests.integration.commands import metrics, seen
-from tests.shards import consolidated
+from tests.faults.fault_injection import MODULE, left
+from tests.support.checkpoint_tensors import consolidated
+from tests.support.commands import metrics, seen
+from tests.support.training_jobs import fails, steps, trains
 
 BAD = 3  # the step, from 0
 # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.

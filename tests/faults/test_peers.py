@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Job, debris, steps, trains, unharmed
-from tests.faults.poisoned import left, poisoned
+from tests.faults.fault_injection import left, poisoned
+from tests.support.training_jobs import Job, debris, steps, trains, unharmed
 
 LONG = ("train.steps=1000", "checkpoint.every=0")
 BEGUN = ("train.steps=2", "checkpoint.every=0")

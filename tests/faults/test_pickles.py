@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import fails, trains, unharmed
-from tests.integration.commands import HOME, diffpipe
+from tests.support.commands import HOME, diffpipe
+from tests.support.training_jobs import fails, trains, unharmed
 
 # Unpickling any of them would be what torch.distributed.checkpoint and torch.load do with files of these names.
 NAMES = [".metadata", "__0_0.distcp", "model.pt", "optimizer.pth", "scheduler.bin", "state.pkl"]
@@ -90,7 +90,7 @@ def test_a_pickle_under_the_name_of_a_file_of_the_checkpoint_is_never_loaded(
 
 
 def test_no_module_unpickles_but_the_one_that_knows_plain_data_alone() -> None:
-    # CIFAR-10 is published as pickles. What that reader refuses, tests/unit/test_pack_cifar.py tries.
+    # CIFAR-10 is published as pickles. What that reader refuses, tests/unit/data/packing/test_cifar.py tries.
     plain = HOME / "diffpipe" / "data" / "packing" / "pickles.py"
     paths = sorted((HOME / "diffpipe").rglob("*.py"))
     assert not [offence for path in paths if path != plain for offence in offending(path)]

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.jobs import SMALL, Job, debris, logged, steps, trains, unharmed
-from tests.faults.poisoned import MODULE, left, poisoned
-from tests.integration.commands import CONFIG, HOME, command
-from tests.shards import consolidated
+from tests.faults.fault_injection import MODULE, left, poisoned
+from tests.support.checkpoint_tensors import consolidated
+from tests.support.commands import CONFIG, HOME, command
+from tests.support.training_jobs import SMALL, Job, debris, logged, steps, trains, unharmed
 
 LONG = ("train.steps=1000", "checkpoint.every=0")
 ASKED = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -186,7 +186,7 @@ def test_a_rank_that_leaves_late_is_not_ended_before_all_has_been_said_and_done(
 def test_a_signal_before_the_first_step_is_answered_after_it(
     tmp_path: Path, processes: int, straight: Callable[[int], Path]
 ) -> None:
-    job = Job(tmp_path, "train.steps=100", processes=processes, module="tests.faults.early")
+    job = Job(tmp_path, "train.steps=100", processes=processes, module="tests.faults.signal_before_step")
     status, said = job.wait()
     assert status == (1 if processes else os.EX_TEMPFAIL), said
     (step,) = steps(tmp_path)

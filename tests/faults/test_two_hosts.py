@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.hosts import INTERFACE, Hosts, refusal
-from tests.integration.commands import CONFIG, HOME, TINY, metrics, seen, tensors, train
+from tests.support.commands import CONFIG, HOME, TINY, metrics, seen, tensors, train
+from tests.support.network_hosts import INTERFACE, Hosts, refusal
 
 STEPS, EVERY = 72, 8
 TIMEOUT = 20

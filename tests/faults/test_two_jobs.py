@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import CONFIG, TINY, metrics, refused, train
+from tests.support.commands import CONFIG, TINY, metrics, refused, train
 
 SMALL = [*TINY, "data.resolution=8", "sample.every=0", "eval.every=0"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import Job, trains, unharmed
+from tests.support.training_jobs import Job, trains, unharmed
 
 
 @pytest.mark.parametrize("processes", [0, 2])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integration.commands import HOME, SHARDS, refused, succeeds, train
+from tests.support.commands import HOME, SHARDS, refused, succeeds, train
 
 FASHION = HOME / "configs" / "fashion_mnist"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffpipe.data import images, labels, load
-from tests.integration.commands import HOME
+from tests.support.commands import HOME
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.commands import CONFIG, HOME, SHARDS, TINY, command, refused, succeeds, train
+from tests.support.commands import CONFIG, HOME, SHARDS, TINY, command, refused, succeeds, train
 
 Made = dict[str, Path]
 

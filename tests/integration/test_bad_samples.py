@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from diffpipe.data.index.shard_index import write_index
-from tests.integration.commands import CONFIG, HOME, TINY, diffpipe, metrics, seen, tensors, train
-from tests.unit.tars import png, random_pixels, write_tar
+from tests.support.commands import CONFIG, HOME, TINY, diffpipe, metrics, seen, tensors, train
+from tests.support.tars import png, random_pixels, write_tar
 
 SAMPLES = 40
 CUT, PAGE = 11, 23  # the keys of an image that is cut short and of a web page

@@ -12,8 +12,8 @@ from diffpipe.data import load
 from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.loader.mixture import Mixture
 from diffpipe.data.loader.order import Order
-from tests.integration.commands import CONFIG, SHARDS, TINY, metrics, refused, seen, train
-from tests.unit.tars import write_shards
+from tests.support.commands import CONFIG, SHARDS, TINY, metrics, refused, seen, train
+from tests.support.tars import write_shards
 
 QUICK = ("data.resolution=8", "data.workers=0", "checkpoint.async=false", "train.record_samples=true")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.integration.commands import SHARDS, refused, succeeds, train
+from tests.support.commands import SHARDS, refused, succeeds, train
 
 N = 70
 

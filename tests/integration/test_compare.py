@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffpipe.data.packing.pack import FolderSource, pack
-from tests.integration.commands import HOME, diffpipe, metrics, refused, train
+from tests.support.commands import HOME, diffpipe, metrics, refused, train
 
 FASHION = HOME / "configs" / "fashion_mnist"
 SMALL = ["data.resolution=8", "train.steps=4"]

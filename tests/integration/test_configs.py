@@ -19,7 +19,7 @@ from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.stages.vae import VAEConfig
-from tests.integration.commands import HOME, SHARDS, metrics, train
+from tests.support.commands import HOME, SHARDS, metrics, train
 
 CONFIGS = sorted((HOME / "configs").rglob("*.yaml"))
 CIFAR = HOME / "configs" / "cifar10"

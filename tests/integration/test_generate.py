@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.integration.commands import HOME, SHARDS, diffpipe, succeeds, tensors, train
+from tests.support.commands import HOME, SHARDS, diffpipe, succeeds, tensors, train
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from diffpipe.__main__ import main
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.train.checkpoint.format import manifest_sha256
-from tests.integration.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, metrics, seen, succeeds, tensors
+from tests.support.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, metrics, seen, succeeds, tensors
 
 VAE = HOME / "configs" / "fashion_mnist" / "latent_vae.yaml"
 DDPM = HOME / "configs" / "fashion_mnist" / "latent_ddpm.yaml"

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from diffpipe.__main__ import main
 from diffpipe.train.loop import Trainer
-from tests.integration.commands import CONFIG, HOME, TINY, metrics, seen
+from tests.support.commands import CONFIG, HOME, TINY, metrics, seen
 
 LAUNCH = HOME / "launch"
 SMALL = [*TINY, "data.resolution=8", "data.workers=0", "sample.every=0", "eval.every=0"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.metrics import protocol
-from tests.integration.commands import HOME, SHARDS, refused, succeeds, train
+from tests.support.commands import HOME, SHARDS, refused, succeeds, train
 
 STEPS, N = 4, 70
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from diffpipe.__main__ import main
 from diffpipe.data import labels, load
-from tests.integration.commands import HOME, diffpipe, metrics, server, succeeds, train
-from tests.integration.server import Command
-from tests.unit.archives import cifar_pickles, write_cifar
+from tests.support.archives import cifar_pickles, write_cifar
+from tests.support.commands import HOME, diffpipe, metrics, server, succeeds, train
+from tests.support.fork_server import Command
 
 
 def refused(*words: str | Path) -> str:

@@ -21,8 +21,8 @@ from diffpipe.cli import compare
 from diffpipe.config.load import load_config
 from diffpipe.experiment.config import Experiment
 from diffpipe.metrics.evaluate import parse_metric
-from tests.integration.commands import HOME, TINY, TINY_RUN, TINY_STAGE, diffpipe
-from tests.unit.archives import cifar_pickles, write_cifar
+from tests.support.archives import cifar_pickles, write_cifar
+from tests.support.commands import HOME, TINY, TINY_RUN, TINY_STAGE, diffpipe
 
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
 INSTALLING = (

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.integration.commands import CONFIG, SHARDS, TINY, diffpipe, seen, tensors
-from tests.unit.web import serving
+from tests.support.commands import CONFIG, SHARDS, TINY, diffpipe, seen, tensors
+from tests.support.web_server import serving
 
 STEPS = ["train.steps=4", "checkpoint.every=4", "sample.every=0", "eval.every=0", "train.record_samples=true"]
 TOKEN = "hunter2"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.commands import CONFIG, HOME, TINY, command, metrics, seen, tensors, train
+from tests.support.commands import CONFIG, HOME, TINY, command, metrics, seen, tensors, train
 
 # Dropout, micro-batches, augmentation and a loader process: all that could depend on when a run was killed.
 KILLED = [

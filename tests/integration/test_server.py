@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.commands import CONFIG, HOME, TINY, diffpipe, server
+from tests.support.commands import CONFIG, HOME, TINY, diffpipe, server
 
 
 @pytest.mark.parametrize(("processes", "status"), [(0, -signal.SIGSEGV), (2, 1)])

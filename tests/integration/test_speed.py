@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.speed import jobs, loading, processes
-from tests.integration.commands import TINY, diffpipe
+from tests.support.commands import TINY, diffpipe
 
 SMALL = [*TINY, "data.resolution=8", "train.device=cpu", "train.precision=fp32"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import HOME, SHARDS, TINY, refused, succeeds, train
+from tests.support.commands import HOME, SHARDS, TINY, refused, succeeds, train
 
 FASHION = HOME / "configs" / "fashion_mnist"
 SMALL = ["train.steps=1", "data.resolution=8", f"data.train={SHARDS}/test"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.integration.commands import HOME, TINY_RUN, TINY_STAGE, refused, succeeds, tensors, train
+from tests.support.commands import HOME, TINY_RUN, TINY_STAGE, refused, succeeds, tensors, train
 
 STUDENT = HOME / "configs" / "fashion_mnist" / "adversarial.yaml"
 

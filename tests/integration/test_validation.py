@@ -17,8 +17,8 @@ from diffpipe.experiment.run import open_run
 from diffpipe.interfaces import Batch
 from diffpipe.rng import Draws
 from diffpipe.train.runtime import Runtime
-from tests.integration.commands import CONFIG, HOME, SHARDS, TINY, metrics, refused, train
-from tests.unit.tars import png, random_pixels, write_tar
+from tests.support.commands import CONFIG, HOME, SHARDS, TINY, metrics, refused, train
+from tests.support.tars import png, random_pixels, write_tar
 
 N = 70
 QUICK = ["data.resolution=8", "data.workers=0", "data.flip=true", "train.precision=fp32", "validate.every=2"]

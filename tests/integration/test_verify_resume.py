@@ -18,7 +18,7 @@ import pytest
 
 from diffpipe.__main__ import main
 from diffpipe.verify import subprocess_jobs
-from tests.integration.commands import CONFIG, HOME, TINY, server
+from tests.support.commands import CONFIG, HOME, TINY, server
 
 # Enough steps that the kills, which the seed draws, come long before the end however slow the machine is just then.
 SMALL = [*TINY, "data.resolution=8", "data.workers=0", "checkpoint.async=false"]
@@ -109,7 +109,7 @@ def test_a_broken_resume_is_not_exact(
 ) -> None:
     monkeypatch.setenv("BROKEN", how)
     words = ["--worlds", worlds, "--kills", "1", "--out", str(tmp_path / "out")]
-    assert verify(monkeypatch, *LONG, *words, module="tests.integration.broken") == 1
+    assert verify(monkeypatch, *LONG, *words, module="tests.integration.broken_resume") == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.match(f"verdict: NOT exact: .*{complaint}", last), last
     if how == "resharding":  # what world size does not change is as it was

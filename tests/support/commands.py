@@ -1,0 +1,125 @@
+"""The commands in processes of their own, alone and several as one job, and what to read off their runs.
+
+They are forks of a server that has imported what they need (server.py); with `real=True` they are what a user types:
+`python -m diffpipe`, and for several processes `accelerate launch`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from tests.support.checkpoint_tensors import consolidated
+from tests.support.fork_server import Server
+
+HOME = Path(__file__).parents[2]
+SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
+CONFIG = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
+_UNET = ["stage.unet.channels=8", "stage.unet.mults=[1,2]", "stage.unet.attention=[]"]
+_UNET += ["stage.unet.groups=4", "stage.unet.heads=1"]
+_DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.mults=[1,2]"]
+_CODER = ["stage.network.channels=8", "stage.network.mults=[1,2]", "stage.network.groups=4"]
+TINY_STAGE = {
+    "adversarial": [*_UNET, "stage.teacher=null"],
+    "autoencoder": _CODER,
+    "ddpm": [*_UNET, "stage.sampler.steps=3"],
+    "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],
+    "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.mults=[1,2]"],
+    "tarflow": ["stage.network.width=16", "stage.network.blocks=2", "stage.network.layers=1"],
+    "vae": [*_CODER, "eval.reconstruction=0"],
+}
+TINY_RUN = ["data.batch_size=8", "optimizer.decay=constant", "train.log_every=1"]
+TINY = [*TINY_STAGE["ddpm"], *TINY_RUN]
+
+
+def command(*words: object, processes: int = 0) -> list[str]:
+    """`diffpipe …` as argument list: by itself, or with that many processes under accelerate launch."""
+    start = [sys.executable, "-m", "diffpipe"]
+    if processes:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(HOME / "launch/cpu.yaml")]
+        start = [*launcher, "--num_processes", str(processes), "--main_process_port", "0", "-m", "diffpipe"]
+    return [*start, *map(str, words)]
+
+
+def diffpipe(
+    *words: object,
+    processes: int = 0,
+    real: bool = False,
+    timeout: float = 200,
+    module: str = "diffpipe",
+    env: Mapping[str, str] | None = None,
+    cwd: Path = HOME,
+) -> subprocess.CompletedProcess[str]:
+    """Run it, from the repository's root by default, one thread a process, and return what it said.
+
+    module: another one that takes a command's words. env: laid over this process's environment.
+    """
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    started = command(*words, processes=processes)
+    if real:
+        return subprocess.run(started, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=timeout)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        code = server().start([*map(str, words)], cwd, env, out, err, processes, module).wait(timeout)
+        for stream in (out, err):
+            stream.seek(0)
+        return subprocess.CompletedProcess(started, code, out.read(), err.read())
+
+
+@functools.cache
+def server() -> Server:
+    return Server(HOME)
+
+
+def succeeds(*words: object, processes: int = 0, real: bool = False) -> str:
+    """Run it, require exit status 0, and return stderr."""
+    result = diffpipe(*words, processes=processes, real=real)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG, real: bool = False) -> str:
+    stage = yaml.safe_load(config.read_text())["stage"]
+    tiny = TINY_STAGE[stage.get("network", {}).get("kind", stage["kind"])]
+    words = ["train", config, f"run.dir={run_dir}", *tiny, *TINY_RUN, *overrides]
+    return succeeds(*words, processes=processes, real=real)
+
+
+def refused(*words: object, processes: int = 0, real: bool = False) -> str:
+    """The one line of a command that must fail; a launcher adds its own traceback, and its own exit status."""
+    result = diffpipe(*words, processes=processes, real=real, timeout=90)
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith(f"diffpipe {words[0]}: error: ")]
+    assert len(lines) == 1, result.stderr
+    if not processes:
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == lines
+    return lines[0]
+
+
+def tensors(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint, whole, read without the package or torch."""
+    return consolidated(checkpoint)
+
+
+def metrics(run_dir: Path) -> dict[int, dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line for line in map(json.loads, lines)}
+
+
+def seen(run_dir: Path) -> dict[int, dict[int, str]]:
+    """Step → position → key over all ranks and all times that the step was trained. Twice must mean the same."""
+    found: dict[int, dict[int, str]] = {}
+    for path in (run_dir / "seen").glob("rank-*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            for position, key in zip(line["positions"], line["keys"], strict=True):
+                assert found.setdefault(line["step"], {}).setdefault(position, key) == key
+    return found

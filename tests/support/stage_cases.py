@@ -1,0 +1,89 @@
+"""Every stage as the battery tries it: the configs for Fashion-MNIST, made tiny, one list for all properties."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from diffpipe.config import load_config
+from diffpipe.data.index import shard_set
+from diffpipe.data.loader import sequential_reader
+from diffpipe.experiment.config import Experiment
+from diffpipe.interfaces import Batch, ImageShape, Stage
+from diffpipe.stages.codec import VAECodecConfig
+from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.latents import LatentCodec, moments, statistics
+from diffpipe.stages.vae import VAE
+from tests.support.commands import SHARDS, TINY_RUN, TINY_STAGE
+
+FASHION = SHARDS.parent
+SHAPE = ImageShape(channels=1, resolution=8, classes=10)
+# Penalties of their own, at steps 0, 3, 6, …: out of step with checkpoints at every other.
+LAZY = ("stage.penalty_every=3",)
+
+
+class Case(NamedTuple):
+    """A config of configs/fashion_mnist, and what is laid over it beside the tiny network."""
+
+    config: str
+    words: tuple[str, ...] = ()
+    codec: str | None = None
+    """The case whose run it needs."""
+
+    @property
+    def path(self) -> Path:
+        return FASHION / f"{self.config}.yaml"
+
+    def overrides(self) -> list[str]:
+        stage = load_config(Experiment, self.path).stage.model_dump()
+        tiny = TINY_STAGE[stage.get("network", {}).get("kind", stage["kind"])]
+        return [*tiny, *TINY_RUN, "data.resolution=8", "data.workers=0", "eval.reconstruction=0", *self.words]
+
+    def experiment(self, *more: str) -> Experiment:
+        return load_config(Experiment, self.path, [*self.overrides(), *more])
+
+    def stage(self) -> Stage:
+        """Built in this process; where it needs a codec, that is a VAE as it is before any training."""
+        config = self.experiment().stage
+        if isinstance(config, DDPMConfig) and isinstance(config.codec, VAECodecConfig):
+            assert self.codec is not None
+            return config.build(SHAPE, _codec(CASES[self.codec]))
+        return config.build(SHAPE)
+
+
+CASES = {
+    "adversarial": Case("adversarial", LAZY),
+    "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.compared=x_prev")),
+    "autoencoder": Case("autoencoder"),
+    "ddpm": Case("ddpm"),
+    "denoising_autoencoder": Case("denoising_autoencoder"),
+    "flow": Case("flow"),
+    "flow, variational": Case("flow", ("stage.dequantization={kind: variational, steps: 1, hidden: 4}",)),
+    "gan": Case("gan", LAZY),
+    "latent_ddpm": Case("latent_ddpm", codec="latent_vae"),
+    "latent_vae": Case("latent_vae"),
+    "latent_vae, patch": Case("latent_vae", ("stage.patch={start: 3, network: {channels: 8, mults: [1, 2]}}",)),
+    "tarflow": Case("tarflow"),
+    "vae": Case("vae"),
+}
+
+
+@functools.cache
+def real_batch(n: int) -> Batch:
+    """The first n test images at the cases' size, with their labels, at positions 0 to n - 1."""
+    shards = shard_set.load(str(SHARDS / "test"))
+    images = sequential_reader.images(shards, range(n), SHAPE.resolution, SHAPE.channels)
+    return Batch(images, sequential_reader.labels(shards, range(n)), torch.arange(n), [f"key{i}" for i in range(n)])
+
+
+def _codec(case: Case) -> LatentCodec:
+    vae = case.stage()
+    assert isinstance(vae, VAE)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nets = vae.networks()
+    with torch.no_grad():
+        return LatentCodec(vae, nets, *statistics(moments(vae.encode(nets, real_batch(50).images))))

@@ -1,0 +1,93 @@
+"""Shards of latents: what is written is read, and what cannot be trained on is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffpipe.data.config import DataConfig
+from diffpipe.data.decode.latents import CODEC, LATENTS, are_latents, encoder, from_bytes, to_bytes
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.loader.dataset import check
+from diffpipe.data.loader.stream import batches
+from diffpipe.errors import UserError
+from tests.support.tars import write_tar
+
+LATENT = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+
+
+def shards(folder: Path, sha256: str | None = "a" * 64) -> shard_set.ShardSet:
+    folder.mkdir()
+    members = [(f"{i}.{suffix}", data) for i in range(6) for suffix, data in _members(i).items()]
+    write_tar(folder / "x.tar", members)
+    write_index(folder)
+    if sha256:
+        (folder / CODEC).write_text(json.dumps({"sha256": sha256}))
+    return shard_set.load(str(folder))
+
+
+def _members(i: int) -> dict[str, bytes]:
+    return {LATENTS: to_bytes(LATENT + np.float32(i)), "cls": str(i % 3).encode()}
+
+
+def test_what_is_written_is_read() -> None:
+    assert np.array_equal(from_bytes(to_bytes(LATENT), "x"), LATENT)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_stream_hands_out_each_samples_latents_with_its_label(tmp_path: Path, workers: int) -> None:
+    found = shards(tmp_path / "a")
+    assert are_latents(found)
+    config = DataConfig(train="x", batch_size=6, resolution=28, channels=1, labels=True, workers=workers)
+    stream = batches(config, found, seed=0)
+    batch = next(stream)
+    stream.close()
+    assert batch.images.is_contiguous()
+    assert sorted(batch.keys) == [str(i) for i in range(6)]
+    for key, latent, label in zip(batch.keys, batch.images.numpy(), batch.labels.tolist(), strict=True):  # pyright: ignore[reportOptionalMemberAccess]
+        assert np.array_equal(latent, LATENT + np.float32(int(key)))
+        assert label == int(key) % 3
+
+
+def test_latents_of_two_shapes_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", {f"{i}.{LATENTS}": to_bytes(LATENT[: 2 + i]) for i in range(2)})
+    write_index(tmp_path)
+    config = DataConfig(train="x", batch_size=2, resolution=28, channels=1, workers=0)
+    with pytest.raises(UserError, match=r"x\.tar: [01]: latents of \(\d, 3, 2\), and others of .*one codec"):
+        next(batches(config, shard_set.load(str(tmp_path)), seed=0))
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no array", to_bytes(LATENT)[:-4], npy(LATENT[0]), npy(LATENT.astype(np.float16)), npy(np.array([{}]))],
+)
+def test_what_is_no_latent_is_refused_and_nothing_is_unpickled(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"here: not .*encode the shard again"):
+        from_bytes(data, "here")
+
+
+def test_shards_must_say_by_which_checkpoint_they_were_encoded_and_all_the_same(tmp_path: Path) -> None:
+    first, second = shards(tmp_path / "a"), shards(tmp_path / "b", "b" * 64)
+    assert encoder(first) == "a" * 64
+    with pytest.raises(UserError, match="encoded by several checkpoints"):
+        encoder(shard_set.ShardSet([*first.shards, *second.shards]))
+    with pytest.raises(UserError, match=r"codec\.json: it does not say which checkpoint"):
+        encoder(shards(tmp_path / "c", None))
+
+
+@pytest.mark.parametrize("augmentation", [{"flip": True}, {"crop": "random"}])
+def test_latents_are_not_augmented(tmp_path: Path, augmentation: dict[str, object]) -> None:
+    config = DataConfig.model_validate({"train": "x", "batch_size": 2, "resolution": 8, **augmentation})
+    with pytest.raises(UserError, match="latents cannot be flipped or cropped"):
+        check(config, shards(tmp_path / "a"))

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from webdataset.compat import WebDataset
+from webdataset.tariterators import base_plus_ext
+from webdataset.writer import ShardWriter
+
+from diffpipe.data.index.scan import split_name
+from diffpipe.data.index.shard_index import INDEX_NAME, write_index
+from diffpipe.data.index.shard_set import ShardSet, load, number_of_classes
+from diffpipe.errors import UserError
+from tests.support.tars import png, random_pixels, write_shards, write_tar
+
+FILES = {f"a/{i:03d}.{e}": bytes([i]) * (500 + 7 * i) for i in range(5) for e in ("png", "cls")}
+
+
+def read_all(shards: ShardSet) -> list[tuple[str, dict[str, bytes]]]:
+    """Every sample, by what the index says alone."""
+    samples: list[tuple[str, dict[str, bytes]]] = []
+    for shard, path in enumerate(shards.paths):
+        data = Path(path).read_bytes()
+        for i in range(int(shards.counts[shard])):
+            key, members = shards.sample(shard, i)
+            samples.append((key, {e: data[m.offset : m.offset + m.size] for e, m in members.items()}))
+    return samples
+
+
+def read_by_webdataset(paths: list[str]) -> list[tuple[str, dict[str, bytes]]]:
+    rows = WebDataset(paths, shardshuffle=False, empty_check=False)
+    return [(r["__key__"], {e: v for e, v in r.items() if not e.startswith("__")}) for r in rows]
+
+
+@given(st.from_regex(re.compile(r"[ab./_A-Z]{1,12}"), fullmatch=True))
+def test_keys_are_split_as_webdataset_splits_them(name: str) -> None:
+    parts = split_name(name)
+    key, extension = base_plus_ext(name)
+    if parts is None or not extension:
+        assert parts is None
+        hidden = name.rpartition("/")[2].startswith(".")  # webdataset reads a/.b as key "a/": no key by its own rule
+        meta = re.match(r"__[^/]*__($|/)", name)  # the pattern of webdataset's tar_file_iterator
+        assert not key or not extension or hidden or meta
+    else:
+        assert parts == (key, extension.lower())
+
+
+def gnu_tar(folder: Path) -> None:
+    (folder / "src").mkdir()
+    for i in range(4):
+        (folder / "src" / f"{i}.PNG").write_bytes(png(random_pixels(i)))
+        (folder / "src" / f"{i}.seg.png").write_bytes(b"")
+    (folder / "src" / ("n" * 150 + ".png")).write_bytes(b"a name too long for a plain header")
+    subprocess.run(["tar", "--sort=name", "-cf", folder / "x.tar", "-C", folder / "src", "."], check=True)
+
+
+def shard_writer(folder: Path) -> None:
+    with ShardWriter(f"{folder}/x-%02d.tar", maxcount=3, verbose=0) as writer:
+        for i in range(8):
+            writer.write({"__key__": f"deep/er/k{i}", "png": png(random_pixels(i)), "cls": i, "json": {"i": i}})
+
+
+def pax(folder: Path) -> None:
+    write_tar(folder / "x.tar", {"é" * 80 + ".png": b"1", "b.png": b"22", "b.txt": b""}, tarfile.PAX_FORMAT)
+
+
+def with_others(folder: Path) -> None:
+    write_tar(folder / "x.tar", {"README": b"no key", "a.png": b"1", ".hidden.png": b"2", "__meta__/b.json": b"3"})
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves its files open
+@pytest.mark.parametrize("write", [gnu_tar, shard_writer, pax, with_others])
+def test_keys_and_bytes_are_those_that_webdataset_reads(tmp_path: Path, write) -> None:
+    write(tmp_path)
+    write_index(tmp_path)
+    shards = load(str(tmp_path))
+    assert shards.total > 0
+    assert read_all(shards) == read_by_webdataset(shards.paths)
+
+
+def test_patterns_name_shards_in_order(tmp_path: Path) -> None:
+    a, b, c = (str(path) for path in write_shards(tmp_path, [2, 3, 1]))
+    write_index(tmp_path)
+    assert load(str(tmp_path)).paths == [a, b, c]
+    assert load(f"{tmp_path}/shard-00[12].tar").paths == [b, c]
+    assert load(f"{tmp_path}/shard-{{000..001}}.tar").paths == [a, b]
+    assert load([c, f"{tmp_path}/shard-{{001,000}}.tar"]).paths == [c, b, a]
+    subset = load([c, a])
+    assert (subset.total, subset.counts.tolist()) == (3, [1, 2])
+    assert [key for key, _ in read_all(subset)] == ["00005", "00000", "00001"]
+
+
+def test_what_cannot_be_loaded_is_named_with_the_remedy(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, [2, 2])
+    remedy = f"diffpipe index {tmp_path}"
+
+    def refused(patterns: str | list[str], *words: str) -> None:
+        with pytest.raises(UserError) as caught:
+            load(patterns)
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+
+    refused(str(tmp_path), INDEX_NAME, remedy)
+    (tmp_path / INDEX_NAME).write_bytes(b"rubbish")
+    refused(str(tmp_path), INDEX_NAME, remedy)
+    write_index(tmp_path)
+    refused("ftp://host/x.tar", "ftp://", "http, https, s3")
+    refused("http://me:secret@host/x.tar", "http://host/x.tar", "~/.netrc")
+    refused(f"{tmp_path}/none.tar", "none.tar")
+    refused(f"{tmp_path}/none-*.tar", "none-*.tar")
+    refused(f"{tmp_path}/shard-{{000..002}}.tar", "shard-002.tar")
+    refused([str(tmp_path), str(paths[0])], "shard-000.tar", "twice")
+    refused([], "no shards")
+    (tmp_path / "empty").mkdir()
+    refused(f"{tmp_path}/empty", "empty")
+
+    write_tar(tmp_path / "new.tar", {"a.png": b"1"})
+    refused(str(tmp_path), "new.tar", "not in the index", remedy)
+    (tmp_path / "new.tar").unlink()
+    data = paths[1].read_bytes()
+    paths[1].write_bytes(data + bytes(512))
+    refused(str(tmp_path), str(paths[1]), "bytes", remedy)
+    paths[1].write_bytes(data[:700] + bytes([data[700] ^ 4]) + data[701:])
+    refused(str(tmp_path), str(paths[1]), "changed after indexing", remedy)
+    paths[1].write_bytes(data)
+    load(str(tmp_path))
+
+
+def test_a_failed_index_leaves_the_old_one(tmp_path: Path) -> None:
+    write_shards(tmp_path, [2])
+    write_index(tmp_path)
+    before = (tmp_path / INDEX_NAME).read_bytes()
+    (tmp_path / "bad.tar").write_bytes(b"no tar")
+    with pytest.raises(UserError, match=r"bad\.tar"):
+        write_index(tmp_path)
+    assert (tmp_path / INDEX_NAME).read_bytes() == before
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["bad.tar", INDEX_NAME, "shard-000.tar"]
+    (tmp_path / "bad.tar").unlink()
+    write_index(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [INDEX_NAME, "shard-000.tar"]
+    assert (tmp_path / INDEX_NAME).read_bytes() == before
+
+
+def test_the_fingerprint_is_of_the_bytes_in_order(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        write_shards(folder, [2, 3])
+        write_index(folder)
+    shards = load(str(here))
+    files = sorted(here.glob("*.tar"))
+    rows = [[p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
+    assert shards.fingerprint == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert shards.fingerprint == load(str(there)).fingerprint
+    assert shards.fingerprint != load([str(p) for p in reversed(files)]).fingerprint
+
+
+def test_classes_are_counted_and_their_names_outlive_a_new_index(tmp_path: Path) -> None:
+    write_shards(tmp_path, [4, 4], classes=3)
+    write_index(tmp_path)
+    assert load(str(tmp_path)).classes is None
+    assert number_of_classes(load(str(tmp_path))) == 3
+    with pytest.raises(UserError, match="only 2 class names"):
+        write_index(tmp_path, classes=["a", "b"])
+    write_index(tmp_path, classes=["a", "b", "c", "d"])
+    write_index(tmp_path)
+    assert load(str(tmp_path)).classes == ["a", "b", "c", "d"]
+    assert number_of_classes(load(str(tmp_path))) == 4
+
+
+def test_an_extension_is_there_only_where_every_sample_has_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"0", "b.jpg": b"1", "b.cls": b"1"})
+    write_tar(tmp_path / "1.tar", {"a.png": b"1", "b.png": b"1", "b.cls": b"x"})
+    write_index(tmp_path)
+    both, first = load(str(tmp_path)), load(str(tmp_path / "0.tar"))
+    assert first.has("cls")
+    assert not both.has("cls")
+    assert both.lacking("cls") == str(tmp_path / "1.tar")
+    assert not first.has("png")
+    assert both.lacking("png", "jpg") is None
+    assert number_of_classes(first) == 2
+    assert both.shards[1].classes is None
+
+
+def test_shards_whose_indices_name_other_classes_do_not_mix(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_shards(tmp_path / name, [3])
+        write_index(tmp_path / name, classes=[name, "x", "y"])
+    with pytest.raises(UserError, match="different classes"):
+        load([f"{tmp_path}/a", f"{tmp_path}/b"])
+
+
+def test_a_pickled_set_finds_its_samples(tmp_path: Path) -> None:
+    write_shards(tmp_path, [20, 30])
+    write_index(tmp_path)
+    shards = load(str(tmp_path))
+    data = pickle.dumps(shards)
+    again = pickle.loads(data)
+    assert read_all(again) == read_all(shards)
+    assert again.fingerprint == shards.fingerprint
+    assert np.array_equal(again.counts, shards.counts)
+    assert len(data) < 2000  # the members stay in the file

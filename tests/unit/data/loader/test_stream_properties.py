@@ -1,0 +1,156 @@
+"""Promise 1 on data of any shape: a run that is killed and changed at each resume sees what one never stopped sees."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffpipe.data import DataConfig, batches, load
+from diffpipe.data.config import SourceConfig
+from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.dataset import Samples
+from diffpipe.data.loader.mixture import load_sources
+from diffpipe.data.loader.stream import _Positions
+from diffpipe.interfaces import Batch
+from tests.support.tars import write_shards
+
+COUNTS = [1, 1, 1, 2, 3, 5, 8, 13, 21]
+Row = tuple[str, int, bytes]
+"""A sample as it trains: its key, its label, and its pixels after they were cropped and flipped."""
+
+
+class Leg(NamedTuple):
+    """One job of a run. lost: steps that it trains after its last checkpoint, and that come again."""
+
+    world: int
+    accumulate: int
+    workers: int
+    batch_size: int
+    steps: int
+    lost: int
+
+
+@st.composite
+def legs(draw: st.DrawFn) -> Leg:
+    world, accumulate = draw(st.integers(1, 8)), draw(st.integers(1, 2))
+    size = world * accumulate + draw(st.integers(0, 16))
+    return Leg(world, accumulate, draw(st.integers(0, 4)), size, draw(st.integers(1, 3)), draw(st.integers(0, 1)))
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    write_shards(folder, COUNTS)
+    write_index(folder)
+    return folder
+
+
+def config(**values: Any) -> DataConfig:
+    fixed: dict[str, Any] = {"train": "unused", "resolution": 6, "channels": 1, "labels": True}
+    return DataConfig(**{"batch_size": 1, "workers": 0, "flip": True, "crop": "random"} | fixed | values)
+
+
+def rows(batch: Batch) -> dict[int, Row]:
+    assert batch.labels is not None
+    columns = batch.positions.tolist(), batch.keys, batch.labels.tolist(), batch.images.numpy()
+    return {p: (key, label, image.tobytes()) for p, key, label, image in zip(*columns, strict=True)}
+
+
+def share(dataset: Samples, leg: Leg, start: int, rank: int) -> list[Batch]:
+    """The micro-batches of a rank, each by the copy of the data set that its loader process would have."""
+    copies = [pickle.loads(pickle.dumps(dataset)) for _ in range(leg.workers)] or [dataset]
+    sampler = _Positions(leg.batch_size, start, rank, leg.world, leg.accumulate)
+    asked = itertools.islice(sampler, (leg.steps + leg.lost) * leg.accumulate)
+    return [at(copy, np.array(each)) for copy, each in zip(itertools.cycle(copies), asked, strict=False)]
+
+
+def at(dataset: Samples, positions: np.ndarray) -> Batch:
+    return dataset.batch(positions)
+
+
+def run(dataset: Samples, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
+    """What the run saw at each position, and the position it came to. What comes again must be what it was."""
+    seen: dict[int, Row] = {}
+    position = 0
+    for leg in several:
+        ranks = [share(dataset, leg, position, rank) for rank in range(leg.world)]
+        assert len({len(one) for one in ranks}) == 1  # all take the same number of steps
+        for step in range(leg.steps + leg.lost):
+            parts = [b for one in ranks for b in one[step * leg.accumulate : (step + 1) * leg.accumulate]]
+            assert all(len(part.keys) for part in parts)
+            first = position + step * leg.batch_size
+            taken = sorted(itertools.chain(*(part.positions.tolist() for part in parts)))
+            assert taken == list(range(first, first + leg.batch_size))
+            for p, row in itertools.chain(*(rows(part).items() for part in parts)):
+                assert seen.setdefault(p, row) == row
+        position += leg.steps * leg.batch_size
+    return seen, position
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(st.integers(0, len(COUNTS) - 1), min_size=1, max_size=6, unique=True),
+    several=st.lists(legs(), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31),
+    lanes=st.integers(1, 8),
+    window=st.integers(1, 64),
+)
+def test_a_run_that_changes_at_each_resume_sees_what_one_never_stopped_sees(
+    pool: Path, shards: list[int], several: list[Leg], seed: int, lanes: int, window: int
+) -> None:
+    of: ShardSet = load([str(pool / f"shard-{i:03d}.tar") for i in shards])
+    dataset = Samples(config(lanes=lanes, window=window), of, seed)
+    seen, end = run(dataset, several)
+    straight = rows(at(Samples(config(lanes=lanes, window=window), of, seed), np.arange(max(seen) + 1)))
+    assert seen == straight
+    # Nothing is lost and nothing repeated: each epoch that is over has every sample once.
+    keys = Counter(of.sample(shard, i).key for shard, n in enumerate(of.counts) for i in range(n))
+    assert max(keys.values()) == 1
+    for epoch in range(end // of.total):
+        assert Counter(seen[p][0] for p in range(epoch * of.total, (epoch + 1) * of.total)) == keys
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    weights=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    several=st.lists(legs(), min_size=1, max_size=4),
+    seed=st.integers(0, 2**31),
+    lanes=st.integers(1, 8),
+)
+def test_several_sources_are_as_exact(
+    pool: Path, weights: list[int], several: list[Leg], seed: int, lanes: int
+) -> None:
+    sources = tuple(
+        SourceConfig(url=[str(pool / f"shard-{i:03d}.tar") for i in range(s, len(COUNTS), len(weights))], weight=weight)
+        for s, weight in enumerate(weights)
+    )
+    mixed = config(train=None, sources=sources, lanes=lanes, window=16)
+    of = load_sources(None, sources)
+    seen, _ = run(Samples(mixed, of, seed), several)
+    assert seen == rows(at(Samples(mixed, of, seed), np.arange(max(seen) + 1)))
+
+
+def test_loader_processes_of_any_number_see_the_same(pool: Path) -> None:
+    of = load(str(pool))
+    expected = rows(at(Samples(config(), of, 4), np.arange(160)))
+    found: dict[int, Row] = {}
+    position = 0
+    for workers, size, world in ((4, 24, 2), (0, 20, 4), (3, 36, 1)):  # 160 positions of 55 samples
+        for rank in range(world):
+            settings = config(workers=workers, batch_size=size, prefetch=workers or 1)
+            stream = batches(settings, of, 4, start=position, rank=rank, world=world)
+            for batch in itertools.islice(stream, 2):
+                found |= rows(batch)
+            stream.close()
+        position += 2 * size
+    assert found == expected

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import io
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffpipe.data.remote import storage
+from diffpipe.data.remote.storage import RemoteFile, tars
+from diffpipe.data.remote.urls import beside, is_remote, parse, redacted
+from diffpipe.errors import UserError
+from tests.support.web_server import Web, serving
+
+DATA = os.urandom(3_000_000)
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(storage, "WAITS", (0.01, 0.02))
+    (tmp_path / "a b.tar").write_bytes(DATA)
+    with serving(tmp_path) as server:
+        yield server
+
+
+def message(place: str) -> str:
+    with pytest.raises(UserError) as caught:
+        RemoteFile(place)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None  # a library's own error has the whole URL in it
+    return str(caught.value)
+
+
+def test_a_file_is_read_from_any_byte_on(web: Web) -> None:
+    with RemoteFile(f"{web.url}/a b.tar") as file:
+        assert file.size == len(DATA)
+        assert file.etag
+        assert io.BufferedReader(file, 1 << 16).read() == DATA
+    with RemoteFile(f"{web.url}/a b.tar", start=200_000) as file:
+        assert file.size == len(DATA)
+        assert file.read(10) == DATA[200_000:200_010]
+        assert file.seek(-5, io.SEEK_END) == len(DATA) - 5
+        assert file.read() == DATA[-5:]
+        assert file.read() == b""
+    assert [request.start for request in web.requests if request.start] == [200_000, len(DATA) - 5]
+
+
+def test_a_server_without_ranges_and_etags_serves_too(web: Web) -> None:
+    web.ranges = web.etags = False
+    web.drop = 2
+    for start in (0, 1000):
+        with RemoteFile(f"{web.url}/a b.tar", start) as file:
+            assert (file.size, file.etag) == (len(DATA), "")
+            assert file.readall() == DATA[start:]
+
+
+def test_what_broke_off_goes_on_where_it_broke(web: Web) -> None:
+    web.drop = 2
+    for _ in range(4):
+        with RemoteFile(f"{web.url}/a b.tar") as file:
+            assert file.readall() == DATA
+    starts = [request.start for request in web.requests]
+    assert starts.count(0) == 4
+    assert len(starts) > 4
+    # Only what a broken connection still held is sent again: at most what aiohttp keeps ready.
+    assert sum(request.sent for request in web.requests) <= 4 * len(DATA) + (len(starts) - 4 << 20)
+
+
+def test_a_server_in_trouble_is_asked_again(web: Web) -> None:
+    web.failing = [503, 429]
+    with RemoteFile(f"{web.url}/a b.tar") as file:
+        assert file.readall() == DATA
+    assert [request.status for request in web.requests] == [503, 429, 200]
+
+
+def test_what_cannot_be_read_says_why_and_what_to_do(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    place = f"{web.url}/%s?token=${{TOKEN}}"
+    assert message(place % "none.tar") == (
+        f"{web.url}/none.tar: cannot be read (there is no such file); check the address"
+    )
+    assert [request.query for request in web.requests] == ["token=hunter2"]
+    web.failing = [403]
+    assert "access is denied" in (refusal := message(place % "a b.tar"))
+    assert "~/.netrc" in refusal
+    web.failing = [500] * 3
+    assert "500 Internal Server Error), tried 3 times" in message(place % "a b.tar")
+    assert len(web.requests) == 5
+    gone = message("http://127.0.0.1:9/x.tar")
+    assert gone.startswith("http://127.0.0.1:9/x.tar: cannot be read (")
+    assert "tried 3 times" in gone
+    assert "ftp://: no such place" in message("ftp://host/x.tar")
+    assert "NONE is not set" in message("http://host/x.tar?a=${NONE}")
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "WAITS", (0.01,))
+    monkeypatch.setattr(storage, "TIMEOUTS", {"sock_connect": 0.1, "sock_read": 0.1})
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        said = message(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
+    assert "cannot be read (no answer in time), tried 2 times" in said
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(web: Web, tmp_path: Path) -> None:
+    with RemoteFile(f"{web.url}/a b.tar") as file:
+        file.read(10)
+        (tmp_path / "a b.tar").write_bytes(DATA[::-1])
+        file.seek(20)
+        with pytest.raises(UserError, match="changed while it was read"):
+            file.read(10)
+
+
+def test_passwords_come_from_the_environment_or_netrc(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PASSWORD", "p@ss/w")
+    place = f"http://me:${{PASSWORD}}@127.0.0.1:{web.server_port}/a b.tar"
+    with RemoteFile(place) as file:
+        assert file.name == f"{web.url}/a b.tar"
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password p@ss/w\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with RemoteFile(f"{web.url}/a b.tar"):
+        pass
+    with RemoteFile(f"{web.url}/a b.tar", 1) as file:
+        assert file.read(1)
+    assert {request.authorization for request in web.requests} == {"Basic bWU6cEBzcy93"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:secret@host/x.tar",
+        "https://secret@host/x.tar",
+        "https://me:sec/secret@host/x.tar",
+        "https://host/x.tar?token=secret",
+        "https://host/x.tar?token=${A}&b=secret",
+        "https://host/x.tar?${A}#secret",
+        "s3://key:secret@bucket/x.tar",
+    ],
+)
+def test_secrets_in_a_url_are_refused_without_being_told(url: str) -> None:
+    refusal = message(url)
+    assert "secret" not in refusal
+    assert "${NAME}" in refusal or "%2F" in refusal
+
+
+@given(st.text("ab:/@?#${}%.", max_size=12), st.text("ab/%", max_size=5))
+def test_a_redacted_url_has_neither_user_nor_query(rest: str, path: str) -> None:
+    assert redacted(f"https://u:secret@host/{path}?secret{rest}") == f"https://host/{path}"
+
+
+def test_places_are_told_apart() -> None:
+    assert all(map(is_remote, ["http://h/x", "s3://b/x", "gs://b", "ftp://h"]))
+    assert not any(map(is_remote, ["/a/b", "a://b"[2:], "a/b.tar", "c:\\x", "{a,b}.tar", "~/x"]))
+    assert str(parse("HTTP://u:${A}@h:80/a/b.tar?${B}")) == "http://u:${A}@h:80/a/b.tar?${B}"
+    assert beside("https://h/a/?t=${T}", "x.tar") == "https://h/a/x.tar?t=${T}"
+
+
+def test_the_tars_of_a_page_are_found(web: Web, tmp_path: Path) -> None:
+    page = "<a href='b.tar'>b</a> <a href=\"/c/a%20b.tar?x=1\">a</a> <a href='notes.txt'>n</a> <a href='../'>up</a>"
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "index.html").write_text(page)
+    assert tars(f"{web.url}/c") == [f"{web.url}/c/a b.tar", f"{web.url}/c/b.tar"]
+    with pytest.raises(UserError, match="no such file"):
+        tars(f"{web.url}/d/")

@@ -1,0 +1,92 @@
+"""Feature maps: against the network built from modules, what they say of blur, and the user's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffpipe.data.index import shard_set
+from diffpipe.data.loader import sequential_reader
+from diffpipe.errors import UserError
+from diffpipe.metrics.perceptual import build_feature_maps
+from diffpipe.stages.realism import perceptual_distance
+from tests.support.commands import SHARDS
+from tests.unit.metrics.test_features import lite0_modules
+
+
+def pictures() -> Tensor:
+    shards = shard_set.load(f"{SHARDS}/test")
+    return repeat(sequential_reader.images(shards, range(6), 28, 1).float() / 127.5 - 1, "b 1 h w -> b 3 h w")
+
+
+def test_lite0s_maps_are_those_of_the_modules_up_to_the_last_of_four_places() -> None:
+    maps, sha256 = build_feature_maps("efficientnet_lite0", 64)
+    assert sha256.startswith("57934424")
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = maps(x)
+    h, blocks = ((x + 1) * 127.5 - 127) / 128, []
+    with torch.no_grad():
+        for layer in lite0_modules()[:17]:  # pyright: ignore[reportIndexIssue]
+            h = layer(h)
+            blocks.append(h)
+    expected = [next(b for b in reversed(blocks[1:]) if b.shape[2] == side) for side in (32, 16, 8, 4)]
+    assert [m.shape for m in found] == [m.shape for m in expected]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert [m.shape[2] for m in maps(x[..., :28, :28])] == [14, 7, 4]
+
+
+def test_the_distance_grows_with_blur_and_falls_along_its_gradient() -> None:
+    maps, _ = build_feature_maps("efficientnet_lite0", 28)
+    x = pictures()
+    blurred = [F.avg_pool2d(x, k, stride=1, padding=k // 2, count_include_pad=False) for k in (1, 3, 5, 9)]
+    distances = torch.stack([perceptual_distance(maps, x, y) for y in blurred])
+    assert torch.equal(distances[0], torch.zeros(6))
+    assert (distances.diff(dim=0) > 0).all()
+    y = blurred[1].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(perceptual_distance(maps, x, y).sum(), y)
+    slope = gradient.square().sum((1, 2, 3))
+    step = 1e-3 / slope.sqrt()[:, None, None, None] * gradient
+    falls = (distances[1] - perceptual_distance(maps, x, y - step)) / (1e-3 * slope.sqrt())
+    torch.testing.assert_close(falls, torch.ones(6), rtol=0, atol=0.1)
+
+
+class Maps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.conv(x)]
+
+
+module = Maps()
+vector = nn.Flatten()
+
+
+def function(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[:, :1], F.avg_pool2d(x, 2)
+
+
+def test_a_network_of_ones_own_is_frozen_and_hashed() -> None:
+    maps, first = build_feature_maps(f"{__name__}:module", 8)
+    assert not any(p.requires_grad for p in module.parameters())
+    assert [m.shape for m in maps(torch.zeros(2, 3, 8, 8))] == [(2, 4, 6, 6)]
+    with torch.no_grad():
+        module.conv.bias[0] += 1  # pyright: ignore[reportOptionalSubscript]
+    assert build_feature_maps(f"{__name__}:module", 8)[1] != first
+    assert len(build_feature_maps(f"{__name__}:function", 8)[0](torch.zeros(2, 3, 8, 8))) == 2
+
+
+def test_what_gives_no_maps_is_refused() -> None:
+    with pytest.raises(UserError, match="no feature network 'vgg': known are efficientnet_lite0 and module:attribute"):
+        build_feature_maps("vgg", 8)
+    with pytest.raises(UserError, match="vector gives no list of float feature maps"):
+        build_feature_maps(f"{__name__}:vector", 8)
+    with pytest.raises(UserError, match="efficientnet_lite0 gives no list of float feature maps"):
+        build_feature_maps("efficientnet_lite0", 4)
+    with pytest.raises(UserError, match="cannot import it"):
+        build_feature_maps("nowhere:maps", 8)
