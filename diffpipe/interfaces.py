@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 
 class Batch(NamedTuple):
@@ -103,8 +103,8 @@ class Stage(Protocol):
         """The updates of a step, in order."""
         ...
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
-        """The phase's loss for each sample. All randomness comes from `draws`."""
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
+        """The phase's loss for each sample. All randomness comes from `rng`."""
         ...
 
 
@@ -113,9 +113,9 @@ class Generates(Protocol):
     """A stage that makes images from noise."""
 
     def generate(
-        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        """An image for each of the draws' positions, which here are sample indices."""
+        """An image for each position of `rng`; the positions are sample indices."""
         ...
 
 
@@ -124,7 +124,7 @@ class Reconstructs(Protocol):
     """A stage that encodes images and decodes them again."""
 
     def reconstruct(
-        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
     ) -> UInt8[Tensor, "b c h w"]:
         """What is left of each image after its code."""
         ...
@@ -144,9 +144,9 @@ class Encodes(Protocol):
         nets: Mapping[str, nn.Module],
         images: UInt8[Tensor, "b c h w"],
         labels: Int[Tensor, " b"] | None,
-        draws: Draws,
+        rng: KeyedRNG,
     ) -> Float[Tensor, " b *latent"]:
-        """One latent an image, float32: that of a distribution's mean; what has to be random is by `draws`.
+        """One latent an image, float32: that of a distribution's mean; what has to be random is by `rng`.
 
         A class-conditional stage needs the labels, and its latents say what they do not.
         """
@@ -163,6 +163,6 @@ class Encodes(Protocol):
 class Scores(Protocol):
     """A stage that has a likelihood of images, a bound on it, or an error."""
 
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
-        """The score of each sample, with the plain networks in evaluation mode. All randomness comes from `draws`."""
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
+        """The score of each sample, with the plain networks in evaluation mode. All randomness comes from `rng`."""
         ...

@@ -27,7 +27,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
-def derive(*parts: int | str) -> int:
+def fold_in(*parts: int | str) -> int:
     """A 63-bit integer that depends on all `parts`: seeds for purposes, steps and ranks."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
@@ -56,11 +56,11 @@ def permutation(n: int, *parts: int | str) -> np.ndarray:
     """
     i = np.arange(n, dtype=np.int64)
     zero = np.zeros_like(i)
-    high, low, _, _ = philox(i & _WORD, i >> 32, zero, zero, derive(*parts))
+    high, low, _, _ = philox(i & _WORD, i >> 32, zero, zero, fold_in(*parts))
     return np.argsort((high << 32) | low, kind="stable")
 
 
-class Draws:
+class KeyedRNG:
     """The random numbers of one batch: every row's depend on (seed, purpose, the row's position) and nothing else.
 
     `positions` is int64 [b]: positions in the data stream, or indices of samples to generate. `stream` tells apart
@@ -77,7 +77,7 @@ class Draws:
         block = torch.arange(blocks, device=self.positions.device).expand(len(self.positions), blocks)
         low = (self.positions & _WORD)[:, None].expand_as(block)
         high = ((self.positions >> 32) & _WORD)[:, None].expand_as(block)
-        words = philox(block, torch.full_like(block, stream & _WORD), low, high, derive(self.seed, purpose))
+        words = philox(block, torch.full_like(block, stream & _WORD), low, high, fold_in(self.seed, purpose))
         return torch.stack(words, dim=-1).flatten(1)[:, :n]
 
     def uniform(self, purpose: str, stream: int = 0) -> Float[Tensor, " b"]:

@@ -22,7 +22,7 @@ from diffpipe.diffusion.samplers import Denoise
 from diffpipe.diffusion.schedule import Schedule
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Score
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 Variance = Literal["small", "large"]
 
@@ -43,7 +43,7 @@ def variational_bound(
     denoise: Denoise,
     schedule: Schedule,
     x0: Float[Tensor, " b *shape"],
-    draws: Draws,
+    rng: KeyedRNG,
     *,
     clip: bool,
     variance: Variance,
@@ -58,8 +58,8 @@ def variational_bound(
     strata = timestep_strata(schedule.T, evaluations)
 
     def noised(stratum: range, stream: int) -> tuple[Tensor, Tensor, Tensor]:
-        t = stratum.start + draws.integers("bound timestep", len(stratum), stream)
-        x_t = q_sample(schedule, x0, t, draws.normal("bound noise", x0.shape[1:], stream))
+        t = stratum.start + rng.integers("bound timestep", len(stratum), stream)
+        x_t = q_sample(schedule, x0, t, rng.normal("bound noise", x0.shape[1:], stream))
         x0_hat = predict_x0(schedule, x_t.double(), t, denoise(x_t, t).double())
         return t, x_t.double(), x0_hat.clamp(-1, 1) if clip else x0_hat
 

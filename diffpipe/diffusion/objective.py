@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffpipe.diffusion.process import q_sample
 from diffpipe.diffusion.schedule import Schedule
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 
 class TrainingPair(NamedTuple):
@@ -21,13 +21,13 @@ class TrainingPair(NamedTuple):
     eps: Float[Tensor, " b *shape"]
 
 
-def training_pair(schedule: Schedule, x0: Float[Tensor, " b *shape"], draws: Draws) -> TrainingPair:
+def training_pair(schedule: Schedule, x0: Float[Tensor, " b *shape"], rng: KeyedRNG) -> TrainingPair:
     """Draw t uniformly and eps from the standard normal, and noise x0 (lines 3 to 5 of Ho et al. 2020, algorithm 1).
 
-    The draws of a sample depend on its position alone ("timestep", "noise"). `draws` and `x0` share a device.
+    The random numbers of a sample depend on its position alone ("timestep", "noise"). `rng` and `x0` share a device.
     """
-    t = draws.integers("timestep", schedule.T)
-    eps = draws.normal("noise", x0.shape[1:])
+    t = rng.integers("timestep", schedule.T)
+    eps = rng.normal("noise", x0.shape[1:])
     return TrainingPair(q_sample(schedule, x0, t, eps), t, eps)
 
 

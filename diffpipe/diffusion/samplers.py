@@ -19,7 +19,7 @@ from torch import Tensor
 from diffpipe.config import Config
 from diffpipe.diffusion.process import over_pixels, posterior, posterior_variance, predict_eps, predict_x0
 from diffpipe.diffusion.schedule import Schedule, Spacing
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]
@@ -52,15 +52,15 @@ class SamplerConfig(Config):
 
 
 def sample(
-    denoise: Denoise, schedule: Schedule, config: SamplerConfig, draws: Draws, shape: Sequence[int]
+    denoise: Denoise, schedule: Schedule, config: SamplerConfig, rng: KeyedRNG, shape: Sequence[int]
 ) -> Float[Tensor, " b *shape"]:
-    """x_0, float32 [b, *shape], one for each of the draws' positions, which fix all of its noise ("start", "reverse").
+    """x_0, float32 [b, *shape], one for each position of `rng`, which fixes all of its noise ("start", "reverse").
 
     Raises UserError where the config asks for more steps than the schedule has.
     """
-    x_T = draws.normal("start", shape)  # noqa: N806 - the field's name for it
+    x_T = rng.normal("start", shape)  # noqa: N806 - the field's name for it
     sampler = {"ancestral": ancestral, "ddim": ddim}[config.kind]
-    return sampler(denoise, schedule, x_T, config, lambda i: draws.normal("reverse", shape, stream=i))
+    return sampler(denoise, schedule, x_T, config, lambda i: rng.normal("reverse", shape, stream=i))
 
 
 @torch.no_grad()

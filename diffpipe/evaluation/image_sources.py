@@ -14,7 +14,7 @@ from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, ImageShape, Stage
-from diffpipe.rng import Draws, permutation
+from diffpipe.rng import KeyedRNG, permutation
 from diffpipe.train.runtime import Runtime
 
 
@@ -57,7 +57,7 @@ class GeneratedImages:
         if self.shape.classes:
             labels = positions % self.shape.classes if self.label is None else torch.full_like(positions, self.label)
         with self.runtime.autocast():
-            return self.stage.generate(self.nets, Draws(self.seed, positions), labels).cpu()
+            return self.stage.generate(self.nets, KeyedRNG(self.seed, positions), labels).cpu()
 
 
 class ShardImages:

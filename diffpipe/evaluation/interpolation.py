@@ -16,7 +16,7 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.evaluation.latent_space import LatentSpace
 from diffpipe.evaluation.map_over_ranks import in_chunks
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 
 class Ends(NamedTuple):
@@ -45,7 +45,7 @@ def between_images(
     return torch.cat([first, rearrange(images, "(n k) c h w -> n k c h w", k=len(t)), last], dim=1)
 
 
-class Between(Draws):
+class Between(KeyedRNG):
     """Normals on the arc from those of one position to those of another, and all else as at the first.
 
     first, last: int64 [b]; t: where on the way, in [0, 1]. So any stage that generates also interpolates.
@@ -53,7 +53,7 @@ class Between(Draws):
 
     def __init__(self, seed: int, first: Int[Tensor, " b"], last: Int[Tensor, " b"], t: Float[Tensor, " b"]):
         super().__init__(seed, first)
-        self.last, self.t = Draws(seed, last), t
+        self.last, self.t = KeyedRNG(seed, last), t
 
     def normal(self, purpose: str, shape: Sequence[int], stream: int = 0) -> Float[Tensor, "b ..."]:
         return spherical(super().normal(purpose, shape, stream), self.last.normal(purpose, shape, stream), self.t)
@@ -70,8 +70,8 @@ def between_noises(source: GeneratedImages, t: Float[Tensor, " k"]) -> UInt8[Ten
         labels = None
         if source.shape.classes:
             labels = rows % classes if source.label is None else torch.full_like(rows, source.label)
-        draws = Between(source.seed, rows, rows + away, t.to(device)[cells % k])
-        return source.stage.generate(source.nets, draws, labels).cpu()
+        rng = Between(source.seed, rows, rows + away, t.to(device)[cells % k])
+        return source.stage.generate(source.nets, rng, labels).cpu()
 
     cells = torch.cat(in_chunks(source.n * k, each, source.runtime, "sample"))
     return rearrange(cells, "(n k) c h w -> n k c h w", k=k)

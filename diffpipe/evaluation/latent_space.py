@@ -16,7 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import require_images
 from diffpipe.evaluation.map_over_ranks import in_chunks
 from diffpipe.interfaces import Encodes, ImageShape, Stage
-from diffpipe.rng import Draws, permutation
+from diffpipe.rng import KeyedRNG, permutation
 from diffpipe.train.runtime import Runtime
 
 ENOUGH = 1000  # labels that are read at a time in search of a class
@@ -67,9 +67,9 @@ class LatentSpace:
         self, n: int, images: Callable[[range], Tensor], places: Tensor, labels: Tensor | None
     ) -> Float[Tensor, " n *latent"]:
         def each(chunk: range) -> Tensor:
-            draws = Draws(self.seed, places[chunk.start : chunk.stop].to(self.runtime.device))
+            rng = KeyedRNG(self.seed, places[chunk.start : chunk.stop].to(self.runtime.device))
             some = images(chunk).to(self.runtime.device)
-            return self.stage.encode_latents(self.nets, some, self._some(labels, chunk), draws).cpu()
+            return self.stage.encode_latents(self.nets, some, self._some(labels, chunk), rng).cpu()
 
         return torch.cat(in_chunks(n, each, self.runtime, "encode"))
 

@@ -18,7 +18,7 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.map_over_ranks import in_chunks
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, Generates, Score, Scores
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 
 
@@ -70,7 +70,7 @@ def score_images(
             labels = images.labels(chunk) if label is None else torch.full((len(chunk),), label)
             labels = labels.to(runtime.device)
         batch = Batch(images.images(chunk).to(runtime.device), labels, positions, [str(i) for i in chunk])
-        return _kept(stage.score(opened.nets, batch, Draws(seed, positions)))
+        return _kept(stage.score(opened.nets, batch, KeyedRNG(seed, positions)))
 
     return _merge(in_chunks(images.n, score, runtime, title))
 

@@ -18,7 +18,7 @@ from diffpipe.evaluation.scores import score
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Reconstructs, Stage
 from diffpipe.metrics.evaluate import ImageSource, parse_metric
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
@@ -75,9 +75,9 @@ class ReconstructedImages:
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         device = self.runtime.device
         originals = self.originals.images(indices).to(device, memory_format=self.runtime.memory_format)
-        draws = Draws(self.seed, torch.tensor(indices, device=device))
+        rng = KeyedRNG(self.seed, torch.tensor(indices, device=device))
         with self.runtime.autocast():
-            return self.stage.reconstruct(self.nets, originals, draws).cpu()
+            return self.stage.reconstruct(self.nets, originals, rng).cpu()
 
 
 def reconstruction(

@@ -22,11 +22,11 @@ from diffpipe.evaluation.map_over_ranks import in_chunks
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.preflight import fit_latents
 from diffpipe.interfaces import Batch, Phase, Stage
-from diffpipe.rng import Draws, derive
+from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.logs import say
 from diffpipe.train.runtime import Runtime
 
-SEED = derive("validation")
+SEED = fold_in("validation")
 
 Sums = dict[str, tuple[float, int]]
 """By name, the sum over samples and how many they are."""
@@ -94,7 +94,7 @@ class Validation(NamedTuple):
         found: Sums = {}
         for phase in phases:
             with torch.set_grad_enabled(phase.penalizes):  # no network asks for gradients, but images will
-                loss = self.stage.loss(phase, nets, batch, Draws(SEED, batch.positions))
+                loss = self.stage.loss(phase, nets, batch, KeyedRNG(SEED, batch.positions))
             prefix = f"{phase.name}/" if several else ""
             for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
                 found[f"{prefix}validation_{name}"] = _sum(value.detach(), batch.valid)

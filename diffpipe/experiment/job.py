@@ -31,7 +31,7 @@ from diffpipe.experiment.preflight import fit_together, short_of_room
 from diffpipe.experiment.resume_compat import accept, accept_data, identity
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.asynchronous import Saver
 from diffpipe.train.checkpoint.read import Checkpoint
@@ -209,9 +209,9 @@ class Job:
         rows = max(1, n // (2 * columns))
         real = ShardImages(unseen(self.experiment), self.shape.channels, self.shape.resolution)
         images = real.images(range(rows * columns))
-        draws = Draws(self.experiment.seed, torch.arange(len(images), device=self.runtime.device))
+        rng = KeyedRNG(self.experiment.seed, torch.arange(len(images), device=self.runtime.device))
         with torch.no_grad(), self.runtime.autocast():
-            again = self.stage.reconstruct(self.trainer.averaged(), images.to(self.runtime.device), draws).cpu()
+            again = self.stage.reconstruct(self.trainer.averaged(), images.to(self.runtime.device), rng).cpu()
         return rearrange([images, again], "two (rows columns) c h w -> (rows two columns) c h w", columns=columns)
 
     def validate(self) -> dict[str, float]:

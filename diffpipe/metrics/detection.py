@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 
 from diffpipe.errors import UserError
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 Scores = Float[np.ndarray, " _"]  # of normal or of abnormal samples, as many as there are
 
@@ -49,8 +49,8 @@ def detect(normal: Scores, abnormal: Scores, *, resamples: int = 1000, seed: int
             )
     figures: tuple[Callable[[Scores, Scores], float], ...] = (auroc, average_precision, fpr_at_tpr)
     values = np.array([figure(normal, abnormal) for figure in figures])
-    draws = Draws(seed, torch.arange(resamples))
-    rows = [(draws.bits(name, len(s)).numpy() * len(s)) >> 32 for name, s in (("n", normal), ("a", abnormal))]
+    rng = KeyedRNG(seed, torch.arange(resamples))
+    rows = [(rng.bits(name, len(s)).numpy() * len(s)) >> 32 for name, s in (("n", normal), ("a", abnormal))]
     again = np.array([[f(normal[i], abnormal[j]) for f in figures] for i, j in zip(*rows, strict=True)])
     low, high = np.percentile(again, [2.5, 97.5], axis=0)
     return Detection(*(Interval(*map(float, row)) for row in zip(values, low, high, strict=True)))

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from diffpipe import rng
 from diffpipe.errors import UserError
+from diffpipe.rng import permutation
 
 Subset = tuple[Int64[np.ndarray, " size"], Int64[np.ndarray, " size"]]
 
@@ -18,8 +18,8 @@ Subset = tuple[Int64[np.ndarray, " size"], Int64[np.ndarray, " size"]]
 def draw_subsets(n: int, m: int, number: int = 100, size: int = 1000, seed: int = 0) -> list[Subset]:
     """`number` pairs of index lists into n and m features, each of min(n, m, size) entries without repetition."""
     size = min(n, m, size)
-    draws = ((rng.permutation(n, seed, "kid a", s), rng.permutation(m, seed, "kid b", s)) for s in range(number))
-    return [(i[:size], j[:size]) for i, j in draws]
+    pairs = ((permutation(n, seed, "kid a", s), permutation(m, seed, "kid b", s)) for s in range(number))
+    return [(i[:size], j[:size]) for i, j in pairs]
 
 
 def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], subsets: Sequence[Subset]) -> float:

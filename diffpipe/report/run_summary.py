@@ -23,7 +23,7 @@ from diffpipe.evaluation.map_over_ranks import in_chunks
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Reconstructs
 from diffpipe.metrics.evaluate import CHUNK
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.runtime import Runtime
 
@@ -165,9 +165,9 @@ def reconstructed(
     if not isinstance(opened.stage, Reconstructs):
         raise UserError(f"stage.kind {opened.experiment.stage.kind} reconstructs no images")
     exact = _exact(runtime)
-    draws = Draws(seed, torch.tensor(positions, device=exact.device))
+    rng = KeyedRNG(seed, torch.tensor(positions, device=exact.device))
     with torch.no_grad(), exact.autocast():
-        return opened.stage.reconstruct(opened.nets, images.to(exact.device), draws).cpu()
+        return opened.stage.reconstruct(opened.nets, images.to(exact.device), rng).cpu()
 
 
 def reconstruction(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> dict[str, Any]:

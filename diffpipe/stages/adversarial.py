@@ -24,7 +24,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
@@ -161,24 +161,24 @@ class AdversarialDiffusion:
     def phases(self) -> Sequence[Phase]:
         return self.config.phases()
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x0 = self.codec.encode(batch.images)
         (schedule, levels), shape = self._schedule(x0.device), x0.shape[1:]
         labels = batch.labels if self.classes else None
-        u = draws.uniform(f"timestep/{phase.name}").double()
+        u = rng.uniform(f"timestep/{phase.name}").double()
         t = (u**self.config.focus * schedule.T).long()
-        x_prev = q_sample(schedule, x0, t - 1, draws.normal(f"noise/{phase.name}", shape))
-        x_t = q_step(schedule, x_prev, t, draws.normal(f"step/{phase.name}", shape))
+        x_prev = q_sample(schedule, x0, t - 1, rng.normal(f"noise/{phase.name}", shape))
+        x_t = q_step(schedule, x_prev, t, rng.normal(f"step/{phase.name}", shape))
 
         ends = self.config.compared == "x_0"
         told = levels[t + 1 if ends else t]
 
         def generate() -> Float[Tensor, "b c h w"]:
-            z = draws.normal(f"latent/{phase.name}", (self.config.latent,))
+            z = rng.normal(f"latent/{phase.name}", (self.config.latent,))
             x0_of_x_t = self._denoised(nets[GENERATOR], x_t, t, z, labels)
             if ends:
                 return x0_of_x_t
-            return reverse_step(schedule, x0_of_x_t, x_t, t, draws.normal(f"reverse/{phase.name}", shape))
+            return reverse_step(schedule, x0_of_x_t, x_t, t, rng.normal(f"reverse/{phase.name}", shape))
 
         def judge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             n = len(x)
@@ -188,17 +188,17 @@ class AdversarialDiffusion:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        schedule, _ = self._schedule(draws.positions.device)
+        schedule, _ = self._schedule(rng.positions.device)
         shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)
-        labels = wanted_labels(self.classes, labels, draws)
-        x_t = draws.normal("start", shape)
+        labels = wanted_labels(self.classes, labels, rng)
+        x_t = rng.normal("start", shape)
         for step in reversed(range(schedule.T)):
-            t = torch.full_like(draws.positions, step)
-            z = self.config.sampler.temperature * draws.normal("latent", (self.config.latent,), stream=step)
+            t = torch.full_like(rng.positions, step)
+            z = self.config.sampler.temperature * rng.normal("latent", (self.config.latent,), stream=step)
             x0 = self._denoised(nets[GENERATOR], x_t, t, z, labels)
-            x_t = reverse_step(schedule, x0, x_t, t, draws.normal("reverse", shape, stream=step))
+            x_t = reverse_step(schedule, x0, x_t, t, rng.normal("reverse", shape, stream=step))
         return self.codec.decode(x_t)
 
     def _denoised(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffpipe.config import Config
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 
 
@@ -54,9 +54,9 @@ class Autoencoder:
     def phases(self) -> Sequence[Phase]:
         return (Phase("reconstruct", trains=("encoder", "decoder")),)
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x = self.codec.encode(batch.images)
-        seen = x + self.config.noise * draws.normal("corruption", x.shape[1:]) if self.config.noise else x
+        seen = x + self.config.noise * rng.normal("corruption", x.shape[1:]) if self.config.noise else x
         return Loss(_error(x, self.decode(nets, nets["encoder"](seen))))
 
     def encode(self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c_z h_z w_z"]:
@@ -69,7 +69,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def reconstruct(
-        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
     ) -> UInt8[Tensor, "b c h w"]:
         return self.codec.decode(self.decode(nets, self.encode(nets, images)))
 
@@ -79,7 +79,7 @@ class Autoencoder:
         nets: Mapping[str, nn.Module],
         images: UInt8[Tensor, "b c h w"],
         labels: Int[Tensor, " b"] | None,
-        draws: Draws,
+        rng: KeyedRNG,
     ) -> Float[Tensor, "b c_z h_z w_z"]:
         return self.encode(nets, images).float()
 
@@ -90,7 +90,7 @@ class Autoencoder:
         return self.codec.decode(self.decode(nets, z))
 
     @torch.no_grad()
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
         again = self.decode(nets, self.encode(nets, batch.images))
         return Score(_error(self.codec.encode(batch.images), again), unit="mse", kind="error")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpipe.config import Config
 from diffpipe.interfaces import ImageShape
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 
 class PixelCodecConfig(Config):
@@ -47,9 +47,9 @@ class Codec(Protocol):
         ...
 
     def encode(
-        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], draws: Draws
+        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], rng: KeyedRNG
     ) -> Float[Tensor, "b c_z h_z w_z"]:
-        """The codes, float32 of about unit size, of images or of shards' latents. What is random is by `draws`."""
+        """The codes, float32 of about unit size, of images or of shards' latents. What is random is by `rng`."""
         ...
 
     def decode(self, x: Float[Tensor, "b c_z h_z w_z"]) -> UInt8[Tensor, "b c h w"]:
@@ -65,7 +65,7 @@ class PixelCodec:
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
         return (images.channels, images.resolution, images.resolution)
 
-    def encode(self, images: UInt8[Tensor, "b c h w"], draws: Draws | None = None) -> Float[Tensor, "b c h w"]:
+    def encode(self, images: UInt8[Tensor, "b c h w"], rng: KeyedRNG | None = None) -> Float[Tensor, "b c h w"]:
         """Nothing is drawn."""
         return images.float() / 127.5 - 1
 

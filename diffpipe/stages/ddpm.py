@@ -18,7 +18,7 @@ from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.unet import UNet, UNetConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 from diffpipe.stages.labels import conditional_classes
 
@@ -88,29 +88,29 @@ class DDPM:
     def phases(self) -> Sequence[Phase]:
         return (Phase("denoise", trains=("unet",)),)
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
-        x0 = self.codec.encode(batch.images, draws)
-        x_t, t, eps = training_pair(self._schedule(x0.device), x0, draws)
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
+        x0 = self.codec.encode(batch.images, rng)
+        x_t, t, eps = training_pair(self._schedule(x0.device), x0, rng)
         labels = None
         if self.classes:
             assert batch.labels is not None, "the loader was asked for labels"
-            hidden = draws.uniform("label_dropout") < self.config.label_dropout
+            hidden = rng.uniform("label_dropout") < self.config.label_dropout
             labels = torch.where(hidden, self.classes, batch.labels)
         return Loss(simple_loss(eps, nets["unet"](x_t, t, labels)))
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        schedule = self._schedule(draws.positions.device)
+        schedule = self._schedule(rng.positions.device)
 
         def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             return self._predict(nets["unet"], x_t, t, labels).float()
 
-        return self.codec.decode(sample(denoise, schedule, self.config.sampler, draws, self.code_shape))
+        return self.codec.decode(sample(denoise, schedule, self.config.sampler, rng, self.code_shape))
 
     @torch.no_grad()
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> BoundScore:
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> BoundScore:
         """The bound on -log P(X), or on -log P(X|Y) where the stage is conditional and the batch has labels.
 
         It is that of the chain without guidance, which has no part in the model. Raises UserError for latents.
@@ -120,7 +120,7 @@ class DDPM:
                 "this run diffuses the latents of a VAE, so its bound is no likelihood of images; score its VAE, or a "
                 "run with stage.codec.kind=pixels"
             )
-        x0 = self.codec.encode(batch.images, draws)
+        x0 = self.codec.encode(batch.images, rng)
         labels = batch.labels if self.classes else None
         if self.classes and labels is None:
             labels = torch.full_like(batch.positions, self.classes)
@@ -133,7 +133,7 @@ class DDPM:
             denoise,
             self._schedule(x0.device),
             x0,
-            draws,
+            rng,
             clip=sampler.clip,
             variance=sampler.variance,
             evaluations=sampler.bound_steps,

@@ -17,7 +17,7 @@ from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.flow import Dequantizer
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.labels import conditional_classes
 
 HALF = 128.0  # pixel v fills [v, v + 1) of 256 units of [-1, 1]
@@ -115,19 +115,19 @@ class FlowStage:
         variational = isinstance(self.config.dequantization, Variational)
         return (Phase("likelihood", trains=("flow", "dequantizer") if variational else ("flow",)),)
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         """Bits/dim a sample."""
-        terms = self._bits(nets, batch, draws)
+        terms = self._bits(nets, batch, rng)
         return Loss(torch.stack(list(terms.values())).sum(0), terms)
 
     @torch.no_grad()
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
         """Bits/dim of one draw of the noise an image, and its terms: see the class.
 
         The unit is "bits/dim" and the kind "bound", on the discrete image. Under gaussian noise there is no bound: the
         number is exact, of the noised image, and its unit says so.
         """
-        terms = self._bits(nets, batch, draws)
+        terms = self._bits(nets, batch, rng)
         total = torch.stack(list(terms.values())).sum(0)
         if isinstance(self.config.dequantization, Gaussian):
             unit = f"bits/dim of images with noise of std {self.config.dequantization.noise_std}"
@@ -136,9 +136,9 @@ class FlowStage:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        z = self.config.sampler.temperature * draws.normal("prior", self._image)
+        z = self.config.sampler.temperature * rng.normal("prior", self._image)
         return self.decode_latents(nets, z, labels)
 
     @torch.no_grad()
@@ -147,10 +147,10 @@ class FlowStage:
         nets: Mapping[str, nn.Module],
         images: UInt8[Tensor, "b c h w"],
         labels: Int[Tensor, " b"] | None,
-        draws: Draws,
+        rng: KeyedRNG,
     ) -> Float[Tensor, "b c h w"]:
         """z of one draw of the dequantization's noise: without it, latents would not be as the prior knows them."""
-        x, _ = self._continuous(nets, images, draws)
+        x, _ = self._continuous(nets, images, rng)
         return nets["flow"](x, self._labels(labels))[0].float()
 
     @torch.no_grad()
@@ -168,10 +168,10 @@ class FlowStage:
     def _image(self) -> tuple[int, int, int]:
         return self.shape.channels, self.shape.resolution, self.shape.resolution
 
-    def _bits(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> dict[str, Float[Tensor, " b"]]:
+    def _bits(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> dict[str, Float[Tensor, " b"]]:
         """The negative log-likelihood in bits/dim, as the terms whose sum it is. Float32 whatever the autocast."""
         labels = self._labels(batch.labels)
-        x, log_q = self._continuous(nets, batch.images, draws)
+        x, log_q = self._continuous(nets, batch.images, rng)
         z, log_det = nets["flow"](x, labels)
         nats = {
             "log_det": self.dims * math.log(HALF) - log_det,
@@ -186,14 +186,16 @@ class FlowStage:
             raise UserError("stage.conditional is p(x|y) and the data brings no labels; set data.labels=true")
         return labels if self.classes else None
 
-    def _continuous(self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws) -> _Continuous:
+    def _continuous(
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
+    ) -> _Continuous:
         noise, v = self.config.dequantization, images.float()
         if isinstance(noise, Gaussian):
-            return _Continuous((v + 0.5) / HALF - 1 + noise.noise_std * draws.normal("noise", self._image), None)
+            return _Continuous((v + 0.5) / HALF - 1 + noise.noise_std * rng.normal("noise", self._image), None)
         if isinstance(noise, Uniform):
-            words = draws.bits("dequantization", self.dims).reshape(v.shape)
+            words = rng.bits("dequantization", self.dims).reshape(v.shape)
             return _Continuous((v + ((words >> 9).float() + 0.5) * 2.0**-23) / HALF - 1, None)
-        eps = draws.normal("dequantization", self._image)
+        eps = rng.normal("dequantization", self._image)
         u, log_det = nets["dequantizer"](eps, (v + 0.5) / HALF - 1)
         log_normal = -0.5 * (eps.square() + math.log(2 * math.pi)).sum((1, 2, 3))
         return _Continuous((v + u) / HALF - 1, log_normal - log_det)

@@ -20,7 +20,7 @@ from diffpipe.config import Config
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.generator import Generator, GeneratorConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
 from diffpipe.stages.labels import conditional_classes
@@ -68,11 +68,11 @@ class GAN:
     def phases(self) -> Sequence[Phase]:
         return self.config.phases()
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         labels = batch.labels if self.classes else None
 
         def generate() -> Float[Tensor, "b c h w"]:
-            z = draws.normal(f"latent/{phase.name}", (self.config.generator.latent,))
+            z = rng.normal(f"latent/{phase.name}", (self.config.generator.latent,))
             return nets[GENERATOR](z, labels).float()
 
         def judge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -82,17 +82,17 @@ class GAN:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        z = self.config.sampler.temperature * draws.normal("latent", (self.config.generator.latent,))
-        return self.codec.decode(nets[GENERATOR](z, wanted_labels(self.classes, labels, draws)).float())
+        z = self.config.sampler.temperature * rng.normal("latent", (self.config.generator.latent,))
+        return self.codec.decode(nets[GENERATOR](z, wanted_labels(self.classes, labels, rng)).float())
 
 
-def wanted_labels(classes: int, labels: Int[Tensor, " b"] | None, draws: Draws) -> Int[Tensor, " b"] | None:
+def wanted_labels(classes: int, labels: Int[Tensor, " b"] | None, rng: KeyedRNG) -> Int[Tensor, " b"] | None:
     """The labels to generate by: those given, random ones where a conditional stage is given none, or none at all."""
     if not classes:
         return None
-    return draws.integers("label", classes) if labels is None else labels
+    return rng.integers("label", classes) if labels is None else labels
 
 
 def tiled(condition: Int[Tensor, " b"] | None, n: int) -> Int[Tensor, " n"] | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.vae import VAE, Posterior, reparameterize
 
 
@@ -44,12 +44,12 @@ class LatentCodec:
 
     @torch.no_grad()
     def encode(
-        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], draws: Draws
+        self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], rng: KeyedRNG
     ) -> Float[Tensor, "b c_z h_z w_z"]:
         """images: or what `describe` said of them, which gives the same codes without the encoder."""
         q = self.describe(images) if images.dtype == torch.uint8 else images
         mean, log_variance = q.chunk(2, dim=1)
-        z = reparameterize(Posterior(mean, log_variance), draws.normal("codec", self.vae.latent_shape))
+        z = reparameterize(Posterior(mean, log_variance), rng.normal("codec", self.vae.latent_shape))
         return (z - self.mean) / self.std
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.patch import PatchDiscriminator
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.labels import conditional_classes
 from diffpipe.stages.likelihood import (
@@ -145,12 +145,12 @@ class VAE:
         mean, raw = nets["decoder"](z, labels).float().chunk(2, dim=1)
         return Likelihood(mean, _LOWEST_LOG_SCALE + F.softplus(raw - _LOWEST_LOG_SCALE))
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         if phase.name == DISCRIMINATOR:
-            return self._judging_loss(nets, batch, draws)
+            return self._judging_loss(nets, batch, rng)
         labels = self._labels(batch.labels)
         q = self.encode(nets, batch.images, labels)
-        z = reparameterize(q, draws.normal("posterior", self.latent_shape))
+        z = reparameterize(q, rng.normal("posterior", self.latent_shape))
         p = self.decode(nets, z, labels)
         reconstruction = -_log_likelihood(batch.images, p)
         kl = reduce(kl_to_standard_normal(*q), "b c h w -> b c", "sum")
@@ -169,35 +169,35 @@ class VAE:
             total = total + self.config.patch.weight * metrics["fooling"]
         return Loss(total, metrics)
 
-    def _judging_loss(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def _judging_loss(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         labels = self._labels(batch.labels)
         with torch.no_grad():
             q = self.encode(nets, batch.images, labels)
-            z = reparameterize(q, draws.normal(f"posterior/{DISCRIMINATOR}", self.latent_shape))
+            z = reparameterize(q, rng.normal(f"posterior/{DISCRIMINATOR}", self.latent_shape))
             fake = self.decode(nets, z, labels).mean
         return Loss(*judging_loss(nets[DISCRIMINATOR], self.codec.encode(batch.images), fake))
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], draws: Draws, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """An image a position. A class-conditional stage that is given no labels draws them uniformly."""
         if self.classes and labels is None:
-            labels = draws.integers("label", self.classes)
-        z = self.config.sampler.temperature * draws.normal("latent", self.latent_shape)
+            labels = rng.integers("label", self.classes)
+        z = self.config.sampler.temperature * rng.normal("latent", self.latent_shape)
         mean, log_scale = self.decode(nets, z, labels if self.classes else None)
         if self.config.sampler.mode == "mean":
             return self.codec.decode(mean)
-        u = ((draws.bits("pixel", self.dims) >> 9).float() + 0.5) * 2.0**-23
+        u = ((rng.bits("pixel", self.dims) >> 9).float() + 0.5) * 2.0**-23
         # A logistic draw, rounded and clamped to a pixel's values, has the bins' probabilities exactly.
         return self.codec.decode(mean + torch.exp(log_scale) * torch.logit(u).reshape(mean.shape))
 
     @torch.no_grad()
     def reconstruct(
-        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], draws: Draws
+        self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
     ) -> UInt8[Tensor, "b c h w"]:
         """Each image decoded from its posterior mean, by a class-conditional stage under its likeliest label."""
-        labels = self._likeliest(nets, images, draws) if self.classes else None
+        labels = self._likeliest(nets, images, rng) if self.classes else None
         return self.codec.decode(self.decode(nets, self.encode(nets, images, labels).mean, labels).mean)
 
     @torch.no_grad()
@@ -206,7 +206,7 @@ class VAE:
         nets: Mapping[str, nn.Module],
         images: UInt8[Tensor, "b c h w"],
         labels: Int[Tensor, " b"] | None,
-        draws: Draws,
+        rng: KeyedRNG,
     ) -> Float[Tensor, "b c_z h_z w_z"]:
         """The posterior means."""
         return self.encode(nets, images, self._labels(labels)).mean
@@ -219,24 +219,24 @@ class VAE:
         return self.codec.decode(self.decode(nets, z, self._labels(labels)).mean)
 
     @torch.no_grad()
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
         """-ELBO, or the importance-weighted bound, of log P(X), of log P(X|Y) where the stage is class-conditional.
 
         Raises UserError where the labels for that are missing.
         """
         labels = self._labels(batch.labels)
-        nats = self._bound(nets, batch.images, labels, draws)
+        nats = self._bound(nets, batch.images, labels, rng)
         terms = {name: bits_per_dim(value, self.dims) for name, value in nats.items()}
         return Score(torch.stack([*terms.values()]).sum(0), unit="bits/dim", kind="bound", terms=terms)
 
     def _bound(
-        self, nets: Mapping[str, nn.Module], images: Tensor, labels: Tensor | None, draws: Draws
+        self, nets: Mapping[str, nn.Module], images: Tensor, labels: Tensor | None, rng: KeyedRNG
     ) -> dict[str, Float[Tensor, " b"]]:
         """The terms of the bound on -log p(x), in nats."""
         q = self.encode(nets, images, labels)
         reconstructions, log_weights = [], []
         for k in range(self.config.sampler.importance_samples):
-            z = reparameterize(q, draws.normal("score", self.latent_shape, stream=k))
+            z = reparameterize(q, rng.normal("score", self.latent_shape, stream=k))
             log_likelihood = _log_likelihood(images, self.decode(nets, z, labels))
             prior = gaussian_log_density(z, torch.zeros_like(z), torch.zeros_like(z))
             log_weights.append(log_likelihood + _sum(prior - gaussian_log_density(z, *q)))
@@ -247,11 +247,11 @@ class VAE:
             terms["importance"] = gained
         return terms
 
-    def _likeliest(self, nets: Mapping[str, nn.Module], images: Tensor, draws: Draws) -> Int[Tensor, " b"]:
+    def _likeliest(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Int[Tensor, " b"]:
         bounds = []
         for label in range(self.classes):
             labels = torch.full((len(images),), label, device=images.device)
-            bounds.append(sum(self._bound(nets, images, labels, draws).values()))
+            bounds.append(sum(self._bound(nets, images, labels, rng).values()))
         return torch.stack(bounds).argmin(0)
 
     def _labels(self, labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"] | None:

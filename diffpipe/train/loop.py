@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch, Loss, Phase, Stage
-from diffpipe.rng import Draws, derive
+from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.bad_samples import BadSamples
 from diffpipe.train.blocks import checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
@@ -69,7 +69,7 @@ class Trainer:
     ):
         self.stage, self.runtime, self.config, self.seed, self.batch_size = stage, runtime, config, seed, batch_size
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "init"))
+            torch.manual_seed(fold_in(seed, "init"))
             self.nets: dict[str, nn.Module] = {name: runtime.place(net) for name, net in stage.networks().items()}
         self.averages = {name: Average(ema, net) for name, net in self.nets.items()}
         self.layout = Layout.of(config.parallel, config.shard_size, runtime)
@@ -223,10 +223,10 @@ class Trainer:
         self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, weight: float | Tensor, i: int, *, last: bool
     ) -> Loss:
         """Forward and backward on micro-batch i; after the last one the gradients are those of the global batch."""
-        torch.manual_seed(derive(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
+        torch.manual_seed(fold_in(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
         with nullcontext() if last else self.layout.local([*self.wrapped.values()]):
             with self.runtime.autocast():
-                loss = self.stage.loss(phase, nets, batch, Draws(self.seed, batch.positions))
+                loss = self.stage.loss(phase, nets, batch, KeyedRNG(self.seed, batch.positions))
             losses = loss.per_sample if batch.valid is None else loss.per_sample.where(batch.valid, 0)
             self.optimizers[phase.trains].backward(losses.sum() * weight)
         return loss

@@ -16,9 +16,9 @@ from collections import OrderedDict
 
 import numpy as np
 
-from diffpipe import rng
 from diffpipe.data.loader.mixture import Mixture
 from diffpipe.data.loader.order import Order, sequential
+from diffpipe.rng import permutation
 from eval.speed.subject import table
 
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         positions, span = share(order.total, args.batch, world), args.window // world
         rows.append(row(f"rank 0 of {world}", order.at(positions)[0], args.samples, span, rooms))
         rows.append(row(f"rank 0 of {world}, two sources", mixture.at(positions)[0], args.samples, span, rooms))
-        uniform = sequential(counts, rng.permutation(order.total, "uniform")[positions])[0]
+        uniform = sequential(counts, permutation(order.total, "uniform")[positions])[0]
         rows.append(row(f"rank 0 of {world}, uniform", uniform, args.samples, span, rooms))
     print(table(rows))
     print(f"\n{args.shards} shards of {args.samples}, {order.lanes} lanes, a window of {args.window}")

@@ -44,10 +44,10 @@ KINDS = {
 
 def canvas(seed: int) -> np.ndarray:
     """Noise float64 [h w 3] of standard deviation 1, grey for the most part, whose amplitude falls with frequency."""
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(_CANVAS)[:, None], np.fft.rfftfreq(_CANVAS))
     frequency[0, 0] = np.inf
-    noise = draws.standard_normal((3, _CANVAS, _CANVAS))
+    noise = rng.standard_normal((3, _CANVAS, _CANVAS))
     planes = np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.25)
     grey, red, blue = planes / planes.std(axis=(1, 2), keepdims=True)
     return np.stack([grey + 0.3 * red, grey, grey + 0.3 * blue], axis=-1)
@@ -55,9 +55,9 @@ def canvas(seed: int) -> np.ndarray:
 
 def encoded(kind: Kind, n: int, seed: int) -> Iterator[bytes]:
     whole = (128 + 50 * canvas(seed)).clip(0, 255).astype(np.uint8)
-    draws = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for _ in range(n):
-        left, top = draws.integers(_CANVAS - kind.width), draws.integers(_CANVAS - kind.height)
+        left, top = rng.integers(_CANVAS - kind.width), rng.integers(_CANVAS - kind.height)
         buffer = io.BytesIO()
         image = Image.fromarray(whole[top : top + kind.height, left : left + kind.width])
         if kind.extension == "png":

@@ -185,8 +185,8 @@ def test_what_accelerate_is_told_and_is_not_ours_is_refused(monkeypatch: pytest.
 class Overflowing(Toy):
     """The loss of position 5, on rank 1 of two, is finite, and the scaled one is not."""
 
-    def loss(self, phase, nets, batch, draws):
-        loss = super().loss(phase, nets, batch, draws)
+    def loss(self, phase, nets, batch, rng):
+        loss = super().loss(phase, nets, batch, rng)
         return Loss(loss.per_sample * torch.where(batch.positions == 5, 1e37, 1e-3))
 
 

@@ -97,8 +97,8 @@ class Poison:
         def spoiled_run(self: Trainer, *args: Any) -> None:
             loss = self.stage.loss
 
-            def spoiled_loss(phase: Phase, nets: Any, batch: Batch, draws: Any) -> Loss:
-                return poison.spoil(batch, loss(phase, nets, batch, draws))
+            def spoiled_loss(phase: Phase, nets: Any, batch: Batch, rng: Any) -> Loss:
+                return poison.spoil(batch, loss(phase, nets, batch, rng))
 
             self.stage.loss = spoiled_loss  # pyright: ignore[reportAttributeAccessIssue]
             try:

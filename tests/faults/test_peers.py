@@ -59,8 +59,8 @@ def test_a_signal_that_comes_in_a_hook_after_a_death_saves_nothing(
 ) -> None:
     """Rank 0 is busy by itself while rank 1 dies, and hears the signal first."""
     trains(tmp_path, *BEGUN, processes=2)
-    draws = ("sample.every=4", "sample.n=2")
-    job = poisoned(tmp_path, *LONG, *draws, processes=2, deeds=[["draw", 4, 0, "hold"]])
+    rng = ("sample.every=4", "sample.n=2")
+    job = poisoned(tmp_path, *LONG, *rng, processes=2, deeds=[["draw", 4, 0, "hold"]])
     job.until_step(4)
     job.ranks[1].kill()
     job.ranks[0].send_signal(signal.SIGTERM)

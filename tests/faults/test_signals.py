@@ -109,9 +109,9 @@ def test_a_step_of_several_micro_batches_is_stopped_after_as_a_whole(tmp_path: P
 def test_a_signal_in_a_long_hook_is_answered_when_the_hook_is_through(
     tmp_path: Path, processes: int, last: int, straight: Callable[[int], Path]
 ) -> None:
-    draws = ("sample.every=4", "sample.n=2")
+    rng = ("sample.every=4", "sample.n=2")
     deeds = [["draw", 4, 0, "SIGTERM"], ["draw", 4, 0, "hold"]]
-    job = poisoned(tmp_path, *LONG, *draws, processes=processes, deeds=deeds)
+    job = poisoned(tmp_path, *LONG, *rng, processes=processes, deeds=deeds)
     job.until_step(4)
     assert steps(tmp_path) == []
     (tmp_path / "go").touch()

@@ -39,9 +39,9 @@ class Watched:
             if str(trainer.step) == os.environ.get("KILLED_IN_STEP"):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def watched_loss(phase: Any, nets: Any, batch: Any, draws: Any) -> Any:
+        def watched_loss(phase: Any, nets: Any, batch: Any, rng: Any) -> Any:
             self._positions = batch.positions.tolist()
-            return loss(phase, nets, batch, draws)
+            return loss(phase, nets, batch, rng)
 
         trainer._update = watched_update
         trainer.stage.loss = watched_loss  # pyright: ignore[reportAttributeAccessIssue]

@@ -18,7 +18,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import build_stage, open_run
 from diffpipe.interfaces import Generates, Reconstructs, Stage
 from diffpipe.metrics.evaluate import CHUNK
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.integration.recorded import shown
 from tests.support.commands import SHARDS, diffpipe, metrics, seen, succeeds, tensors
@@ -167,8 +167,8 @@ def test_what_is_exported_makes_the_same_when_it_is_loaded_again(trained: Traine
 def makes(stage: Stage, nets: Mapping[str, nn.Module]) -> Tensor:
     """Ten images: samples, or reconstructions where it generates none."""
     some = real_batch(10)
-    draws = Draws(0, some.positions)
+    rng = KeyedRNG(0, some.positions)
     if isinstance(stage, Generates):
-        return stage.generate(nets, draws, some.labels)
+        return stage.generate(nets, rng, some.labels)
     assert isinstance(stage, Reconstructs)
-    return stage.reconstruct(nets, some.images, draws)
+    return stage.reconstruct(nets, some.images, rng)

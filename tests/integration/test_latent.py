@@ -75,7 +75,7 @@ def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measu
     from diffpipe.metrics.features import efficientnet_lite0
     from diffpipe.metrics.frechet import frechet_distance
     from diffpipe.metrics.moments import Moments
-    from diffpipe.rng import Draws, permutation
+    from diffpipe.rng import KeyedRNG, permutation
     from diffpipe.train.runtime import Runtime
 
     found, held_out = state(newest(vae))["reconstruction"], shard_set.load(f"{SHARDS}/test")
@@ -91,7 +91,7 @@ def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measu
     run = open_run(vae, [], runtime)
     images = sequential_reader.images(held_out, permutation(held_out.total, 0, "subset")[:20], 28, 1)
     with runtime.autocast():
-        again = run.stage.reconstruct(run.nets, images, Draws(0, torch.arange(20)))  # pyright: ignore[reportAttributeAccessIssue]
+        again = run.stage.reconstruct(run.nets, images, KeyedRNG(0, torch.arange(20)))  # pyright: ignore[reportAttributeAccessIssue]
     expected = frechet_distance(Moments.of(lite0(again)), Moments.of(lite0(images)))
     assert found["scores"] == {"fd_efficientnet_lite0": pytest.approx(expected, rel=1e-4)}
 

@@ -15,7 +15,7 @@ from diffpipe.data.loader.order import Order
 from diffpipe.evaluation.validation import SEED
 from diffpipe.experiment.run import open_run
 from diffpipe.interfaces import Batch
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.commands import CONFIG, HOME, SHARDS, TINY, metrics, refused, train
 from tests.support.tars import png, random_pixels, write_tar
@@ -59,7 +59,7 @@ def test_it_is_the_loss_of_the_averaged_weights_at_fixed_images_and_noise(tmp_pa
     with Runtime.start("fp32", "cpu") as runtime, torch.no_grad():
         run = open_run(tmp_path, [], runtime)
         (phase,) = run.stage.phases()
-        expected = run.stage.loss(phase, run.nets, batch, Draws(SEED, positions))
+        expected = run.stage.loss(phase, run.nets, batch, KeyedRNG(SEED, positions))
     found = validated(tmp_path)
     assert found[5]["validation_loss"] == pytest.approx(expected.per_sample.double().mean().item(), rel=1e-5)
     assert found[5].keys() == {"validation_loss", *(f"validation_{name}" for name in expected.metrics)}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffpipe.interfaces import Batch, Loss, Phase
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 
 class Toy:
@@ -20,9 +20,9 @@ class Toy:
     def phases(self) -> Sequence[Phase]:
         return (Phase("fit", trains=("point",)),)
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x = batch.images.float().mean((1, 2, 3)) / 255
-        target = x + 0.1 * draws.normal("noise", ())
+        target = x + 0.1 * rng.normal("noise", ())
         guess = nets["point"](x[:, None])[:, 0]
         return Loss((guess - target).square(), {"pixel": x})
 
@@ -36,7 +36,7 @@ class Duel(Toy):
     def phases(self) -> Sequence[Phase]:
         return (Phase("a", trains=("first",)), Phase("b", trains=("second",), every=2, start=1))
 
-    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Loss:
+    def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x = batch.images.float().mean((1, 2, 3))[:, None] / 255
         return Loss((nets["second"](nets["first"](x)) - 1).square()[:, 0])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from diffpipe.rng import Draws, derive, inverse_normal_cdf, permutation, philox
+from diffpipe.rng import KeyedRNG, fold_in, inverse_normal_cdf, permutation, philox
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key (low word first), output.
 KNOWN_ANSWERS = [
@@ -26,8 +26,8 @@ N = 50_000
 ALPHA = 1e-4  # the seeds are fixed: a test of these passes always or never
 
 
-def draws(positions: Any = N, seed: int = 0) -> Draws:
-    return Draws(seed, torch.arange(positions) if isinstance(positions, int) else torch.as_tensor(positions))
+def rng(positions: Any = N, seed: int = 0) -> KeyedRNG:
+    return KeyedRNG(seed, torch.arange(positions) if isinstance(positions, int) else torch.as_tensor(positions))
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
@@ -39,7 +39,7 @@ def test_philox_gives_the_published_words(counter, key, answer, array):
 
 def test_numpy_and_torch_give_the_same_bits():
     counters = np.random.default_rng(0).integers(0, 2**32, (4, 1000))
-    key = derive("a key of 63 bits")
+    key = fold_in("a key of 63 bits")
     ours = philox(*counters, key=key)
     theirs = philox(*torch.from_numpy(counters), key=key)
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(ours, theirs, strict=True))
@@ -79,7 +79,7 @@ def test_the_normal_quantile_is_symmetric_and_reaches_6_3():
 
 
 def test_normals_are_standard_normal():
-    z = draws(200).normal("noise", (1000,)).numpy().ravel().astype(np.float64)
+    z = rng(200).normal("noise", (1000,)).numpy().ravel().astype(np.float64)
     n = len(z)
     assert stats.kstest(z, "norm").pvalue > ALPHA
     assert abs(z.mean()) < 4 / n**0.5
@@ -92,13 +92,13 @@ def test_normals_are_standard_normal():
 def normal_variants() -> dict[str, torch.Tensor]:
     """Normals of the same positions but for one thing each."""
     return {
-        "base": draws().normal("noise", (4,)),
-        "another purpose": draws().normal("start", (4,)),
-        "another seed": draws(seed=1).normal("noise", (4,)),
-        "another stream": draws().normal("noise", (4,), stream=1),
-        "the next position": draws(torch.arange(N) + 1).normal("noise", (4,)),
-        "another high word": draws(torch.arange(N) + 2**32).normal("noise", (4,)),
-        "another stream, far": draws().normal("noise", (4,), stream=999),
+        "base": rng().normal("noise", (4,)),
+        "another purpose": rng().normal("start", (4,)),
+        "another seed": rng(seed=1).normal("noise", (4,)),
+        "another stream": rng().normal("noise", (4,), stream=1),
+        "the next position": rng(torch.arange(N) + 1).normal("noise", (4,)),
+        "another high word": rng(torch.arange(N) + 2**32).normal("noise", (4,)),
+        "another stream, far": rng().normal("noise", (4,), stream=999),
     }
 
 
@@ -116,7 +116,7 @@ def test_no_two_draws_are_correlated():
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5, 7), (2, 33), (1, 64, 64)])
 def test_a_row_does_not_depend_on_its_batch(splits, shape):
     positions = torch.tensor([5, 0, 2**40, 7, 2**32 - 1, 2**32, 123456, 1, 3])
-    whole, parts = draws(positions), [draws(part) for part in positions.split(splits)]
+    whole, parts = rng(positions), [rng(part) for part in positions.split(splits)]
     assert torch.equal(whole.normal("noise", shape, 3), torch.cat([p.normal("noise", shape, 3) for p in parts]))
     assert torch.equal(whole.uniform("flip"), torch.cat([p.uniform("flip") for p in parts]))
     assert torch.equal(whole.integers("t", 1000), torch.cat([p.integers("t", 1000) for p in parts]))
@@ -124,30 +124,30 @@ def test_a_row_does_not_depend_on_its_batch(splits, shape):
 
 def test_the_quantile_of_a_word_does_not_depend_on_its_neighbours():
     """Vector units and the loop over what is left must round alike: slices of odd length and odd start."""
-    words = draws(1).bits("words", 4099)[0]
+    words = rng(1).bits("words", 4099)[0]
     whole = inverse_normal_cdf(words)
     for start, length in [(0, 1), (1, 7), (3, 31), (17, 129), (1000, 3001), (5, 4094)]:
         assert torch.equal(inverse_normal_cdf(words[start : start + length].clone()), whole[start : start + length])
 
 
 def test_a_longer_draw_begins_with_the_shorter_one():
-    assert torch.equal(draws(5).bits("noise", 103)[:, :6], draws(5).bits("noise", 6))
+    assert torch.equal(rng(5).bits("noise", 103)[:, :6], rng(5).bits("noise", 6))
 
 
 def test_the_order_of_positions_is_the_order_of_rows():
-    there, back = draws([3, 10, 2**33]).normal("noise", (6,)), draws([2**33, 10, 3]).normal("noise", (6,))
+    there, back = rng([3, 10, 2**33]).normal("noise", (6,)), rng([2**33, 10, 3]).normal("noise", (6,))
     assert torch.equal(there, back.flip(0))
 
 
 @pytest.mark.parametrize("base", [0, 2**32 + 1, 2**63 - 1])
 def test_every_bit_of_a_position_counts(base):
     positions = [base, *(base ^ 1 << bit for bit in range(63))]
-    rows = draws(positions).bits("noise", 4)
+    rows = rng(positions).bits("noise", 4)
     assert len({tuple(row) for row in rows.tolist()}) == len(positions)
 
 
 def test_bits_are_balanced_32_bit_words():
-    words = draws().bits("noise", 4)
+    words = rng().bits("noise", 4)
     assert words.dtype == torch.int64
     assert 0 <= words.min() <= words.max() < 2**32
     ones = torch.stack([(words >> bit & 1).double().mean() for bit in range(32)])
@@ -155,21 +155,21 @@ def test_bits_are_balanced_32_bit_words():
 
 
 def test_uniforms_are_uniform():
-    u = draws().uniform("flip")
+    u = rng().uniform("flip")
     assert u.dtype == torch.float32
     assert stats.kstest(u.numpy(), "uniform").pvalue > ALPHA
 
 
 def test_uniforms_of_extreme_bits_stay_inside_the_open_interval(monkeypatch):
     extremes = torch.tensor([[0], [2**32 - 1]])
-    monkeypatch.setattr(Draws, "bits", lambda *args: extremes)
-    low, high = draws(2).uniform("flip").double().tolist()
+    monkeypatch.setattr(KeyedRNG, "bits", lambda *args: extremes)
+    low, high = rng(2).uniform("flip").double().tolist()
     assert (low, high) == (2.0**-24, 1 - 2.0**-24)
 
 
 @pytest.mark.parametrize("high", [1, 2, 3, 10, 1000])
 def test_integers_are_unbiased(high):
-    values = draws().integers("timestep", high)
+    values = rng().integers("timestep", high)
     assert values.dtype == torch.int64
     counts = np.bincount(values.numpy(), minlength=high)
     assert len(counts) == high
@@ -179,8 +179,8 @@ def test_integers_are_unbiased(high):
 @pytest.mark.parametrize("high", [1, 7, 2**31])
 def test_integers_of_extreme_bits_are_in_range(high, monkeypatch):
     extremes = torch.tensor([[0], [2**32 - 1]])
-    monkeypatch.setattr(Draws, "bits", lambda *args: extremes)
-    assert draws(2).integers("timestep", high).tolist() == [0, high - 1]
+    monkeypatch.setattr(KeyedRNG, "bits", lambda *args: extremes)
+    assert rng(2).integers("timestep", high).tolist() == [0, high - 1]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1000])
@@ -219,11 +219,11 @@ def test_derive_depends_on_each_part_its_type_and_its_place():
         (-1, "23"),
         (),
     ]
-    seeds = [derive(*p) for p in parts]
+    seeds = [fold_in(*p) for p in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_derive_is_the_same_in_every_process():
     """Not Python's salted hash: coreutils' `b2sum -l 64` gives a75721e97117bcbb for these parts."""
-    assert derive(0, "noise") == 0x5DDE0BB8F490ABD3
+    assert fold_in(0, "noise") == 0x5DDE0BB8F490ABD3

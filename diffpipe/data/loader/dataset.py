@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Num
 
-from diffpipe import rng
 from diffpipe.data.config import DataConfig
 from diffpipe.data.decode.image import decode_to
 from diffpipe.data.decode.latents import LATENTS, are_latents, from_bytes
@@ -22,6 +21,7 @@ from diffpipe.data.loader.order import Order
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import BadSampleError, UserError
 from diffpipe.interfaces import Batch
+from diffpipe.rng import KeyedRNG
 
 _OPEN = 512  # of the 1024 files that a process may usually have open
 
@@ -49,7 +49,7 @@ class Samples:
         config, shard_set, n = self.config, self.reader.shard_set, len(positions)
         words = None
         if config.flip or config.crop == "random":
-            words = rng.Draws(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
+            words = KeyedRNG(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
         shards, indices = self.order.at(positions)
         if self._ahead is not None:
             self._expect(self._ahead, shards, positions)

@@ -16,13 +16,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from diffpipe import rng
 from diffpipe.data.config import SourceConfig
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import Order
 from diffpipe.data.remote.cache import Cache
 from diffpipe.errors import UserError
+from diffpipe.rng import fold_in, philox
 
 _FINEST = 4096
 _ROWS = 64
@@ -115,7 +115,7 @@ class Mixture:
     def __init__(self, seed: int, counts: Sequence[np.ndarray], shares: Sequence[int], lanes: int, window: int):
         self.seed = seed
         self.orders = [
-            Order(rng.derive(seed, "source", s) if s else seed, each, max(1, lanes * share // sum(shares)), window)
+            Order(fold_in(seed, "source", s) if s else seed, each, max(1, lanes * share // sum(shares)), window)
             for s, (each, share) in enumerate(zip(counts, shares, strict=True))
         ]
         self.first = np.cumsum([0, *(len(each) for each in counts)])
@@ -159,7 +159,7 @@ class Mixture:
                 self._blocks.pop(next(iter(self._blocks)))
             row, column = np.indices((self._rows, self.columns), dtype=np.int64)
             low, high = np.full_like(row, block & 0xFFFFFFFF), np.full_like(row, block >> 32)
-            words = rng.philox(row, column, low, high, rng.derive(self.seed, "sources"))
+            words = philox(row, column, low, high, fold_in(self.seed, "sources"))
             drawn = np.argsort((words[0] << 31) | (words[1] >> 1), axis=0, kind="stable")
             dealt = np.repeat(np.arange(len(self._share)), self._share)[drawn]
             nth = np.empty_like(dealt)

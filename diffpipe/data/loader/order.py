@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffpipe import rng
+from diffpipe.rng import permutation
 
 
 class Order:
@@ -72,7 +72,7 @@ class Order:
         if epoch not in self._epochs:
             if len(self._epochs) == 2:  # a batch may straddle two
                 self._epochs.pop(min(self._epochs))
-            shards = rng.permutation(len(self.counts), self.seed, "shards", epoch)
+            shards = permutation(len(self.counts), self.seed, "shards", epoch)
             self._epochs[epoch] = shards, np.cumsum(self.counts[shards])
         return self._epochs[epoch]
 
@@ -86,7 +86,7 @@ class Order:
         row, known = self._rows[epoch, number]
         for lane in np.unique(lanes[~known[lanes]]):
             size = min(self._width, self._per_lane + (lane < self._longer) - number * self._width)
-            row[lane, :size] = rng.permutation(int(size), self.seed, "window", epoch, int(lane), number)
+            row[lane, :size] = permutation(int(size), self.seed, "window", epoch, int(lane), number)
             known[lane] = True
         return row
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffpipe import rng
 from diffpipe.data.packing.source import Source
 from diffpipe.errors import UserError
+from diffpipe.rng import permutation
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def _some(labels: np.ndarray, label: int, names: Sequence[str] | None, n: int, s
     if len(members) < n:
         name = label if names is None else names[label]
         raise UserError(f"class {name} has {len(members)} images, fewer than --per-class {n}; ask for fewer")
-    return members[rng.permutation(len(members), seed, "per-class", label)[:n]]
+    return members[permutation(len(members), seed, "per-class", label)[:n]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from diffpipe import rng
 from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.packing.choose import Split, choose
 from diffpipe.data.packing.cifar import CifarSource
@@ -18,6 +17,7 @@ from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import Item, Source
 from diffpipe.data.packing.write import Budget, Shards, write
 from diffpipe.errors import UserError
+from diffpipe.rng import permutation
 
 __all__ = [
     "CifarSource",
@@ -59,7 +59,7 @@ def pack(
     if Path(prefix).name != prefix:
         raise UserError(f"--prefix {prefix!r} is not a file name; give a plain word such as train")
     chosen = choose(source, only, leave_out, per_class, seed)
-    chosen = chosen[rng.permutation(len(chosen), seed, "pack")]
+    chosen = chosen[permutation(len(chosen), seed, "pack")]
     parts = {"": chosen}
     if split is not None:
         tested = split.tested(source)[chosen]

@@ -24,7 +24,7 @@ from diffpipe.diffusion.process import Gaussian
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Scores
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPMConfig
 
 Variance = Literal["small", "large"]
@@ -54,7 +54,7 @@ def test_every_term_equals_its_definition(variance: Variance, clip: bool) -> Non
     # By products of Gaussian densities and quadrature, from the betas alone.
     T, x0, denoiser = 12, images(3), Denoiser()
     schedule = Schedule.build(ScheduleConfig(steps=T, beta_start=0.001, beta_end=0.3))
-    score = variational_bound(denoiser, schedule, x0, Draws(5, torch.arange(3)), clip=clip, variance=variance)
+    score = variational_bound(denoiser, schedule, x0, KeyedRNG(5, torch.arange(3)), clip=clip, variance=variance)
     beta = torch.linspace(0.001, 0.3, T, dtype=torch.float64)
     alpha_bar = (1 - beta).cumprod(0)
     x0 = x0.double()
@@ -155,7 +155,7 @@ def test_the_optimal_denoiser_of_a_gaussian_reaches_its_entropy_from_above(varia
             return ((x - signal * (weight @ LEVELS[likely])[:, None]) / noise).reshape(x_t.shape)
 
         x0 = LEVELS[levels].float().reshape(n, 1, 1, 1)
-        score = variational_bound(denoise, schedule, x0, Draws(0, torch.arange(n)), clip=True, variance=variance)
+        score = variational_bound(denoise, schedule, x0, KeyedRNG(0, torch.arange(n)), clip=True, variance=variance)
         assert score.per_sample.mean().item() > entropy
         excess = score.per_sample.double() + p[levels].log2()
         return excess.mean().item(), excess.std().item() / math.sqrt(n)
@@ -172,8 +172,8 @@ def test_some_timesteps_estimate_the_sum_over_all_without_bias() -> None:
     x0 = images(1, (1, 2, 2)).expand(n, 1, 2, 2)
 
     def score(evaluations: int | None) -> BoundScore:
-        draws, denoiser = Draws(3, torch.arange(n)), Denoiser()
-        got = variational_bound(denoiser, schedule, x0, draws, clip=True, variance="small", evaluations=evaluations)
+        rng, denoiser = KeyedRNG(3, torch.arange(n)), Denoiser()
+        got = variational_bound(denoiser, schedule, x0, rng, clip=True, variance="small", evaluations=evaluations)
         assert len(denoiser.asked) == (evaluations or T)
         return got
 
@@ -194,12 +194,12 @@ def test_a_sample_is_scored_alike_in_every_batch(evaluations: int | None) -> Non
     schedule, x0 = Schedule.build(ScheduleConfig(steps=15)), images(6)
     options: dict[str, Any] = {"clip": True, "variance": "large", "evaluations": evaluations}
     positions = torch.tensor([0, 1, 7, 2**40, 50, 3])
-    whole = variational_bound(Denoiser(), schedule, x0, Draws(1, positions), **options)
+    whole = variational_bound(Denoiser(), schedule, x0, KeyedRNG(1, positions), **options)
     for rows in ([0, 1], [2, 3, 4], [5]):
-        part = variational_bound(Denoiser(), schedule, x0[rows], Draws(1, positions[rows]), **options)
+        part = variational_bound(Denoiser(), schedule, x0[rows], KeyedRNG(1, positions[rows]), **options)
         assert torch.equal(part.per_sample, whole.per_sample[rows])
         assert torch.equal(part.over_time, whole.over_time[rows])
-    other = variational_bound(Denoiser(), schedule, x0, Draws(2, positions), **options)
+    other = variational_bound(Denoiser(), schedule, x0, KeyedRNG(2, positions), **options)
     assert not torch.equal(other.per_sample, whole.per_sample)
 
 
@@ -244,7 +244,7 @@ def test_the_ddpm_scores_uint8_images_under_their_labels_or_the_empty_one() -> N
     ):
         # Guidance changes what is generated, not the model's likelihood.
         stage = ddpm(conditional, guidance=3.0 if conditional else 1.0)
-        score = stage.score({"unet": net}, batch(labelled=labelled), Draws(0, torch.arange(6)))
+        score = stage.score({"unet": net}, batch(labelled=labelled), KeyedRNG(0, torch.arange(6)))
         labels = net.labels
         assert (labels is None and expected is None) or (labels is not None and labels.tolist() == expected)
         assert set(score.terms) == {"L_T", "L_t", "L_0"}
@@ -252,14 +252,14 @@ def test_the_ddpm_scores_uint8_images_under_their_labels_or_the_empty_one() -> N
     x0 = batch().images.float() / 127.5 - 1
     schedule = Schedule.build(ScheduleConfig(steps=20))
     expected = variational_bound(
-        lambda x, t: torch.zeros_like(x), schedule, x0, Draws(0, torch.arange(6)), clip=True, variance="small"
+        lambda x, t: torch.zeros_like(x), schedule, x0, KeyedRNG(0, torch.arange(6)), clip=True, variance="small"
     )
     assert torch.equal(score.per_sample, expected.per_sample)
 
 
 def test_the_samplers_settings_shape_the_bound() -> None:
     def mean(**sampler: Any) -> tuple[float, int]:
-        score = ddpm(**sampler).score({"unet": LabelRecorder()}, batch(), Draws(0, torch.arange(6)))
+        score = ddpm(**sampler).score({"unet": LabelRecorder()}, batch(), KeyedRNG(0, torch.arange(6)))
         assert isinstance(score, BoundScore)
         return score.per_sample.mean().item(), len(score.strata)
 

@@ -9,7 +9,7 @@ from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.process import predict_x0
 from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 SCHEDULE = Schedule.build(ScheduleConfig())
 
@@ -19,25 +19,25 @@ def images(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_pair_is_consistent_and_its_draws_are_the_named_ones():
-    x0, draws = images(16), Draws(5, torch.arange(100, 116))
-    x_t, t, eps = training_pair(SCHEDULE, x0, draws)
-    assert torch.equal(t, draws.integers("timestep", 1000))
-    assert torch.equal(eps, draws.normal("noise", (3, 4, 4)))
+    x0, rng = images(16), KeyedRNG(5, torch.arange(100, 116))
+    x_t, t, eps = training_pair(SCHEDULE, x0, rng)
+    assert torch.equal(t, rng.integers("timestep", 1000))
+    assert torch.equal(eps, rng.normal("noise", (3, 4, 4)))
     early = t < 900  # later, dividing by sqrt(alpha_bar) magnifies the rounding
     torch.testing.assert_close(predict_x0(SCHEDULE, x_t, t, eps)[early], x0[early], atol=1e-4, rtol=0)
 
 
 def test_the_pair_of_a_sample_does_not_depend_on_its_batch():
     x0, positions = images(12), torch.arange(12) + 2**33
-    whole = training_pair(SCHEDULE, x0, Draws(0, positions))
+    whole = training_pair(SCHEDULE, x0, KeyedRNG(0, positions))
     for part in ([0], [3, 4, 5], [11, 2]):
-        alone = training_pair(SCHEDULE, x0[part], Draws(0, positions[part]))
+        alone = training_pair(SCHEDULE, x0[part], KeyedRNG(0, positions[part]))
         assert all(torch.equal(a, b[part]) for a, b in zip(alone, whole, strict=True))
 
 
 def test_timesteps_are_uniform_over_the_whole_schedule():
     schedule = Schedule.build(ScheduleConfig(steps=10))
-    t = training_pair(schedule, torch.zeros(20_000, 1), Draws(0, torch.arange(20_000))).t
+    t = training_pair(schedule, torch.zeros(20_000, 1), KeyedRNG(0, torch.arange(20_000))).t
     counts = torch.bincount(t, minlength=10)
     assert len(counts) == 10
     assert (counts - 2000).abs().max() < 5 * (20_000 * 0.1 * 0.9) ** 0.5
@@ -74,13 +74,13 @@ class Reads(TorchDispatchMode):
 
 
 def test_neither_training_nor_sampling_waits_for_the_device():
-    draws, x0 = Draws(0, torch.arange(4)), images(4)
+    rng, x0 = KeyedRNG(0, torch.arange(4)), images(4)
     with Reads() as reads:
         torch.ones(1).item()
         assert reads.count == 1
-        pair = training_pair(SCHEDULE, x0, draws)
+        pair = training_pair(SCHEDULE, x0, rng)
         simple_loss(pair.eps, pair.x_t)
         for kind in ("ancestral", "ddim"):
             config = SamplerConfig.model_validate({"kind": kind, "steps": 5, "eta": 0.5})
-            sample(lambda x_t, t: x_t, SCHEDULE, config, draws, (3, 4, 4))
+            sample(lambda x_t, t: x_t, SCHEDULE, config, rng, (3, 4, 4))
     assert reads.count == 1

@@ -15,7 +15,7 @@ from diffpipe.diffusion.process import predict_eps
 from diffpipe.diffusion.samplers import SamplerConfig, ancestral, ddim, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 
 NAMES: dict[str, Any] = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 SHAPE = (2, 3, 4, 4)
@@ -202,8 +202,8 @@ def test_with_the_optimal_denoiser_of_a_gaussian_samples_have_its_mean_and_std(k
     schedule = Schedule.build(ScheduleConfig(kind=kind))
     config = SamplerConfig.model_validate({**sampler, "clip": False})
     mean, std, n = 0.4, 0.3, 8_000
-    draws = Draws(0, torch.arange(n // 80))
-    samples = sample(gaussian_denoiser(schedule, mean, std), schedule, config, draws, (80,))
+    rng = KeyedRNG(0, torch.arange(n // 80))
+    samples = sample(gaussian_denoiser(schedule, mean, std), schedule, config, rng, (80,))
     assert samples.mean().item() == pytest.approx(mean, abs=4 * std / n**0.5 + 2e-3)
     assert samples.std().item() == pytest.approx(std, rel=4 / (2 * n) ** 0.5 + 1e-2)
     kurtosis = ((samples - mean) / std).pow(4).mean().item()
@@ -216,7 +216,7 @@ def test_a_sample_depends_on_its_seed_and_index_alone(sampler):
     config = SamplerConfig.model_validate({**sampler, "steps": 5})
 
     def images(seed: int, indices: list[int]) -> torch.Tensor:
-        return sample(network, schedule, config, Draws(seed, torch.tensor(indices)), SHAPE[1:])
+        return sample(network, schedule, config, KeyedRNG(seed, torch.tensor(indices)), SHAPE[1:])
 
     together = images(0, [0, 1, 2, 3])
     assert together.dtype == torch.float32
@@ -242,7 +242,7 @@ def test_clipped_samples_are_in_range_and_keep_no_graph(kind):
     schedule = Schedule.build(ScheduleConfig())
     weight = torch.ones((), requires_grad=True)
     config = SamplerConfig(kind=kind, steps=10)
-    x0 = sample(lambda x_t, t: -5 * weight * x_t, schedule, config, Draws(0, torch.arange(3)), (8,))
+    x0 = sample(lambda x_t, t: -5 * weight * x_t, schedule, config, KeyedRNG(0, torch.arange(3)), (8,))
     assert x0.abs().max() <= 1
     assert not x0.requires_grad
 
@@ -251,14 +251,14 @@ def test_a_half_precision_network_is_sampled_in_float32():
     schedule = Schedule.build(ScheduleConfig())
     for kind in ("ancestral", "ddim"):
         config = SamplerConfig(kind=kind, steps=3)
-        x0 = sample(lambda x_t, t: x_t.bfloat16(), schedule, config, Draws(0, torch.arange(3)), (8,))
+        x0 = sample(lambda x_t, t: x_t.bfloat16(), schedule, config, KeyedRNG(0, torch.arange(3)), (8,))
         assert x0.dtype == torch.float32
 
 
 def test_more_steps_than_the_schedule_has_is_a_user_error():
     schedule = Schedule.build(ScheduleConfig(steps=10))
     with pytest.raises(UserError, match="steps are 11"):
-        sample(network, schedule, SamplerConfig(steps=11), Draws(0, torch.arange(1)), (1,))
+        sample(network, schedule, SamplerConfig(steps=11), KeyedRNG(0, torch.arange(1)), (1,))
 
 
 @pytest.mark.parametrize("bad", [{"kind": "euler"}, {"steps": 0}, {"eta": 1.5}, {"spacing": "even"}, {"guidance": 2}])

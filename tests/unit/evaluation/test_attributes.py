@@ -16,7 +16,7 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.attributes import STRENGTHS, along, direction, move, share_nearer
 from diffpipe.evaluation.latent_space import LatentSpace, drawn_of_class, labelled_shards
 from diffpipe.interfaces import ImageShape
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.tars import png, write_tar
 from tests.support.toy_stages import Toy
@@ -30,7 +30,7 @@ class Linear(Toy):
     normal_latents = True
 
     def encode_latents(
-        self, nets: Mapping[str, nn.Module], images: Tensor, labels: Tensor | None, draws: Draws
+        self, nets: Mapping[str, nn.Module], images: Tensor, labels: Tensor | None, rng: KeyedRNG
     ) -> Tensor:
         return (images.double().flatten(1) @ MATRIX.T + 5).float()
 

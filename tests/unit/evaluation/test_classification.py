@@ -24,7 +24,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, ImageShape, Score, Scores
 from diffpipe.report.classification_plot import draw
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
 from tests.support.thread_ranks import on_ranks
@@ -46,11 +46,11 @@ class Gaussians(Toy):
     def networks(self) -> dict[str, nn.Module]:
         return {}
 
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, draws: Draws) -> Score:
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
         assert batch.labels is not None
         mean = torch.tensor(MEANS)[batch.labels][:, None, None, None]
         nats = (0.5 * ((batch.images - mean) / STD).square() + math.log(STD * math.sqrt(2 * math.pi))).sum((1, 2, 3))
-        nats = self.factor * (nats + 50 * draws.normal("noise", ()))
+        nats = self.factor * (nats + 50 * rng.normal("noise", ()))
         return Score(nats / (DIMS * math.log(2)), "bits/dim", self.kind)  # pyright: ignore[reportArgumentType]
 
 
@@ -175,7 +175,7 @@ def test_every_stage_meets_every_label_with_the_same_noise(kind: str) -> None:
     def score(label: int, seed: int) -> torch.Tensor:
         batch = Batch(pixels, torch.full((5,), label), positions, list("abcde"))
         assert isinstance(stage, Scores)
-        return stage.score(nets, batch, Draws(seed, positions)).per_sample
+        return stage.score(nets, batch, KeyedRNG(seed, positions)).per_sample
 
     assert torch.equal(score(0, 0), score(1, 0))
     assert torch.equal(score(0, 0), score(2, 0))

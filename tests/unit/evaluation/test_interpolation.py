@@ -12,7 +12,7 @@ from torch import Tensor
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.evaluation.interpolation import Between, between_noises, spherical, straight
 from diffpipe.interfaces import ImageShape, Stage
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.runtime import Runtime
 
@@ -58,12 +58,12 @@ def test_noise_between_two_positions_is_normal_and_theirs_at_the_ends() -> None:
     first, last = torch.arange(200), torch.arange(200) + 1000
     for t, position in ((0.0, first), (1.0, last)):
         found = Between(7, first, last, torch.full((200,), t)).normal("latent", (64,))
-        torch.testing.assert_close(found, Draws(7, position).normal("latent", (64,)), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, KeyedRNG(7, position).normal("latent", (64,)), rtol=0, atol=1e-6)
     middle = Between(7, first, last, torch.full((200,), 0.5)).normal("latent", (64,))
     assert middle.mean().abs() < 4 / math.sqrt(middle.numel())
     # the arc's length is the mean of the two, not that of a fresh draw, but the numbers' variance is still 1
     assert abs(float(middle.square().mean()) - 1) < 0.03
-    assert torch.equal(Between(7, first, last, torch.full((200,), 0.5)).bits("x", 3), Draws(7, first).bits("x", 3))
+    assert torch.equal(Between(7, first, last, torch.full((200,), 0.5)).bits("x", 3), KeyedRNG(7, first).bits("x", 3))
 
 
 @pytest.mark.parametrize("label", [None, 1])

@@ -18,7 +18,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.latent_space import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Encodes, ImageShape, Reconstructs, Stage
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.tars import png, random_pixels, write_shards, write_tar
 from tests.support.toy_stages import Toy
@@ -60,11 +60,11 @@ def test_decoded_latents_are_what_the_stage_reconstructs(name: str) -> None:
     stage, nets = built(CODERS[name])
     assert isinstance(stage, Encodes)
     assert isinstance(stage, Reconstructs)
-    images, draws = pictures(6), Draws(0, torch.arange(6))
-    z = stage.encode_latents(nets, images, None, draws)
+    images, rng = pictures(6), KeyedRNG(0, torch.arange(6))
+    z = stage.encode_latents(nets, images, None, rng)
     assert z.shape[1:] == stage.latent_shape  # pyright: ignore[reportAttributeAccessIssue]
     again = stage.decode_latents(nets, z, None)
-    assert torch.equal(again, stage.reconstruct(nets, images, draws))
+    assert torch.equal(again, stage.reconstruct(nets, images, rng))
     assert len(again.unique(dim=0)) == 6
 
 
@@ -74,10 +74,10 @@ def test_a_flow_decodes_its_latents_to_the_very_images(name: str, conditional: b
     stage, nets = built(FLOWS[name] | {"conditional": conditional})
     assert isinstance(stage, Encodes)
     images, labels = pictures(6), torch.arange(6) % 3
-    z = stage.encode_latents(nets, images, labels, Draws(0, torch.arange(6)))
+    z = stage.encode_latents(nets, images, labels, KeyedRNG(0, torch.arange(6)))
     assert torch.equal(stage.decode_latents(nets, z, labels), images)
-    assert torch.equal(stage.encode_latents(nets, images[2:4], labels[2:4], Draws(0, torch.tensor([2, 3]))), z[2:4])
-    assert not torch.equal(stage.encode_latents(nets, images, labels, Draws(1, torch.arange(6))), z)
+    assert torch.equal(stage.encode_latents(nets, images[2:4], labels[2:4], KeyedRNG(0, torch.tensor([2, 3]))), z[2:4])
+    assert not torch.equal(stage.encode_latents(nets, images, labels, KeyedRNG(1, torch.arange(6))), z)
     if conditional:
         assert not torch.equal(stage.decode_latents(nets, z, labels.roll(1)), images)
 
@@ -85,8 +85,8 @@ def test_a_flow_decodes_its_latents_to_the_very_images(name: str, conditional: b
 def test_a_flow_of_noised_images_denoises_what_it_decodes() -> None:
     stage, nets = built({"kind": "flow", "network": GLOW, "dequantization": {"kind": "gaussian", "noise_std": 0.02}})
     assert isinstance(stage, Encodes)
-    images, draws = pictures(6), Draws(0, torch.arange(6))
-    again = stage.decode_latents(nets, stage.encode_latents(nets, images, None, draws), None)
+    images, rng = pictures(6), KeyedRNG(0, torch.arange(6))
+    again = stage.decode_latents(nets, stage.encode_latents(nets, images, None, rng), None)
     # x + std² ∇ log p(x) of x = clean + std · eps: one standard deviation is 2.6 of 256 values
     assert (again.float() - images.float()).abs().mean() < 3
     assert not torch.equal(again, images)
@@ -96,11 +96,11 @@ def test_a_flow_of_noised_images_denoises_what_it_decodes() -> None:
 def test_class_conditional_latents_need_the_labels(config: dict[str, Any]) -> None:
     stage, nets = built(config | {"conditional": True})
     assert isinstance(stage, Encodes)
-    images, draws = pictures(3), Draws(0, torch.arange(3))
+    images, rng = pictures(3), KeyedRNG(0, torch.arange(3))
     with pytest.raises(UserError, match="labels"):
-        stage.encode_latents(nets, images, None, draws)
-    z = stage.encode_latents(nets, images, torch.tensor([0, 1, 2]), draws)
-    assert not torch.equal(stage.encode_latents(nets, images, torch.tensor([1, 2, 0]), draws), z)
+        stage.encode_latents(nets, images, None, rng)
+    z = stage.encode_latents(nets, images, torch.tensor([0, 1, 2]), rng)
+    assert not torch.equal(stage.encode_latents(nets, images, torch.tensor([1, 2, 0]), rng), z)
     with pytest.raises(UserError, match="labels"):
         stage.decode_latents(nets, z, None)
 
@@ -123,8 +123,8 @@ def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path
     z = space.of_shards(shards, places, labels)
     for i in (0, 49, 50, 119):
         image = torch.from_numpy(random_pixels(int(places[i])))[None, None]
-        draws = Draws(9, torch.tensor([places[i]]))
-        expected = stage.encode_latents(nets, image, labels[i : i + 1], draws)
+        rng = KeyedRNG(9, torch.tensor([places[i]]))
+        expected = stage.encode_latents(nets, image, labels[i : i + 1], rng)
         torch.testing.assert_close(z[i : i + 1], expected, rtol=0, atol=1e-5)
     images = space.images_of(z, labels)
     off = (images.int() - sequential_reader.images(shards, places, 8, 1).int()).abs()

@@ -16,7 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNet, UNetConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion, SDEStepsConfig, TimestepsConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from tests.unit.stages.test_gan import batch, part, random_networks, runtime, trainer
@@ -96,7 +96,7 @@ def test_focus_trains_the_last_steps_more_often() -> None:
     n, stage, spy = 4000, config(focus=2.0).build(SHAPE), Spy()
     nets = {"generator": Oracle(torch.zeros(1, 8, 8), stage), "discriminator": spy}
     whole = batch(n=n)
-    stage.loss(stage.phases()[0], nets, whole, Draws(0, whole.positions))
+    stage.loss(stage.phases()[0], nets, whole, KeyedRNG(0, whole.positions))
     told = [0, *nets["generator"].levels]
     t = torch.tensor([told.index(int(level)) for level in spy.shown[0][2][:n]])
     expected = torch.tensor([0, 1, 2, 3, 4]).div(4).sqrt().diff()
@@ -108,7 +108,7 @@ def test_with_an_oracle_the_chain_returns_x0_by_way_of_the_forward_marginals() -
     for steps in (1, 4):
         stage = config(schedule={"kind": "sde", "steps": steps}).build(SHAPE)
         oracle = Oracle(x0, stage)
-        images = stage.generate({"generator": oracle}, Draws(0, torch.arange(3000)), None)
+        images = stage.generate({"generator": oracle}, KeyedRNG(0, torch.arange(3000)), None)
         expected = stage.codec.decode(x0[None]).expand_as(images)
         assert (images.int() - expected.int()).abs().max() <= 1  # said by way of the noise, in float32
         assert [int(t[0]) for _, t in oracle.asked] == list(reversed(range(steps)))
@@ -128,7 +128,7 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
     spy = Spy()
     oracle = Oracle(torch.full((1, 8, 8), 0.3), stage)
     nets = {"generator": oracle, "discriminator": spy}
-    stage.loss(stage.phases()[0], nets, whole, Draws(0, whole.positions))
+    stage.loss(stage.phases()[0], nets, whole, KeyedRNG(0, whole.positions))
     x_prev, x_t, level = spy.shown[0]
     assert torch.equal(x_t[:n], x_t[n:])
     assert torch.equal(level[:n], level[n:])
@@ -156,7 +156,7 @@ def test_x0_can_be_compared_beside_the_x_t_that_it_was_told_of() -> None:
     n, spy, oracle = 100, Spy(), Oracle(torch.full((1, 8, 8), 0.3), stage)
     whole = batch(n=n)
     x0 = stage.codec.encode(whole.images)
-    stage.loss(stage.phases()[0], {"generator": oracle, "discriminator": spy}, whole, Draws(0, whole.positions))
+    stage.loss(stage.phases()[0], {"generator": oracle, "discriminator": spy}, whole, KeyedRNG(0, whole.positions))
     (shown, x_t, level), ((asked, t),) = spy.shown[0], oracle.asked
     assert torch.equal(shown[:n], x0)
     torch.testing.assert_close(shown[n:], torch.full_like(x0, 0.3), atol=1e-3, rtol=0)
@@ -179,7 +179,7 @@ def test_the_gradient_penalty_is_at_the_real_x_prev_alone() -> None:
     discriminator, whole = nets["discriminator"], batch(n=3)
     shown: list[tuple[Tensor, ...]] = []
     discriminator.register_forward_pre_hook(lambda module, args: shown.append(args))
-    loss = stage.loss(stage.phases()[1], nets, whole, Draws(0, whole.positions))
+    loss = stage.loss(stage.phases()[1], nets, whole, KeyedRNG(0, whole.positions))
     ((x_prev, x_t, level, _),) = shown
     assert len(x_prev) == 3  # no generated ones are needed
 
@@ -199,22 +199,22 @@ def test_losses_do_not_depend_on_how_a_batch_is_split(game: str) -> None:
     nets = random_networks(stage, torch.float32)
     whole = batch()
     for phase in stage.phases():
-        together = stage.loss(phase, nets, whole, Draws(0, whole.positions)).per_sample
+        together = stage.loss(phase, nets, whole, KeyedRNG(0, whole.positions)).per_sample
         few = part(whole, slice(3, 8))
-        apart = stage.loss(phase, nets, few, Draws(0, few.positions)).per_sample
+        apart = stage.loss(phase, nets, few, KeyedRNG(0, few.positions)).per_sample
         torch.testing.assert_close(apart, together[3:], rtol=1e-3, atol=1e-3)
 
 
 def test_an_image_depends_on_its_index_and_label_alone() -> None:
     stage = config(conditional=True, schedule={"kind": "sde", "steps": 3}).build(SHAPE)
     nets = {name: net.eval() for name, net in random_networks(stage, torch.float32).items()}
-    together = stage.generate(nets, Draws(3, torch.arange(5)), torch.arange(5) % 3)
+    together = stage.generate(nets, KeyedRNG(3, torch.arange(5)), torch.arange(5) % 3)
     assert together.shape == (5, 1, 8, 8)
     assert together.dtype == torch.uint8
-    apart = torch.cat([stage.generate(nets, Draws(3, torch.tensor([i])), torch.tensor([i % 3])) for i in range(5)])
+    apart = torch.cat([stage.generate(nets, KeyedRNG(3, torch.tensor([i])), torch.tensor([i % 3])) for i in range(5)])
     assert (together.int() - apart.int()).abs().max() <= 1  # a batch of another size rounds differently
     assert not torch.equal(together[0], together[3])
-    assert not torch.equal(stage.generate(nets, Draws(3, torch.arange(5)), (torch.arange(5) + 1) % 3), together)
+    assert not torch.equal(stage.generate(nets, KeyedRNG(3, torch.arange(5)), (torch.arange(5) + 1) % 3), together)
 
 
 def test_each_phase_moves_its_own_network(runtime: Any) -> None:
@@ -260,9 +260,9 @@ def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
     unet = trained_unet()
     stage = config(conditional=True).build(SHAPE, unet.state_dict())
     nets = {name: net.eval() for name, net in stage.networks().items()}
-    draws, labels = Draws(0, torch.arange(4)), torch.tensor([0, 1, 2, 0])
+    rng, labels = KeyedRNG(0, torch.arange(4)), torch.tensor([0, 1, 2, 0])
     schedule, fine = stage.config.schedule.build(LEVELS), LEVELS
-    x_t = draws.normal("start", (1, 8, 8))
+    x_t = rng.normal("start", (1, 8, 8))
     for step in reversed(range(4)):
         t = torch.full((4,), step)
         a = float(schedule.alpha_bar(t)[0])
@@ -270,8 +270,8 @@ def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
         eps = unet(x_t, torch.full((4,), level), labels)
         x0 = (x_t - math.sqrt(1 - a) * eps) / math.sqrt(a) / (1 + (1 - a) / a / 400)
         mean, variance = posterior(schedule, x0, x_t, t, t - 1)
-        x_t = mean + variance.sqrt()[:, None, None, None] * draws.normal("reverse", (1, 8, 8), stream=step)
-    images = stage.generate(nets, draws, labels)
+        x_t = mean + variance.sqrt()[:, None, None, None] * rng.normal("reverse", (1, 8, 8), stream=step)
+    images = stage.generate(nets, rng, labels)
     assert (images.int() - stage.codec.decode(x_t.detach()).int()).abs().max() <= 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Generates, ImageShape, Reconstructs, Scores, Stage
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoencoder import Autoencoder, AutoencoderConfig
 
 NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
@@ -42,7 +42,7 @@ class Recorder(nn.Module):
 
 
 def errors(stage: Autoencoder, nets: Mapping[str, nn.Module], some: Batch) -> Tensor:
-    return stage.loss(stage.phases()[0], nets, some, Draws(3, some.positions)).per_sample
+    return stage.loss(stage.phases()[0], nets, some, KeyedRNG(3, some.positions)).per_sample
 
 
 @pytest.mark.parametrize(("latent", "shape"), [("spatial", (3, 2, 2)), ("vector", (3, 1, 1))])
@@ -88,10 +88,10 @@ def test_the_noise_on_the_input_is_as_strong_as_asked_and_keyed_by_position() ->
 def test_scores_and_reconstructions_see_clean_images() -> None:
     stage, some = build(noise=0.5), batch()
     nets = {"encoder": Recorder(), "decoder": Recorder()}
-    score = stage.score(nets, some, Draws(0, some.positions))
+    score = stage.score(nets, some, KeyedRNG(0, some.positions))
     assert (score.unit, score.kind) == ("mse", "error")
     assert torch.equal(score.per_sample, torch.zeros(8))
-    assert torch.equal(stage.reconstruct(nets, some.images, Draws(0, some.positions)), some.images)
+    assert torch.equal(stage.reconstruct(nets, some.images, KeyedRNG(0, some.positions)), some.images)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])

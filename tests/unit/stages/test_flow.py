@@ -14,7 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.flow import Dequantizer, InvertibleConv
 from diffpipe.nn.glow import Glow, GlowConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.flow import FlowConfig, FlowStage
 
 GLOW = {"kind": "glow", "levels": 1, "steps": 2, "hidden": 8}
@@ -76,7 +76,7 @@ def fit(
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         batch = batch_at(step)
-        stage.loss(stage.phases()[0], nets, batch, Draws(0, batch.positions)).per_sample.mean().backward()
+        stage.loss(stage.phases()[0], nets, batch, KeyedRNG(0, batch.positions)).per_sample.mean().backward()
         adam.step()
         adam.zero_grad()
     return {name: net.eval() for name, net in nets.items()}
@@ -152,9 +152,9 @@ def test_the_invertible_convolution_starts_as_a_rotation_and_ignores_autocast() 
 def test_likelihoods_are_float32_under_autocast(network: dict[str, object]) -> None:
     stage = config(network=network, dequantization={"kind": "variational"}).build(SHAPE)
     nets, batch = networks(stage, std=0.03), pixels(8)
-    full = stage.score(nets, batch, Draws(0, batch.positions))
+    full = stage.score(nets, batch, KeyedRNG(0, batch.positions))
     with torch.autocast("cpu", torch.bfloat16):
-        half = stage.score(nets, batch, Draws(0, batch.positions))
+        half = stage.score(nets, batch, KeyedRNG(0, batch.positions))
     assert half.per_sample.dtype == torch.float32
     assert all(term.dtype == torch.float32 for term in half.terms.values())
     torch.testing.assert_close(half.per_sample, full.per_sample, rtol=0, atol=0.05)
@@ -165,8 +165,8 @@ def test_bits_per_dim_of_a_known_density() -> None:
     stage = config().build(SHAPE)
     torch.manual_seed(0)
     batch = pixels(16)
-    score = stage.score(stage.networks(), batch, Draws(0, batch.positions))
-    words = Draws(0, batch.positions).bits("dequantization", 16).reshape(16, 1, 4, 4)
+    score = stage.score(stage.networks(), batch, KeyedRNG(0, batch.positions))
+    words = KeyedRNG(0, batch.positions).bits("dequantization", 16).reshape(16, 1, 4, 4)
     y = batch.images.double() + (words >> 9).double() / 2**23
     density = torch.distributions.Normal(128, 128).log_prob(y)  # in units of pixel values
     expected = -density.sum((1, 2, 3)) / (16 * math.log(2))
@@ -186,14 +186,14 @@ def test_a_flow_reaches_the_bits_per_dim_of_a_gaussian(network: dict[str, object
 
     def gaussian(step: int, n: int = 128) -> Batch:
         positions = torch.arange(step * n, (step + 1) * n)
-        g = Draws(9, positions).normal("pixels", (4,)) @ root.T
+        g = KeyedRNG(9, positions).normal("pixels", (4,)) @ root.T
         images = (128 + 24 * g).floor().clamp(0, 255).to(torch.uint8).reshape(n, 1, 2, 2)
         return Batch(images, None, positions, [""] * n)
 
     stage = config(network=network).build(ImageShape(1, 2))
     nets = fit(stage, gaussian, steps=300, lr=1e-2)
     held_out = gaussian(10, 20000)
-    score = stage.score(nets, held_out, Draws(1, held_out.positions)).per_sample
+    score = stage.score(nets, held_out, KeyedRNG(1, held_out.positions)).per_sample
     assert truth - 0.01 < score.mean() < truth + 0.02  # 0.01 is four standard errors of the mean
 
 
@@ -209,7 +209,7 @@ def test_uniform_bounds_the_entropy_and_variational_is_tighter() -> None:
         stage = config(network=GLOW | {"hidden": 2}, dequantization={"kind": kind}).build(ImageShape(1, 2))
         nets = fit(stage, constant, steps=150, lr=5e-3, log_scale=6.0)
         test = constant(1, 4000)
-        bounds[kind] = stage.score(nets, test, Draws(1, test.positions))
+        bounds[kind] = stage.score(nets, test, KeyedRNG(1, test.positions))
     uniform, variational = bounds["uniform"].per_sample.mean(), bounds["variational"].per_sample.mean()
     assert uniform == pytest.approx(0.2546, abs=0.02)
     assert 0 < variational < 0.15
@@ -219,7 +219,7 @@ def test_uniform_bounds_the_entropy_and_variational_is_tighter() -> None:
 def test_gaussian_noise_is_no_bound_and_says_so() -> None:
     stage = config(dequantization={"kind": "gaussian", "noise_std": 0.1}).build(SHAPE)
     batch = pixels(8)
-    score = stage.score(networks(stage), batch, Draws(0, batch.positions))
+    score = stage.score(networks(stage), batch, KeyedRNG(0, batch.positions))
     assert score.kind == "exact"
     assert score.unit == "bits/dim of images with noise of std 0.1"
 
@@ -238,12 +238,12 @@ def test_denoising_gives_the_posterior_mean_of_a_gaussian(network: dict[str, obj
 def test_an_image_depends_on_its_index_and_label_alone(network: dict[str, object]) -> None:
     stage = config(network=network, conditional=True).build(SHAPE)
     nets, labels = networks(stage), torch.tensor([0, 1, 2, 0, 0])
-    together = stage.generate(nets, Draws(3, torch.arange(5)), labels)
+    together = stage.generate(nets, KeyedRNG(3, torch.arange(5)), labels)
     assert together.shape == (5, 1, 4, 4)
-    apart = [stage.generate(nets, Draws(3, torch.tensor([i])), labels[i : i + 1]) for i in range(5)]
+    apart = [stage.generate(nets, KeyedRNG(3, torch.tensor([i])), labels[i : i + 1]) for i in range(5)]
     assert (together.int() - torch.cat(apart).int()).abs().max() <= 1  # a batch of another size rounds differently
     assert not torch.equal(together[0], together[3])
-    other = stage.generate(nets, Draws(3, torch.arange(5)), (labels + 1) % 3)
+    other = stage.generate(nets, KeyedRNG(3, torch.arange(5)), (labels + 1) % 3)
     assert not torch.equal(together, other)
 
 
@@ -251,13 +251,13 @@ def test_an_image_depends_on_its_index_and_label_alone(network: dict[str, object
 def test_temperature_zero_gives_one_image_and_one_half_shrinks(network: dict[str, object]) -> None:
     cold = config(network=network, sampler={"temperature": 0.0}).build(SHAPE)
     nets = networks(cold, std=0.02)
-    images = cold.generate(nets, Draws(3, torch.arange(5)), None)
+    images = cold.generate(nets, KeyedRNG(3, torch.arange(5)), None)
     assert torch.equal(images, images[:1].expand_as(images))
-    assert torch.equal(images, cold.generate(nets, Draws(8, torch.arange(5)), None))
+    assert torch.equal(images, cold.generate(nets, KeyedRNG(8, torch.arange(5)), None))
     spread = []
     for temperature in (0.25, 0.125):
         stage = config(network=network, sampler={"temperature": temperature}).build(SHAPE)
-        spread.append(stage.generate(nets, Draws(3, torch.arange(500)), None).float().std(0).mean().item())
+        spread.append(stage.generate(nets, KeyedRNG(3, torch.arange(500)), None).float().std(0).mean().item())
     assert spread[0] == pytest.approx(2 * spread[1], rel=0.1)
 
 
@@ -284,22 +284,22 @@ def test_a_loss_does_not_depend_on_the_split_of_the_batch(network: dict[str, obj
     nets, batch = networks(stage), pixels(6)
     assert batch.labels is not None
     phase = stage.phases()[0]
-    whole = stage.loss(phase, nets, batch, Draws(0, batch.positions)).per_sample
+    whole = stage.loss(phase, nets, batch, KeyedRNG(0, batch.positions)).per_sample
     parts = []
     for i in (slice(0, 1), slice(1, 6)):
         part = Batch(batch.images[i], batch.labels[i], batch.positions[i], batch.keys[i])
-        parts.append(stage.loss(phase, nets, part, Draws(0, part.positions)).per_sample)
+        parts.append(stage.loss(phase, nets, part, KeyedRNG(0, part.positions)).per_sample)
     torch.testing.assert_close(torch.cat(parts), whole)
-    other = stage.loss(phase, nets, batch._replace(labels=(batch.labels + 1) % 3), Draws(0, batch.positions))
+    other = stage.loss(phase, nets, batch._replace(labels=(batch.labels + 1) % 3), KeyedRNG(0, batch.positions))
     assert not torch.allclose(other.per_sample, whole)
-    assert not torch.allclose(stage.loss(phase, nets, batch, Draws(1, batch.positions)).per_sample, whole)
+    assert not torch.allclose(stage.loss(phase, nets, batch, KeyedRNG(1, batch.positions)).per_sample, whole)
 
 
 @NETWORKS
 def test_every_parameter_learns(network: dict[str, object]) -> None:
     stage = config(network=network, conditional=True, dequantization={"kind": "variational"}).build(SHAPE)
     nets, batch = networks(stage), pixels(6)
-    stage.loss(stage.phases()[0], nets, batch, Draws(0, batch.positions)).per_sample.sum().backward()
+    stage.loss(stage.phases()[0], nets, batch, KeyedRNG(0, batch.positions)).per_sample.sum().backward()
     assert stage.phases()[0].trains == tuple(nets)
     for net in nets.values():
         for name, p in net.named_parameters():
@@ -313,7 +313,7 @@ def test_a_training_step_never_waits_for_the_device(network: dict[str, object]) 
     nets, batch = networks(stage), pixels(6)
     calls = Calls()
     with calls:
-        stage.loss(stage.phases()[0], nets, batch, Draws(0, batch.positions)).per_sample.sum().backward()
+        stage.loss(stage.phases()[0], nets, batch, KeyedRNG(0, batch.positions)).per_sample.sum().backward()
     assert calls.names
     assert not calls.names & {"aten::_local_scalar_dense", "aten::nonzero"}
 
@@ -333,4 +333,4 @@ def test_what_cannot_be_is_refused() -> None:
         config(network=TARFLOW | {"heads": 3})
     stage = config(conditional=True).build(SHAPE)
     with pytest.raises(UserError, match=r"the data brings no labels; set data\.labels=true"):
-        stage.score(networks(stage), pixels(2)._replace(labels=None), Draws(0, torch.arange(2)))
+        stage.score(networks(stage), pixels(2)._replace(labels=None), KeyedRNG(0, torch.arange(2)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.discriminator import Discriminator
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.games import GameConfig, discriminator_loss, generator_loss, play, squared_gradient
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.config import TrainConfig
@@ -178,7 +178,7 @@ def test_a_lazy_penalty_moves_frozen_weights_on_average_as_the_one_of_every_step
         torch.testing.assert_close(lazy, every_step, rtol=1e-3, atol=atol)
 
 
-class _Renamed(Draws):
+class _Renamed(KeyedRNG):
     def normal(self, purpose: str, shape: Any, stream: int = 0) -> Tensor:
         return super().normal("latent", shape, stream)
 
@@ -190,10 +190,10 @@ def test_losses_do_not_depend_on_how_a_batch_is_split(game: str, every: int) -> 
     nets = random_networks(stage, torch.float32)
     whole = batch()
     for phase in stage.phases():
-        together = stage.loss(phase, nets, whole, Draws(0, whole.positions))
+        together = stage.loss(phase, nets, whole, KeyedRNG(0, whole.positions))
         for rows in (slice(0, 3), slice(3, 8)):
             few = part(whole, rows)
-            apart = stage.loss(phase, nets, few, Draws(0, few.positions))
+            apart = stage.loss(phase, nets, few, KeyedRNG(0, few.positions))
             torch.testing.assert_close(apart.per_sample, together.per_sample[rows], rtol=1e-4, atol=1e-5)
             assert apart.metrics.keys() == together.metrics.keys()
             for name, value in apart.metrics.items():
@@ -206,8 +206,8 @@ def test_the_phases_see_latents_of_their_own() -> None:
     nets = random_networks(stage, torch.float32)
     nets["generator"].register_forward_pre_hook(lambda module, args: asked.append(args[0]))
     for phase in stage.phases():
-        stage.loss(phase, nets, batch(), Draws(0, batch().positions))
-    stage.generate(nets, Draws(0, batch().positions), None)
+        stage.loss(phase, nets, batch(), KeyedRNG(0, batch().positions))
+    stage.generate(nets, KeyedRNG(0, batch().positions), None)
     assert len(asked) == 4
     assert len({z.numpy().tobytes() for z in asked}) == 4
 
@@ -286,20 +286,20 @@ def test_logits_far_from_zero_keep_their_small_differences_under_autocast() -> N
 def test_an_image_depends_on_its_index_its_label_and_the_temperature_alone() -> None:
     stage = config(conditional=True).build(SHAPE)
     nets = random_networks(stage, torch.float32)
-    together = stage.generate(nets, Draws(3, torch.arange(6)), torch.arange(6) % 3)
+    together = stage.generate(nets, KeyedRNG(3, torch.arange(6)), torch.arange(6) % 3)
     assert together.shape == (6, 1, 8, 8)
     assert together.dtype == torch.uint8
-    apart = torch.cat([stage.generate(nets, Draws(3, torch.tensor([i])), torch.tensor([i % 3])) for i in range(6)])
+    apart = torch.cat([stage.generate(nets, KeyedRNG(3, torch.tensor([i])), torch.tensor([i % 3])) for i in range(6)])
     assert (together.int() - apart.int()).abs().max() <= 1  # a batch of another size rounds differently
     assert len({image.numpy().tobytes() for image in together}) == 6
-    assert not torch.equal(stage.generate(nets, Draws(3, torch.arange(6)), (torch.arange(6) + 1) % 3), together)
+    assert not torch.equal(stage.generate(nets, KeyedRNG(3, torch.arange(6)), (torch.arange(6) + 1) % 3), together)
     cold = config(conditional=True, sampler={"temperature": 0.0}).build(SHAPE)
-    images = cold.generate(nets, Draws(3, torch.arange(6)), torch.zeros(6, dtype=torch.int64))
+    images = cold.generate(nets, KeyedRNG(3, torch.arange(6)), torch.zeros(6, dtype=torch.int64))
     assert all(torch.equal(image, images[0]) for image in images)
     # With no label given, each index has one of its own.
-    drawn = Draws(3, torch.arange(6)).integers("label", 3)
-    expected = stage.generate(nets, Draws(3, torch.arange(6)), drawn)
-    assert torch.equal(stage.generate(nets, Draws(3, torch.arange(6)), None), expected)
+    drawn = KeyedRNG(3, torch.arange(6)).integers("label", 3)
+    expected = stage.generate(nets, KeyedRNG(3, torch.arange(6)), drawn)
+    assert torch.equal(stage.generate(nets, KeyedRNG(3, torch.arange(6)), None), expected)
 
 
 def test_a_new_network_neither_swells_nor_fades_its_input_with_depth() -> None:
@@ -317,8 +317,8 @@ class Bimodal:
 
     def __call__(self, step: int, n: int) -> Batch:
         p = torch.arange(step * n, step * n + n)
-        bright = Draws(9, p).integers("mode", 2)
-        grey = 60 + 130 * bright + 8 * Draws(9, p).normal("grey", ())
+        bright = KeyedRNG(9, p).integers("mode", 2)
+        grey = 60 + 130 * bright + 8 * KeyedRNG(9, p).normal("grey", ())
         images = grey[:, None, None, None].expand(n, 1, 4, 4).round().clamp(0, 255).to(torch.uint8).contiguous()
         return Batch(images, None, p, [""] * n)
 
@@ -330,7 +330,7 @@ def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
     data = Bimodal()
     for step in range(250):
         t.train_step([data(step, 32)])
-    made = t.stage.generate(t.averaged(), Draws(0, torch.arange(500)), None)  # pyright: ignore[reportAttributeAccessIssue]
+    made = t.stage.generate(t.averaged(), KeyedRNG(0, torch.arange(500)), None)  # pyright: ignore[reportAttributeAccessIssue]
     grey = made.float().mean((1, 2, 3))
     near = [float(((grey - mode).abs() < 32).float().mean()) for mode in (60, 190)]
     assert min(near) > 0.25

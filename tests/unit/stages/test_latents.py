@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics, unfit
 from diffpipe.stages.vae import VAE, VAEConfig
@@ -68,7 +68,7 @@ def test_codes_have_mean_zero_and_deviation_one_in_each_channel() -> None:
     some = codec()
     assert (some.std - 1).abs().max() > 0.2  # there is something to normalize
     assert some.mean.abs().max() > 0.1
-    x = some.encode(images(500), Draws(0, torch.arange(500)))
+    x = some.encode(images(500), KeyedRNG(0, torch.arange(500)))
     assert x.dtype == torch.float32
     assert x.shape == (500, *some.shape(SHAPE)) == (500, 3, 4, 4)
     assert x.mean((0, 2, 3)).abs().max() < 0.03
@@ -79,8 +79,8 @@ def test_the_statistics_are_those_of_many_samples_and_add_up_over_parts() -> Non
     some, few = codec(), images(20)
     q = some.vae.encode(some.nets, few)
     mean, std = statistics(moments(q))
-    draws = Draws(1, torch.arange(20))
-    noise = torch.stack([draws.normal("many", some.vae.latent_shape, stream=k) for k in range(400)])
+    rng = KeyedRNG(1, torch.arange(20))
+    noise = torch.stack([rng.normal("many", some.vae.latent_shape, stream=k) for k in range(400)])
     z = (q.mean + torch.exp(q.log_variance / 2) * noise).double()
     torch.testing.assert_close(torch.tensor(mean), z.mean((0, 1, 3, 4)).float(), atol=0.01, rtol=0)
     torch.testing.assert_close(torch.tensor(std), z.std((0, 1, 3, 4)).float(), atol=0.01, rtol=0)
@@ -93,31 +93,31 @@ def test_decoding_a_code_is_the_vaes_image_of_its_latents() -> None:
     some, few = codec(), images(5)
     q = some.vae.encode(some.nets, few)
     code = (q.mean - some.mean) / some.std
-    expected = some.vae.reconstruct(some.nets, few, Draws(0, torch.arange(5)))
+    expected = some.vae.reconstruct(some.nets, few, KeyedRNG(0, torch.arange(5)))
     assert (some.decode(code).int() - expected.int()).abs().max() <= 1  # to and fro rounds
     assert expected.float().std() > 1
 
 
 def test_what_the_encoder_says_of_images_gives_their_codes_without_it() -> None:
-    some, few, draws = codec(), images(5), Draws(2, torch.arange(5))
-    said, codes = some.describe(few), some.encode(few, draws)
+    some, few, rng = codec(), images(5), KeyedRNG(2, torch.arange(5))
+    said, codes = some.describe(few), some.encode(few, rng)
     assert said.shape == (5, 6, 4, 4)
     del some.nets["encoder"]
-    assert torch.equal(some.encode(said, draws), codes)
+    assert torch.equal(some.encode(said, rng), codes)
 
 
 def test_the_noise_of_a_code_is_keyed_by_position_and_seed() -> None:
     some, positions = codec(), [7, 3, 3, 12]
     same = images(1).expand(4, -1, -1, -1).contiguous()
-    together = some.encode(same, Draws(0, torch.tensor(positions)))
+    together = some.encode(same, KeyedRNG(0, torch.tensor(positions)))
     assert torch.equal(together[1], together[2])
     assert not torch.equal(together[0], together[1])
-    assert not torch.equal(together, some.encode(same, Draws(1, torch.tensor(positions))))
-    apart = torch.cat([some.encode(same[:1], Draws(0, torch.tensor([p]))) for p in positions])
+    assert not torch.equal(together, some.encode(same, KeyedRNG(1, torch.tensor(positions))))
+    apart = torch.cat([some.encode(same[:1], KeyedRNG(0, torch.tensor([p]))) for p in positions])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
     q = some.vae.encode(some.nets, same)
     noise = (together * some.std + some.mean - q.mean) / torch.exp(q.log_variance / 2)
-    expected = Draws(0, torch.tensor(positions)).normal("codec", (3, 4, 4))
+    expected = KeyedRNG(0, torch.tensor(positions)).normal("codec", (3, 4, 4))
     torch.testing.assert_close(noise, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -148,12 +148,12 @@ def test_the_network_sees_noised_codes_and_generated_codes_are_decoded() -> None
             asked.append((x, t))
             return torch.zeros_like(x)
 
-    few, draws = batch(range(6)), Draws(0, torch.arange(6))
-    stage.loss(stage.phases()[0], {"unet": Recorder()}, few, draws)
-    (x_t, t), code = asked[0], some.encode(few.images, draws)
+    few, rng = batch(range(6)), KeyedRNG(0, torch.arange(6))
+    stage.loss(stage.phases()[0], {"unet": Recorder()}, few, rng)
+    (x_t, t), code = asked[0], some.encode(few.images, rng)
     alpha_bar = stage._schedule(torch.device("cpu")).alpha_bar(t)[:, None, None, None].float()
-    torch.testing.assert_close(x_t, alpha_bar.sqrt() * code + (1 - alpha_bar).sqrt() * draws.normal("noise", (3, 4, 4)))
-    made = stage.generate({"unet": Recorder()}, draws, None)
+    torch.testing.assert_close(x_t, alpha_bar.sqrt() * code + (1 - alpha_bar).sqrt() * rng.normal("noise", (3, 4, 4)))
+    made = stage.generate({"unet": Recorder()}, rng, None)
     assert made.shape == few.images.shape
     assert made.dtype == torch.uint8
 
@@ -183,4 +183,4 @@ def test_what_does_not_fit_latents_is_refused() -> None:
         ddpm(unet=UNET | {"mults": (1, 1, 1, 1)})
     stage = ddpm()
     with pytest.raises(UserError, match=r"no likelihood of images.*stage\.codec\.kind=pixels"):
-        stage.score(stage.networks(), batch(range(2)), Draws(0, torch.arange(2)))
+        stage.score(stage.networks(), batch(range(2)), KeyedRNG(0, torch.arange(2)))

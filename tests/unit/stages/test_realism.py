@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.realism import fooling_loss, judging_loss, perceptual_distance
 from diffpipe.stages.vae import VAE, VAEConfig
 from diffpipe.train.config import TrainConfig
@@ -115,16 +115,16 @@ def test_the_patches_losses_are_hinges_averaged_over_places() -> None:
 def test_the_stages_loss_is_the_bound_and_both_terms_at_their_weights() -> None:
     features = Maps()
     stage, plain, some = build(features), build(perceptual=None, patch=None), batch()
-    nets, draws = random_networks(stage), Draws(3, some.positions)
-    bound = plain.loss(plain.phases()[0], nets, some, draws).per_sample
+    nets, rng = random_networks(stage), KeyedRNG(3, some.positions)
+    bound = plain.loss(plain.phases()[0], nets, some, rng).per_sample
     x = some.images / 127.5 - 1
     q = stage.encode(nets, some.images)
-    z = q.mean + torch.exp(q.log_variance / 2) * draws.normal("posterior", stage.latent_shape)
+    z = q.mean + torch.exp(q.log_variance / 2) * rng.normal("posterior", stage.latent_shape)
     shown = stage.decode(nets, z).mean
     distance = by_hand(features, *(t.expand(-1, 3, -1, -1) for t in (x, shown)))
-    before = stage.loss(phase(stage, "bound"), nets, some, draws)
+    before = stage.loss(phase(stage, "bound"), nets, some, rng)
     torch.testing.assert_close(before.per_sample.double(), bound + 0.7 * distance, rtol=1e-5, atol=1e-5)
-    after = stage.loss(phase(stage, "adversarial"), nets, some, draws)
+    after = stage.loss(phase(stage, "adversarial"), nets, some, rng)
     fooled = -nets["discriminator"](shown).mean((1, 2))
     torch.testing.assert_close(after.per_sample, before.per_sample + 0.3 * fooled)
 
@@ -134,18 +134,18 @@ def test_each_phase_moves_its_own_networks_and_the_features_never() -> None:
     stage, some = build(features), batch()
     for name, moved in (("bound", {"encoder", "decoder"}), ("discriminator", {"discriminator"})):
         nets = random_networks(stage)
-        loss = stage.loss(phase(stage, name), nets, some, Draws(0, some.positions))
+        loss = stage.loss(phase(stage, name), nets, some, KeyedRNG(0, some.positions))
         loss.per_sample.sum().backward()
         for key, net in nets.items():
             for p in net.parameters():
                 assert (p.grad is not None) == (key in moved)
     nets = random_networks(stage)
     nets["discriminator"].requires_grad_(False)
-    stage.loss(phase(stage, "adversarial"), nets, some, Draws(0, some.positions)).per_sample.sum().backward()
+    stage.loss(phase(stage, "adversarial"), nets, some, KeyedRNG(0, some.positions)).per_sample.sum().backward()
     plain = build(perceptual=None, patch=None)
     gradients = [p.grad for p in nets["decoder"].parameters() if p.grad is not None]
     again = random_networks(stage)
-    plain.loss(plain.phases()[0], again, some, Draws(0, some.positions)).per_sample.sum().backward()
+    plain.loss(plain.phases()[0], again, some, KeyedRNG(0, some.positions)).per_sample.sum().backward()
     others = [p.grad for p in again["decoder"].parameters() if p.grad is not None]
     assert len(gradients) == len(others) > 0
     assert not any(torch.allclose(a, b) for a, b in zip(gradients, others, strict=True))

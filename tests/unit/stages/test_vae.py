@@ -16,7 +16,7 @@ from torch.distributions import Normal, kl_divergence
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Generates, ImageShape, Loss, Reconstructs, Scores, Stage
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.vae import VAE, VAEConfig
 
 NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
@@ -45,7 +45,7 @@ def pixels(values: Tensor) -> Batch:
 
 
 def loss(stage: VAE, nets: Mapping[str, nn.Module], some: Batch) -> Loss:
-    return stage.loss(stage.phases()[0], nets, some, Draws(3, some.positions))
+    return stage.loss(stage.phases()[0], nets, some, KeyedRNG(3, some.positions))
 
 
 class Line(nn.Module):
@@ -83,7 +83,7 @@ def test_the_bound_is_an_independent_float64_sum_of_reconstruction_and_kl(latent
         q_mean, q_log_variance = nets["encoder"](some.images / 127.5 - 1).double().chunk(2, dim=1)
         assert q_mean.shape == (8, *stage.latent_shape)
         q = Normal(q_mean, torch.exp(q_log_variance / 2))
-        z = q.mean + q.stddev * Draws(3, some.positions).normal("posterior", stage.latent_shape).double()
+        z = q.mean + q.stddev * KeyedRNG(3, some.positions).normal("posterior", stage.latent_shape).double()
         mean, raw = nets["decoder"](z.float()).double().chunk(2, dim=1)
         # The decoder's scale is bounded from below: log s = -7 + log(1 + e^(raw + 7)).
         cdf = stats.logistic(mean.numpy(), np.exp(-7) * (1 + np.exp(raw.numpy() + 7))).cdf
@@ -110,7 +110,7 @@ def test_beta_and_free_bits_change_the_loss_and_not_the_score() -> None:
     torch.testing.assert_close(freed.per_sample, plain.metrics["reconstruction"] + counted)
     torch.testing.assert_close(freed.metrics["kl"], plain.metrics["kl"])
     scores = [
-        stage.score(nets, some, Draws(0, some.positions)).per_sample
+        stage.score(nets, some, KeyedRNG(0, some.positions)).per_sample
         for stage in (build(), build(beta=4.0, free_bits=free))
     ]
     assert torch.equal(*scores)
@@ -139,7 +139,7 @@ def test_importance_weights_close_the_gap_to_the_likelihood_found_by_quadrature(
         some, scores = pixels(torch.full((n,), value)), {}
         for k in (1, 4, 64):
             scores[k] = build(PIXEL, network=ONE_PIXEL, sampler={"importance_samples": k}).score(
-                nets, some, Draws(5, some.positions)
+                nets, some, KeyedRNG(5, some.positions)
             )
             torch.testing.assert_close(torch.stack([*scores[k].terms.values()]).sum(0), scores[k].per_sample)
         assert [*scores[1].terms] == ["reconstruction", "kl"]
@@ -150,9 +150,9 @@ def test_importance_weights_close_the_gap_to_the_likelihood_found_by_quadrature(
         assert means[0] > exact + 0.1
 
 
-def gaussian_images(draws: Draws) -> Tensor:
+def gaussian_images(rng: KeyedRNG) -> Tensor:
     """2×2 images of one shared normal factor and normal noise at each pixel, rounded to bytes."""
-    x = 128 + 20 * draws.normal("factor", (1, 1, 1)) + 20 * draws.normal("pixel", (1, 2, 2))
+    x = 128 + 20 * rng.normal("factor", (1, 1, 1)) + 20 * rng.normal("pixel", (1, 2, 2))
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -172,14 +172,14 @@ def test_trained_on_a_gaussian_it_reaches_the_known_bits_per_dim_from_above() ->
     optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=5e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
-        draws = Draws(0, torch.arange(step * n, (step + 1) * n))
+        rng = KeyedRNG(0, torch.arange(step * n, (step + 1) * n))
         optimizer.zero_grad()
-        loss(stage, nets, Batch(gaussian_images(draws), None, draws.positions, [""] * n)).per_sample.mean().backward()
+        loss(stage, nets, Batch(gaussian_images(rng), None, rng.positions, [""] * n)).per_sample.mean().backward()
         optimizer.step()
         scheduler.step()
-    draws = Draws(1, torch.arange(50_000))
-    images = gaussian_images(draws)
-    score = stage.score(nets, Batch(images, None, draws.positions, [""] * len(images)), draws)
+    rng = KeyedRNG(1, torch.arange(50_000))
+    images = gaussian_images(rng)
+    score = stage.score(nets, Batch(images, None, rng.positions, [""] * len(images)), rng)
     gap = (score.per_sample.double().numpy() - exact_bits_per_dim(images)).mean()
     # At best it is 0.0137, the divergence from a normal to the nearest logistic distribution; without the latent 0.29.
     assert 0 < gap < 0.02
@@ -192,18 +192,18 @@ def test_the_loss_and_the_score_of_a_sample_depend_on_it_alone(latent: str) -> N
     nets, parts = networks(stage), (batch(3), batch(5, first=3))
     apart = torch.cat([loss(stage, nets, part).per_sample for part in parts])
     torch.testing.assert_close(loss(stage, nets, batch(8)).per_sample, apart)
-    apart = torch.cat([stage.score(nets, part, Draws(3, part.positions)).per_sample for part in parts])
-    torch.testing.assert_close(stage.score(nets, batch(8), Draws(3, torch.arange(8))).per_sample, apart)
+    apart = torch.cat([stage.score(nets, part, KeyedRNG(3, part.positions)).per_sample for part in parts])
+    torch.testing.assert_close(stage.score(nets, batch(8), KeyedRNG(3, torch.arange(8))).per_sample, apart)
 
 
 def test_drawn_pixels_have_the_decoders_probabilities_and_the_mean_is_their_location() -> None:
     nets = {"decoder": Line(0.0, softplus_inverse(math.log(0.3)), offset=0.5)}
-    draws = Draws(0, torch.arange(100_000))
-    drawn = build(PIXEL, network=ONE_PIXEL, sampler={"mode": "sample"}).generate(nets, draws, None).flatten()
+    rng = KeyedRNG(0, torch.arange(100_000))
+    drawn = build(PIXEL, network=ONE_PIXEL, sampler={"mode": "sample"}).generate(nets, rng, None).flatten()
     edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
     expected = np.diff(stats.logistic(0.5, 0.3).cdf(edges)) * len(drawn)
     assert stats.chisquare(np.bincount(drawn.numpy(), minlength=256), expected).pvalue > 1e-3
-    shown = build(PIXEL, network=ONE_PIXEL).generate(nets, draws, None)
+    shown = build(PIXEL, network=ONE_PIXEL).generate(nets, rng, None)
     assert torch.equal(shown.unique(), torch.tensor([191], dtype=torch.uint8))  # (0.5 + 1) * 127.5 = 191.25
 
 
@@ -211,7 +211,7 @@ def test_temperature_is_the_spread_of_the_latents() -> None:
     nets = {"decoder": Line(0.2, 0.0)}
     for temperature in (0.0, 0.5, 1.0):
         stage = build(PIXEL, network=ONE_PIXEL, sampler={"temperature": temperature})
-        shown = stage.generate(nets, Draws(0, torch.arange(20_000)), None).float()
+        shown = stage.generate(nets, KeyedRNG(0, torch.arange(20_000)), None).float()
         assert shown.std().item() == pytest.approx(0.2 * 127.5 * temperature, abs=0.3)
 
 
@@ -221,13 +221,13 @@ def test_an_image_depends_on_its_index_and_label_alone() -> None:
     for p in nets["decoder"].parameters():
         nn.init.normal_(p, std=0.2)
     labels = torch.tensor([3, 1, 0, 2, 3])
-    together = stage.generate(nets, Draws(3, torch.arange(5)), labels)
-    apart = torch.cat([stage.generate(nets, Draws(3, torch.tensor([i])), labels[i : i + 1]) for i in range(5)])
+    together = stage.generate(nets, KeyedRNG(3, torch.arange(5)), labels)
+    apart = torch.cat([stage.generate(nets, KeyedRNG(3, torch.tensor([i])), labels[i : i + 1]) for i in range(5)])
     assert (together.int() - apart.int()).abs().max() <= 1  # a batch of another size rounds differently
-    assert not torch.equal(together, stage.generate(nets, Draws(3, torch.arange(5)), (labels + 1) % 4))
-    unlabelled = stage.generate(nets, Draws(3, torch.arange(5)), None)
-    drawn = Draws(3, torch.arange(5)).integers("label", 4)
-    assert torch.equal(unlabelled, stage.generate(nets, Draws(3, torch.arange(5)), drawn))
+    assert not torch.equal(together, stage.generate(nets, KeyedRNG(3, torch.arange(5)), (labels + 1) % 4))
+    unlabelled = stage.generate(nets, KeyedRNG(3, torch.arange(5)), None)
+    drawn = KeyedRNG(3, torch.arange(5)).integers("label", 4)
+    assert torch.equal(unlabelled, stage.generate(nets, KeyedRNG(3, torch.arange(5)), drawn))
 
 
 def test_a_conditional_stage_scores_the_label_and_reconstructs_under_the_likeliest() -> None:
@@ -235,11 +235,11 @@ def test_a_conditional_stage_scores_the_label_and_reconstructs_under_the_likelie
     nets = {"encoder": Line(0.0, 0.0), "decoder": Line(0.0, softplus_inverse(-3.0), offset=-0.6, by_label=0.6)}
     stage = build(PIXEL, network=ONE_PIXEL, conditional=True)
     some = pixels(torch.tensor([50, 130, 210]))
-    again = stage.reconstruct(nets, some.images, Draws(0, some.positions)).flatten()
+    again = stage.reconstruct(nets, some.images, KeyedRNG(0, some.positions)).flatten()
     assert again.tolist() == [51, 128, 204]
     by_label = torch.stack(
         [
-            stage.score(nets, some._replace(labels=torch.full((3,), y)), Draws(0, some.positions)).per_sample
+            stage.score(nets, some._replace(labels=torch.full((3,), y)), KeyedRNG(0, some.positions)).per_sample
             for y in range(3)
         ]
     )
@@ -251,7 +251,7 @@ def test_it_is_a_stage_that_generates_reconstructs_and_scores() -> None:
     for protocol in (Stage, Generates, Reconstructs, Scores):
         assert isinstance(stage, protocol)
     images = batch().images
-    again = stage.reconstruct(networks(stage), images, Draws(0, torch.arange(8)))
+    again = stage.reconstruct(networks(stage), images, KeyedRNG(0, torch.arange(8)))
     assert again.shape == images.shape
     assert again.dtype == torch.uint8
 
@@ -272,4 +272,4 @@ def test_what_cannot_be_is_refused() -> None:
         build(network=NETWORK | {"mults": (1, 1, 1, 1, 1)})
     stage, some = build(conditional=True), batch()._replace(labels=None)
     with pytest.raises(UserError, match="class-conditional and the images have no labels"):
-        stage.score(networks(stage), some, Draws(0, some.positions))
+        stage.score(networks(stage), some, KeyedRNG(0, some.positions))

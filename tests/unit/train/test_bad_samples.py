@@ -82,8 +82,8 @@ def test_the_valid_ones_make_the_step_that_they_would_alone(runtime: Runtime, ba
 class Poisoned(Toy):
     """Its loss is NaN where nothing is to be seen."""
 
-    def loss(self, phase, nets, batch, draws):
-        loss = super().loss(phase, nets, batch, draws)
+    def loss(self, phase, nets, batch, rng):
+        loss = super().loss(phase, nets, batch, rng)
         black = (batch.images == 0).all(dim=(1, 2, 3))
         return dataclasses.replace(loss, per_sample=loss.per_sample.masked_fill(black, torch.nan))
 

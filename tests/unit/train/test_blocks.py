@@ -16,7 +16,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.unet import UNet, UNetConfig
-from diffpipe.rng import Draws
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.blocks import blocks, checkpoint_activations
 from tests.support.stage_cases import CASES, FASHION, real_batch
 
@@ -64,7 +64,7 @@ def test_each_block_of_a_stage_is_called_as_a_module_and_shares_no_parameter(nam
         for block in blocks(net):
             block.register_forward_hook(lambda module, args, output: seen.add(module))
     for phase in stage.phases():
-        stage.loss(phase, nets, batch, Draws(0, batch.positions))
+        stage.loss(phase, nets, batch, KeyedRNG(0, batch.positions))
     assert seen == {block for net in nets.values() for block in blocks(net)}
 
 

@@ -140,8 +140,8 @@ def test_the_averages_move_and_are_not_the_weights(runtime: Runtime) -> None:
 class Poisoned(Toy):
     """Its loss is NaN for one sample."""
 
-    def loss(self, phase, nets, batch, draws):
-        loss = super().loss(phase, nets, batch, draws)
+    def loss(self, phase, nets, batch, rng):
+        loss = super().loss(phase, nets, batch, rng)
         return type(loss)(torch.where(batch.positions == 19, torch.nan, loss.per_sample), loss.metrics)
 
 
@@ -157,16 +157,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(runtime: R
 class Overflowing(Toy):
     """One sample adds infinity to its loss, and nothing to the gradient."""
 
-    def loss(self, phase, nets, batch, draws):
-        loss = super().loss(phase, nets, batch, draws)
+    def loss(self, phase, nets, batch, rng):
+        loss = super().loss(phase, nets, batch, rng)
         return type(loss)(loss.per_sample + torch.where(batch.positions == 19, torch.inf, 0), loss.metrics)
 
 
 class Rooted(Toy):
     """One sample's loss is finite, and its gradient is not: the square root's at zero."""
 
-    def loss(self, phase, nets, batch, draws):
-        loss = super().loss(phase, nets, batch, draws)
+    def loss(self, phase, nets, batch, rng):
+        loss = super().loss(phase, nets, batch, rng)
         zero = (loss.per_sample - loss.per_sample.detach()).where(batch.positions == 19, 1)
         return type(loss)(loss.per_sample + zero.abs().sqrt(), loss.metrics)
 
