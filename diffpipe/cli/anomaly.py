@@ -17,7 +17,7 @@ from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics.complexity import complexity
 from diffpipe.metrics.detection import Detection, detect, typicality
 from diffpipe.report.anomaly_picture import extremes
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 
@@ -44,14 +44,16 @@ def run(args: argparse.Namespace) -> None:
                 f"give a run trained with stage.conditional=false"
             )
         sets = {
-            "normal": runtime.together(lambda: _images("--normal", args.normal, opened, args.n)),
-            "abnormal": runtime.together(lambda: _images("--abnormal", args.abnormal, opened, args.n)),
+            "normal": runtime.raise_on_all_ranks(lambda: _images("--normal", args.normal, opened, args.n)),
+            "abnormal": runtime.raise_on_all_ranks(lambda: _images("--abnormal", args.abnormal, opened, args.n)),
         }
         found = {name: score_images(opened, images, args.seed, runtime) for name, images in sets.items()}
         scores = {name: {found[name].kind: found[name].values["score"].numpy()} for name in sets}
         pixels = {name: images.images(range(images.n)) for name, images in sets.items()}
         if found["normal"].unit == "bits/dim":
-            trained = runtime.together(lambda: _images("data.train", opened.experiment.data.trained_on, opened, args.n))
+            trained = runtime.raise_on_all_ranks(
+                lambda: _images("data.train", opened.experiment.data.trained_on, opened, args.n)
+            )
             likelihood = score_images(opened, trained, args.seed, runtime).values["score"].numpy()
             for name, each in scores.items():
                 (raw,) = each.values()
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             }
             _write(out, detections, found["normal"], said)
             extremes(scores, pixels).save(out.with_suffix(".png"))
-        say(runtime, f"{table(detections, found['normal'])}\n{out}\n{out.with_suffix('.png')}")
+        print_on_rank_zero(runtime, f"{table(detections, found['normal'])}\n{out}\n{out.with_suffix('.png')}")
 
 
 def _images(option: str, shards: str | list[str], opened: Run, n: int) -> ShardImages:

@@ -22,7 +22,7 @@ from diffpipe.report.comparison_picture import Row, gallery, strip
 from diffpipe.report.comparison_table import REAL, Comparison, markdown
 from diffpipe.report.page import html
 from diffpipe.report.run_summary import Family
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 _LITE0 = ["fd", "kid", "precision", "recall", "density", "coverage"]
@@ -104,20 +104,22 @@ def run(args: argparse.Namespace) -> None:
         if value < 2:
             raise UserError(f"{option} {value}: give 2 or more")
     with Runtime.start(args.precision, args.device) as runtime:
-        runtime.together(lambda: _make_folder(args.out) if runtime.main else None)
+        runtime.raise_on_all_ranks(lambda: _make_folder(args.out) if runtime.main else None)
         opened = {entry.name: _open(entry, args.raw, runtime) for entry in entries}
         require_one_size({name: each.shape[:2] for name, each in opened.items()})
         bench = Bench.prepare(args, metrics, list(opened.values()), runtime)
-        measured = {}
+        measure_latents = {}
         for i, entry in enumerate(entries, 1):
-            say(runtime, f"{i}/{len(entries)} {entry.name}: {run_summary.describe(opened[entry.name])}")
-            measured[entry.name] = bench.measure(entry.name, str(entry.path), opened[entry.name])
-        require_comparable({name: each.scored for name, each in measured.items()})
-        comparison = _comparison(list(measured.values()), bench)
-        runtime.together(lambda: _write(comparison, measured, bench, args.out) if runtime.main else None)
+            print_on_rank_zero(runtime, f"{i}/{len(entries)} {entry.name}: {run_summary.describe(opened[entry.name])}")
+            measure_latents[entry.name] = bench.measure(entry.name, str(entry.path), opened[entry.name])
+        require_comparable({name: each.scored for name, each in measure_latents.items()})
+        comparison = _comparison(list(measure_latents.values()), bench)
+        runtime.raise_on_all_ranks(
+            lambda: _write(comparison, measure_latents, bench, args.out) if runtime.main else None
+        )
         if runtime.main:
             print(markdown(comparison), flush=True)
-        say(runtime, f"{args.out}/index.html, compare.json, table.md, samples.png")
+        print_on_rank_zero(runtime, f"{args.out}/index.html, compare.json, table.md, samples.png")
 
 
 def _open(entry: Entry, raw: bool, runtime: Runtime) -> Run:
@@ -127,9 +129,9 @@ def _open(entry: Entry, raw: bool, runtime: Runtime) -> Run:
         raise UserError(f"{entry.name}: {error}") from error
 
 
-def _comparison(measured: Sequence[Measured], bench: Bench) -> Comparison:
+def _comparison(measure_latents: Sequence[Measured], bench: Bench) -> Comparison:
     args, runtime = bench.args, bench.runtime
-    results = [each.scored.result for each in measured if each.scored]
+    results = [each.scored.result for each in measure_latents if each.scored]
     said = results[0].protocol if results else {"metrics": {}}
     sources = {"reference": {"n": bench.reference.n, **bench.reference.describe()}, "floor": said.get("floor")}
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else "CPU"
@@ -145,14 +147,14 @@ def _comparison(measured: Sequence[Measured], bench: Bench) -> Comparison:
         "versions": {"diffpipe": __version__, "torch": str(torch.__version__)},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return Comparison([each.family for each in measured], results[0].floor if results else None, protocol)
+    return Comparison([each.family for each in measure_latents], results[0].floor if results else None, protocol)
 
 
-def _write(comparison: Comparison, measured: Mapping[str, Measured], bench: Bench, out: Path) -> None:
+def _write(comparison: Comparison, measure_latents: Mapping[str, Measured], bench: Bench, out: Path) -> None:
     """The page, the JSON, the table and the picture. Raises UserError."""
     rows = [Row(REAL, "", bench.real)]
     strips = {REAL: ("of the reference", strip(bench.real))}
-    for name, (family, shown, label, _) in measured.items():
+    for name, (family, shown, label, _) in measure_latents.items():
         if shown is not None:
             rows.append(Row(name, _note(family, label, bench.classes), shown))
             strips[name] = (rows[-1].note, strip(shown))

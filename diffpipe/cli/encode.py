@@ -19,7 +19,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.run import open_codec
 from diffpipe.metrics.evaluate import chunks
 from diffpipe.stages.latents import LatentCodec
-from diffpipe.train.logs import progress_bar, say
+from diffpipe.train.logs import print_on_rank_zero, progress_bar
 from diffpipe.train.runtime import Runtime
 
 
@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> None:
     out = args.out
     with Runtime.start(args.precision, args.device) as runtime:
         codec, found = open_codec(args.run, None, runtime)
-        shards = runtime.together(lambda: _images(args.shards, out))
+        shards = runtime.raise_on_all_ranks(lambda: _images(args.shards, out))
         temporary = out.parent.absolute() / f".{out.absolute().name}.tmp"
         try:
-            runtime.together(lambda: _empty(temporary) if runtime.main else None)
+            runtime.raise_on_all_ranks(lambda: _empty(temporary) if runtime.main else None)
             with progress_bar("encode", "image", shards.total, runtime) as bar:
 
                 def write_mine() -> None:
@@ -46,13 +46,17 @@ def run(args: argparse.Namespace) -> None:
                         _write(codec, shards, number, temporary, runtime)
                         bar.update(min(shards.shards[number].samples * runtime.world, shards.total - bar.n))
 
-                runtime.together(write_mine)
-            runtime.together(lambda: _finish(temporary, out, shards, found.manifest_sha256) if runtime.main else None)
+                runtime.raise_on_all_ranks(write_mine)
+            runtime.raise_on_all_ranks(
+                lambda: _finish(temporary, out, shards, found.manifest_sha256) if runtime.main else None
+            )
         finally:
             if runtime.main:
                 shutil.rmtree(temporary, ignore_errors=True)
         shape = "x".join(map(str, codec.vae.latent_shape))
-        say(runtime, f"{shards.total} images as latents of {shape} in {len(shards.shards)} shards: {out}")
+        print_on_rank_zero(
+            runtime, f"{shards.total} images as latents of {shape} in {len(shards.shards)} shards: {out}"
+        )
 
 
 def _images(patterns: str, out: Path) -> ShardSet:

@@ -16,7 +16,7 @@ from diffpipe.interfaces import ImageShape
 from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import METRICS, ImageSource, parse_metric
 from diffpipe.metrics.folder import FolderImages
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 SPLIT = "split"
@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> None:
         opened = None
         if is_run(Path(args.images)):
             opened = open_run(Path(args.images), sampler_overrides(args), runtime, raw=args.raw)
-        generated, reference, floor = runtime.together(lambda: _sources(args, opened, runtime))
+        generated, reference, floor = runtime.raise_on_all_ranks(lambda: _sources(args, opened, runtime))
         result = score(generated, reference, floor, metrics, runtime, inception_weights=args.inception)
         out = args.out or _default_out(opened, generated.n)
         if out is not None:
-            runtime.together(lambda: protocol.write(result, out) if runtime.main else None)
-        say(runtime, table(result) + (f"\n{out}" if out else ""))
+            runtime.raise_on_all_ranks(lambda: protocol.write(result, out) if runtime.main else None)
+        print_on_rank_zero(runtime, table(result) + (f"\n{out}" if out else ""))
 
 
 def _sources(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from diffpipe.config import dump_yaml
 from diffpipe.errors import UserError
 from diffpipe.experiment.run import open_run
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 
@@ -35,4 +35,4 @@ def run(args: argparse.Namespace) -> None:
                 (args.out / "config.yaml").write_text(dump_yaml(opened.experiment), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{args.out}: {error.strerror}; give a folder that can be written") from error
-        say(runtime, f"{opened.weights} weights of step {opened.checkpoint.step}: {args.out}")
+        print_on_rank_zero(runtime, f"{opened.weights} weights of step {opened.checkpoint.step}: {args.out}")

@@ -13,7 +13,7 @@ from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.report.labelled_grid import require_png, save
 from diffpipe.report.latent_map_plot import draw
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 
@@ -32,15 +32,15 @@ def run(args: argparse.Namespace) -> None:
     if args.n < 3:
         raise UserError(f"--n {args.n}: a map needs 3 images or more")
     with Runtime.start(args.precision, args.device) as runtime:
-        runtime.together(lambda: require_png(args.out))
+        runtime.raise_on_all_ranks(lambda: require_png(args.out))
         opened = open_run(args.run, [], runtime, raw=args.raw)
         space = LatentSpace(opened.stage, opened.nets, opened.shape, runtime, args.seed)
-        shards = runtime.together(lambda: _shards(args.shards, opened))
+        shards = runtime.raise_on_all_ranks(lambda: _shards(args.shards, opened))
         found = latent_map(space, shards, drawn(shards, args.n, args.seed), conditional=is_conditional(opened))
         given = ", each given its class" if is_conditional(opened) else ""
         picture = draw(found, class_names(shards), f"{opened.title}: the latents of {len(found.points)} images{given}")
-        runtime.together(lambda: save(picture, args.out) if runtime.main else None)
-        say(runtime, f"{len(found.points)} latents{_explained(found.plane)}: {args.out}")
+        runtime.raise_on_all_ranks(lambda: save(picture, args.out) if runtime.main else None)
+        print_on_rank_zero(runtime, f"{len(found.points)} latents{_explained(found.plane)}: {args.out}")
 
 
 def _shards(patterns: str, opened: Run) -> ShardSet:

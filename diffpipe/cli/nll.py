@@ -23,7 +23,7 @@ from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics import protocol
 from diffpipe.metrics.protocol import Result
 from diffpipe.report.vlb_plot import draw
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 
@@ -56,13 +56,15 @@ def run(args: argparse.Namespace) -> None:
     with Runtime.start(args.precision, args.device) as runtime:
         opened = open_run(args.run, bound_overrides(args), runtime, raw=args.raw)
         scoring(opened, likelihood=True)
-        images = runtime.together(lambda: labelled_images(args.shards, opened, args.n))
+        images = runtime.raise_on_all_ranks(lambda: labelled_images(args.shards, opened, args.n))
         found = score_images(opened, images, args.seed, runtime)
         require_likelihood(found, opened)
         out = args.out or _default_out(opened, images.n, args)
         plot = out.with_suffix(".png") if found.course else None
-        runtime.together(lambda: _write(found, opened, images, args.seed, runtime, out, plot) if runtime.main else None)
-        say(runtime, "\n".join([_table(found), str(out), *([str(plot)] if plot else [])]))
+        runtime.raise_on_all_ranks(
+            lambda: _write(found, opened, images, args.seed, runtime, out, plot) if runtime.main else None
+        )
+        print_on_rank_zero(runtime, "\n".join([_table(found), str(out), *([str(plot)] if plot else [])]))
 
 
 def _write(

@@ -11,9 +11,9 @@ from torch import Tensor
 from diffpipe.cli.options import add_sampling_arguments, sampler_overrides
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_grid import grid, save_pngs
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import generated_images, open_run
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 GRID = 100  # images in the grid at most
@@ -32,17 +32,19 @@ def run(args: argparse.Namespace) -> None:
     with Runtime.start(args.precision, args.device) as runtime:
         opened = open_run(args.run, sampler_overrides(args), runtime, raw=args.raw)
         source = generated_images(opened, runtime, n=args.n, seed=args.seed, label=args.label)
-        runtime.together(lambda: _make_folder(args.out))
+        runtime.raise_on_all_ranks(lambda: _make_folder(args.out))
 
         def make(indices: range) -> Tensor:
             images = source.images(indices)
             save_pngs(images, indices, args.out)
             return images[: max(0, GRID - indices.start)].clone()  # a view would hold on to the others
 
-        shown = torch.cat(in_chunks(args.n, make, runtime, "sample"))
+        shown = torch.cat(map_over_ranks(args.n, make, runtime, "sample"))
         if runtime.main:
             grid(shown, columns=opened.shape.classes or None).save(args.out / "grid.png")
-        say(runtime, f"{args.n} images of step {opened.checkpoint.step}, {opened.weights} weights: {args.out}/grid.png")
+        print_on_rank_zero(
+            runtime, f"{args.n} images of step {opened.checkpoint.step}, {opened.weights} weights: {args.out}/grid.png"
+        )
 
 
 def _make_folder(out: Path) -> None:

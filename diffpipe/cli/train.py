@@ -10,8 +10,8 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.job import Job
 from diffpipe.experiment.preflight import open_data
 from diffpipe.train.run_lock import locked
-from diffpipe.train.runtime import Runtime, peers
-from diffpipe.train.stop import Boundary
+from diffpipe.train.runtime import Runtime, lost_peer_errors
+from diffpipe.train.stop import StopConsensus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +23,11 @@ def run(args: argparse.Namespace) -> int:
     """The exit status: 0, or EX_TEMPFAIL (75) where the job was asked to stop, has saved, and can be started again."""
     experiment = load_config(Experiment, args.config, args.overrides)
     train, home = experiment.train, experiment.run.path
-    with Runtime.start(train.precision, train.device, home, train.timeout) as runtime, peers():
-        boundary = Boundary(runtime)
-        with boundary.listening():
-            shards, shape = runtime.together(lambda: open_data(experiment, runtime.world))
+    with Runtime.start(train.precision, train.device, home, train.timeout) as runtime, lost_peer_errors():
+        stop_consensus = StopConsensus(runtime)
+        with stop_consensus.listening():
+            shards, shape = runtime.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
             with locked(home, runtime):
-                stopped = Job.prepare(experiment, runtime, shards, shape).run(boundary)
+                stopped = Job.prepare(experiment, runtime, shards, shape).run(stop_consensus)
                 # Still deaf to signals: as soon as one rank has left, the launcher ends the others.
                 return os.EX_TEMPFAIL if stopped else 0

@@ -15,7 +15,7 @@ from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.evaluation.latent_space import LatentSpace
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.rng import KeyedRNG
 
 
@@ -73,7 +73,7 @@ def between_noises(source: GeneratedImages, t: Float[Tensor, " k"]) -> UInt8[Ten
         rng = Between(source.seed, rows, rows + away, t.to(device)[cells % k])
         return source.stage.generate(source.nets, rng, labels).cpu()
 
-    cells = torch.cat(in_chunks(source.n * k, each, source.runtime, "sample"))
+    cells = torch.cat(map_over_ranks(source.n * k, each, source.runtime, "sample"))
     return rearrange(cells, "(n k) c h w -> n k c h w", k=k)
 
 

@@ -14,7 +14,7 @@ from diffpipe.data.index.shard_set import ShardSet, number_of_classes
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import require_images
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.interfaces import Encodes, ImageShape, Stage
 from diffpipe.rng import KeyedRNG, permutation
 from diffpipe.train.runtime import Runtime
@@ -61,7 +61,7 @@ class LatentSpace:
             some = z[chunk.start : chunk.stop].to(self.runtime.device)
             return self.stage.decode_latents(self.nets, some, self._some(labels, chunk)).cpu()
 
-        return torch.cat(in_chunks(len(z), each, self.runtime, "decode"))
+        return torch.cat(map_over_ranks(len(z), each, self.runtime, "decode"))
 
     def _encoded(
         self, n: int, images: Callable[[range], Tensor], places: Tensor, labels: Tensor | None
@@ -71,7 +71,7 @@ class LatentSpace:
             some = images(chunk).to(self.runtime.device)
             return self.stage.encode_latents(self.nets, some, self._some(labels, chunk), rng).cpu()
 
-        return torch.cat(in_chunks(n, each, self.runtime, "encode"))
+        return torch.cat(map_over_ranks(n, each, self.runtime, "encode"))
 
     def _some(self, labels: Tensor | None, chunk: range) -> Tensor | None:
         return None if labels is None else labels[chunk.start : chunk.stop].to(self.runtime.device)

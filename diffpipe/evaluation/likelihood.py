@@ -15,7 +15,7 @@ from diffpipe.data.index.shard_set import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, Generates, Score, Scores
 from diffpipe.rng import KeyedRNG
@@ -72,7 +72,7 @@ def score_images(
         batch = Batch(images.images(chunk).to(runtime.device), labels, positions, [str(i) for i in chunk])
         return _kept(stage.score(opened.nets, batch, KeyedRNG(seed, positions)))
 
-    return _merge(in_chunks(images.n, score, runtime, title))
+    return _merge(map_over_ranks(images.n, score, runtime, title))
 
 
 def labelled_images(shards: str, opened: Run, n: int) -> ShardImages:

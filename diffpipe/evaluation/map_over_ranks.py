@@ -14,7 +14,7 @@ from diffpipe.train.runtime import Runtime
 T = TypeVar("T")
 
 
-def in_chunks(n: int, each: Callable[[range], T], runtime: Runtime, title: str | None = None) -> list[T]:
+def map_over_ranks(n: int, each: Callable[[range], T], runtime: Runtime, title: str | None = None) -> list[T]:
     """`each` of range(n) in fixed chunks, shared out over the ranks: all results in order on every rank. A collective.
 
     The chunks are the same on any number of processes, and so is every bit of the results. Tensors in them have to be
@@ -29,6 +29,6 @@ def in_chunks(n: int, each: Callable[[range], T], runtime: Runtime, title: str |
             bar.update(min(len(chunk) * runtime.world, n - bar.n))
 
     with progress_bar(title, "image", n, runtime) as bar:
-        runtime.together(work)
+        runtime.raise_on_all_ranks(work)
     parts = {start: part for each_rank in runtime.gather(mine) for start, part in each_rank.items()}
     return [parts[start] for start in sorted(parts)]

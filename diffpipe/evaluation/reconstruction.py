@@ -19,7 +19,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Reconstructs, Stage
 from diffpipe.metrics.evaluate import ImageSource, parse_metric
 from diffpipe.rng import KeyedRNG
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 METRIC = "fd_efficientnet_lite0"
@@ -92,7 +92,7 @@ def reconstruction(
     assert isinstance(stage, Reconstructs)
     again = ReconstructedImages(stage, nets, real, runtime, experiment.seed, about)
     result = score(again, real, None, [METRIC], runtime)
-    say(runtime, f"{METRIC} of {real.n} images and their reconstructions: {result.scores[METRIC]:.3f}")
+    print_on_rank_zero(runtime, f"{METRIC} of {real.n} images and their reconstructions: {result.scores[METRIC]:.3f}")
     return asdict(result)
 
 

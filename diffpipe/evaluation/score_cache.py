@@ -63,7 +63,7 @@ class Scorer:
             loaded = load_extractors(self.metrics, self.runtime, self._inception_weights)
             self._extractors = {name: remembering(extractor) for name, extractor in loaded.items()}
         result = score(generated, self.reference, self.floor, self.metrics, self.runtime, extractors=self._extractors)
-        self.runtime.together(lambda: protocol.write(result, plan.path) if self.runtime.main else None)
+        self.runtime.raise_on_all_ranks(lambda: protocol.write(result, plan.path) if self.runtime.main else None)
         return Scored(result, plan.path, reused=False)
 
 

@@ -52,7 +52,7 @@ def load_extractors(
     metrics: Sequence[str], runtime: Runtime, inception_weights: str | None = None
 ) -> dict[str, Extractor]:
     """The feature networks of `metrics`, on this rank's device. A collective. Raises UserError on all ranks."""
-    return runtime.together(
+    return runtime.raise_on_all_ranks(
         lambda: build_extractors(
             metrics,
             device=runtime.device,

@@ -18,12 +18,12 @@ from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader.dataset import Samples, check
 from diffpipe.errors import UserError
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.preflight import fit_latents
 from diffpipe.interfaces import Batch, Phase, Stage
 from diffpipe.rng import KeyedRNG, fold_in
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 SEED = fold_in("validation")
@@ -73,11 +73,13 @@ class Validation(NamedTuple):
         UserError on all ranks.
         """
         phases = [p for p in self.stage.phases() if p.start <= step and (p.until is None or step < p.until)]
-        parts = in_chunks(self.n, lambda chunk: self._sums(nets, phases, chunk, runtime), runtime)
+        parts = map_over_ranks(self.n, lambda chunk: self._sums(nets, phases, chunk, runtime), runtime)
         each = [sums for sums, _ in parts]
         complaints = [complaint for _, those in parts for complaint in those]
         if complaints:
-            say(runtime, f"warning: {len(complaints)} of {self.n} held-out samples are left out: {complaints[0]}")
+            print_on_rank_zero(
+                runtime, f"warning: {len(complaints)} of {self.n} held-out samples are left out: {complaints[0]}"
+            )
         values = {}
         for name in dict.fromkeys(name for sums in each for name in sums):
             sums, counts = zip(*(part[name] for part in each), strict=True)

@@ -20,26 +20,26 @@ from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.stream import batches
 from diffpipe.evaluation.image_grid import grid
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.reconstruction import in_words, reconstruction, unseen
 from diffpipe.evaluation.scores import score, table
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.dependencies import build_for_training
-from diffpipe.experiment.latent_statistics import measured
+from diffpipe.experiment.latent_statistics import measure_latents
 from diffpipe.experiment.preflight import fit_together, short_of_room
 from diffpipe.experiment.resume_compat import accept, accept_data, identity
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
 from diffpipe.rng import KeyedRNG
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.retention import recover
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.loop import Hook, Trainer
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.stop import Boundary
+from diffpipe.train.stop import StopConsensus
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Job:
         """All else that can be refused before a step is trained, on all ranks together."""
         found, complaints = recover(experiment.run.checkpoints, runtime.team)
         for complaint in complaints:
-            say(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
+            print_on_rank_zero(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
         experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
-        runtime.together(lambda: fit_together(experiment, stage, shards))
-        validation = runtime.together(lambda: Validation.of(experiment, stage))
+        runtime.raise_on_all_ranks(lambda: fit_together(experiment, stage, shards))
+        validation = runtime.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
             stage,
             runtime,
@@ -77,15 +77,17 @@ class Job:
         )
         return cls(experiment, runtime, shards, shape, stage, trainer, found, codec, validation)
 
-    def run(self, boundary: Boundary) -> signal.Signals | None:
+    def run(self, stop_consensus: StopConsensus) -> signal.Signals | None:
         """Train to the last step, or until a signal asks to stop: that signal."""
         experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
         self.resume()
         if trainer.step >= experiment.train.steps:
-            say(runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on")
+            print_on_rank_zero(
+                runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on"
+            )
             return None
         if self.codec is not None:
-            say(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.get('reconstruction'))}")
+            print_on_rank_zero(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.get('reconstruction'))}")
         if runtime.main:
             (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
             keep_listing(self.shards, experiment.run.path)
@@ -102,10 +104,10 @@ class Job:
             pin_memory=runtime.device.type == "cuda",
         )
         if (short := short_of_room(experiment, self.shards, runtime.world)) is not None:
-            say(runtime, f"warning: {short}")
-        saver = Saver(experiment.run.checkpoints, experiment.checkpoint, runtime.side_team())
+            print_on_rank_zero(runtime, f"warning: {short}")
+        checkpointer = AsyncCheckpointer(experiment.run.checkpoints, experiment.checkpoint, runtime.new_group())
         hooks = [
-            Hook(experiment.checkpoint.every, lambda: self.save(saver), last=True),
+            Hook(experiment.checkpoint.every, lambda: self.save(checkpointer), last=True),
             Hook(experiment.validation.every, self.validate, last=self.validation is not None, measures=True),
             Hook(experiment.sample.every, self.draw),
             Hook(experiment.eval.every, self.score),
@@ -113,27 +115,29 @@ class Job:
         asked: list[signal.Signals] = []
 
         def stop() -> bool:
-            agreed = boundary.cross(failed=saver.failed)
+            agreed = stop_consensus.poll(failed=checkpointer.failed)
             if agreed.failed:
-                saver.wait()  # raises
+                checkpointer.wait()  # raises
             asked.extend([agreed.signal] if agreed.signal else [])
             return bool(asked)
 
-        with contextlib.closing(stream), saver:
+        with contextlib.closing(stream), checkpointer:
             trainer.run(stream, hooks, experiment.run.path, stop)
             if trainer.step < experiment.train.steps:
-                self.save(saver)
-                saver.wait()
+                self.save(checkpointer)
+                checkpointer.wait()
                 self._interrupted(asked[0])
                 return asked[0]
-        say(runtime, f"trained to step {trainer.step}: {self._newest}")
+        print_on_rank_zero(runtime, f"trained to step {trainer.step}: {self._newest}")
         return None
 
     def _interrupted(self, number: signal.Signals) -> None:
         run, step = self.experiment.run, self.trainer.step
         if self.runtime.main:
             run.interrupted.write_text(json.dumps({"signal": number.name, "step": step}) + "\n", encoding="utf-8")
-        say(self.runtime, f"stopped by {number.name} after step {step}: {self._newest}; the same command goes on")
+        print_on_rank_zero(
+            self.runtime, f"stopped by {number.name} after step {step}: {self._newest}; the same command goes on"
+        )
 
     @property
     def _newest(self) -> Path:
@@ -144,22 +148,26 @@ class Job:
         if self.found is not None:
             now = identity(self.experiment, self.shards, self.shape)
             for change in accept(self.found, now, self.experiment.run.adopt):
-                say(self.runtime, f"{change}, as run.adopt says")
+                print_on_rank_zero(self.runtime, f"{change}, as run.adopt says")
             changed = accept_data(self.found, self.experiment, self.shards, self.experiment.run.path)
             if changed is not None:
-                say(self.runtime, f"the data has changed: {changed}; adopted, as data.on_change says")
+                print_on_rank_zero(self.runtime, f"the data has changed: {changed}; adopted, as data.on_change says")
             checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
             state, trainer = self.found.state, self.trainer
             trainer.step, trainer.position, trainer.skipped = state["step"], state["position"], state["skipped"]
             trainer.bad.known = state["bad"]
-            say(self.runtime, f"resuming from {self.found.path}")
+            print_on_rank_zero(self.runtime, f"resuming from {self.found.path}")
             before, now = state["experiment"]["data"]["batch_size"], self.experiment.data.batch_size
             if before != now:
-                say(self.runtime, f"data.batch_size was {before} and is {now}, from position {trainer.position} on")
+                print_on_rank_zero(
+                    self.runtime, f"data.batch_size was {before} and is {now}, from position {trainer.position} on"
+                )
             if self.validation is not None and state["validation"] not in (None, self.validation.about()):
-                say(self.runtime, "warning: validation losses before this are of other images: data.test has changed")
+                print_on_rank_zero(
+                    self.runtime, "warning: validation losses before this are of other images: data.test has changed"
+                )
 
-    def save(self, saver: Saver) -> None:
+    def save(self, checkpointer: AsyncCheckpointer) -> None:
         trainer, experiment = self.trainer, self.experiment
         state = {
             "step": trainer.step,
@@ -169,9 +177,9 @@ class Job:
             "identity": identity(experiment, self.shards, self.shape),
             "shape": self.shape._asdict(),
             "experiment": experiment.model_dump(mode="json"),
-            "latents": measured(
+            "latents": measure_latents(
                 self.stage,
-                trainer.averaged,
+                trainer.ema_networks,
                 self.shards,
                 self.shape,
                 self.runtime,
@@ -180,7 +188,7 @@ class Job:
             "reconstruction": self._reconstruction(),
             "validation": self.validation and self.validation.about(),
         }
-        saver.save(trainer.state(), state)
+        checkpointer.save(trainer.state(), state)
 
     def _reconstruction(self) -> dict[str, Any] | None:
         """After the last step, the score of reconstructed images, of held-out ones where there are any."""
@@ -188,13 +196,13 @@ class Job:
         if not experiment.eval.reconstruction or step < experiment.train.steps:
             return None
         about = {"step": step, "weights": "ema"}
-        return reconstruction(experiment, self.stage, self.trainer.averaged(), self.runtime, about)
+        return reconstruction(experiment, self.stage, self.trainer.ema_networks(), self.runtime, about)
 
     def draw(self) -> None:
         """A picture of what the stage can do by now: its samples, else images above their reconstructions."""
         n = self.experiment.sample.n
         if isinstance(self.stage, Generates):
-            images = torch.cat(in_chunks(n, self.generated(n).images, self.runtime))
+            images = torch.cat(map_over_ranks(n, self.generated(n).images, self.runtime))
         else:
             images = self._reconstructions(n)
         if self.runtime.main and images is not None:
@@ -211,14 +219,16 @@ class Job:
         images = real.images(range(rows * columns))
         rng = KeyedRNG(self.experiment.seed, torch.arange(len(images), device=self.runtime.device))
         with torch.no_grad(), self.runtime.autocast():
-            again = self.stage.reconstruct(self.trainer.averaged(), images.to(self.runtime.device), rng).cpu()
+            again = self.stage.reconstruct(self.trainer.ema_networks(), images.to(self.runtime.device), rng).cpu()
         return rearrange([images, again], "two (rows columns) c h w -> (rows two columns) c h w", columns=columns)
 
     def validate(self) -> dict[str, float]:
         assert self.validation is not None
-        values = self.validation.measure(self.trainer.averaged(), self.trainer.step - 1, self.runtime)
+        values = self.validation.measure(self.trainer.ema_networks(), self.trainer.step - 1, self.runtime)
         loss = values["validation_loss"]
-        say(self.runtime, f"step {self.trainer.step}: validation_loss {loss:.4f}, of the averaged weights")
+        print_on_rank_zero(
+            self.runtime, f"step {self.trainer.step}: validation_loss {loss:.4f}, of the averaged weights"
+        )
         return values
 
     def score(self) -> None:
@@ -229,11 +239,11 @@ class Job:
         result = score(self.generated(config.n), reference, floor, config.metrics, self.runtime)
         if self.runtime.main:
             protocol.write(result, self.experiment.run.path / "scores" / f"step-{self.trainer.step:08d}.json")
-        say(self.runtime, f"step {self.trainer.step}\n{table(result)}")
+        print_on_rank_zero(self.runtime, f"step {self.trainer.step}\n{table(result)}")
 
     def generated(self, n: int) -> GeneratedImages:
         """The first n sample indices, from the averaged weights of this moment."""
         sampler = self.experiment.stage.sampler.model_dump(mode="json")
         about = {"step": self.trainer.step, "weights": "ema", "sampler": sampler}
-        nets, seed = self.trainer.averaged(), self.experiment.seed
+        nets, seed = self.trainer.ema_networks(), self.experiment.seed
         return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import BadSampleError
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.latents import moments, statistics, unfit
 from diffpipe.stages.vae import VAE
@@ -21,9 +21,9 @@ from diffpipe.train.runtime import Runtime
 IMAGES = 2000  # enough for three digits of the mean and the deviation of each channel
 
 
-def measured(
+def measure_latents(
     stage: Stage,
-    averaged: Callable[[], Mapping[str, nn.Module]],
+    ema_networks: Callable[[], Mapping[str, nn.Module]],
     shards: ShardSet,
     shape: ImageShape,
     runtime: Runtime,
@@ -39,7 +39,7 @@ def measured(
         return None
     images = ShardImages(shards, shape.channels, shape.resolution, n=min(IMAGES, shards.total))
 
-    nets = averaged()
+    nets = ema_networks()
 
     def each(chunk: range) -> tuple[int, Tensor] | None:
         there = [*_there(images, chunk)] if some_bad else [images.images(chunk)]
@@ -48,7 +48,7 @@ def measured(
         some = torch.cat(there).to(runtime.device, memory_format=runtime.memory_format)
         return len(some), moments(stage.encode(nets, some)).cpu()
 
-    counts, sums = zip(*filter(None, in_chunks(images.n, each, runtime)), strict=True)
+    counts, sums = zip(*filter(None, map_over_ranks(images.n, each, runtime)), strict=True)
     mean, std = statistics(torch.stack(sums).sum(0))
     return {"mean": mean, "std": std, "images": sum(counts)}
 

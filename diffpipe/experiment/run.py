@@ -21,7 +21,7 @@ from diffpipe.stages.latents import LatentCodec, unfit
 from diffpipe.stages.vae import VAE
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 
 # What an option of a command overrides in a run's config, and whose it is: a stage that lacks the key refuses it so.
@@ -106,7 +106,7 @@ def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, ra
     with torch.random.fork_rng(devices=[]):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
     tensors = {f"{prefix}.{name}.{key}": t for name, net in nets.items() for key, t in net.state_dict().items()}
-    checkpoints.load(found, tensors, Team())
+    checkpoints.load(found, tensors, Communicator())
     return Run(found, experiment, shape, stage, nets, "raw" if raw else "ema")
 
 
@@ -147,7 +147,7 @@ def build_stage(
     """
     stage = experiment.stage
     if not isinstance(stage, DDPMConfig) or not isinstance(stage.codec, VAECodecConfig):
-        return Built(experiment, runtime.together(lambda: stage.build(shape)))
+        return Built(experiment, runtime.raise_on_all_ranks(lambda: stage.build(shape)))
     before = trained.state["experiment"]["stage"].get("codec", {}) if trained else {}
     try:
         codec, found = open_codec(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
@@ -156,7 +156,7 @@ def build_stage(
     tree = experiment.model_dump(mode="json")
     tree["stage"]["codec"]["sha256"] = found.manifest_sha256
     pinned = validate(Experiment, tree, source=experiment.run.dir)
-    return Built(pinned, runtime.together(lambda: stage.build(shape, codec)), found)
+    return Built(pinned, runtime.raise_on_all_ranks(lambda: stage.build(shape, codec)), found)
 
 
 def open_pinned(path: Path, sha256: str | None, runtime: Runtime, role: str) -> Run:

@@ -22,7 +22,7 @@ from diffpipe.metrics.protocol import require_alike
 from diffpipe.report import run_summary
 from diffpipe.report.comparison_picture import columns
 from diffpipe.report.run_summary import Family
-from diffpipe.train.logs import say
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 LOOKED_THROUGH = 2000  # reference images, for some of each class to show
@@ -67,7 +67,7 @@ class Bench(NamedTuple):
             shown = choose(real(args.reference, LOOKED_THROUGH), columns(classes), classes)
             return real(args.reference), real(args.reference, args.nll_n), floor, shown
 
-        reference, explained, floor, shown = runtime.together(load)
+        reference, explained, floor, shown = runtime.raise_on_all_ranks(load)
         options = {"fresh": args.fresh, "inception_weights": args.inception}
         scorer = Scorer(reference, floor, metrics, runtime, **options) if floor else None
         return cls(args, runtime, reference, explained, scorer, shown, classes)
@@ -93,7 +93,7 @@ class Bench(NamedTuple):
                 missing[what] = str(error).partition("; ")[0]  # the rest is what to do about it
         shown, label, scored, ran = None, "", None, None
         if isinstance(stage, Generates):
-            say(runtime, "  how fast it samples")
+            print_on_rank_zero(runtime, "  how fast it samples")
             shown, known["sampling"], ran = run_summary.sampled(opened, runtime, seed)
             shown, label = shown[: len(self.real)], "samples"
             if not known["sampling"]["evaluations"]:
@@ -101,7 +101,7 @@ class Bench(NamedTuple):
             assert self.scorer is not None
             scored = self.scorer.score(opened, generated_images(opened, runtime, n=self.args.n, seed=seed, label=None))
             said = f"{scored.path}{' was there already' if scored.reused else ''}"
-            say(runtime, f"  {said}")
+            print_on_rank_zero(runtime, f"  {said}")
             known |= {"scores": scored.result.scores, "score_file": str(scored.path), "reused": scored.reused}
         else:
             missing |= dict.fromkeys(("scores", "sampling", "evaluations"), f"stage.kind {kind} generates no images")

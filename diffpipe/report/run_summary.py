@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Reconstructs
 from diffpipe.metrics.evaluate import CHUNK
@@ -104,7 +104,7 @@ def sampled(opened: Run, runtime: Runtime, seed: int) -> Sampled:
         return first, evaluated, ran, seconds
 
     runtime.barrier()
-    first, evaluated, ran, seconds = runtime.together(measure)
+    first, evaluated, ran, seconds = runtime.raise_on_all_ranks(measure)
     evaluations = sum(count for name, count in evaluated.items() if name in opened.nets) / CHUNK
     rates = runtime.gather(CHUNK / statistics.median(seconds))
     speed = {"images_per_second": sum(rates), "evaluations": evaluations or None, "timed_chunks": len(seconds)}
@@ -151,7 +151,7 @@ def training(opened: Run) -> dict[str, float] | None:
 def likelihood(opened: Run, shards: str, n: int, seed: int, runtime: Runtime) -> dict[str, Any]:
     """The likelihood of n images or a bound on it, in float32. A collective. Raises UserError where there is none."""
     scoring(opened, likelihood=True)
-    images = runtime.together(lambda: labelled_images(shards, opened, n))
+    images = runtime.raise_on_all_ranks(lambda: labelled_images(shards, opened, n))
     found = score_images(opened, images, seed, _exact(runtime), title="bits/dim")
     require_likelihood(found, opened)
     value, error = found.mean("score"), found.standard_error("score")
@@ -178,7 +178,7 @@ def reconstruction(opened: Run, images: ShardImages, seed: int, runtime: Runtime
         difference = reconstructed(opened, real, chunk, seed, runtime).double() - real.double()
         return (difference / 127.5).square().mean((1, 2, 3))
 
-    value = torch.cat(in_chunks(images.n, errors, _exact(runtime))).mean().item()
+    value = torch.cat(map_over_ranks(images.n, errors, _exact(runtime))).mean().item()
     return {"value": value, "unit": "mean squared error of pixels in [-1, 1]", "n": images.n}
 
 

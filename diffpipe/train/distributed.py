@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Team:
+class Communicator:
     """The processes of a job as one of them sees them.
 
     group: what they talk over; None is the default group. What runs beside training, in a thread of its own, takes a
@@ -40,7 +40,7 @@ class Team:
     def barrier(self) -> None:
         self.gather(None)
 
-    def together(self, action: Callable[[], T]) -> T:
+    def raise_on_all_ranks(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all.
 
         Without it, the ranks on which all is well would wait in their next collective for those that have left.

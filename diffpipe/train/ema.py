@@ -38,8 +38,8 @@ class Average:
         self._ema.copy_params_from_model_to_ema()
         self.net: nn.Module = self._ema.ema_model
         self.net.requires_grad_(False).eval()
-        own, averaged = dict(net.named_parameters()), dict(self.net.named_parameters())
-        assert own.keys() == averaged.keys(), "an average with other parameters would never move"
+        own, ema_networks = dict(net.named_parameters()), dict(self.net.named_parameters())
+        assert own.keys() == ema_networks.keys(), "an average with other parameters would never move"
 
     def update(self, step: int) -> None:
         """Move towards the weights after `step`. Its own step counter lives on the device; ours costs no host sync."""

@@ -13,7 +13,7 @@ from diffpipe.interfaces import Batch
 from diffpipe.train.runtime import Runtime
 
 
-class Journal:
+class MetricsLog:
     """metrics.jsonl and the tracker, written by rank 0, one line a log step.
 
     Opened at the step that training goes on from: lines that a killed run wrote beyond it are dropped, since those
@@ -36,7 +36,7 @@ class Journal:
             self._file.close()
 
 
-class Seen:
+class SampleLog:
     """seen/rank-00000.jsonl: the keys and positions of each step's samples, however often the step is trained."""
 
     def __init__(self, run_dir: Path, rank: int):
@@ -80,7 +80,7 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
-def say(runtime: Runtime, message: str) -> None:
+def print_on_rank_zero(runtime: Runtime, message: str) -> None:
     """One line, from rank 0."""
     if runtime.main:
         print(message, file=sys.stderr, flush=True)

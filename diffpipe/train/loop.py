@@ -22,10 +22,10 @@ from diffpipe.train.bad_samples import BadSamples
 from diffpipe.train.blocks import checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import Average, EMAConfig
-from diffpipe.train.logs import Journal, Seen, progress_bar
+from diffpipe.train.logs import MetricsLog, SampleLog, progress_bar
 from diffpipe.train.meter import Meter, NotFinite
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
-from diffpipe.train.parallel import Layout, whole
+from diffpipe.train.parallel import ParallelStrategy, whole
 from diffpipe.train.runtime import Runtime
 
 
@@ -72,15 +72,15 @@ class Trainer:
             torch.manual_seed(fold_in(seed, "init"))
             self.nets: dict[str, nn.Module] = {name: runtime.place(net) for name, net in stage.networks().items()}
         self.averages = {name: Average(ema, net) for name, net in self.nets.items()}
-        self.layout = Layout.of(config.parallel, config.shard_size, runtime)
+        self.strategy = ParallelStrategy.of(config.parallel, config.shard_size, runtime)
         for name, net in self.nets.items():
             if config.activation_checkpointing:
                 checkpoint_activations(net)
             if config.compile:
                 compile_blocks(net)
-            self.layout.shard(net)
-            self.layout.shard(self.averages[name].net)
-        self.wrapped = {name: self.layout.wrap(net.train()) for name, net in self.nets.items()}
+            self.strategy.shard(net)
+            self.strategy.shard(self.averages[name].net)
+        self.wrapped = {name: self.strategy.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
         unknown = optimizer.lr_factors.keys() - self.nets.keys()
         if unknown:
@@ -97,12 +97,12 @@ class Trainer:
         self.step = self.position = self.skipped = 0
         self.bad = BadSamples(max_bad, runtime)
         self._meter = Meter()
-        self._settled: set[str] = set()  # networks whose first backward pass is over: see Layout.in_buckets
+        self._buckets_settled: set[str] = set()  # networks whose first backward pass is over: see Layout.in_buckets
 
-    def averaged(self) -> dict[str, nn.Module]:
+    def ema_networks(self) -> dict[str, nn.Module]:
         """The averaged networks, whole: what generates and is scored. A collective where they are sharded."""
         nets = {name: average.net for name, average in self.averages.items()}
-        if self.layout.mesh is None:
+        if self.strategy.mesh is None:
             return nets
         with torch.random.fork_rng(devices=[]):
             copies = {name: self.runtime.place(net) for name, net in self.stage.networks().items()}
@@ -138,8 +138,8 @@ class Trainer:
         to be skipped, BadSamplesError likewise after too many bad samples, and RankError where this rank alone cannot
         read one and none may be bad.
         """
-        journal = Journal(run_dir / "metrics.jsonl", self.runtime, self.step)
-        seen = Seen(run_dir, self.runtime.rank) if self.config.record_samples else None
+        journal = MetricsLog(run_dir / "metrics.jsonl", self.runtime, self.step)
+        seen = SampleLog(run_dir, self.runtime.rank) if self.config.record_samples else None
         bar = progress_bar("train", "step", self.config.steps, self.runtime, first=self.step)
         self._meter.restart(self.step)
         stopping = False
@@ -208,23 +208,23 @@ class Trainer:
         for name, net in self.nets.items():
             net.requires_grad_(name in phase.trains)
         plain = uncompiled(apply=phase.penalizes and self.config.compile)
-        with self.layout.update([*self.wrapped.values()], penalizes=phase.penalizes), plain:
-            if self.layout.in_buckets and not self._settled.issuperset(phase.trains):
-                self._pass(phase, nets, micro[0], weight, 0, last=True)
-                optimizer.forget()
-                self._settled.update(phase.trains)
+        with self.strategy.update([*self.wrapped.values()], penalizes=phase.penalizes), plain:
+            if self.strategy.in_buckets and not self._buckets_settled.issuperset(phase.trains):
+                self._forward_backward(phase, nets, micro[0], weight, 0, last=True)
+                optimizer.zero_grad()
+                self._buckets_settled.update(phase.trains)
             for i, batch in enumerate(micro):
-                loss = self._pass(phase, nets, batch, weight, i, last=i == len(micro) - 1)
+                loss = self._forward_backward(phase, nets, batch, weight, i, last=i == len(micro) - 1)
                 self._meter.add_loss(self.step, self._label(phase), batch, loss)
         norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))
         self._meter.add_norm(self.step, self._label(phase), norm)
 
-    def _pass(
+    def _forward_backward(
         self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, weight: float | Tensor, i: int, *, last: bool
     ) -> Loss:
         """Forward and backward on micro-batch i; after the last one the gradients are those of the global batch."""
         torch.manual_seed(fold_in(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
-        with nullcontext() if last else self.layout.local([*self.wrapped.values()]):
+        with nullcontext() if last else self.strategy.local([*self.wrapped.values()]):
             with self.runtime.autocast():
                 loss = self.stage.loss(phase, nets, batch, KeyedRNG(self.seed, batch.positions))
             losses = loss.per_sample if batch.valid is None else loss.per_sample.where(batch.valid, 0)
@@ -243,7 +243,7 @@ class Trainer:
 
     def _log_values(self) -> dict[str, Any]:
         """The means since the last log step, over all ranks. Waits for the device; all ranks call it."""
-        self._answer(self._meter.not_finite(self.runtime))
+        self._handle_nonfinite(self._meter.not_finite(self.runtime))
         self.bad.agree()
         means, seconds = self._meter.means(self.runtime)
         steps = self.step - self._meter.first
@@ -260,7 +260,7 @@ class Trainer:
         self._meter.restart(self.step)
         return values
 
-    def _answer(self, found: Sequence[NotFinite]) -> None:
+    def _handle_nonfinite(self, found: Sequence[NotFinite]) -> None:
         """Stop or go on after updates that were left out, the same on all ranks."""
         if not found:
             return

@@ -86,10 +86,10 @@ class Optimizer:
             # The fused kernel leaves parameters and moments alone where found_inf is 1.
             self.adamw.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
             self.adamw.step()
-        self.forget()
+        self.zero_grad()
         return norm.detach()
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Clear the gradients."""
         self.adamw.zero_grad(set_to_none=True)
 

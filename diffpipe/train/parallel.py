@@ -23,7 +23,7 @@ Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelStrategy:
     """Where parameters, gradients, optimizer state and averages are.
 
     mesh: the processes that share a copy, [shard] or [replicate shard]; None where each holds a whole one.
@@ -36,7 +36,7 @@ class Layout:
     mesh: DeviceMesh | None
 
     @classmethod
-    def of(cls, parallel: Parallel, shard_size: int | None, runtime: Runtime) -> Layout:
+    def of(cls, parallel: Parallel, shard_size: int | None, runtime: Runtime) -> ParallelStrategy:
         """The layout that the config asks for, or the launcher where that is `auto`. A collective.
 
         shard_size: processes that share a copy under hsdp; None is those of a node. Raises UserError where the launcher

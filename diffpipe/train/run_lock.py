@@ -22,7 +22,7 @@ def locked(folder: Path, runtime: Runtime) -> Iterator[None]:
     Raises UserError on all ranks where another job holds it, or where the directory cannot be written to.
     """
     with ExitStack() as held:
-        runtime.together(lambda: held.enter_context(_hold(folder / ".lock")) if runtime.main else None)
+        runtime.raise_on_all_ranks(lambda: held.enter_context(_hold(folder / ".lock")) if runtime.main else None)
         yield
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from diffpipe.errors import LostPeerError, RankError, UserError
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -114,14 +114,14 @@ class Runtime:
         return torch.autocast(self.device.type, self.dtype)
 
     @property
-    def team(self) -> Team:
+    def team(self) -> Communicator:
         """The job's processes, over the default group."""
-        return Team(self.rank, self.world)
+        return Communicator(self.rank, self.world)
 
-    def side_team(self) -> Team:
+    def new_group(self) -> Communicator:
         """The same processes over a gloo group of their own, for a thread beside training. A collective."""
         group = dist.new_group(backend="gloo", timeout=self.timeout) if self.world > 1 else None
-        return Team(self.rank, self.world, group)  # pyright: ignore[reportArgumentType] (all ranks are in it)
+        return Communicator(self.rank, self.world, group)  # pyright: ignore[reportArgumentType] (all ranks are in it)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in rank order, on every rank. A collective: all ranks must call it."""
@@ -134,9 +134,9 @@ class Runtime:
     def barrier(self) -> None:
         self.team.barrier()
 
-    def together(self, action: Callable[[], T]) -> T:
+    def raise_on_all_ranks(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all."""
-        return self.team.together(action)
+        return self.team.raise_on_all_ranks(action)
 
     def start_tracking(self, config: Mapping[str, Any]) -> None:
         self.accelerator.init_trackers("tensorboard", config=dict(config))
@@ -175,7 +175,7 @@ _LOST += ("nccl communicator was aborted", "watchdog", "remote process exited", 
 
 
 @contextmanager
-def peers() -> Iterator[None]:
+def lost_peer_errors() -> Iterator[None]:
     """Around work with the other processes: raises LostPeerError where one of them is gone or stuck."""
     try:
         yield

@@ -25,7 +25,7 @@ class Agreed(NamedTuple):
     failed: bool
 
 
-class Boundary:
+class StopConsensus:
     """The flags of this rank, and those of all as they were one step ago.
 
     A rank may be signalled or fail at any moment, and all have to leave after the same step: the flags of each
@@ -35,7 +35,7 @@ class Boundary:
 
     def __init__(self, runtime: Runtime):
         """A collective."""
-        self._team = runtime.side_team()
+        self._team = runtime.new_group()
         self._received = 0
         self._flags: Tensor | None = None
         self._reduction: dist.Work | None = None
@@ -58,7 +58,7 @@ class Boundary:
             raise KeyboardInterrupt
         self._received = number
 
-    def cross(self, *, failed: bool = False) -> Agreed:
+    def poll(self, *, failed: bool = False) -> Agreed:
         """To be called by all ranks after each step. Raises RuntimeError where one no longer does.
 
         failed: whether something that the others have to be told of has failed on this rank.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
 PARTS = {"net": "weights", "ema": "averages", "optimizer": "optimizer state"}
 SMALL = 1e-2  # of the largest value of its kind: below it a tensor may hold nothing but rounding errors
@@ -89,7 +89,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
         name: torch.empty(about.size, dtype=about.properties.dtype)  # pyright: ignore[reportAttributeAccessIssue]
         for name, about in saved.items()
     }
-    checkpoints.load(checkpoint, tensors, Team())
+    checkpoints.load(checkpoint, tensors, Communicator())
     return tensors
 
 

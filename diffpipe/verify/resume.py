@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 from diffpipe.verify import subprocess_jobs
 from diffpipe.verify.checkpoint_diff import Record, read_seen
 from diffpipe.verify.resume_plan import Moment, Plan, Training
@@ -43,7 +43,7 @@ def train(plan: Plan, training: Training, runs: Path, pace: float) -> Trained:
         if moment is not None:
             kills.append(Kill(world, moment.step, moment.share, step, _newest(run_dir), training.worlds[i + 1]))
             print(f"{training.name}: {kills[-1]}", file=sys.stderr, flush=True)
-    checkpoint, _ = checkpoints.newest_valid(run_dir / "checkpoints", Team())
+    checkpoint, _ = checkpoints.newest_valid(run_dir / "checkpoints", Communicator())
     assert checkpoint is not None, "a training that ends well has saved its last step"
     return Trained(training.name, training.worlds, tuple(kills), attempts, checkpoint, pace)
 

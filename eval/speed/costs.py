@@ -14,19 +14,19 @@ import argparse
 import statistics
 import time
 
-from diffpipe.train.stop import Boundary
+from diffpipe.train.stop import StopConsensus
 from eval.speed.jobs import machine
 from eval.speed.subject import Subject, add_arguments, experiment, now, progress, setting, start, table
 
 
-def crossed_step(subject: Subject, boundary: Boundary) -> tuple[float, float]:
+def crossed_step(subject: Subject, stop_consensus: StopConsensus) -> tuple[float, float]:
     """The seconds of a step with its boundary, and of the boundary alone."""
     runtime = subject.runtime
     runtime.barrier()
     since = now(runtime)
     subject.step()
     reached = time.perf_counter()
-    boundary.cross()
+    stop_consensus.poll()
     crossed = time.perf_counter() - reached
     return now(runtime) - since, crossed
 
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     busy = machine()
     with start(experiment(args)) as runtime:
         subjects = {name: Subject(experiment(args, f"train.parallel={name}"), runtime) for name in args.layouts}
-        boundary = Boundary(runtime)
+        stop_consensus = StopConsensus(runtime)
         for subject in subjects.values():
             subject.step()
-            crossed_step(subject, boundary)
+            crossed_step(subject, stop_consensus)
         steps: dict[str, list[float]] = {name: [] for name in subjects}
         crossed: list[float] = []
         boundaries: list[float] = []
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             for name, subject in subjects.items():
                 steps[name] += [subject.timed_step() for _ in range(args.steps)]
             for _ in range(args.steps):
-                step, cost = crossed_step(subjects[first], boundary)
+                step, cost = crossed_step(subjects[first], stop_consensus)
                 crossed.append(step)
                 boundaries.append(cost)
         usual = middle(runtime.gather(steps[first]))

@@ -27,10 +27,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.read import Checkpoint
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 from eval.speed import jobs
 from eval.speed.subject import Subject, add_arguments, experiment, now, start, table
 
@@ -90,8 +90,8 @@ def save(args: argparse.Namespace) -> None:
     with start(of) as runtime:
         subject = Subject(of, runtime)
         subject.step()
-        with Saver(args.dir, CheckpointConfig(), runtime.side_team()) as saver:
-            saver.save(subject.trainer.state(), {"step": 1})
+        with AsyncCheckpointer(args.dir, CheckpointConfig(), runtime.new_group()) as checkpointer:
+            checkpointer.save(subject.trainer.state(), {"step": 1})
 
 
 def load(args: argparse.Namespace) -> None:
@@ -100,7 +100,7 @@ def load(args: argparse.Namespace) -> None:
     with start(of) as runtime:
         subject = Subject(of, runtime)
         ways = {"each its own": checkpoints.load}
-        if subject.trainer.layout.mesh is None and runtime.world > 1:
+        if subject.trainer.strategy.mesh is None and runtime.world > 1:
             ways["a share, broadcast"] = load_share_and_broadcast
         safetensors.safe_open = CountedSlices  # pyright: ignore[reportAttributeAccessIssue]
         reads: dict[str, list[list[Reads]]] = {way: [] for way in ways}
@@ -111,7 +111,7 @@ def load(args: argparse.Namespace) -> None:
             print(json.dumps(reads))
 
 
-def counted(path: Path, subject: Subject, way: Callable[[Checkpoint, dict[str, Tensor], Team], None]) -> Reads:
+def counted(path: Path, subject: Subject, way: Callable[[Checkpoint, dict[str, Tensor], Communicator], None]) -> Reads:
     runtime, state = subject.runtime, subject.trainer.state()
     runtime.barrier()
     if runtime.main:
@@ -126,9 +126,9 @@ def counted(path: Path, subject: Subject, way: Callable[[Checkpoint, dict[str, T
     return Reads(hashed, CountedSlices.copied, process_io()["read_bytes"] - before["read_bytes"], seconds)
 
 
-def load_share_and_broadcast(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Team) -> None:
+def load_share_and_broadcast(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Communicator) -> None:
     names = sorted(tensors, key=lambda name: (-tensors[name].nbytes, name))
-    checkpoints.load(checkpoint, {name: tensors[name] for name in names[team.rank :: team.world]}, Team())
+    checkpoints.load(checkpoint, {name: tensors[name] for name in names[team.rank :: team.world]}, Communicator())
     sent = [dist.broadcast(tensors[name], i % team.world, async_op=True) for i, name in enumerate(names)]
     for each in sent:
         assert each is not None
@@ -147,13 +147,13 @@ def process_io() -> dict[str, int]:
     return {name: int(value) for name, value in (line.split(": ") for line in lines)}
 
 
-def rows(layout: str, size: int, said: dict[str, list[list[list[float]]]]) -> list[dict[str, str]]:
+def rows(strategy: str, size: int, said: dict[str, list[list[list[float]]]]) -> list[dict[str, str]]:
     """size: the checkpoint's. The counts of the first round, all ranks' (they are the same in all); median times."""
     found = []
     for way, rounds in said.items():
         ranks = [Reads(*each) for each in rounds[0]]  # pyright: ignore[reportArgumentType]
         seconds = statistics.median(max(Reads(*each).seconds for each in ranks) for ranks in rounds)  # pyright: ignore[reportArgumentType]
-        row = {"loaded": f"{layout}, {way}"}
+        row = {"loaded": f"{strategy}, {way}"}
         for what in ("hashed", "copied", "from_disk"):
             each = [getattr(rank, what) / size for rank in ranks]
             parts = " + ".join(f"{part:.3f}" for part in each)
@@ -178,11 +178,11 @@ def main(argv: list[str] | None = None) -> None:
         jobs.start("eval.speed.loading", *words, "--role", "save", processes=4, threads=1)
         size = sum(path.stat().st_size for path in (folder / STEP).iterdir())
         found = []
-        for layout in ("ddp", "fsdp"):
-            print(f"loading as {layout}", file=sys.stderr)
-            given = [*words, f"train.parallel={layout}", "--role", "load"]
+        for strategy in ("ddp", "fsdp"):
+            print(f"loading as {strategy}", file=sys.stderr)
+            given = [*words, f"train.parallel={strategy}", "--role", "load"]
             said = jobs.start("eval.speed.loading", *given, processes=2, threads=1)
-            found += rows(layout, size, json.loads(said.splitlines()[-1]))
+            found += rows(strategy, size, json.loads(said.splitlines()[-1]))
     finally:
         shutil.rmtree(folder)
     print(table(found))

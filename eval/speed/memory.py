@@ -96,12 +96,12 @@ def peak(subject: Subject) -> int:
     return living.peak
 
 
-def state_row(layout: str, counts: list[Counter[str]], ddp: int | None, where: str) -> dict[str, str]:
+def state_row(strategy: str, counts: list[Counter[str]], ddp: int | None, where: str) -> dict[str, str]:
     """The process that holds the most."""
     most = max(counts, key=lambda count: count.total())
     parts = {kind: f"{most[kind] / 1e6:.2f} MB" for kind in KINDS.values()}
     ratio = "" if ddp is None else f"{most.total() / ddp:.4f}"
-    return {"layout": f"{layout}, {where}", **parts, "together": f"{most.total() / 1e6:.2f} MB", "of ddp's": ratio}
+    return {"layout": f"{strategy}, {where}", **parts, "together": f"{most.total() / 1e6:.2f} MB", "of ddp's": ratio}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,15 +122,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure_states(args: argparse.Namespace, runtime: Runtime) -> list[dict[str, str]]:
     rows, ddp = [], None
-    for layout in progress(args.layouts, "layouts", runtime):
-        words = [f"train.parallel={layout}", *([f"train.shard_size={args.shard_size}"] if layout == "hsdp" else [])]
+    for strategy in progress(args.layouts, "layouts", runtime):
+        words = [f"train.parallel={strategy}", *([f"train.shard_size={args.shard_size}"] if strategy == "hsdp" else [])]
         subject = Subject(experiment(args, *words), runtime)
         subject.step()
         counts = runtime.gather(held(subject))
-        if layout == "ddp":
+        if strategy == "ddp":
             ddp = max(count.total() for count in counts)
-        of = f" in copies of {args.shard_size}" if layout == "hsdp" else ""
-        rows.append(state_row(layout + of, counts, ddp, f"{runtime.world} processes"))
+        of = f" in copies of {args.shard_size}" if strategy == "hsdp" else ""
+        rows.append(state_row(strategy + of, counts, ddp, f"{runtime.world} processes"))
         subject.forget()
     return rows
 

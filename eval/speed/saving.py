@@ -24,10 +24,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.stop import Boundary
+from diffpipe.train.stop import StopConsensus
 from eval.speed.jobs import machine
 from eval.speed.subject import Subject, add_arguments, experiment, now, progress, setting, start, table
 
@@ -52,12 +52,12 @@ class Bench:
 
     def __init__(self, subject: Subject, folder: Path):
         self.subject, self.runtime, self.folder = subject, subject.runtime, folder
-        team = self.runtime.side_team()
-        self.beside = Saver(folder / "async", CheckpointConfig(), team)
-        self.waiting = Saver(folder / "sync", CheckpointConfig.model_validate({"async": False}), team)
-        self.boundary = Boundary(self.runtime)
+        team = self.runtime.new_group()
+        self.beside = AsyncCheckpointer(folder / "async", CheckpointConfig(), team)
+        self.waiting = AsyncCheckpointer(folder / "sync", CheckpointConfig.model_validate({"async": False}), team)
+        self.stop_consensus = StopConsensus(self.runtime)
         self.times = Times()
-        if subject.trainer.layout.mesh is None:
+        if subject.trainer.strategy.mesh is None:
             accelerator = self.runtime.accelerator  # it knows the networks already
             for optimizer in subject.trainer.optimizers.values():
                 accelerator.prepare_optimizer(optimizer.adamw, device_placement=False)
@@ -69,18 +69,18 @@ class Bench:
         self.runtime.barrier()
         since = now(self.runtime)
         self.subject.step()
-        self.boundary.cross(failed=self.beside.failed)
+        self.stop_consensus.poll(failed=self.beside.failed)
         return now(self.runtime) - since
 
     def in_flight(self) -> bool:
         """Whether the thread of a save runs on any rank."""
         return any(self.runtime.gather(any(thread.name == "saver" for thread in threading.enumerate())))
 
-    def save(self, saver: Saver) -> float:
+    def save(self, checkpointer: AsyncCheckpointer) -> float:
         """The seconds for which training stands still."""
         self.runtime.barrier()
         since = now(self.runtime)
-        saver.save(self.subject.trainer.state(), {"step": self.subject.trainer.step})
+        checkpointer.save(self.subject.trainer.state(), {"step": self.subject.trainer.step})
         return time.perf_counter() - since
 
     def quiet(self, steps: int) -> None:
@@ -106,7 +106,7 @@ class Bench:
         self.times.processor.append(time.process_time() - before)
 
     def accelerate(self) -> None:
-        if self.subject.trainer.layout.mesh is not None:
+        if self.subject.trainer.strategy.mesh is not None:
             return  # save_state knows nothing of what it has not sharded itself
         self.runtime.barrier()
         since = now(self.runtime)

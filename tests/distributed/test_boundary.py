@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from diffpipe.errors import LostPeerError
-from diffpipe.train.runtime import Runtime, peers
-from diffpipe.train.stop import Agreed, Boundary
+from diffpipe.train.runtime import Runtime, lost_peer_errors
+from diffpipe.train.stop import Agreed, StopConsensus
 from tests.support.gloo_processes import run
 
 
@@ -17,12 +17,12 @@ def crossings(rank: int, number: int, fails: int) -> list[Agreed]:
     """Six boundaries; `rank` gets the signal after the second, and the rank `fails` fails after the fourth."""
     agreed: list[Agreed] = []
     with Runtime.start("fp32", "cpu") as runtime:
-        boundary = Boundary(runtime)
-        with boundary.listening():
+        stop_consensus = StopConsensus(runtime)
+        with stop_consensus.listening():
             for step in range(6):
                 if step == 2 and runtime.rank == rank:
                     os.kill(os.getpid(), number)
-                agreed.append(boundary.cross(failed=runtime.rank == fails and step >= 4))
+                agreed.append(stop_consensus.poll(failed=runtime.rank == fails and step >= 4))
         runtime.barrier()
     return agreed
 
@@ -41,8 +41,8 @@ def test_alone_it_is_known_at_once() -> None:
 
 def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
     with Runtime.start("fp32", "cpu") as runtime:
-        boundary = Boundary(runtime)
-        with boundary.listening():
+        stop_consensus = StopConsensus(runtime)
+        with stop_consensus.listening():
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
@@ -51,14 +51,14 @@ def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
 def survivor() -> str:
     """Rank 1 leaves without a word; what rank 0 is told at a boundary."""
     with Runtime.start("fp32", "cpu", timeout=20) as runtime:
-        boundary = Boundary(runtime)
-        boundary.cross()
+        stop_consensus = StopConsensus(runtime)
+        stop_consensus.poll()
         if runtime.rank == 1:
             return ""
         try:
-            with peers():
+            with lost_peer_errors():
                 for _ in range(3):
-                    boundary.cross()
+                    stop_consensus.poll()
         except LostPeerError as lost:
             return str(lost)
     return "rank 0 has missed nobody"

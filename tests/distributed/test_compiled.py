@@ -22,7 +22,7 @@ from diffpipe.stages.flow import FlowConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train import loop
 from diffpipe.train.blocks import blocks, checkpoint_activations, compile_blocks, uncompiled
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -156,8 +156,8 @@ def train(directory: str) -> dict[str, Any]:
             step(trainer)
             step(plain)
         found |= {"later": state(), "plain": {name: tensor.numpy() for name, tensor in plain.state().items()}}
-        with Saver(Path(directory), CheckpointConfig(), runtime.side_team()) as saver:
-            saver.save(trainer.state(), {"step": 2})
+        with AsyncCheckpointer(Path(directory), CheckpointConfig(), runtime.new_group()) as checkpointer:
+            checkpointer.save(trainer.state(), {"step": 2})
         step(trainer)
         found["straight"] = state()
         newest, _ = checkpoints.newest_valid(Path(directory), runtime.team)

@@ -11,7 +11,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -68,8 +68,8 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
             positions[:] = micro.positions.tolist()
             trainer.train_step([micro])
             losses.append(trainer._log_values()["loss"])
-        with Saver(Path(directory), CheckpointConfig(keep_last=9), runtime.side_team()) as saver:
-            saver.save(trainer.state(), {"step": trainer.step})
+        with AsyncCheckpointer(Path(directory), CheckpointConfig(keep_last=9), runtime.new_group()) as checkpointer:
+            checkpointer.save(trainer.state(), {"step": trainer.step})
         return {"shown": shown, "losses": losses, "state": {k: v.numpy() for k, v in trainer.state().items()}}
 
 
@@ -113,7 +113,7 @@ def fail_on_rank_one() -> str:
                 raise UserError("rank 1 has no shards")
 
         try:
-            runtime.together(action)
+            runtime.raise_on_all_ranks(action)
         except UserError as error:
             return str(error)
         return "nothing"

@@ -19,7 +19,7 @@ from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
-from diffpipe.train.parallel import Layout, Parallel, whole
+from diffpipe.train.parallel import Parallel, ParallelStrategy, whole
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
 from tests.support.stage_cases import CASES, real_batch
@@ -66,9 +66,9 @@ def train(settings: dict[str, Any], cases: Sequence[str]) -> dict[str, Ended]:
                 trainer.train_step(share(step, runtime))
                 losses.append(trainer._log_values()["loss"])
             state = {key: whole(tensor).numpy() for key, tensor in trainer.state().items()}
-            averaged = trainer.averaged()
+            ema_networks = trainer.ema_networks()
             for key, tensor in [
-                (f"ema.{n}.{k}", t) for n, net in averaged.items() for k, t in net.state_dict().items()
+                (f"ema.{n}.{k}", t) for n, net in ema_networks.items() for k, t in net.state_dict().items()
             ]:
                 assert torch.equal(tensor, torch.from_numpy(state[key])), key
             held = sum(local(t).numel() * t.element_size() for t in trainer.state().values())
@@ -144,13 +144,13 @@ def layouts(world: int) -> list[str]:
         ]
         for parallel, shard_size, where in asked:
             with pytest.raises(UserError) as refusal:
-                Layout.of(parallel, shard_size, where)
+                ParallelStrategy.of(parallel, shard_size, where)
             said.append(str(refusal.value))
-        assert Layout.of("auto", None, runtime).mesh is None
-        sharded = Layout.of("auto", None, told).mesh
+        assert ParallelStrategy.of("auto", None, runtime).mesh is None
+        sharded = ParallelStrategy.of("auto", None, told).mesh
         assert sharded is not None
         assert sharded.size() == world
-        whole_node = Layout.of("hsdp", None, runtime).mesh
+        whole_node = ParallelStrategy.of("hsdp", None, runtime).mesh
         assert whole_node is not None
         assert whole_node.shape == (1, world)
     return said

@@ -19,12 +19,12 @@ from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import UserError
 from diffpipe.train.checkpoint import write as module
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import committed
 from diffpipe.train.checkpoint.read import load, open_checkpoint
 from diffpipe.train.checkpoint.retention import recover
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
 
@@ -42,14 +42,14 @@ class Net(nn.Module):
         self.register_buffer("counted", torch.tensor(3))
 
 
-def state(layout: str, world: int, seed: int) -> dict[str, Tensor]:
+def state(strategy: str, world: int, seed: int) -> dict[str, Tensor]:
     """What is saved under a layout: drawn from the seed, the same numbers at any."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Net()
-    if layout == "fsdp":
+    if strategy == "fsdp":
         fully_shard(net, mesh=init_device_mesh("cpu", (world,)))
-    elif layout == "hsdp":
+    elif strategy == "hsdp":
         fully_shard(net, mesh=init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("copies", "shards")))
     else:
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -64,37 +64,37 @@ def layouts(world: int) -> list[str]:
 
 def save_all(folder: str, alone: bool = False) -> None:
     if alone:
-        save_each(Path(folder), Team(), Team())
+        save_each(Path(folder), Communicator(), Communicator())
         return
     with Runtime.start("fp32", "cpu") as runtime:
-        save_each(Path(folder), runtime.team, runtime.side_team())
+        save_each(Path(folder), runtime.team, runtime.new_group())
 
 
-def save_each(folder: Path, team: Team, side: Team) -> None:
-    for layout in layouts(team.world):
-        with Saver(folder / f"{layout}-{team.world}", CheckpointConfig(), side) as saver:
-            saver.save(state(layout, team.world, 5), {"step": 1})
+def save_each(folder: Path, team: Communicator, side: Communicator) -> None:
+    for strategy in layouts(team.world):
+        with AsyncCheckpointer(folder / f"{strategy}-{team.world}", CheckpointConfig(), side) as checkpointer:
+            checkpointer.save(state(strategy, team.world, 5), {"step": 1})
 
 
 def load_all(folder: str, alone: bool = False) -> list[str]:
     """Load each checkpoint into each layout that this world has: what differs."""
     if alone:
-        return load_each(Path(folder), Team())
+        return load_each(Path(folder), Communicator())
     with Runtime.start("fp32", "cpu") as runtime:
         return load_each(Path(folder), runtime.team)
 
 
-def load_each(folder: Path, team: Team) -> list[str]:
+def load_each(folder: Path, team: Communicator) -> list[str]:
     wrong, expected = [], state("plain", 1, 5)
     for saved in sorted(folder.iterdir()):
         found = open_checkpoint(saved / "step-00000001", team)
-        for layout in layouts(team.world):
-            target = state(layout, team.world, 6)
+        for strategy in layouts(team.world):
+            target = state(strategy, team.world, 6)
             load(found, target, team)
             for name, tensor in target.items():
                 whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
                 if not torch.equal(whole, expected[name]):
-                    wrong.append(f"{saved.name} into {layout}-{team.world}: {name}")
+                    wrong.append(f"{saved.name} into {strategy}-{team.world}: {name}")
     return wrong
 
 
@@ -142,18 +142,18 @@ def trouble(folder: str) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     with Runtime.start("fp32", "cpu") as runtime:
         directory, rank = Path(folder), runtime.rank
-        saver = Saver(directory, CheckpointConfig(), runtime.side_team())
+        checkpointer = AsyncCheckpointer(directory, CheckpointConfig(), runtime.new_group())
         tensors = {str(i): torch.full((1000,), float(i)) for i in range(8)}
 
         group: Any = dist.group.WORLD
         before = group._get_sequence_number_for_group()
-        saver.save(tensors, {"step": 1})
-        saver.wait()
+        checkpointer.save(tensors, {"step": 1})
+        checkpointer.wait()
         seen["collectives of the default group"] = group._get_sequence_number_for_group() - before
 
-        saver.save(tensors, {"step": 2})
+        checkpointer.save(tensors, {"step": 2})
         sums = [runtime.sum(torch.tensor(float(i))).item() for i in range(50)]  # training talks meanwhile
-        saver.wait()
+        checkpointer.wait()
         seen["sums"] = sums == [2.0 * i for i in range(50)]
 
         def full(*_: object) -> None:
@@ -161,9 +161,9 @@ def trouble(folder: str) -> dict[str, Any]:
 
         kept = module.save_file
         module.save_file = full if rank == 1 else kept
-        saver.save(tensors, {"step": 3})
+        checkpointer.save(tensors, {"step": 3})
         try:
-            saver.wait()
+            checkpointer.wait()
         except UserError as error:
             seen["error"] = str(error)
         module.save_file = kept
@@ -171,8 +171,8 @@ def trouble(folder: str) -> dict[str, Any]:
         seen["then"] = sorted(p.name for p in directory.iterdir())
         runtime.barrier()
 
-        saver.save(tensors, {"step": 4})
-        saver.wait()
+        checkpointer.save(tensors, {"step": 4})
+        checkpointer.wait()
         seen["at last"] = [p.name for p in committed(directory)]
         if rank == 1:
             next((directory / "step-00000004").glob("rank-00000*")).write_bytes(b"")

@@ -30,8 +30,8 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight steps, two in each layout; all its checkpoints are kept."""
     run = tmp_path_factory.mktemp("moved")
     layouts = [(2, ["train.parallel=ddp"]), (2, ["train.parallel=fsdp"]), (4, [*HSDP]), (2, ["train.parallel=ddp"])]
-    for i, (processes, layout) in enumerate(layouts):
-        said = trains(run, *CALM, *layout, f"train.steps={2 * i + 2}", "checkpoint.keep_last=9", processes=processes)
+    for i, (processes, strategy) in enumerate(layouts):
+        said = trains(run, *CALM, *strategy, f"train.steps={2 * i + 2}", "checkpoint.keep_last=9", processes=processes)
         assert (f"resuming from {run}/checkpoints/step-{2 * i:08d}" in said) == (i > 0)
     return run
 
@@ -94,12 +94,12 @@ def test_what_a_sharded_run_draws_scores_and_saves_is_what_a_whole_one_does(
 ) -> None:
     """From one checkpoint both take a step that moves nothing, and show what they have."""
     shown = ["sample.every=1", "sample.n=20", "eval.every=1", "eval.n=12", "eval.metrics=[fd_efficientnet_lite0]"]
-    for layout in ("ddp", "fsdp"):
-        (tmp_path / layout / "checkpoints").mkdir(parents=True)
-        start = tmp_path / layout / "checkpoints" / "step-00000006"
+    for strategy in ("ddp", "fsdp"):
+        (tmp_path / strategy / "checkpoints").mkdir(parents=True)
+        start = tmp_path / strategy / "checkpoints" / "step-00000006"
         start.symlink_to(moved / "checkpoints" / start.name)
-        words = [*CALM, *FROZEN, *shown, f"data.test={few}", f"train.parallel={layout}", "train.steps=7"]
-        trains(tmp_path / layout, *words, processes=2)
+        words = [*CALM, *FROZEN, *shown, f"data.test={few}", f"train.parallel={strategy}", "train.steps=7"]
+        trains(tmp_path / strategy, *words, processes=2)
     ddp, fsdp = tmp_path / "ddp", tmp_path / "fsdp"
     assert sharded(last(fsdp))
     assert not sharded(last(ddp))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpipe.data.index import shard_set
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.reconstruction import ReconstructedImages
 from diffpipe.experiment.run import open_run
 from diffpipe.interfaces import Reconstructs
@@ -24,7 +24,7 @@ def reconstructed(run: Path, shards: str, runtime: Runtime) -> Tensor:
     assert isinstance(opened.stage, Reconstructs)
     real = ShardImages(shard_set.load(shards), opened.shape.channels, opened.shape.resolution)
     source = ReconstructedImages(opened.stage, opened.nets, real, runtime, seed=0, about={})
-    return torch.cat(in_chunks(source.n, source.images, runtime))
+    return torch.cat(map_over_ranks(source.n, source.images, runtime))
 
 
 if __name__ == "__main__":

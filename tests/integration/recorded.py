@@ -31,7 +31,7 @@ class Watched:
 
     def watch(self, trainer: Trainer) -> None:
         update, loss = trainer._update, trainer.stage.loss
-        trainer._settled.update(trainer.nets)  # a first pass that does not count would be shown all the same
+        trainer._buckets_settled.update(trainer.nets)  # a first pass that does not count would be shown all the same
 
         def watched_update(phase: Any, micro: Any, weight: Any) -> None:
             self._where, self._calls = f"step {trainer.step}, {phase.name}", 0

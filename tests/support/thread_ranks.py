@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class Threads(Team):
+class Threads(Communicator):
     """Ranks that are threads here and hand their values to each other through `slots`."""
 
     slots: list[Any] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Rank(Runtime):
         return self.place.world
 
     @property
-    def team(self) -> Team:
+    def team(self) -> Communicator:
         return self.place
 
 

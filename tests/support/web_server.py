@@ -76,9 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
             authorization = self.headers.get("Authorization")
             request = Request(unquote(parts.path), parts.query, start, status, authorization)
             web.requests.append(request)
-        self._answer(request, body or b"", drop)
+        self._handle_nonfinite(request, body or b"", drop)
 
-    def _answer(self, request: Request, whole: bytes, drop: bool) -> None:
+    def _handle_nonfinite(self, request: Request, whole: bytes, drop: bool) -> None:
         status, start = request.status, request.start
         body = whole[start:] if status < 300 else b""
         self.send_response(status)

@@ -137,9 +137,9 @@ class _HTTPBody:
             return await (await system.set_session()).get(system.encode_url(url), headers=headers)
 
         self._loop = system.loop
-        self._answer: Any = sync(self._loop, ask)
+        self._handle_nonfinite: Any = sync(self._loop, ask)
         try:
-            status, said = self._answer.status, self._answer.headers
+            status, said = self._handle_nonfinite.status, self._handle_nonfinite.headers
             if status >= HTTPStatus.BAD_REQUEST:
                 raise _RefusalError(status)
             length = said.get("Content-Length", "")
@@ -155,11 +155,11 @@ class _HTTPBody:
             raise
 
     def read(self, n: int) -> bytes:
-        data: Any = sync(self._loop, self._answer.content.read, n)
+        data: Any = sync(self._loop, self._handle_nonfinite.content.read, n)
         return data
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._answer.close)
+        self._loop.call_soon_threadsafe(self._handle_nonfinite.close)
 
 
 class _RefusalError(OSError):

@@ -17,18 +17,18 @@ from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import RankError, UserError
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.checkpoint.write import Part, commit
-from diffpipe.train.distributed import Team
+from diffpipe.train.checkpoint.write import TensorShard, commit
+from diffpipe.train.distributed import Communicator
 
 
-class Saver:
+class AsyncCheckpointer:
     """Saves checkpoints into `directory`, one at a time. All ranks call its methods together.
 
     As a context manager it waits, at the end of the block, for the save in flight; but not where this rank alone has
     failed, since the others' part of that save may never come.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, team: Team):
+    def __init__(self, directory: Path, config: CheckpointConfig, team: Communicator):
         """`team` has a group of its own (Runtime.side_team): the thread talks while training does."""
         self.directory, self.config, self.team = directory, config, team
         self._buffers: dict[str, Tensor] = {}
@@ -76,7 +76,7 @@ class Saver:
             self._step = None
             raise error
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> AsyncCheckpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -88,7 +88,7 @@ class Saver:
             except Exception as second:  # noqa: BLE001 (what ended the job is what is to be told)
                 error.add_note(f"and the last save failed: {second}")
 
-    def _stage(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Part], torch.cuda.Event | None]:
+    def _stage(self, tensors: dict[str, Tensor]) -> tuple[dict[str, TensorShard], torch.cuda.Event | None]:
         """Copies, in kept host memory, of what this rank writes; and the event after which a GPU's are there.
 
         A GPU copies in the order of its stream, so that the next step changes nothing too early, and no one waits.
@@ -110,21 +110,21 @@ class Saver:
                 # Contiguous: safetensors knows no channels_last.
                 buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
                 self._buffers[name] = buffer
-            staged[name] = Part(buffer.copy_(local.detach(), non_blocking=True), offsets)
+            staged[name] = TensorShard(buffer.copy_(local.detach(), non_blocking=True), offsets)
             if local.is_cuda and event is None:
                 event = torch.cuda.Event()
         if event is not None:
             event.record()
         return staged, event
 
-    def _save(self, step: int, parts: dict[str, Part], state: str, copied: torch.cuda.Event | None) -> None:
+    def _save(self, step: int, shards: dict[str, TensorShard], state: str, copied: torch.cuda.Event | None) -> None:
         """The thread: writes and commits. Whatever goes wrong is kept for `wait`."""
         try:
             self._yield_to_training()
             if copied is not None:
                 torch.cuda.set_device(copied.device)  # a new thread's would be the first GPU, another process's
                 copied.synchronize()
-            commit(self.directory, step, parts, state, self.config, self.team)
+            commit(self.directory, step, shards, state, self.config, self.team)
         except BaseException as error:  # noqa: BLE001 (it is raised again by `wait`)
             self._error = error
 
@@ -138,7 +138,7 @@ class Saver:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 14)
 
 
-def _share(tensors: dict[str, Tensor], team: Team) -> set[str]:
+def _share(tensors: dict[str, Tensor], team: Communicator) -> set[str]:
     """The names of those tensors, the same on all ranks, that this rank writes: about its share of the bytes."""
     loads = [(0, rank) for rank in range(team.world)]
     mine = set()

@@ -33,7 +33,7 @@ from diffpipe.train.checkpoint.format import (
     manifest_sha256,
     step_of,
 )
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Damage(NamedTuple):
         return f"{self.path}: {self.complaint}"
 
 
-def newest_valid(directory: Path, team: Team) -> tuple[Checkpoint | None, list[Damage]]:
+def newest_valid(directory: Path, team: Communicator) -> tuple[Checkpoint | None, list[Damage]]:
     """The newest checkpoint that its manifest vouches for, and what is wrong with each newer one. A collective.
 
     None where there is none at all. Raises UserError where there are some and all are damaged, those among them that
@@ -82,7 +82,7 @@ def newest_valid(directory: Path, team: Team) -> tuple[Checkpoint | None, list[D
     return None, []
 
 
-def open_checkpoint(path: Path, team: Team) -> Checkpoint:
+def open_checkpoint(path: Path, team: Communicator) -> Checkpoint:
     """The checkpoint at `path`, verified. A collective. Raises UserError."""
     complaint = damage(path, team)
     if complaint is not None:
@@ -99,7 +99,7 @@ def _open(path: Path) -> Checkpoint:
         raise _forged(path / STATE, error) from error
 
 
-def damage(path: Path, team: Team) -> str | None:
+def damage(path: Path, team: Communicator) -> str | None:
     """What is wrong with the checkpoint at `path`, or None; the hashing is shared out over the ranks. A collective."""
     complaint, files = _inspect(path)
     # Ranks may see different files on a filesystem that is not shared; they must still decide together.
@@ -145,7 +145,7 @@ def _difference(path: Path, entry: Entry) -> str | None:
     return f"{path.name} has been altered since it was saved (sha256 differs)" if altered else None
 
 
-def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Team) -> None:
+def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Communicator) -> None:
     """Copy the checkpoint's tensors into `tensors`, plain or DTensors, whoever saved them however sharded.
 
     A collective of the team; `Team()` reads alone. Each rank reads what it holds, straight into it. Raises UserError,

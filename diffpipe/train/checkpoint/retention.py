@@ -17,20 +17,20 @@ from diffpipe.errors import UserError
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import DAMAGED, committed, step_of
 from diffpipe.train.checkpoint.read import Checkpoint, newest_valid
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
 TEMPORARY, OLD = ".tmp-", ".old-"
 
 
-def recover(directory: Path, team: Team) -> tuple[Checkpoint | None, list[str]]:
+def recover(directory: Path, team: Communicator) -> tuple[Checkpoint | None, list[str]]:
     """What a job that starts goes on from, and what it should warn of. A collective, under the run's lock.
 
     The remains of killed jobs go, and checkpoints newer than the newest valid one are put aside. Raises UserError where
     there are checkpoints and none is valid; nothing is put aside then.
     """
-    team.together(lambda: sweep(directory) if team.main else None)
+    team.raise_on_all_ranks(lambda: sweep(directory) if team.main else None)
     found, damaged = newest_valid(directory, team)
-    moved = team.together(lambda: [put_aside(d.path) for d in damaged] if team.main else [])
+    moved = team.raise_on_all_ranks(lambda: [quarantine(d.path) for d in damaged] if team.main else [])
     places = team.gather(moved)[0]
     return found, [f"{bad}; it is {to.name} now" for bad, to in zip(damaged, places, strict=True)]
 
@@ -47,7 +47,7 @@ def sweep(directory: Path) -> None:
         raise UserError(f"{error.filename}: {error.strerror}: cannot remove what a killed job left; do so") from error
 
 
-def put_aside(path: Path) -> Path:
+def quarantine(path: Path) -> Path:
     """Rename a damaged checkpoint so that it is evidence and no checkpoint any more: where it is now."""
     to = path.with_name(DAMAGED + path.name)
     for n in itertools.count(2):

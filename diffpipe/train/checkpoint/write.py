@@ -21,10 +21,10 @@ from diffpipe.errors import UserError
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import MANIFEST, STATE, Entry, Manifest, describe, step_name
 from diffpipe.train.checkpoint.retention import TEMPORARY, prune, retire
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
 
-class Part(NamedTuple):
+class TensorShard(NamedTuple):
     """What one rank writes of a tensor: contiguous on the host, and where in the tensor it begins."""
 
     values: Tensor
@@ -32,7 +32,12 @@ class Part(NamedTuple):
 
 
 def commit(
-    directory: Path, step: int, parts: Mapping[str, Part], state: str, config: CheckpointConfig, team: Team
+    directory: Path,
+    step: int,
+    shards: Mapping[str, TensorShard],
+    state: str,
+    config: CheckpointConfig,
+    team: Communicator,
 ) -> None:
     """Write this rank's part of a checkpoint, commit it with the others, and remove what `config` keeps no longer.
 
@@ -43,16 +48,16 @@ def commit(
     temp = final.with_name(TEMPORARY + final.name)
     shard = temp / f"rank-{team.rank:05d}.safetensors"
     try:
-        team.together(lambda: _begin(temp) if team.main else None)
-        team.together(lambda: _write(shard, parts, team))
-        described = team.gather(team.together(lambda: _describe(shard)))
+        team.raise_on_all_ranks(lambda: _begin(temp) if team.main else None)
+        team.raise_on_all_ranks(lambda: _write(shard, shards, team))
+        described = team.gather(team.raise_on_all_ranks(lambda: _describe(shard)))
         files = {name: entry for each in described for name, entry in each.items()}
-        team.together(lambda: _commit(temp, final, step, files, state) if team.main else None)
+        team.raise_on_all_ranks(lambda: _commit(temp, final, step, files, state) if team.main else None)
     except UserError:
         if team.main:
             shutil.rmtree(temp, ignore_errors=True)
         raise
-    team.together(lambda: _prune(directory, config) if team.main else None)
+    team.raise_on_all_ranks(lambda: _prune(directory, config) if team.main else None)
 
 
 def _refused(path: Path, what: str) -> UserError:
@@ -69,17 +74,19 @@ def _begin(temp: Path) -> None:
         ) from error
 
 
-def _write(shard: Path, parts: Mapping[str, Part], team: Team) -> None:
+def _write(shard: Path, shards: Mapping[str, TensorShard], team: Communicator) -> None:
     """A shard as torch.distributed.checkpoint's HuggingFaceStorageWriter lays it out, and its reader takes it.
 
     That writer's planning would stop training for tens of milliseconds: it is Python, as training is.
     """
-    if not parts:
+    if not shards:
         return
-    places = {name: {SAVED_OFFSETS_KEY: list(part.offsets)} for name, part in parts.items()}
+    places = {name: {SAVED_OFFSETS_KEY: list(part.offsets)} for name, part in shards.items()}
     try:
         # One key of metadata: safetensors writes several in an order drawn by chance.
-        save_file({name: part.values for name, part in parts.items()}, shard, {CUSTOM_METADATA_KEY: json.dumps(places)})
+        save_file(
+            {name: part.values for name, part in shards.items()}, shard, {CUSTOM_METADATA_KEY: json.dumps(places)}
+        )
         _sync(shard)
     except (OSError, SafetensorError) as error:
         raise _refused(shard.parent, f"could not be written: rank {team.rank}: {error}") from error

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffpipe.errors import UserError
-from diffpipe.evaluation.map_over_ranks import in_chunks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.train.runtime import Runtime
 from tests.support.thread_ranks import on_ranks
 
@@ -20,7 +20,7 @@ def test_every_rank_has_all_results_in_order_and_each_chunk_was_done_once(world:
         done.append(chunk)
         return torch.tensor(chunk)
 
-    results = on_ranks(world, lambda runtime: in_chunks(230, each, runtime))
+    results = on_ranks(world, lambda runtime: map_over_ranks(230, each, runtime))
     assert sorted(done, key=lambda chunk: chunk.start) == [range(i, min(i + 50, 230)) for i in range(0, 230, 50)]
     assert [len(part) for part in results[0]] == [50, 50, 50, 50, 30]
     for parts in results:
@@ -35,7 +35,7 @@ def test_what_one_rank_refuses_all_refuse() -> None:
 
     def run(runtime: Runtime) -> str:
         with pytest.raises(UserError) as caught:
-            in_chunks(130, each, runtime)
+            map_over_ranks(130, each, runtime)
         return str(caught.value)
 
     assert on_ranks(2, run) == ["image 60 is broken"] * 2
@@ -43,9 +43,9 @@ def test_what_one_rank_refuses_all_refuse() -> None:
 
 def test_the_bar_is_shown_where_it_has_a_title(capfd: pytest.CaptureFixture[str]) -> None:
     runtime = Runtime.start("fp32", "cpu")
-    assert in_chunks(60, len, runtime) == [50, 10]
+    assert map_over_ranks(60, len, runtime) == [50, 10]
     assert capfd.readouterr().err == ""
-    in_chunks(60, len, runtime, "count")
+    map_over_ranks(60, len, runtime, "count")
     shown = capfd.readouterr().err
     assert "count: 100%" in shown
     assert "60/60" in shown

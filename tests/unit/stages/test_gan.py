@@ -330,7 +330,7 @@ def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
     data = Bimodal()
     for step in range(250):
         t.train_step([data(step, 32)])
-    made = t.stage.generate(t.averaged(), KeyedRNG(0, torch.arange(500)), None)  # pyright: ignore[reportAttributeAccessIssue]
+    made = t.stage.generate(t.ema_networks(), KeyedRNG(0, torch.arange(500)), None)  # pyright: ignore[reportAttributeAccessIssue]
     grey = made.float().mean((1, 2, 3))
     near = [float(((grey - mode).abs() < 32).float().mean()) for mode in (60, 190)]
     assert min(near) > 0.25

@@ -129,10 +129,10 @@ def test_a_learning_rate_for_a_network_that_is_not_there_is_refused(runtime: Run
 
 def test_the_averages_move_and_are_not_the_weights(runtime: Runtime) -> None:
     t = trainer(runtime, Toy())
-    start = t.averaged()["point"].state_dict()["weight"].clone()
+    start = t.ema_networks()["point"].state_dict()["weight"].clone()
     for i in range(4):
         t.train_step([next(stream(i))])
-    average = t.averaged()["point"].state_dict()["weight"]
+    average = t.ema_networks()["point"].state_dict()["weight"]
     assert not torch.equal(average, start)
     assert not torch.equal(average, t.nets["point"].state_dict()["weight"])
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from diffpipe.config import validate
 from diffpipe.errors import RankError, UserError
 from diffpipe.train.checkpoint import write as module
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import committed
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
-ALONE = Team()
+ALONE = Communicator()
 SYNCHRONOUS = CheckpointConfig.model_validate({"async": False})
 
 
@@ -46,10 +46,10 @@ def contents(directory: Path, step: int) -> dict[str, bytes]:
 
 def test_beside_training_the_same_bytes_are_saved_as_while_it_waits(tmp_path: Path) -> None:
     for name, config in (("async", CheckpointConfig()), ("sync", SYNCHRONOUS)):
-        with Saver(tmp_path / name, config, ALONE) as saver:
+        with AsyncCheckpointer(tmp_path / name, config, ALONE) as checkpointer:
             for step in (1, 2):
                 mine, state = tensors(step), {"step": step, "notes": ["as it was"]}
-                saver.save(mine, state)
+                checkpointer.save(mine, state)
                 with torch.no_grad():
                     for tensor in mine.values():
                         tensor.zero_()  # as an optimizer's step changes them in place
@@ -78,25 +78,25 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     arrived, passes = held_back(monkeypatch, at)
-    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
-    saver.save(tensors(1), {"step": 1})  # returns though nothing can be committed
+    checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
+    checkpointer.save(tensors(1), {"step": 1})  # returns though nothing can be committed
     assert arrived.wait(10)
     assert not committed(tmp_path)
-    second = threading.Thread(target=saver.save, args=(tensors(2), {"step": 2}))
+    second = threading.Thread(target=checkpointer.save, args=(tensors(2), {"step": 2}))
     second.start()
     second.join(0.05)
     assert second.is_alive()
-    assert not saver.failed
+    assert not checkpointer.failed
     passes.set()
     second.join(10)
     assert (tmp_path / "step-00000001").is_dir()
-    saver.wait()
+    checkpointer.wait()
     assert [p.name for p in committed(tmp_path)] == ["step-00000002", "step-00000001"]
 
 
 def test_what_is_not_asynchronous_is_committed_on_return(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, SYNCHRONOUS, ALONE)
-    saver.save(tensors(1), {"step": 1})
+    checkpointer = AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE)
+    checkpointer.save(tensors(1), {"step": 1})
     assert [p.name for p in committed(tmp_path)] == ["step-00000001"]
 
 
@@ -108,11 +108,11 @@ def test_the_switch_is_called_async_in_a_config_and_in_what_is_written_of_it() -
 
 
 def test_a_step_that_has_just_been_saved_is_not_saved_again(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
+    checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
     inodes = []
     for _ in range(2):  # because it was due, and because the job was asked to stop
-        saver.save(tensors(1), {"step": 1})
-        saver.wait()
+        checkpointer.save(tensors(1), {"step": 1})
+        checkpointer.wait()
         inodes.append(committed(tmp_path)[0].stat().st_ino)
     assert inodes[0] == inodes[1]
 
@@ -132,18 +132,18 @@ def full(*_: object) -> None:
 def test_a_disk_that_refuses_leaves_what_was_committed_and_no_debris(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, complaint: str
 ) -> None:
-    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
-    saver.save(tensors(1), {"step": 1})
-    saver.wait()
+    checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
+    checkpointer.save(tensors(1), {"step": 1})
+    checkpointer.wait()
     with monkeypatch.context() as patched:
         patched.setattr(module, at, full)
-        saver.save(tensors(2), {"step": 2})
+        checkpointer.save(tensors(2), {"step": 2})
         with pytest.raises(UserError, match=complaint):
-            saver.wait()
+            checkpointer.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
-    saver.wait()  # it has been told
-    saver.save(tensors(2), {"step": 2})
-    saver.wait()
+    checkpointer.wait()  # it has been told
+    checkpointer.save(tensors(2), {"step": 2})
+    checkpointer.wait()
     assert committed(tmp_path)[0].name == "step-00000002"
 
 
@@ -151,9 +151,9 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match=r"could not be written: .*free some space"),
-        Saver(tmp_path / "file", SYNCHRONOUS, ALONE) as saver,
+        AsyncCheckpointer(tmp_path / "file", SYNCHRONOUS, ALONE) as checkpointer,
     ):
-        saver.save(tensors(1), {"step": 1})
+        checkpointer.save(tensors(1), {"step": 1})
 
 
 @pytest.mark.parametrize("error", [RuntimeError("connection closed by peer"), KeyError("a bug")])
@@ -164,12 +164,12 @@ def test_any_failure_of_the_thread_is_seen_at_once_and_raised_later(
         raise error
 
     monkeypatch.setattr(module, "_begin", fail)
-    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
-    saver.save(tensors(1), {"step": 1})
-    saver._thread.join()  # pyright: ignore[reportOptionalMemberAccess]
-    assert saver.failed
+    checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
+    checkpointer.save(tensors(1), {"step": 1})
+    checkpointer._thread.join()  # pyright: ignore[reportOptionalMemberAccess]
+    assert checkpointer.failed
     with pytest.raises(type(error)) as raised:
-        saver.save(tensors(2), {"step": 2})
+        checkpointer.save(tensors(2), {"step": 2})
     assert raised.value is error
     assert not list(tmp_path.iterdir())
 
@@ -181,11 +181,11 @@ def test_a_job_that_ends_in_an_error_waits_for_the_save_only_where_all_ranks_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, waits: bool
 ) -> None:
     arrived, passes = held_back(monkeypatch, "_commit")
-    saver = Saver(tmp_path, CheckpointConfig(), ALONE)
+    checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
 
     def train() -> None:
-        with saver:
-            saver.save(tensors(1), {"step": 1})
+        with checkpointer:
+            checkpointer.save(tensors(1), {"step": 1})
             assert arrived.wait(10)
             threading.Timer(0.05, passes.set).start() if waits else None
             raise error
@@ -194,15 +194,15 @@ def test_a_job_that_ends_in_an_error_waits_for_the_save_only_where_all_ranks_do(
         train()
     assert bool(committed(tmp_path)) == waits
     passes.set()
-    saver.wait()
+    checkpointer.wait()
 
 
 def test_buffers_are_kept_from_save_to_save(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, SYNCHRONOUS, ALONE)
+    checkpointer = AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE)
     places = []
     for step in (1, 2):
-        saver.save(tensors(step), {"step": step})
-        places.append({name: buffer.data_ptr() for name, buffer in saver._buffers.items()})
+        checkpointer.save(tensors(step), {"step": step})
+        places.append({name: buffer.data_ptr() for name, buffer in checkpointer._buffers.items()})
     assert places[0] == places[1]
 
 
@@ -217,10 +217,10 @@ def test_it_yields_to_training_that_goes_on_and_hurries_where_training_waits(
         priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
     monkeypatch.setattr(module, "_commit", commit)
-    saver = Saver(tmp_path, config, ALONE)
-    saver.save(tensors(1), {"step": 1})
+    checkpointer = AsyncCheckpointer(tmp_path, config, ALONE)
+    checkpointer.save(tensors(1), {"step": 1})
     time.sleep(0.05)
-    saver.wait()
+    checkpointer.wait()
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     (priority,) = priorities
     assert priority > own if config.asynchronous else priority == own

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
-ALONE = Team()
+ALONE = Communicator()
 
 
 def tensors(step: int) -> dict[str, Tensor]:
@@ -34,8 +34,8 @@ def tensors(step: int) -> dict[str, Tensor]:
 
 
 def save(directory: Path, step: int) -> Path:
-    with Saver(directory, CheckpointConfig(keep_last=9), ALONE) as saver:
-        saver.save(tensors(step), {"step": step, "note": "x"})
+    with AsyncCheckpointer(directory, CheckpointConfig(keep_last=9), ALONE) as checkpointer:
+        checkpointer.save(tensors(step), {"step": step, "note": "x"})
     return directory / f"step-{step:08d}"
 
 

@@ -9,19 +9,21 @@ import pytest
 import torch
 
 from diffpipe.errors import UserError
-from diffpipe.train.checkpoint.asynchronous import Saver
+from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.read import newest_valid
 from diffpipe.train.checkpoint.retention import recover
-from diffpipe.train.distributed import Team
+from diffpipe.train.distributed import Communicator
 
-ALONE = Team()
+ALONE = Communicator()
 
 
 def save(directory: Path, *steps: int, keep_last: int = 9, keep_every: int = 0) -> None:
-    with Saver(directory, CheckpointConfig(keep_last=keep_last, keep_every=keep_every), ALONE) as saver:
+    with AsyncCheckpointer(
+        directory, CheckpointConfig(keep_last=keep_last, keep_every=keep_every), ALONE
+    ) as checkpointer:
         for step in steps:
-            saver.save({"x": torch.tensor(step)}, {"step": step})
+            checkpointer.save({"x": torch.tensor(step)}, {"step": step})
 
 
 def lie(directory: Path) -> list[str]:
