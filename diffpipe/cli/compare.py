@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="[NAME=]RUN[,key=value…]",
         help="a run or a checkpoint; key=value changes how it samples in this row alone: "
-        "fast=runs/ddpm,kind=ddim,steps=4. bound_steps=60 estimates a diffusion's bits/dim from so many timesteps "
+        "fast=runs/ddpm,kind=ddim,steps=4. vlb_steps=60 estimates a diffusion's bits/dim from so many timesteps "
         "instead of all; codec=RUN is where the VAE of a latent run lies by now",
     )
     parser.add_argument("--reference", required=True, metavar="SHARDS", help="the real images to compare with")

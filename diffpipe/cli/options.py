@@ -36,5 +36,5 @@ def sampler_overrides(args: argparse.Namespace) -> list[str]:
 
 def bound_overrides(args: argparse.Namespace) -> list[str]:
     """How many evaluations a likelihood may cost, where it was said, as overrides of the run's config."""
-    given = {"bound_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
+    given = {"vlb_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
     return [f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None]

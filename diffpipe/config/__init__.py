@@ -1,6 +1,6 @@
 """Typed configuration: YAML and dotted overrides in, frozen pydantic models out."""
 
 from diffpipe.config.base import Config
-from diffpipe.config.load import dump_yaml, load_config, override, validate
+from diffpipe.config.load import dump_yaml, load_config, override, rename_keys, validate
 
-__all__ = ["Config", "dump_yaml", "load_config", "override", "validate"]
+__all__ = ["Config", "dump_yaml", "load_config", "override", "rename_keys", "validate"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -11,6 +11,9 @@ class Config(BaseModel):
     """A frozen pydantic model that forbids unknown keys. Each component declares its own, beside its code."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """Keys of earlier versions and what they are called now: a config with an old key is refused with the new name."""
 
     @model_validator(mode="before")
     @classmethod

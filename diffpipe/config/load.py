@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from diffpipe.config.base import Config
 from diffpipe.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
@@ -76,14 +77,11 @@ def override(tree: dict[str, Any], word: str) -> None:
 
 def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:
     """One validation error as `key: what is wrong`, with the nearest known key for an unknown one."""
-    path, siblings = _walk(model, error["loc"])
+    path, siblings, renamed = _walk(model, error["loc"])
     key = ".".join(path)
     match error["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
-            section = ".".join(path[:-1])
-            known = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known: {', '.join(siblings)}"
-            return f"unknown key {key}" + (f" in section {section}" if section and not near else "") + f"; {known}"
+            return _unknown_key(path, siblings, renamed)
         case "missing":
             return f"{key} is missing; add it to the file or give {key}=VALUE"
         case "union_tag_invalid":
@@ -98,10 +96,24 @@ def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:
             return f"{key}: {message}, not {error['input']!r}"
 
 
-def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """The dotted path of an error's location, without pydantic's own tags, and the keys known beside its last part."""
+def _unknown_key(path: list[str], siblings: list[str], renamed: dict[str, str]) -> str:
+    """What an unknown key was renamed to, else the nearest known one, else all that are known."""
+    key, section = ".".join(path), ".".join(path[:-1])
+    if path[-1] in renamed:
+        return f"{key} is called {'.'.join([*path[:-1], renamed[path[-1]]])} now; rename it"
+    near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
+    known = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known: {', '.join(siblings)}"
+    return f"unknown key {key}" + (f" in section {section}" if section and not near else "") + f"; {known}"
+
+
+def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str], dict[str, str]]:
+    """The dotted path of an error's location, without pydantic's own tags.
+
+    And, beside its last part, the keys that are known and those that were renamed.
+    """
     path: list[str] = []
     siblings: list[str] = []
+    renamed: dict[str, str] = {}
     for part in loc:
         if isinstance(part, int):  # in a list
             path.append(str(part))
@@ -114,11 +126,12 @@ def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
             continue
         fields = {field.alias or name: field for m in models for name, field in m.model_fields.items()}
         siblings = sorted(fields)
+        renamed = {old: new for m in models if issubclass(m, Config) for old, new in m.renamed.items()}
         if models and part not in siblings and part in {"str", "int", "float", "bool"}:
             continue  # a member of a plain union
         path.append(str(part))
         model = fields[str(part)].annotation if str(part) in fields else None
-    return path, siblings
+    return path, siblings, renamed
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
@@ -131,3 +144,16 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Union, UnionType):
         return [m for a in get_args(annotation) for m in _models(a)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def rename_keys(model: Any, tree: Any) -> Any:
+    """The tree of plain values with every key that was renamed under the name that `model` has for it now."""
+    models = _models(model)
+    if not models or not isinstance(tree, dict):
+        return tree
+    tagged = [m for m in models if "kind" in m.model_fields and tree.get("kind") in _tags(m)]
+    model = tagged[0] if len(models) > 1 and tagged else models[0]
+    renamed = model.renamed if issubclass(model, Config) else {}
+    tree = {renamed.get(key, key): value for key, value in tree.items()}
+    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    return {key: rename_keys(fields[key].annotation, value) if key in fields else value for key, value in tree.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,13 @@ class SourceConfig(Config):
 class DataConfig(Config):
     """The shards, and how their samples become batches."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "lanes": "interleave",
+        "window": "shuffle_window",
+        "max_bad": "max_bad_samples",
+        "on_change": "allow_changes",
+    }
+
     train: str | list[str] | None = None
     """Shards, as `diffpipe.data.index.shard_set.load` takes them."""
     sources: tuple[SourceConfig, ...] = ()
@@ -40,15 +47,15 @@ class DataConfig(Config):
     """Loader processes a rank."""
     prefetch: int = Field(default=2, ge=1)
     """Micro-batches that each of them holds ready."""
-    lanes: int = Field(default=64, ge=1)
+    interleave: int = Field(default=64, ge=1)
     """From how many places of the data a batch is drawn at a time, of which ranks share out the reading: see
     `diffpipe.data.loader.order.Order`."""
-    window: int = Field(default=16384, ge=1)
+    shuffle_window: int = Field(default=16384, ge=1)
     """How many samples are shuffled among each other."""
-    on_change: Literal["refuse", "adopt"] = "refuse"
-    """What a resume does where the shards, or the weights of sources, have changed. Once adopted they are the run's: it
-    goes on at its position, and an epoch is one of the new data."""
-    max_bad: int = Field(default=0, ge=0)
+    allow_changes: bool = False
+    """Whether a resume goes on where the shards, or the weights of sources, have changed: at its position, and an epoch
+    is one of the new data."""
+    max_bad_samples: int = Field(default=0, ge=0)
     """How many samples that cannot be read or decoded a run leaves out; the next one ends it, and 0 is the first."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
     """An image with more of them is not decoded, and is such a sample."""

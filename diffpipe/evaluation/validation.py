@@ -8,7 +8,7 @@ steps, or between two runs of a stage, is one of weights alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.preflight import fit_latents
 from diffpipe.interfaces import Batch, Phase, Stage
 from diffpipe.rng import KeyedRNG, fold_in
+from diffpipe.train.checkpoint.state import ValidationSet
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -62,15 +63,15 @@ class Validation(NamedTuple):
             )
         return cls(stage, Samples(data, shards, SEED), n)
 
-    def about(self) -> dict[str, Any]:
-        """On what: losses are comparable where it is the same."""
-        return {"fingerprint": self.samples.reader.shard_set.fingerprint, "n": self.n}
+    def about(self) -> ValidationSet:
+        """The held-out samples: losses are comparable where they are the same."""
+        return ValidationSet(fingerprint=self.samples.reader.shard_set.fingerprint, n=self.n)
 
     def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
         """`validation_loss` and each metric, by phase where there are several. step: the last one trained.
 
-        Samples that cannot be read are left out, aloud, where data.max_bad lets a run have any. A collective. Raises
-        UserError on all ranks.
+        Samples that cannot be read are left out with a warning where data.max_bad_samples allows some. A collective.
+        Raises UserError on all ranks.
         """
         phases = [p for p in self.stage.phases() if p.start <= step and (p.until is None or step < p.until)]
         parts = map_over_ranks(self.n, lambda chunk: self._sums(nets, phases, chunk, runtime), runtime)

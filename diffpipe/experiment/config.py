@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
@@ -24,9 +24,11 @@ from diffpipe.train.optimizer import OptimizerConfig
 class RunConfig(Config):
     """Where a run lives."""
 
+    renamed: ClassVar[dict[str, str]] = {"adopt": "allow_changes"}
+
     dir: str
     """The run directory; the same directory again means: resume."""
-    adopt: tuple[str, ...] = ()
+    allow_changes: tuple[str, ...] = ()
     """Keys of this config, such as optimizer.lr, that a resume may change. Any other change of what the run is refuses
     it, and that of its model always does."""
 

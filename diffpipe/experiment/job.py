@@ -28,7 +28,8 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.dependencies import build_for_training
 from diffpipe.experiment.latent_statistics import measure_latents
 from diffpipe.experiment.preflight import fit_together, short_of_room
-from diffpipe.experiment.resume_compat import accept, accept_data, identity
+from diffpipe.experiment.resume_compat import accept, accept_data
+from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
 from diffpipe.rng import KeyedRNG
@@ -36,6 +37,7 @@ from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.retention import recover
+from diffpipe.train.checkpoint.state import RunState, Shape
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.loop import Hook, Trainer
 from diffpipe.train.runtime import Runtime
@@ -73,7 +75,7 @@ class Job:
             experiment.ema,
             seed=experiment.seed,
             batch_size=experiment.data.batch_size,
-            max_bad=experiment.data.max_bad,
+            max_bad_samples=experiment.data.max_bad_samples,
         )
         return cls(experiment, runtime, shards, shape, stage, trainer, found, codec, validation)
 
@@ -87,7 +89,7 @@ class Job:
             )
             return None
         if self.codec is not None:
-            print_on_rank_zero(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.get('reconstruction'))}")
+            print_on_rank_zero(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.reconstruction)}")
         if runtime.main:
             (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
             keep_listing(self.shards, experiment.run.path)
@@ -146,48 +148,47 @@ class Job:
     def resume(self) -> None:
         """Go on from the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
         if self.found is not None:
-            now = identity(self.experiment, self.shards, self.shape)
-            for change in accept(self.found, now, self.experiment.run.adopt):
-                print_on_rank_zero(self.runtime, f"{change}, as run.adopt says")
+            for change in accept(self.found, self.experiment, self.shape):
+                print_on_rank_zero(self.runtime, f"{change}, as run.allow_changes says")
             changed = accept_data(self.found, self.experiment, self.shards, self.experiment.run.path)
             if changed is not None:
-                print_on_rank_zero(self.runtime, f"the data has changed: {changed}; adopted, as data.on_change says")
+                print_on_rank_zero(self.runtime, f"the data has changed: {changed}; allowed by data.allow_changes")
             checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
             state, trainer = self.found.state, self.trainer
-            trainer.step, trainer.position, trainer.skipped = state["step"], state["position"], state["skipped"]
-            trainer.bad.known = state["bad"]
+            trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
+            trainer.bad.known = state.bad_samples
             print_on_rank_zero(self.runtime, f"resuming from {self.found.path}")
-            before, now = state["experiment"]["data"]["batch_size"], self.experiment.data.batch_size
+            before, now = stored_config(self.found).data.batch_size, self.experiment.data.batch_size
             if before != now:
                 print_on_rank_zero(
                     self.runtime, f"data.batch_size was {before} and is {now}, from position {trainer.position} on"
                 )
-            if self.validation is not None and state["validation"] not in (None, self.validation.about()):
+            if self.validation is not None and state.validation not in (None, self.validation.about()):
                 print_on_rank_zero(
                     self.runtime, "warning: validation losses before this are of other images: data.test has changed"
                 )
 
     def save(self, checkpointer: AsyncCheckpointer) -> None:
         trainer, experiment = self.trainer, self.experiment
-        state = {
-            "step": trainer.step,
-            "position": trainer.position,
-            "skipped": trainer.skipped,
-            "bad": trainer.bad.known,
-            "identity": identity(experiment, self.shards, self.shape),
-            "shape": self.shape._asdict(),
-            "experiment": experiment.model_dump(mode="json"),
-            "latents": measure_latents(
+        state = RunState(
+            step=trainer.step,
+            position=trainer.position,
+            skipped=trainer.skipped,
+            bad_samples=trainer.bad.known,
+            fingerprint=self.shards.fingerprint,
+            shape=Shape(**self.shape._asdict()),
+            experiment=experiment.model_dump(mode="json"),
+            latents=measure_latents(
                 self.stage,
                 trainer.ema_networks,
                 self.shards,
                 self.shape,
                 self.runtime,
-                some_bad=experiment.data.max_bad > 0,
+                some_bad=experiment.data.max_bad_samples > 0,
             ),
-            "reconstruction": self._reconstruction(),
-            "validation": self.validation and self.validation.about(),
-        }
+            reconstruction=self._reconstruction(),
+            validation=self.validation and self.validation.about(),
+        )
         checkpointer.save(trainer.state(), state)
 
     def _reconstruction(self) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.latents import moments, statistics, unfit
 from diffpipe.stages.vae import VAE
+from diffpipe.train.checkpoint.state import LatentStatistics
 from diffpipe.train.runtime import Runtime
 
 IMAGES = 2000  # enough for three digits of the mean and the deviation of each channel
@@ -29,7 +29,7 @@ def measure_latents(
     runtime: Runtime,
     *,
     some_bad: bool = False,
-) -> dict[str, Any] | None:
+) -> LatentStatistics | None:
     """Mean and deviation of each latent channel, always over the same images; None of a stage that is no codec.
 
     averaged: gives the networks where they are needed. some_bad: leave out the images that cannot be read or decoded.
@@ -50,7 +50,7 @@ def measure_latents(
 
     counts, sums = zip(*filter(None, map_over_ranks(images.n, each, runtime)), strict=True)
     mean, std = statistics(torch.stack(sums).sum(0))
-    return {"mean": mean, "std": std, "images": sum(counts)}
+    return LatentStatistics(mean=mean, std=std, images=sum(counts))
 
 
 def _there(images: ShardImages, chunk: range) -> Iterator[Tensor]:

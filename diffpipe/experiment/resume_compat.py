@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +9,9 @@ from diffpipe.data.index.dataset_diff import what_changed
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint.read import Checkpoint
-
-_FINGERPRINT = "data.fingerprint"
 
 
 class Change(NamedTuple):
@@ -27,13 +25,13 @@ class Change(NamedTuple):
         return f"{self.key} was {self.before} and is {self.now}"
 
 
-def identity(experiment: Experiment, shards: ShardSet, shape: ImageShape) -> dict[str, Any]:
-    """By section of the config: the seed, the order of the stream, the model, and how its weights move.
+def identity(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
+    """The keys of the config that make a run the one it is: the seed, the stream's order, the model, the optimizer.
 
     Not the batch size: which sample stands at which position does not depend on it, and a resume may change it.
     """
     data = experiment.data
-    order = {"fingerprint": shards.fingerprint, "lanes": data.lanes, "window": data.window}
+    order = {"interleave": data.interleave, "shuffle_window": data.shuffle_window}
     augmentation = {"flip": data.flip, "crop": data.crop}
     # A codec, or a teacher, is its checkpoint's hash, wherever it lies.
     places = {"codec": {"run"}, "teacher": {"run"}}
@@ -47,25 +45,27 @@ def identity(experiment: Experiment, shards: ShardSet, shape: ImageShape) -> dic
     }
 
 
-def accept(found: Checkpoint, now: dict[str, Any], adopt: Sequence[str]) -> list[Change]:
-    """What has changed since the checkpoint was saved and is meant to: `adopt` names it, or the section it is in.
+def accept(found: Checkpoint, experiment: Experiment, shape: ImageShape) -> list[Change]:
+    """The keys that have changed since the checkpoint was saved, all of them allowed by `run.allow_changes`.
 
-    Raises UserError where something else has changed, or the model, which its weights would not fit. Whether the shards
-    have is for `accept_data` to say.
+    That names keys, or whole sections. Raises UserError where another key has changed, or the model, which the weights
+    would not fit. `accept_data` compares the shards.
     """
-    was, is_ = _flatten(found.state["identity"]), _flatten(now)
+    allowed = experiment.run.allow_changes
+    before = identity(stored_config(found), ImageShape(**found.state.shape.model_dump()))
+    was, is_ = _flatten(before), _flatten(identity(experiment, shape))
     changed = [Change(key, was.get(key), is_.get(key)) for key in sorted(was.keys() | is_.keys())]
-    changed = [change for change in changed if change.before != change.now and change.key != _FINGERPRINT]
+    changed = [change for change in changed if change.before != change.now]
     model = [change for change in changed if _of_model(change.key)]
     if model:
         what = ", ".join(map(str, model))
         raise UserError(f"{found.path} is of another model: {what}; restore the config, or give another run.dir")
-    unmeant = [change for change in changed if not any(f"{change.key}.".startswith(f"{key}.") for key in adopt)]
+    unmeant = [change for change in changed if not any(f"{change.key}.".startswith(f"{key}.") for key in allowed)]
     if unmeant:
-        what, keys = ", ".join(map(str, unmeant)), ",".join([*adopt, *(change.key for change in unmeant)])
+        what, keys = ", ".join(map(str, unmeant)), ",".join([*allowed, *(change.key for change in unmeant)])
         raise UserError(
             f"{found.path} is of another experiment: {what}; restore the config, say that it is meant by "
-            f"run.adopt=[{keys}], or give another run.dir"
+            f"run.allow_changes=[{keys}], or give another run.dir"
         )
     return changed
 
@@ -73,16 +73,16 @@ def accept(found: Checkpoint, now: dict[str, Any], adopt: Sequence[str]) -> list
 def accept_data(found: Checkpoint, experiment: Experiment, shards: ShardSet, listings: Path) -> str | None:
     """Which shards are not those of the checkpoint, if any; `listings` is where those were written down.
 
-    Raises UserError where that is so and data.on_change does not adopt it.
+    Raises UserError where that is so and data.allow_changes is false.
     """
-    before = _flatten(found.state["identity"])[_FINGERPRINT]
+    before = found.state.fingerprint
     if before == shards.fingerprint:
         return None
     changed = what_changed(before, shards, listings)
-    if experiment.data.on_change == "refuse":
+    if not experiment.data.allow_changes:
         raise UserError(
             f"{found.path} was trained on other data: {changed}; restore it, say that it is meant by "
-            f"data.on_change=adopt, or give another run.dir"
+            f"data.allow_changes=true, or give another run.dir"
         )
     return changed
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from diffpipe.config import override, validate
+from diffpipe.config import validate
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
@@ -32,7 +33,7 @@ OPTIONS = {
     "stage.sampler.eta": ("--eta", "a diffusion's sampling"),
     "stage.sampler.guidance": ("--guidance", "a diffusion's sampling"),
     "stage.sampler.temperature": ("--temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
-    "stage.sampler.bound_steps": ("--steps", "a diffusion's bound"),
+    "stage.sampler.vlb_steps": ("--steps", "a diffusion's bound"),
     "stage.sampler.importance_samples": ("--importance-samples", "a VAE's bound"),
 }
 
@@ -70,7 +71,7 @@ class Run:
         sampler = self.experiment.stage.sampler.model_dump(mode="json")
         digest = self.checkpoint.manifest_sha256
         step = self.checkpoint.step
-        return {"checkpoint": digest, "step": step, "images_seen": self.checkpoint.state["position"]} | {
+        return {"checkpoint": digest, "step": step, "images_seen": self.checkpoint.state.position} | {
             "weights": self.weights,
             "sampler": sampler,
         }
@@ -100,7 +101,7 @@ def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: boo
 
 def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
     experiment = _overridden(found, overrides)
-    shape = ImageShape(**found.state["shape"])
+    shape = ImageShape(**found.state.shape.model_dump())
     experiment, stage, _ = build_stage(experiment, shape, runtime)
     prefix = "net" if raw else "ema"
     with torch.random.fork_rng(devices=[]):
@@ -112,15 +113,13 @@ def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, ra
 
 def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:
     """The run's experiment with `key=value` words laid over it. Raises UserError, by the option where one says it."""
-    tree, source = found.state["experiment"], str(found.path)
-    stage = validate(Experiment, tree, source).stage
+    stage = stored_config(found).stage
     for word in overrides:
         key = word.partition("=")[0]
         if key in OPTIONS and not _takes(stage, key):
             option, whose = OPTIONS[key]
             raise UserError(f"{option} is for {whose}, and {found.path.parents[1]} is of stage.kind {stage.kind}")
-        override(tree, word)
-    return validate(Experiment, tree, source)
+    return stored_config(found, overrides)
 
 
 def _takes(stage: Any, key: str) -> bool:
@@ -148,7 +147,7 @@ def build_stage(
     stage = experiment.stage
     if not isinstance(stage, DDPMConfig) or not isinstance(stage.codec, VAECodecConfig):
         return Built(experiment, runtime.raise_on_all_ranks(lambda: stage.build(shape)))
-    before = trained.state["experiment"]["stage"].get("codec", {}) if trained else {}
+    before = trained.state.experiment["stage"].get("codec", {}) if trained else {}
     try:
         codec, found = open_codec(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
     except UserError as error:
@@ -193,18 +192,18 @@ def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[Latent
     A collective. Raises UserError where there is no such checkpoint or it is of no VAE that can be a codec.
     """
     found = _pinned_checkpoint(path, sha256, runtime, "VAE")
-    kind = found.state["experiment"]["stage"]["kind"]
+    kind = stored_config(found).stage.kind
     if kind != "vae":
         raise UserError(f"{found.path} is a run of stage.kind={kind}; give one of stage.kind=vae with spatial latents")
     vae = _opened(found, [], runtime)
     assert isinstance(vae.stage, VAE)
     complaint = unfit(vae.stage)
-    if complaint is None and not found.state.get("latents"):
+    if complaint is None and found.state.latents is None:
         complaint = "its checkpoint says nothing of its latents' mean and deviation; train it on with this version"
     if complaint is not None:
         raise UserError(f"{found.path}: {complaint}")
-    mean, std = (found.state["latents"][name] for name in ("mean", "std"))
-    return LatentCodec(vae.stage, vae.nets, mean, std), found
+    assert found.state.latents is not None
+    return LatentCodec(vae.stage, vae.nets, found.state.latents.mean, found.state.latents.std), found
 
 
 def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | None) -> GeneratedImages:

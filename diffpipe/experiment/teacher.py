@@ -12,7 +12,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import Built, Run, build_stage, open_pinned
 from diffpipe.interfaces import ImageShape
 from diffpipe.stages.adversarial import AdversarialConfig, TeacherConfig
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm import DENOISER, DDPMConfig
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
 
@@ -34,7 +34,7 @@ def build_taught(experiment: Experiment, shape: ImageShape, runtime: Runtime, tr
             raise UserError(f"stage.teacher.run: {error}") from error
         sha256 = teacher.checkpoint.manifest_sha256
     else:
-        before = trained.state["experiment"]["stage"].get("teacher") or {}
+        before = trained.state.experiment["stage"].get("teacher") or {}
         sha256 = stage.teacher.sha256 or before.get("sha256")
     tree = experiment.model_dump(mode="json")
     tree["stage"]["teacher"] = TeacherConfig(run=stage.teacher.run, sha256=sha256).model_dump(mode="json")
@@ -50,7 +50,7 @@ def _weights(stage: AdversarialConfig, teacher: Run, shape: ImageShape) -> dict[
     stage.fits(teacher.experiment.stage)
     if teacher.shape != shape:
         raise UserError(f"it was trained on images of {_words(teacher.shape)}, and these are of {_words(shape)}")
-    return {name: value.cpu() for name, value in teacher.nets["unet"].state_dict().items()}
+    return {name: value.cpu() for name, value in teacher.nets[DENOISER].state_dict().items()}
 
 
 def _words(shape: ImageShape) -> str:

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.nn.blocks import Downsample, ResBlock, Upsample
 from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 
-MULTS = "stage.network.mults"
+CHANNEL_MULT = "stage.network.channel_mult"
 
 
 class CoderConfig(NormalizedLevelsConfig):
@@ -33,7 +33,7 @@ class CoderConfig(NormalizedLevelsConfig):
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """[c h w] of the latents of images of this resolution; a vector is [c 1 1]. Raises UserError."""
-        size = self.lowest(resolution, MULTS)
+        size = self.lowest(resolution, CHANNEL_MULT)
         return (self.latent_channels, size, size) if self.latent == "spatial" else (self.latent_channels, 1, 1)
 
 
@@ -45,11 +45,11 @@ class Encoder(nn.Module):
 
     def __init__(self, config: CoderConfig, channels: int, resolution: int, outputs: int, classes: int = 0):
         super().__init__()
-        c, size = config.channels, config.lowest(resolution, MULTS)
+        c, size = config.channels, config.lowest(resolution, CHANNEL_MULT)
         self.label = nn.Embedding(classes, config.channels) if classes else None
         self.stem = nn.Conv2d(channels, c, 3, padding=1)
         self.layers = nn.ModuleList()
-        for level, mult in enumerate(config.mults):
+        for level, mult in enumerate(config.channel_mult):
             if level:
                 self.layers.append(Downsample(c))
             for _ in range(config.blocks):
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: CoderConfig, resolution: int, outputs: int, classes: int = 0):
         super().__init__()
-        c, size = config.mults[-1] * config.channels, config.lowest(resolution, MULTS)
+        c, size = config.channel_mult[-1] * config.channels, config.lowest(resolution, CHANNEL_MULT)
         self.label = nn.Embedding(classes, config.channels) if classes else None
         inputs = config.latent_channels + (config.channels if classes else 0)
         self.stem = (
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
             )
         )
         self.layers = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(config.mults))):
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
             for _ in range(config.blocks):
                 self.layers.append(_block(config, c, mult * config.channels, classes))
                 c = mult * config.channels

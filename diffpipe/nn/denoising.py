@@ -50,7 +50,7 @@ class DenoisingDiscriminator(DownPath):
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__(config, 2 * channels, resolution, classes)
         # The last features at each resolution, and the middle's.
-        widths = [config.channels * mult for mult in (*config.mults, config.mults[-1])]
+        widths = [config.channels * mult for mult in (*config.channel_mult, config.channel_mult[-1])]
         self.heads = nn.ModuleList(head(width, config.groups) for width in widths)
         self.projection = zero_init(nn.Embedding(classes, self.widths[-1])) if classes else None
 

@@ -34,8 +34,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
-        smallest = config.lowest(resolution, "stage.discriminator.mults")
-        widths = [config.channels * mult for mult in config.mults]
+        smallest = config.lowest(resolution, "stage.discriminator.channel_mult")
+        widths = [config.channels * mult for mult in config.channel_mult]
         c_emb = 4 * config.channels if classes else None
         self.label = nn.Embedding(classes, c_emb) if c_emb else None
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)

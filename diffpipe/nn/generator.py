@@ -28,8 +28,8 @@ class Generator(nn.Module):
 
     def __init__(self, config: GeneratorConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
-        self.smallest = config.lowest(resolution, "stage.generator.mults")
-        widths = [config.channels * mult for mult in reversed(config.mults)]
+        self.smallest = config.lowest(resolution, "stage.generator.channel_mult")
+        widths = [config.channels * mult for mult in reversed(config.channel_mult)]
         c_emb = 4 * config.channels
         self.label = nn.Embedding(classes, config.latent) if classes else None
         self.style = nn.Sequential(

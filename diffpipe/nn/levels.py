@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -15,9 +15,11 @@ Positive = Annotated[int, Field(ge=1)]
 class LevelsConfig(Config):
     """Width and depth of a network that halves the resolution level by level, or doubles it on the way up."""
 
+    renamed: ClassVar[dict[str, str]] = {"mults": "channel_mult"}
+
     channels: Positive = 64
     """Channels at full resolution."""
-    mults: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
+    channel_mult: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
     """Channels of each level as multiples of `channels`, from full resolution down; every level after the first halves
     it."""
     blocks: Positive = 1
@@ -25,10 +27,10 @@ class LevelsConfig(Config):
 
     def lowest(self, resolution: int, key: str) -> int:
         """The lowest level's height and width. Raises UserError, naming `key`, where they cannot be halved so often."""
-        halvings = len(self.mults) - 1
+        halvings = len(self.channel_mult) - 1
         if resolution % 2**halvings:
             raise UserError(
-                f"data.resolution {resolution} cannot be halved {halvings} times for {key} {list(self.mults)}; "
+                f"data.resolution {resolution} cannot be halved {halvings} times for {key} {list(self.channel_mult)}; "
                 f"take a multiple of {2**halvings} or fewer levels"
             )
         return resolution >> halvings

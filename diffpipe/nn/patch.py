@@ -25,8 +25,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, config: LevelsConfig, channels: int, resolution: int):
         super().__init__()
-        config.lowest(resolution, "stage.patch.network.mults")
-        widths = [config.channels * mult for mult in config.mults]
+        config.lowest(resolution, "stage.patch.network.channel_mult")
+        widths = [config.channels * mult for mult in config.channel_mult]
         depth = len(widths) * config.blocks
         self.patch = 3 + sum(4 * config.blocks * 2**i + 2 ** (i - 1) * (i > 0) for i in range(len(widths)))
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
@@ -16,9 +18,10 @@ from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 class UNetConfig(NormalizedLevelsConfig):
     """Width, depth and attention of the UNet. The defaults are the CIFAR-10 network of Ho et al. 2020."""
 
+    kind: Literal["unet"] = "unet"
     channels: Positive = 128
     """Channels at full resolution."""
-    mults: tuple[Positive, ...] = Field(default=(1, 2, 2, 2), min_length=1)
+    channel_mult: tuple[Positive, ...] = Field(default=(1, 2, 2, 2), min_length=1)
     """Channels of each level as multiples of `channels`; every level after the first halves the resolution."""
     blocks: Positive = 2
     """Residual blocks a level on the way down (one more on the way up)."""
@@ -44,12 +47,12 @@ class DownPath(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
-        config.lowest(resolution, "stage.unet.mults")
-        levels = [resolution >> i for i in range(len(config.mults))]
+        config.lowest(resolution, "stage.network.channel_mult")
+        levels = [resolution >> i for i in range(len(config.channel_mult))]
         absent = set(config.attention) - set(levels)
         if absent:
             raise UserError(
-                f"stage.unet.attention names resolutions {sorted(absent)} that no level has; the levels are {levels}"
+                f"stage.network.attention names resolutions {sorted(absent)} that no level has; the levels are {levels}"
             )
         self.config = config
         c_emb = 4 * config.channels
@@ -60,7 +63,7 @@ class DownPath(nn.Module):
         c, size = config.channels, resolution
         self.widths = [c]
         self.down = nn.ModuleList()
-        for level, mult in enumerate(config.mults):
+        for level, mult in enumerate(config.channel_mult):
             if level:
                 self.down.append(Downsample(c))
                 size //= 2
@@ -110,9 +113,9 @@ class UNet(DownPath):
 
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__(config, channels, resolution, classes)
-        c, size, skips = self.widths[-1], resolution >> (len(config.mults) - 1), [*self.widths]
+        c, size, skips = self.widths[-1], resolution >> (len(config.channel_mult) - 1), [*self.widths]
         self.up = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(config.mults))):
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
             for _ in range(config.blocks + 1):
                 c_out = mult * config.channels
                 self.up.append(self._block(c + skips.pop(), c_out, size))

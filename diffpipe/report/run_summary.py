@@ -145,7 +145,7 @@ def training(opened: Run) -> dict[str, float] | None:
     if not rates:
         return None
     rate = statistics.median(rates)
-    return {"images_per_second": rate, "seconds": opened.checkpoint.state["position"] / rate}
+    return {"images_per_second": rate, "seconds": opened.checkpoint.state.position / rate}
 
 
 def likelihood(opened: Run, shards: str, n: int, seed: int, runtime: Runtime) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -95,22 +95,28 @@ class TeacherConfig(Config):
 class AdversarialConfig(GameConfig):
     """A few-step denoiser trained against a discriminator. `conditional` makes it P(X|Y) for the labels Y."""
 
+    renamed: ClassVar[dict[str, str]] = {
+        "unet": "network",
+        "compared": "discriminator_input",
+        "focus": "timestep_power",
+    }
+
     kind: Literal["adversarial"]
     teacher: TeacherConfig | None = None
     """Where both networks start from; null: from scratch."""
-    unet: UNetConfig = UNetConfig()
+    network: UNetConfig = UNetConfig()
     """The generator; the discriminator is the same network's way down."""
     latent: int = Field(default=64, ge=1)
     """Numbers in the latent vector of each step."""
     schedule: LargeStepsConfig = SDEStepsConfig()
     levels: ScheduleConfig = ScheduleConfig(kind="cosine")
     """The networks are told a level of noise as the nearest timestep of this schedule, which is a teacher's."""
-    compared: Literal["x_prev", "x_0"] = "x_prev"
+    discriminator_input: Literal["x_prev", "x_0"] = "x_prev"
     """What the discriminator sees beside x_t: x_{t-1}, as in the paper, or x_0. The noise in x_{t-1} keeps the game
     even, and hides from a new discriminator what there is to learn; x_0 shows it, and needs both penalties."""
-    focus: float = Field(default=1.0, gt=0)
-    """Which steps are trained how often: t is u^focus T of a uniform u, so that above 1 the last steps, in which the
-    details appear, come more often."""
+    timestep_power: float = Field(default=1.0, gt=0)
+    """The step t is floor(T u^timestep_power) of a uniform u: above 1, the last steps of sampling, in which the details
+    appear, are trained more often."""
     sampler: LatentSamplerConfig = LatentSamplerConfig()
     conditional: bool = False
 
@@ -125,8 +131,8 @@ class AdversarialConfig(GameConfig):
         """Raises UserError where networks cannot start from that stage's."""
         if teacher.codec.kind != "pixels":
             raise UserError("stage.teacher.run diffuses latents; give a run of stage.codec.kind=pixels")
-        ours = {"stage.unet": self.unet, "stage.levels": self.levels, "stage.conditional": self.conditional}
-        theirs = (teacher.unet, teacher.schedule, teacher.conditional)
+        ours = {"stage.network": self.network, "stage.levels": self.levels, "stage.conditional": self.conditional}
+        theirs = (teacher.network, teacher.schedule, teacher.conditional)
         for (key, mine), wanted in zip(ours.items(), theirs, strict=True):
             if mine != wanted:
                 raise UserError(f"stage.teacher.run was trained with another {key}: make it {wanted!r}, as there")
@@ -155,8 +161,8 @@ class AdversarialDiffusion:
 
     def _fresh(self) -> tuple[DenoisingGenerator, DenoisingDiscriminator]:
         config, (channels, resolution, _) = self.config, self.shape
-        generator = DenoisingGenerator(config.unet, config.latent, channels, resolution, self.classes)
-        return generator, DenoisingDiscriminator(config.unet, channels, resolution, self.classes)
+        generator = DenoisingGenerator(config.network, config.latent, channels, resolution, self.classes)
+        return generator, DenoisingDiscriminator(config.network, channels, resolution, self.classes)
 
     def phases(self) -> Sequence[Phase]:
         return self.config.phases()
@@ -166,11 +172,11 @@ class AdversarialDiffusion:
         (schedule, levels), shape = self._schedule(x0.device), x0.shape[1:]
         labels = batch.labels if self.classes else None
         u = rng.uniform(f"timestep/{phase.name}").double()
-        t = (u**self.config.focus * schedule.T).long()
+        t = (u**self.config.timestep_power * schedule.T).long()
         x_prev = q_sample(schedule, x0, t - 1, rng.normal(f"noise/{phase.name}", shape))
         x_t = q_step(schedule, x_prev, t, rng.normal(f"step/{phase.name}", shape))
 
-        ends = self.config.compared == "x_0"
+        ends = self.config.discriminator_input == "x_0"
         told = levels[t + 1 if ends else t]
 
         def generate() -> Float[Tensor, "b c h w"]:
@@ -215,7 +221,7 @@ class AdversarialDiffusion:
         x0 = predict_x0(schedule, x_t, t, noise)
         x0 = over_pixels(trust, x0) * x0
         # Pixels end at -1 and 1; an image that does not would be told from real ones by that alone.
-        within = (t == 0) | (self.config.compared == "x_0")
+        within = (t == 0) | (self.config.discriminator_input == "x_0")
         return torch.where(rearrange(within, "b -> b 1 1 1"), x0.clamp(-1, 1), x0)
 
     def _schedule(self, device: torch.device) -> _Levels:

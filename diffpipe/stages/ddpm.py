@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -22,23 +22,29 @@ from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 from diffpipe.stages.labels import conditional_classes
 
+DENOISER = "denoiser"
+
 
 class GuidedSamplerConfig(SamplerConfig):
     """How a trained stage generates and scores: free to change every time, and no part of what a checkpoint is."""
 
+    renamed: ClassVar[dict[str, str]] = {"bound_steps": "vlb_steps"}
+
     guidance: float = Field(default=1.0, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates Y."""
-    bound_steps: int | None = Field(default=None, ge=2)
+    vlb_steps: int | None = Field(default=None, ge=2)
     """Network evaluations an image for the bound on its likelihood; null: one at every timestep, else an estimate."""
 
 
 class DDPMConfig(Config):
     """Denoising diffusion (Ho et al. 2020). `conditional` makes it P(X|Y) for the labels Y of the data."""
 
+    renamed: ClassVar[dict[str, str]] = {"unet": "network"}
+
     kind: Literal["ddpm"]
     codec: CodecConfig = PixelCodecConfig()
     """What is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
-    unet: UNetConfig = UNetConfig()
+    network: UNetConfig = UNetConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     sampler: GuidedSamplerConfig = GuidedSamplerConfig()
     conditional: bool = False
@@ -78,15 +84,15 @@ class DDPM:
             raise UserError(f"{about}{error}") from error
         schedule = Schedule.build(config.schedule)
         schedule.timesteps(config.sampler.steps, config.sampler.spacing)  # more steps than there are: refused too
-        timestep_strata(schedule.T, config.sampler.bound_steps)
+        timestep_strata(schedule.T, config.sampler.vlb_steps)
         self._schedules = {torch.device("cpu"): schedule}
 
     def networks(self) -> dict[str, nn.Module]:
         channels, resolution, _ = self.code_shape
-        return {"unet": UNet(self.config.unet, channels, resolution, self.classes)}
+        return {DENOISER: UNet(self.config.network, channels, resolution, self.classes)}
 
     def phases(self) -> Sequence[Phase]:
-        return (Phase("denoise", trains=("unet",)),)
+        return (Phase("denoise", trains=(DENOISER,)),)
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x0 = self.codec.encode(batch.images, rng)
@@ -96,7 +102,7 @@ class DDPM:
             assert batch.labels is not None, "the loader was asked for labels"
             hidden = rng.uniform("label_dropout") < self.config.label_dropout
             labels = torch.where(hidden, self.classes, batch.labels)
-        return Loss(simple_loss(eps, nets["unet"](x_t, t, labels)))
+        return Loss(simple_loss(eps, nets[DENOISER](x_t, t, labels)))
 
     @torch.no_grad()
     def generate(
@@ -105,7 +111,7 @@ class DDPM:
         schedule = self._schedule(rng.positions.device)
 
         def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            return self._predict(nets["unet"], x_t, t, labels).float()
+            return self._predict(nets[DENOISER], x_t, t, labels).float()
 
         return self.codec.decode(sample(denoise, schedule, self.config.sampler, rng, self.code_shape))
 
@@ -126,7 +132,7 @@ class DDPM:
             labels = torch.full_like(batch.positions, self.classes)
 
         def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            return nets["unet"](x_t, t, labels).float()
+            return nets[DENOISER](x_t, t, labels).float()
 
         sampler = self.config.sampler
         return variational_bound(
@@ -136,18 +142,18 @@ class DDPM:
             rng,
             clip=sampler.clip,
             variance=sampler.variance,
-            evaluations=sampler.bound_steps,
+            evaluations=sampler.vlb_steps,
         )
 
-    def _predict(self, unet: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def _predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if not self.classes:
-            return unet(x_t, t, None)
+            return denoiser(x_t, t, None)
         empty = torch.full_like(t, self.classes)
         if labels is None:
-            return unet(x_t, t, empty)
+            return denoiser(x_t, t, empty)
         if self.config.sampler.guidance == 1:
-            return unet(x_t, t, labels)
-        both = unet(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, empty]))
+            return denoiser(x_t, t, labels)
+        both = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, empty]))
         conditional, unconditional = both.float().chunk(2)
         return unconditional + self.config.sampler.guidance * (conditional - unconditional)
 

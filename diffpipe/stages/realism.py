@@ -42,7 +42,7 @@ class PatchConfig(Config):
     """Of what its logits add to the autoencoder's loss of bits/dim."""
     start: int = Field(default=0, ge=0)
     """The first step that it takes part in: by then there should be something to judge."""
-    network: LevelsConfig = LevelsConfig(mults=(1, 2))
+    network: LevelsConfig = LevelsConfig(channel_mult=(1, 2))
     """With one block a level, a patch is 16×16 pixels for two levels, 34×34 for three, 70×70 for four."""
 
 

@@ -49,6 +49,7 @@ class BadSamples:
             return
         more = f"; {len(self.known) - 8} more" if len(self.known) > 8 else ""
         raise BadSamplesError(
-            f"{len(self.known)} samples are bad and data.max_bad is {self.limit}: {'; '.join(self.known[:8])}{more}. "
-            f"Replace or remove them, or raise data.max_bad; the same command goes on from the last checkpoint"
+            f"{len(self.known)} samples are bad and data.max_bad_samples is {self.limit}: "
+            f"{'; '.join(self.known[:8])}{more}. Replace or remove them, or raise data.max_bad_samples; the same "
+            f"command goes on from the last checkpoint"
         )

@@ -52,7 +52,7 @@ class Trainer:
     """Trains a stage's networks from a stream of batches.
 
     step: the finished steps, 0 at the start. position: of the next sample in the stream, which is how many were seen.
-    skipped: the updates among the steps that were not finite. bad: what samples could not be had, at most `max_bad`.
+    skipped: the updates among the steps that were not finite. bad: the samples that could not be had.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Trainer:
         *,
         seed: int,
         batch_size: int,
-        max_bad: int = 0,
+        max_bad_samples: int = 0,
     ):
         self.stage, self.runtime, self.config, self.seed, self.batch_size = stage, runtime, config, seed, batch_size
         with torch.random.fork_rng(devices=[]):
@@ -95,7 +95,7 @@ class Trainer:
             for trains in dict.fromkeys(phase.trains for phase in stage.phases())
         }
         self.step = self.position = self.skipped = 0
-        self.bad = BadSamples(max_bad, runtime)
+        self.bad = BadSamples(max_bad_samples, runtime)
         self._meter = Meter()
         self._buckets_settled: set[str] = set()  # networks whose first backward pass is over: see Layout.in_buckets
 

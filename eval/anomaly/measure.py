@@ -32,14 +32,14 @@ SMALL = ["data.labels=false", "data.batch_size=32", "sample.every=0"]
 class Recipe(NamedTuple):
     """How a stage is trained, as overrides of its config, and how many images of each set are scored.
 
-    bound_steps: the network evaluations an image for a diffusion's bound.
+    vlb_steps: the network evaluations an image for a diffusion's bound.
     """
 
     config: str
     steps: int
     overrides: Sequence[str]
     n: int = 1000
-    bound_steps: int | None = None
+    vlb_steps: int | None = None
 
 
 RECIPES = {
@@ -58,13 +58,13 @@ RECIPES = {
             *SMALL,
             "data.batch_size=16",
             "stage.conditional=false",
-            "stage.unet.channels=16",
-            "stage.unet.mults=[1,1,2]",
-            "stage.unet.attention=[]",
+            "stage.network.channels=16",
+            "stage.network.channel_mult=[1,1,2]",
+            "stage.network.attention=[]",
             "ema.decay=0.99",
         ],
         n=200,
-        bound_steps=16,
+        vlb_steps=16,
     ),
 }
 
@@ -166,7 +166,7 @@ def fit(run_dir: Path, recipe: Recipe, shards: Path) -> Path:
 
 
 def anomaly(run_dir: Path, recipe: Recipe, normal: Path, abnormal: Path, out: Path) -> None:
-    steps = [] if recipe.bound_steps is None else ["--steps", recipe.bound_steps]
+    steps = [] if recipe.vlb_steps is None else ["--steps", recipe.vlb_steps]
     run("anomaly", run_dir, "--normal", normal, "--abnormal", abnormal, "--n", recipe.n, *steps, "--out", out)
 
 

@@ -91,7 +91,7 @@ def save(args: argparse.Namespace) -> None:
         subject = Subject(of, runtime)
         subject.step()
         with AsyncCheckpointer(args.dir, CheckpointConfig(), runtime.new_group()) as checkpointer:
-            checkpointer.save(subject.trainer.state(), {"step": 1})
+            checkpointer.save(subject.trainer.state(), subject.state())
 
 
 def load(args: argparse.Namespace) -> None:

@@ -80,7 +80,7 @@ class Bench:
         """The seconds for which training stands still."""
         self.runtime.barrier()
         since = now(self.runtime)
-        checkpointer.save(self.subject.trainer.state(), {"step": self.subject.trainer.step})
+        checkpointer.save(self.subject.trainer.state(), self.subject.state())
         return time.perf_counter() - since
 
     def quiet(self, steps: int) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from diffpipe.config import load_config
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.train.checkpoint.state import RunState, Shape
 from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
 
@@ -26,7 +27,7 @@ class Subject:
     def __init__(self, experiment: Experiment, runtime: Runtime):
         data, build = experiment.data, experiment.stage.build
         shape = ImageShape(data.channels, data.resolution, CLASSES if data.labels else 0)
-        self.runtime = runtime
+        self.experiment, self.shape, self.runtime = experiment, shape, runtime
         self.trainer = Trainer(
             build(shape),
             runtime,
@@ -52,6 +53,14 @@ class Subject:
         since = now(self.runtime)
         self.step()
         return now(self.runtime) - since
+
+    def state(self) -> RunState:
+        """What a checkpoint of it says beside the tensors."""
+        trainer, shape = self.trainer, Shape(**self.shape._asdict())
+        experiment = self.experiment.model_dump(mode="json")
+        return RunState(
+            step=trainer.step, position=trainer.position, fingerprint="noise", shape=shape, experiment=experiment
+        )
 
     def forget(self) -> None:
         """Give the memory back before the next one is built: a trainer is full of cycles."""

@@ -30,6 +30,7 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
+from tests.support.run_states import run_state
 from tests.support.toy_stages import batch
 
 TARFLOW = {"kind": "tarflow", "patch": 2, "width": 4, "blocks": 2, "layers": 1, "heads": 2}
@@ -157,7 +158,7 @@ def train(directory: str) -> dict[str, Any]:
             step(plain)
         found |= {"later": state(), "plain": {name: tensor.numpy() for name, tensor in plain.state().items()}}
         with AsyncCheckpointer(Path(directory), CheckpointConfig(), runtime.new_group()) as checkpointer:
-            checkpointer.save(trainer.state(), {"step": 2})
+            checkpointer.save(trainer.state(), run_state(2))
         step(trainer)
         found["straight"] = state()
         newest, _ = checkpoints.newest_valid(Path(directory), runtime.team)

@@ -19,12 +19,13 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
+from tests.support.run_states import run_state
 from tests.support.toy_stages import batch
 
 BATCH = 12
 STAGE = {
     "kind": "ddpm",
-    "unet": {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.0},
+    "network": {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.0},
     "conditional": True,
     "label_dropout": 0.4,
 }
@@ -61,7 +62,7 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
             for position, *rows in zip(positions, *args, strict=True):
                 shown[trainer.step, position] = [row.numpy().tobytes() for row in rows]
 
-        trainer.nets["unet"].register_forward_pre_hook(spy)
+        trainer.nets["denoiser"].register_forward_pre_hook(spy)
         losses = []
         for step in range(start, stop):
             micro = share(step, runtime)
@@ -69,7 +70,7 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
             trainer.train_step([micro])
             losses.append(trainer._log_values()["loss"])
         with AsyncCheckpointer(Path(directory), CheckpointConfig(keep_last=9), runtime.new_group()) as checkpointer:
-            checkpointer.save(trainer.state(), {"step": trainer.step})
+            checkpointer.save(trainer.state(), run_state(trainer.step))
         return {"shown": shown, "losses": losses, "state": {k: v.numpy() for k, v in trainer.state().items()}}
 
 

@@ -18,15 +18,15 @@ from tests.support.gloo_processes import run
 from tests.support.toy_stages import batch
 
 BATCH, STEPS = 12, 3
-NET = {"channels": 8, "mults": (1, 2), "groups": 2}  # of a group of a few numbers the norm amplifies rounding
+NET = {"channels": 8, "channel_mult": (1, 2), "groups": 2}  # of a group of a few numbers the norm amplifies rounding
 RULES = {"conditional": True, "r1": 0.5, "r2": 0.2}
 GAN = {"kind": "gan", "generator": NET | {"latent": 4}, "discriminator": NET, **RULES}
-UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.0}
+UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.0}
 STAGES = {
     "lazy": GANConfig.model_validate(GAN | {"penalty_every": 2}),
     "every step": GANConfig.model_validate(GAN),
     "diffusion": AdversarialConfig.model_validate(
-        {"kind": "adversarial", "unet": UNET, "latent": 4, "penalty_every": 2, **RULES}
+        {"kind": "adversarial", "network": UNET, "latent": 4, "penalty_every": 2, **RULES}
     ),
 }
 

@@ -27,10 +27,10 @@ from tests.support.toy_stages import batch
 
 BATCH, STEPS = 12, 3
 SHAPE = ImageShape(1, 4)
-VAE = {"kind": "vae", "network": {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 2}}
-UNET = {"channels": 8, "mults": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
-DDPM = {"kind": "ddpm", "unet": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}
-RIGHT = {"perceptual": {}, "patch": {"start": 1, "network": {"channels": 8, "mults": (1, 2)}}}
+VAE = {"kind": "vae", "network": {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 2}}
+UNET = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+DDPM = {"kind": "ddpm", "network": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}
+RIGHT = {"perceptual": {}, "patch": {"start": 1, "network": {"channels": 8, "channel_mult": (1, 2)}}}
 METRIC = f"fd_{__name__}:pixels"
 
 
@@ -85,7 +85,7 @@ def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], fl
             for position, x_t, t in zip(positions, args[0], args[1], strict=True):
                 shown[trainer.step, position] = (x_t.numpy().copy(), int(t))
 
-        trainer.nets["unet"].register_forward_pre_hook(spy)
+        trainer.nets["denoiser"].register_forward_pre_hook(spy)
         losses = []
         for step in range(STEPS):
             positions[:] = range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)
@@ -110,7 +110,7 @@ def test_two_processes_see_and_score_what_one_does_and_train_as_one() -> None:
     assert their_losses == pytest.approx(losses, rel=1e-4)
     assert weights.keys() == same.keys() == state.keys()
     nets = {name.split(".")[1] for name in state if name.startswith("net.")}
-    assert nets == {"unet", "encoder", "decoder", "discriminator"}
+    assert nets == {"denoiser", "encoder", "decoder", "discriminator"}
     for key, tensor in weights.items():
         assert tensor.tobytes() == same[key].tobytes(), key
         assert tensor == pytest.approx(state[key], abs=2e-4), key

@@ -230,7 +230,7 @@ def reductions(parallel: str, accumulate: int) -> int:
             CASES["ddpm"].stage(), runtime, config, OptimizerConfig(), EMAConfig(), seed=5, batch_size=BATCH
         )
         if parallel == "ddp":
-            net: Any = trainer.wrapped["unet"]
+            net: Any = trainer.wrapped["denoiser"]
 
             def hook(state, bucket):  # without types: DDP would read them as text
                 nonlocal reduced

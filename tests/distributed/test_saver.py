@@ -27,6 +27,7 @@ from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
+from tests.support.run_states import run_state
 
 
 class Net(nn.Module):
@@ -73,7 +74,7 @@ def save_all(folder: str, alone: bool = False) -> None:
 def save_each(folder: Path, team: Communicator, side: Communicator) -> None:
     for strategy in layouts(team.world):
         with AsyncCheckpointer(folder / f"{strategy}-{team.world}", CheckpointConfig(), side) as checkpointer:
-            checkpointer.save(state(strategy, team.world, 5), {"step": 1})
+            checkpointer.save(state(strategy, team.world, 5), run_state(1))
 
 
 def load_all(folder: str, alone: bool = False) -> list[str]:
@@ -147,11 +148,11 @@ def trouble(folder: str) -> dict[str, Any]:
 
         group: Any = dist.group.WORLD
         before = group._get_sequence_number_for_group()
-        checkpointer.save(tensors, {"step": 1})
+        checkpointer.save(tensors, run_state(1))
         checkpointer.wait()
         seen["collectives of the default group"] = group._get_sequence_number_for_group() - before
 
-        checkpointer.save(tensors, {"step": 2})
+        checkpointer.save(tensors, run_state(2))
         sums = [runtime.sum(torch.tensor(float(i))).item() for i in range(50)]  # training talks meanwhile
         checkpointer.wait()
         seen["sums"] = sums == [2.0 * i for i in range(50)]
@@ -161,7 +162,7 @@ def trouble(folder: str) -> dict[str, Any]:
 
         kept = module.save_file
         module.save_file = full if rank == 1 else kept
-        checkpointer.save(tensors, {"step": 3})
+        checkpointer.save(tensors, run_state(3))
         try:
             checkpointer.wait()
         except UserError as error:
@@ -171,7 +172,7 @@ def trouble(folder: str) -> dict[str, Any]:
         seen["then"] = sorted(p.name for p in directory.iterdir())
         runtime.barrier()
 
-        checkpointer.save(tensors, {"step": 4})
+        checkpointer.save(tensors, run_state(4))
         checkpointer.wait()
         seen["at last"] = [p.name for p in committed(directory)]
         if rank == 1:

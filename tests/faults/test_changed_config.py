@@ -28,14 +28,14 @@ def files(run: Path) -> dict[Path, int]:
 def test_another_model_is_refused_whatever_is_adopted(run: Path) -> None:
     before = files(run)
     for words, difference in [
-        (["stage.unet.channels=16"], "stage.unet.channels was 8 and is 16"),
+        (["stage.network.channels=16"], "stage.network.channels was 8 and is 16"),
         (["data.resolution=16"], "data.resolution was 8 and is 16"),
         (["stage.conditional=false"], "stage.conditional was True and is False"),
     ]:
         for adopted in ("[]", "[stage]", "[stage,data,optimizer]"):
-            error = fails(run, "train.steps=4", *words, f"run.adopt={adopted}")
+            error = fails(run, "train.steps=4", *words, f"run.allow_changes={adopted}")
             assert f"{run}/checkpoints/step-00000002 is of another model: {difference};" in error
-            assert "run.adopt" not in error
+            assert "run.allow_changes" not in error
     assert files(run) == before
 
 
@@ -51,19 +51,19 @@ def test_what_else_has_changed_is_refused_until_it_is_said_to_be_meant(run: Path
     ]
     error = fails(run, "train.steps=4", *changed, processes=processes)
     assert f"{run}/checkpoints/step-00000002 is of another experiment: {', '.join(said)};" in error
-    assert f"run.adopt=[{','.join(keys)}]" in error
+    assert f"run.allow_changes=[{','.join(keys)}]" in error
     # Half of it is not all of it, and the error still gives the whole of what would be.
-    error = fails(run, "train.steps=4", *changed, "run.adopt=[seed,optimizer]", processes=processes)
+    error = fails(run, "train.steps=4", *changed, "run.allow_changes=[seed,optimizer]", processes=processes)
     assert f"is of another experiment: {', '.join(said[:2])};" in error
-    assert "run.adopt=[seed,optimizer,data.flip,ema.decay]" in error
+    assert "run.allow_changes=[seed,optimizer,data.flip,ema.decay]" in error
     assert steps(run) == [2]
 
-    told = trains(run, "train.steps=4", *changed, f"run.adopt=[{','.join(keys)}]", processes=processes)
+    told = trains(run, "train.steps=4", *changed, f"run.allow_changes=[{','.join(keys)}]", processes=processes)
     for change in said:
-        assert told.count(f"{change}, as run.adopt says\n") == 1
+        assert told.count(f"{change}, as run.allow_changes says\n") == 1
     assert metrics(run)[3]["lr"] == pytest.approx(0.002 * 3 / 100)  # in the warm-up
     # From now on the run is the one with these.
-    assert "as run.adopt says" not in trains(run, "train.steps=5", *changed, processes=processes)
+    assert "as run.allow_changes says" not in trains(run, "train.steps=5", *changed, processes=processes)
     assert "is of another experiment" in fails(run, "train.steps=6", processes=processes)
 
 
@@ -74,13 +74,13 @@ def test_each_by_itself(run: Path) -> None:
         ("ema.decay=0.9", "ema.decay"),
         ("data.flip=true", "data.flip"),
         ("optimizer.clip=2", "optimizer.clip"),
-        ("data.window=64", "data.window"),
-        ("optimizer.lr_factors={unet: 2}", "optimizer.lr_factors.unet"),
+        ("data.shuffle_window=64", "data.shuffle_window"),
+        ("optimizer.lr_factors={denoiser: 2}", "optimizer.lr_factors.denoiser"),
     ]:
         error = fails(run, "train.steps=3", word)
         assert "is of another experiment: " in error
         assert f"{key} was " in error
-        assert f"run.adopt=[{key}]" in error
+        assert f"run.allow_changes=[{key}]" in error
 
 
 def test_what_is_adopted_counts_from_that_step_on(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -88,7 +88,7 @@ def test_what_is_adopted_counts_from_that_step_on(run: Path, tmp_path_factory: p
     again = tmp_path_factory.mktemp("again")
     trains(again, "train.steps=2")
     trains(run, "train.steps=3")
-    trains(again, "train.steps=3", LR, "run.adopt=[optimizer.lr]")
+    trains(again, "train.steps=3", LR, "run.allow_changes=[optimizer.lr]")
     before = tensors(run / "checkpoints" / "step-00000002")
     slow, fast = (tensors(where / "checkpoints" / "step-00000003") for where in (run, again))
     moved = 0

@@ -18,7 +18,7 @@ from tests.support.training_jobs import SMALL, fails, steps, trains
 CALM = ("train.precision=fp32", "optimizer.eps=1e-3", "optimizer.warmup=0", "train.accumulate=2")
 HSDP = ("train.parallel=hsdp", "train.shard_size=2")
 # One more step that moves nothing: neither the weights nor their average.
-FROZEN = ("optimizer.lr=1e-30", "ema.decay=0.9999999999999999", "ema.power=30", "run.adopt=[optimizer,ema]")
+FROZEN = ("optimizer.lr=1e-30", "ema.decay=0.9999999999999999", "ema.power=30", "run.allow_changes=[optimizer,ema]")
 
 
 def last(run: Path) -> Path:
@@ -82,8 +82,8 @@ def test_one_process_exports_the_whole_of_a_sharded_checkpoint(moved: Path, step
     expected = consolidated(checkpoint)
     for part, words in (("ema", []), ("net", ["--raw"])):
         succeeds("export", checkpoint, tmp_path / part, *words)
-        exported = load_file(tmp_path / part / "unet.safetensors")
-        prefix = f"{part}.unet."
+        exported = load_file(tmp_path / part / "denoiser.safetensors")
+        prefix = f"{part}.denoiser."
         assert exported.keys() == {name.removeprefix(prefix) for name in expected if name.startswith(prefix)}
         for name, tensor in exported.items():
             assert np.array_equal(tensor, expected[prefix + name]), name
@@ -119,7 +119,7 @@ def test_what_a_sharded_run_draws_scores_and_saves_is_what_a_whole_one_does(
         assert (out / "grid.png").read_bytes() == (ddp / picture).read_bytes()
     for run in (ddp, fsdp):
         succeeds("export", run, run / "exported")
-    assert (ddp / "exported/unet.safetensors").read_bytes() == (fsdp / "exported/unet.safetensors").read_bytes()
+    assert (ddp / "exported/denoiser.safetensors").read_bytes() == (fsdp / "exported/denoiser.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_two_processes_stop_together_when_one_is_asked_to(
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_step_of_several_micro_batches_is_stopped_after_as_a_whole(tmp_path: Path, parallel: str) -> None:
     run, straight = tmp_path / "run", tmp_path / "straight"
-    words = (f"train.parallel={parallel}", "train.accumulate=2", "stage.unet.dropout=0.1", "data.flip=true")
+    words = (f"train.parallel={parallel}", "train.accumulate=2", "stage.network.dropout=0.1", "data.flip=true")
     trains(straight, *words, "train.steps=7", processes=2)
     status, said = poisoned(run, *LONG, *words, processes=2, deeds=[["step", 3, 1, "SIGTERM"]]).wait()
     assert (status, left(run)) == (1, {0: ASKED, 1: ASKED}), said

@@ -41,13 +41,13 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["changed/test-000001.tar was changed after indexing", "diffpipe index"],
     ),
     "another model": (
-        ["run.dir={run}", "stage.unet.channels=16"],
-        ["run/checkpoints/step-00000001", "stage.unet.channels was 8 and is 16", "another run.dir"],
+        ["run.dir={run}", "stage.network.channels=16"],
+        ["run/checkpoints/step-00000001", "stage.network.channels was 8 and is 16", "another run.dir"],
     ),
     "another seed": (["run.dir={run}", "seed=9"], ["seed was 0 and is 9", "restore the config"]),
     "an odd resolution": (
         ["data.resolution=27"],
-        ["data.resolution 27 cannot be halved 1 times", "stage.unet.mults", "multiple of 2"],
+        ["data.resolution 27 cannot be halved 1 times", "stage.network.channel_mult", "multiple of 2"],
     ),
     "no labels": (["data.train={unlabelled}"], ["unlabelled/", "no .cls member", "data.labels=false"]),
     "labels not asked for": (["data.labels=false"], ["stage.conditional", "data.labels=true"]),

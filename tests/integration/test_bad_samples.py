@@ -46,7 +46,7 @@ def met(run: Path) -> dict[int, int]:
 @pytest.fixture(scope="module")
 def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("alone")
-    return run, train(run, f"data.train={shards}", "data.max_bad=2", *WORDS)
+    return run, train(run, f"data.train={shards}", "data.max_bad_samples=2", *WORDS)
 
 
 def test_one_process_goes_on_without_them(alone: tuple[Path, str]) -> None:
@@ -62,7 +62,10 @@ def test_one_process_goes_on_without_them(alone: tuple[Path, str]) -> None:
     for step, line in metrics(run).items():
         assert line.get("bad", 0) == sum(step > before for before in first.values())
     state = json.loads((run / "checkpoints" / "step-00000006" / "state.json").read_text())
-    assert [f"/b.tar: {PAGE:05d}: " in name or f"/a.tar: {CUT:05d}: " in name for name in state["bad"]] == [True, True]
+    assert [f"/b.tar: {PAGE:05d}: " in name or f"/a.tar: {CUT:05d}: " in name for name in state["bad_samples"]] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -70,7 +73,7 @@ def test_two_processes_see_and_learn_the_same(
     tmp_path: Path, shards: Path, alone: tuple[Path, str], parallel: str
 ) -> None:
     words = [*WORDS, f"train.parallel={parallel}", "train.accumulate=2"]
-    said = train(tmp_path, f"data.train={shards}", "data.max_bad=2", *words, processes=2)
+    said = train(tmp_path, f"data.train={shards}", "data.max_bad_samples=2", *words, processes=2)
     assert said.count("warning: step ") == 2
     run, _ = alone
     assert seen(tmp_path) == seen(run)
@@ -101,22 +104,22 @@ def test_one_too_many_ends_all_processes_and_a_resume_remembers(
 ) -> None:
     first, second = sorted(met(alone[0]).values())
     assert first < second  # else the shards or the seed must be others
-    words = ["train", CONFIG, *TINY, *WORDS, f"run.dir={tmp_path}", f"data.train={shards}", "data.max_bad=1"]
+    words = ["train", CONFIG, *TINY, *WORDS, f"run.dir={tmp_path}", f"data.train={shards}", "data.max_bad_samples=1"]
     assert diffpipe(*words, f"train.steps={first + 1}", processes=processes).returncode == 0
     for _ in range(2):
         result = diffpipe(*words, processes=processes)
         assert result.returncode != 0
         (line,) = {line for line in result.stderr.splitlines() if line.startswith("diffpipe train: error: ")}
-        assert "2 samples are bad and data.max_bad is 1: " in line
+        assert "2 samples are bad and data.max_bad_samples is 1: " in line
         assert f"{CUT:05d}: " in line
         assert f"{PAGE:05d}: " in line
         assert max(metrics(tmp_path)) == second
-    train(tmp_path, f"data.train={shards}", *WORDS, "data.max_bad=2", processes=processes)
+    train(tmp_path, f"data.train={shards}", *WORDS, "data.max_bad_samples=2", processes=processes)
 
 
 def test_a_vae_measures_its_latents_on_the_images_that_there_are(tmp_path: Path, shards: Path) -> None:
     config = HOME / "configs" / "fashion_mnist" / "latent_vae.yaml"
-    train(tmp_path, f"data.train={shards}", "data.max_bad=2", "train.steps=1", config=config)
+    train(tmp_path, f"data.train={shards}", "data.max_bad_samples=2", "train.steps=1", config=config)
     state = json.loads(next((tmp_path / "checkpoints").glob("*/state.json")).read_text())
     assert state["latents"]["images"] == SAMPLES - 2
 
@@ -124,7 +127,7 @@ def test_a_vae_measures_its_latents_on_the_images_that_there_are(tmp_path: Path,
 @pytest.mark.parametrize("processes", [0, 2])
 def test_where_none_is_bad_not_a_bit_depends_on_how_many_may_be(tmp_path: Path, processes: int) -> None:
     for most in (0, 3):
-        train(tmp_path / str(most), f"data.max_bad={most}", "train.steps=3", processes=processes)
+        train(tmp_path / str(most), f"data.max_bad_samples={most}", "train.steps=3", processes=processes)
     none, some = (tensors(tmp_path / str(most) / "checkpoints" / "step-00000003") for most in (0, 3))
     assert none.keys() == some.keys()
     assert all(np.array_equal(none[name], some[name]) for name in none)

@@ -63,9 +63,9 @@ def test_other_shards_are_refused_by_name_until_they_are_adopted(tmp_path: Path)
     now = (tmp_path / "shards" / "shard-000.tar").stat().st_size
     changes = f"shard-000.tar had {size} bytes and has {now}; shard-002.tar is missing; shard-003.tar was added"
     assert f": {changes}; restore it" in said
-    assert "data.on_change=adopt" in said
-    assert changes in refused(*config, "run.adopt=[data.fingerprint]")  # there is one way to mean it
-    assert f"the data has changed: {changes}; adopted" in train(run, *words, "train.steps=3", "data.on_change=adopt")
+    assert "data.allow_changes=true" in said
+    assert changes in refused(*config, "run.allow_changes=[data.fingerprint]")  # there is one way to mean it
+    assert f"the data has changed: {changes}; adopted" in train(run, *words, "train.steps=3", "data.allow_changes=true")
     # From now on it is the run's.
     assert "has changed" not in train(run, *words, "train.steps=4")
     positions = [sorted(samples) for _, samples in sorted(seen(run).items())]

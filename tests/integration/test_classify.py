@@ -42,7 +42,7 @@ def test_the_classes_do_not_depend_on_the_number_of_processes(run: Path, tmp_pat
     for diagram in one["reliability"].values():
         assert (len(diagram["count"]), sum(diagram["count"])) == (15, N / 2)
     model = told["model"]
-    assert (model["stage"], model["prior"], model["sampler"]["bound_steps"], model["step"]) == ("ddpm", "data", 2, 2)
+    assert (model["stage"], model["prior"], model["sampler"]["vlb_steps"], model["step"]) == ("ddpm", "data", 2, 2)
     assert told["reference"]["n"] == N
     with Image.open(tmp_path / "0.png") as picture:
         assert picture.width > picture.height > 600

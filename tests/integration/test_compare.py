@@ -43,7 +43,7 @@ def compare(runs: Path, out: Path, *words: object, processes: int = 0) -> tuple[
 
 
 def test_families_stand_side_by_side_and_scores_are_made_once(runs: Path, tmp_path: Path) -> None:
-    rows = [f"{runs}/ddpm,bound_steps=2", f"slow={runs}/ddpm,kind=ancestral,steps=5,bound_steps=2", runs / "vae"]
+    rows = [f"{runs}/ddpm,vlb_steps=2", f"slow={runs}/ddpm,kind=ancestral,steps=5,vlb_steps=2", runs / "vae"]
     first, printed, _ = compare(runs, tmp_path / "one", *rows)
     two_steps, slow, vae = first["families"]
     assert [each["name"] for each in first["families"]] == ["ddpm", "slow", "vae"]

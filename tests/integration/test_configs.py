@@ -88,7 +88,7 @@ def test_it_is_built_at_its_size(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "network", "millions"),
     [
-        ("ddpm", "unet", 35.7),  # Ho et al. 2020, appendix B
+        ("ddpm", "denoiser", 35.7),  # Ho et al. 2020, appendix B
         ("flow", "flow", 44.0),  # by the layers of the code of Kingma & Dhariwal 2018
     ],
 )

@@ -84,10 +84,10 @@ def test_export_writes_the_checkpoints_weights(run: Path, tmp_path: Path) -> Non
     saved = tensors(run / "checkpoints" / "step-00000003")
     for words, prefix in (([], "ema"), (["--raw"], "net")):
         succeeds("export", run, tmp_path / prefix, *words)
-        exported = load_file(tmp_path / prefix / "unet.safetensors")
-        assert {f"{prefix}.unet.{name}" for name in exported} == {n for n in saved if n.startswith(f"{prefix}.")}
+        exported = load_file(tmp_path / prefix / "denoiser.safetensors")
+        assert {f"{prefix}.denoiser.{name}" for name in exported} == {n for n in saved if n.startswith(f"{prefix}.")}
         for name, tensor in exported.items():
-            assert torch.equal(tensor, torch.from_numpy(saved[f"{prefix}.unet.{name}"]))
+            assert torch.equal(tensor, torch.from_numpy(saved[f"{prefix}.denoiser.{name}"]))
 
 
 def test_fid_without_its_weights_says_where_to_put_them(run: Path, reference: Path, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_the_codecs_hash_is_pinned_in_the_run_and_the_codec_is_not_saved_again(v
     sha256 = manifest_sha256(newest(vae))
     assert yaml.safe_load((latent / "config.yaml").read_text())["stage"]["codec"]["sha256"] == sha256
     assert state(newest(latent))["identity"]["stage"]["codec"] == {"kind": "vae", "sha256": sha256}
-    assert {name.split(".")[1] for name in tensors(newest(latent))} == {"unet"}
+    assert {name.split(".")[1] for name in tensors(newest(latent))} == {"denoiser"}
 
 
 def test_it_draws_images_in_training_and_by_the_command(latent: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_terms_add_up_and_the_protocol_says_how_they_were_made(
     assert told["metrics"]["nll"] == {"unit": "bits/dim", "levels": 256, "resolution": 8, "channels": 1}
     model = told["model"]
     assert (model["stage"], model["kind"], model["seed"], model["precision"]) == ("ddpm", "bound", 0, "float32")
-    assert (model["step"], model["weights"], model["sampler"]["bound_steps"]) == (2, "ema", STEPS)
+    assert (model["step"], model["weights"], model["sampler"]["vlb_steps"]) == (2, "ema", STEPS)
     assert told["reference"]["n"] == N
     assert len(told["reference"]["fingerprint"]) == 64
     assert protocol.parse(result, "score").scores == scores

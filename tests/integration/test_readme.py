@@ -60,7 +60,7 @@ def shortened(line: str) -> str:
     if " classify " in line:
         return line.replace("--n 8 --steps 10", "--n 4 --steps 2")
     if " compare " in line:
-        return line.replace("bound_steps=60", "bound_steps=3") + " --n 6 --nll-n 4 --metrics fd_efficientnet_lite0"
+        return line.replace("vlb_steps=60", "vlb_steps=3") + " --n 6 --nll-n 4 --metrics fd_efficientnet_lite0"
     if " nll " in line:
         return line.replace("--n 100 --steps 60", "--n 4 --steps 3")
     if " eval " in line or "fid.py" in line:
@@ -95,7 +95,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
         ran += 1
     assert ran >= 10
     assert (tmp_path / "samples" / "photos" / "grid.png").exists()
-    assert (tmp_path / "weights" / "photos" / "unet.safetensors").exists()
+    assert (tmp_path / "weights" / "photos" / "denoiser.safetensors").exists()
 
 
 def test_the_readme_names_every_way_to_launch() -> None:

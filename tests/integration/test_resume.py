@@ -18,7 +18,7 @@ KILLED = [
     "checkpoint.every=10",
     "train.record_samples=true",
     "train.accumulate=2",
-    "stage.unet.dropout=0.1",
+    "stage.network.dropout=0.1",
     "data.flip=true",
     "data.workers=1",
 ]

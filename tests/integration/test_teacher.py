@@ -33,7 +33,9 @@ def test_it_starts_from_its_teachers_average_and_then_needs_it_no_more(teacher: 
     succeeds(*words(run, copy, "train.steps=1", "optimizer.lr=1e-12"))
     theirs = tensors(copy / "checkpoints" / "step-00000002")
     ours = tensors(run / "checkpoints" / "step-00000001")
-    taught = {name.removeprefix("ema.unet."): value for name, value in theirs.items() if name.startswith("ema.unet.")}
+    taught = {
+        name.removeprefix("ema.denoiser."): value for name, value in theirs.items() if name.startswith("ema.denoiser.")
+    }
     for name, value in taught.items():
         np.testing.assert_allclose(ours[f"net.generator.{name}"], value, atol=1e-9)
     first = ours["net.discriminator.stem.weight"]
@@ -52,8 +54,8 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher: Path, tmp_path: Path) -
     run = tmp_path / "student"
     line = refused(*words(run, tmp_path / "nowhere", "train.steps=1"))
     assert f"stage.teacher.run: {tmp_path}/nowhere: no such directory" in line
-    line = refused(*words(run, teacher, "train.steps=1", "stage.unet.blocks=2"))
-    assert "was trained with another stage.unet: make it" in line
+    line = refused(*words(run, teacher, "train.steps=1", "stage.network.blocks=2"))
+    assert "was trained with another stage.network: make it" in line
     line = refused(*words(run, teacher, "train.steps=1", f"stage.teacher={{run: {teacher}, sha256: {'a' * 64}}}"))
     assert "this run needs the checkpoint whose manifest.json has sha256 aaaa" in line
     line = refused(*words(run, teacher, "train.steps=1", "data.resolution=32"))

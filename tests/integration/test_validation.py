@@ -49,7 +49,7 @@ def test_it_is_the_same_on_any_number_of_processes_and_at_any_step(tmp_path: Pat
 
 
 def test_it_is_the_loss_of_the_averaged_weights_at_fixed_images_and_noise(tmp_path: Path) -> None:
-    train(tmp_path, *QUICK, "train.steps=5", "stage.unet.dropout=0.5")
+    train(tmp_path, *QUICK, "train.steps=5", "stage.network.dropout=0.5")
     shards = load(str(SHARDS / "test"))
     shard, within = Order(SEED, shards.counts).at(np.arange(N))
     chosen = within + np.cumsum([0, *shards.counts])[shard]
@@ -78,7 +78,7 @@ def test_a_game_is_validated_phase_by_phase_with_its_penalties(tmp_path: Path) -
 
 def test_a_sample_that_cannot_be_read_is_left_out_aloud(tmp_path: Path) -> None:
     members = {f"{i}.{kind}": data for i in range(6) for kind, data in (("png", png(random_pixels(i))), ("cls", b"1"))}
-    words = [*QUICK, *FROZEN, "train.steps=2", "data.max_bad=1", "validate.n=6"]
+    words = [*QUICK, *FROZEN, "train.steps=2", "data.max_bad_samples=1", "validate.n=6"]
     (tmp_path / "test").mkdir()
     write_tar(tmp_path / "test" / "0.tar", members | {"3.png": b"no image"})
     write_index(tmp_path / "test")

@@ -96,7 +96,7 @@ def test_the_trainer_is_exact_and_elastic(
     [
         ("stream", "1", r"control: step \d+ of attempt 2 has \S+ at position \d+, and the straight run has no such"),
         ("moments", "1", r"world 1, killed and resumed, differs in \d+ tensors"),
-        ("resharding", "1,2", r"averages are \S+ apart in ema\.unet\.\S+, where \S+ is the order of sums"),
+        ("resharding", "1,2", r"averages are \S+ apart in ema\.denoiser\.\S+, where \S+ is the order of sums"),
     ],
 )
 def test_a_broken_resume_is_not_exact(

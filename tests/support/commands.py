@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -24,19 +25,27 @@ from tests.support.fork_server import Server
 HOME = Path(__file__).parents[2]
 SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
 CONFIG = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
-_UNET = ["stage.unet.channels=8", "stage.unet.mults=[1,2]", "stage.unet.attention=[]"]
-_UNET += ["stage.unet.groups=4", "stage.unet.heads=1"]
-_DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.mults=[1,2]"]
-_CODER = ["stage.network.channels=8", "stage.network.mults=[1,2]", "stage.network.groups=4"]
+_UNET = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.attention=[]"]
+_UNET += ["stage.network.groups=4", "stage.network.heads=1"]
+_DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.channel_mult=[1,2]"]
+_CODER = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.groups=4"]
 TINY_STAGE = {
     "adversarial": [*_UNET, "stage.teacher=null"],
     "autoencoder": _CODER,
     "ddpm": [*_UNET, "stage.sampler.steps=3"],
     "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],
-    "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.mults=[1,2]"],
+    "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.channel_mult=[1,2]"],
     "tarflow": ["stage.network.width=16", "stage.network.blocks=2", "stage.network.layers=1"],
     "vae": [*_CODER, "eval.reconstruction=0"],
 }
+
+
+def tiny_stage(stage: Mapping[str, Any]) -> list[str]:
+    """Overrides that make a stage's networks tiny. A flow's are by the kind of its network."""
+    kind = stage["kind"]
+    return TINY_STAGE[stage["network"]["kind"] if kind == "flow" else kind]
+
+
 TINY_RUN = ["data.batch_size=8", "optimizer.decay=constant", "train.log_every=1"]
 TINY = [*TINY_STAGE["ddpm"], *TINY_RUN]
 
@@ -88,7 +97,7 @@ def succeeds(*words: object, processes: int = 0, real: bool = False) -> str:
 
 def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG, real: bool = False) -> str:
     stage = yaml.safe_load(config.read_text())["stage"]
-    tiny = TINY_STAGE[stage.get("network", {}).get("kind", stage["kind"])]
+    tiny = tiny_stage(stage)
     words = ["train", config, f"run.dir={run_dir}", *tiny, *TINY_RUN, *overrides]
     return succeeds(*words, processes=processes, real=real)
 

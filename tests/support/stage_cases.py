@@ -17,7 +17,7 @@ from diffpipe.stages.codec import VAECodecConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics
 from diffpipe.stages.vae import VAE
-from tests.support.commands import SHARDS, TINY_RUN, TINY_STAGE
+from tests.support.commands import SHARDS, TINY_RUN, tiny_stage
 
 FASHION = SHARDS.parent
 SHAPE = ImageShape(channels=1, resolution=8, classes=10)
@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
     def overrides(self) -> list[str]:
         stage = load_config(Experiment, self.path).stage.model_dump()
-        tiny = TINY_STAGE[stage.get("network", {}).get("kind", stage["kind"])]
+        tiny = tiny_stage(stage)
         return [*tiny, *TINY_RUN, "data.resolution=8", "data.workers=0", "eval.reconstruction=0", *self.words]
 
     def experiment(self, *more: str) -> Experiment:
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 CASES = {
     "adversarial": Case("adversarial", LAZY),
-    "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.compared=x_prev")),
+    "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.discriminator_input=x_prev")),
     "autoencoder": Case("autoencoder"),
     "ddpm": Case("ddpm"),
     "denoising_autoencoder": Case("denoising_autoencoder"),
@@ -65,7 +65,7 @@ CASES = {
     "gan": Case("gan", LAZY),
     "latent_ddpm": Case("latent_ddpm", codec="latent_vae"),
     "latent_vae": Case("latent_vae"),
-    "latent_vae, patch": Case("latent_vae", ("stage.patch={start: 3, network: {channels: 8, mults: [1, 2]}}",)),
+    "latent_vae, patch": Case("latent_vae", ("stage.patch={start: 3, network: {channels: 8, channel_mult: [1, 2]}}",)),
     "tarflow": Case("tarflow"),
     "vae": Case("vae"),
 }

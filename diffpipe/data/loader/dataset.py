@@ -38,9 +38,11 @@ class Samples:
     def __init__(self, config: DataConfig, shard_set: ShardSet, seed: int):
         self.config = config
         self.seed = seed
-        self.order = order_of(shard_set, seed, config.lanes, config.window)
+        self.order = order_of(shard_set, seed, config.interleave, config.shuffle_window)
         self.reader = Reader(shard_set, open_files=min(_OPEN, 2 * self.order.at_a_time))
-        self._ahead = order_of(shard_set, seed, config.lanes, config.window) if self.reader.remote else None
+        self._ahead = (
+            order_of(shard_set, seed, config.interleave, config.shuffle_window) if self.reader.remote else None
+        )
         self._begun = False
         self.latents = are_latents(shard_set)
 
@@ -64,7 +66,7 @@ class Samples:
                 number = self._label(where[i], labels[i]) if labels is not None else 0
                 image = self._image(where[i], members[i], None if words is None else words[i])
             except BadSampleError as error:
-                if not config.max_bad:
+                if not config.max_bad_samples:
                     raise
                 number, image, valid[i] = 0, self._blank, False
                 complaints.append(str(error))
@@ -82,7 +84,7 @@ class Samples:
             labels=torch.from_numpy(numbers) if config.labels else None,
             positions=torch.from_numpy(positions),
             keys=keys,
-            valid=torch.from_numpy(valid) if config.max_bad else None,
+            valid=torch.from_numpy(valid) if config.max_bad_samples else None,
             complaints=complaints,
         )
 
@@ -92,7 +94,7 @@ class Samples:
         The order is one of its own, for each keeps the windows that it was asked for last.
         """
         self.reader.expect(shards.tolist(), due=True)
-        end = min(2 * self.config.window, self.reader.shard_set.total)
+        end = min(2 * self.config.shuffle_window, self.reader.shard_set.total)
         steps = np.array([end]) if self._begun else np.arange(0, end + 1, self.config.batch_size)
         self.reader.expect(order.at((steps[:, None] + positions).ravel())[0].tolist(), due=False)
         self._begun = True

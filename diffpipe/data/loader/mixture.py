@@ -80,7 +80,7 @@ def short_of_room(shard_set: ShardSet, order: Order | Mixture, room: int, share:
         return None
     return (
         f"data.cache_bytes is {room:,}, and the {at_a_time} shards that are read of at a time have {needed:,}: they "
-        f"would be fetched again and again; raise it, or start with fewer data.lanes"
+        f"would be fetched again and again; raise it, or start with fewer data.interleave"
     )
 
 

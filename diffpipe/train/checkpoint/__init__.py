@@ -7,6 +7,7 @@ A checkpoint is a directory `step-00001000` of safetensors shards (torch.distrib
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import MANIFEST, STATE, committed, manifest_sha256, step_name, step_of
 from diffpipe.train.checkpoint.read import Checkpoint, Damage, damage, load, newest_valid, open_checkpoint
+from diffpipe.train.checkpoint.state import RunState
 
 __all__ = [
     "MANIFEST",
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointConfig",
     "Damage",
+    "RunState",
     "committed",
     "damage",
     "load",

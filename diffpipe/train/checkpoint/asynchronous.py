@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import RankError, UserError
 from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.state import RunState
 from diffpipe.train.checkpoint.write import TensorShard, commit
 from diffpipe.train.distributed import Communicator
 
@@ -42,19 +41,19 @@ class AsyncCheckpointer:
         """Whether the save in flight has ended in an error on this rank, which `wait` will raise. No collective."""
         return self._error is not None
 
-    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Save `tensors`, plain (the same on all ranks) or DTensors, as they are now, and `state`, with its "step".
+    def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
+        """Save `tensors`, plain (the same on all ranks) or DTensors, as they are now, and `state`.
 
         Waits for the save in flight, copies the tensors to host memory and returns; with `checkpoint.async=false`, when
         it is committed. A step that it has just saved is not saved again. Raises what `wait` raises.
         """
         self.wait()
-        if state["step"] == self._step:
+        if state.step == self._step:
             return
-        text = json.dumps(state, indent=1)
+        text = state.model_dump_json(indent=1)
         staged, copied = self._stage(tensors)
-        arguments = (state["step"], staged, text, copied)
-        self._step = state["step"]
+        arguments = (state.step, staged, text, copied)
+        self._step = state.step
         self._awaited.clear()
         self._thread = threading.Thread(target=self._save, args=arguments, name="saver", daemon=True)
         self._thread.start()

@@ -5,20 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from diffpipe.train.checkpoint.state import FORMAT
+
 MANIFEST = "manifest.json"
-
-
 STATE = "state.json"
-
-
 DAMAGED = "damaged-"
 """What the name of a checkpoint that was found damaged and put aside begins with."""
-
-
 NAME = re.compile("step-[0-9]+")
 
 
@@ -32,7 +27,7 @@ class Entry(BaseModel, extra="forbid", strict=True):
 class Manifest(BaseModel, extra="forbid", strict=True):
     """The list of a checkpoint's files, by name; the last to be written."""
 
-    format: Literal[1] = 1
+    format: int = Field(default=FORMAT, ge=1, le=FORMAT)
     step: int = Field(ge=0)
     files: dict[str, Entry]
 

@@ -13,7 +13,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch.distributed.checkpoint as dcp
 from pydantic import ValidationError
@@ -33,6 +33,7 @@ from diffpipe.train.checkpoint.format import (
     manifest_sha256,
     step_of,
 )
+from diffpipe.train.checkpoint.state import FORMAT, RENAMED_NETWORKS, RunState, parse_state
 from diffpipe.train.distributed import Communicator
 
 
@@ -41,12 +42,19 @@ class Checkpoint:
     """A committed checkpoint whose every byte has been checked against its manifest."""
 
     path: Path
-    state: dict[str, Any]
+    state: RunState
     manifest_sha256: str
+    format: int = FORMAT
+    """The format that it was written in; `state` is of today's."""
 
     @property
     def step(self) -> int:
-        return self.state["step"]
+        return self.state.step
+
+    def stored_name(self, tensor: str) -> str:
+        """The name under which its files hold a tensor, `net.denoiser.stem.weight` say."""
+        names = RENAMED_NETWORKS.get(self.format, {})
+        return ".".join(names.get(part, part) if i in (1, 2) else part for i, part in enumerate(tensor.split(".")))
 
 
 class Damage(NamedTuple):
@@ -94,8 +102,9 @@ def _open(path: Path) -> Checkpoint:
     digest = manifest_sha256(path)
     assert digest is not None, "it has just been read"
     try:
-        return Checkpoint(path, json.loads((path / STATE).read_bytes()), digest)
-    except ValueError as error:
+        written = Manifest.model_validate_json((path / MANIFEST).read_bytes()).format
+        return Checkpoint(path, parse_state(json.loads((path / STATE).read_bytes()), written), digest, written)
+    except (ValueError, KeyError, TypeError) as error:
         raise _forged(path / STATE, error) from error
 
 
@@ -156,6 +165,7 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Communicator)
         saved = reader.read_metadata().state_dict_metadata
     except (SafetensorError, ValueError, KeyError) as error:
         raise _forged(checkpoint.path, error) from error
+    tensors = {checkpoint.stored_name(name): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         shape = tuple(saved[name].size) if name in saved else None  # pyright: ignore[reportAttributeAccessIssue]
         if shape != tuple(tensor.shape):

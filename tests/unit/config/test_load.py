@@ -28,11 +28,17 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_overrides_reach_nested_keys_and_keep_their_yaml_types(path: Path) -> None:
-    words = ["train.steps=7", "stage.unet.mults=[1, 2]", "optimizer.lr=1e-4", "data.test=null", "data.labels=true"]
+    words = [
+        "train.steps=7",
+        "stage.network.channel_mult=[1, 2]",
+        "optimizer.lr=1e-4",
+        "data.test=null",
+        "data.labels=true",
+    ]
     config = load_config(Experiment, path, words)
     assert config.train.steps == 7
     assert isinstance(config.stage, DDPMConfig)
-    assert config.stage.unet.mults == (1, 2)
+    assert config.stage.network.channel_mult == (1, 2)
     assert config.optimizer.lr == 1e-4
     assert config.data.test is None
     assert config.data.labels is True
@@ -48,13 +54,13 @@ def test_a_dumped_config_loads_as_an_equal_one(path: Path, tmp_path: Path) -> No
     ("word", "parts"),
     [
         ("train.step=5", ["unknown key train.step", "did you mean train.steps?"]),
-        ("stage.unet.chanels=5", ["unknown key stage.unet.chanels", "did you mean stage.unet.channels?"]),
+        ("stage.network.chanels=5", ["unknown key stage.network.chanels", "did you mean stage.network.channels?"]),
         ("zzz.qqq=5", ["unknown key zzz", "known: checkpoint, data, ema"]),
         ("train.steps=many", ["train.steps", "'many'"]),
         ("train.steps=true", ["train.steps: input should be a valid integer", "not 'true'"]),
         ("train.steps=0", ["train.steps", "greater than or equal to 1", "0"]),
         ("optimizer.lr=nan", ["optimizer.lr", "'nan'"]),
-        ("stage.unet.groups=48", ["stage.unet", "channels 128 must be a multiple of groups 48"]),
+        ("stage.network.groups=48", ["stage.network", "channels 128 must be a multiple of groups 48"]),
         ("train.precision=fp8", ["train.precision", "'bf16'", "'fp8'"]),
         ("stage.kind=ddpn", ["stage.kind", "'ddpm'", "'ddpn'"]),
         ("train.steps", ["'train.steps'", "key=value"]),

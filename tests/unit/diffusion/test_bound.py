@@ -213,7 +213,7 @@ def test_strata_cut_the_timesteps_into_runs_that_lengthen_with_t(T: int, evaluat
         assert len(strata[-1]) == pytest.approx(strata[-1].start * (T ** (1 / len(strata)) - 1), abs=2)
 
 
-UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 SHAPE = ImageShape(channels=1, resolution=8, classes=4)
 
 
@@ -224,7 +224,7 @@ class LabelRecorder(nn.Module):
 
 
 def ddpm(conditional: bool = False, **sampler: Any) -> Scores:
-    tree = {"kind": "ddpm", "unet": UNET, "schedule": {"steps": 20}, "sampler": {"steps": 5, **sampler}}
+    tree = {"kind": "ddpm", "network": UNET, "schedule": {"steps": 20}, "sampler": {"steps": 5, **sampler}}
     stage = DDPMConfig.model_validate(tree | {"conditional": conditional}).build(SHAPE)
     assert isinstance(stage, Scores)
     return stage
@@ -244,7 +244,7 @@ def test_the_ddpm_scores_uint8_images_under_their_labels_or_the_empty_one() -> N
     ):
         # Guidance changes what is generated, not the model's likelihood.
         stage = ddpm(conditional, guidance=3.0 if conditional else 1.0)
-        score = stage.score({"unet": net}, batch(labelled=labelled), KeyedRNG(0, torch.arange(6)))
+        score = stage.score({"denoiser": net}, batch(labelled=labelled), KeyedRNG(0, torch.arange(6)))
         labels = net.labels
         assert (labels is None and expected is None) or (labels is not None and labels.tolist() == expected)
         assert set(score.terms) == {"L_T", "L_t", "L_0"}
@@ -259,7 +259,7 @@ def test_the_ddpm_scores_uint8_images_under_their_labels_or_the_empty_one() -> N
 
 def test_the_samplers_settings_shape_the_bound() -> None:
     def mean(**sampler: Any) -> tuple[float, int]:
-        score = ddpm(**sampler).score({"unet": LabelRecorder()}, batch(), KeyedRNG(0, torch.arange(6)))
+        score = ddpm(**sampler).score({"denoiser": LabelRecorder()}, batch(), KeyedRNG(0, torch.arange(6)))
         assert isinstance(score, BoundScore)
         return score.per_sample.mean().item(), len(score.strata)
 
@@ -267,9 +267,9 @@ def test_the_samplers_settings_shape_the_bound() -> None:
     assert plain[1] == 19
     assert mean(variance="large")[0] != plain[0]
     assert mean(clip=False)[0] != plain[0]
-    assert mean(bound_steps=7)[1] == 6
+    assert mean(vlb_steps=7)[1] == 6
 
 
 def test_more_steps_than_there_are_timesteps_are_refused() -> None:
     with pytest.raises(UserError, match="bound's steps are 21, but the schedule has 20: ask for 2 to 20"):
-        ddpm(bound_steps=21)
+        ddpm(vlb_steps=21)

@@ -27,13 +27,14 @@ from diffpipe.report.classification_plot import draw
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
+from tests.support.run_states import run_state
 from tests.support.thread_ranks import on_ranks
 from tests.support.toy_stages import Toy
 
 N, SIZE, STD = 400, 4, 48.0
 MEANS = (124.0, 136.0)
 DIMS = SIZE * SIZE
-UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 REST = {"run": {"dir": "x"}, "data": {"train": "x", "batch_size": 4, "resolution": 8}, "train": {"steps": 1}}
 
 
@@ -76,7 +77,7 @@ def opened(stage: Gaussians, shards: Path) -> Run:
         "stage": {"kind": "vae", "conditional": True},
         "train": {"steps": 1},
     }
-    found = Checkpoint(Path("x/checkpoints/step-00000001"), {"step": 1, "position": 4}, "0" * 64)
+    found = Checkpoint(Path("x/checkpoints/step-00000001"), run_state(1, position=4), "0" * 64)
     return Run(found, validate(Experiment, tree, "test"), ImageShape(1, SIZE, 2), stage, {}, "ema")
 
 
@@ -153,9 +154,9 @@ def test_the_likelihoods_do_not_depend_on_the_number_of_processes(shards: Path, 
 
 
 STAGES = {
-    "ddpm": {"kind": "ddpm", "unet": UNET, "sampler": {"bound_steps": 4}},
+    "ddpm": {"kind": "ddpm", "network": UNET, "sampler": {"vlb_steps": 4}},
     "flow": {"kind": "flow", "network": {"kind": "glow", "levels": 1, "steps": 1, "hidden": 8}},
-    "vae": {"kind": "vae", "network": {"channels": 8, "mults": (1, 2), "groups": 4}},
+    "vae": {"kind": "vae", "network": {"channels": 8, "channel_mult": (1, 2), "groups": 4}},
 }
 
 

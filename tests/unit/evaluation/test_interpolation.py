@@ -68,9 +68,11 @@ def test_noise_between_two_positions_is_normal_and_theirs_at_the_ends() -> None:
 
 @pytest.mark.parametrize("label", [None, 1])
 def test_rows_go_from_one_sample_to_another_of_its_class(label: int | None) -> None:
-    tree = {"kind": "gan", "conditional": True, "generator": {"channels": 8, "mults": (1, 2), "latent": 6}}
+    tree = {"kind": "gan", "conditional": True, "generator": {"channels": 8, "channel_mult": (1, 2), "latent": 6}}
     shape = ImageShape(channels=1, resolution=8, classes=3)
-    stage: Stage = GANConfig.model_validate(tree | {"discriminator": {"channels": 8, "mults": (1, 2)}}).build(shape)
+    stage: Stage = GANConfig.model_validate(tree | {"discriminator": {"channels": 8, "channel_mult": (1, 2)}}).build(
+        shape
+    )
     torch.manual_seed(0)
     nets = {name: net.eval() for name, net in stage.networks().items()}
     with Runtime.start("fp32", "cpu") as runtime:

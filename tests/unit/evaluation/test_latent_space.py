@@ -23,7 +23,7 @@ from diffpipe.train.runtime import Runtime
 from tests.support.tars import png, random_pixels, write_shards, write_tar
 from tests.support.toy_stages import Toy
 
-CODER = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
+CODER = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
 GLOW = {"kind": "glow", "levels": 2, "steps": 2, "hidden": 8}
 TARFLOW = {"kind": "tarflow", "patch": 2, "width": 16, "blocks": 2, "layers": 1, "heads": 2}
 CODERS = {

@@ -27,10 +27,10 @@ def test_heads_have_to_divide_the_unets_channels() -> None:
 
 def test_every_level_but_the_first_halves_the_resolution() -> None:
     for levels, lowest in ((1, 24), (2, 12), (3, 6), (4, 3)):
-        assert LevelsConfig(mults=(1,) * levels).lowest(24, "mults") == lowest
+        assert LevelsConfig(channel_mult=(1,) * levels).lowest(24, "channel_mult") == lowest
     with pytest.raises(UserError) as error:
-        LevelsConfig(mults=(1, 1, 1, 1, 1)).lowest(24, "stage.a.mults")
+        LevelsConfig(channel_mult=(1, 1, 1, 1, 1)).lowest(24, "stage.a.channel_mult")
     assert str(error.value) == (
-        "data.resolution 24 cannot be halved 4 times for stage.a.mults [1, 1, 1, 1, 1]; "
+        "data.resolution 24 cannot be halved 4 times for stage.a.channel_mult [1, 1, 1, 1, 1]; "
         "take a multiple of 16 or fewer levels"
     )

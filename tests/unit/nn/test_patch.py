@@ -21,17 +21,17 @@ def build(resolution: int, **config: object) -> PatchDiscriminator:
 
 
 @pytest.mark.parametrize(
-    ("mults", "blocks", "patch"),
+    ("channel_mult", "blocks", "patch"),
     # The sizes of Isola et al. 2017, table 4, and one that is counted by hand: 3 + 2·4 + 1 + 2·8.
     [((1, 2), 1, 16), ((1, 1, 1), 1, 34), ((1, 1, 1, 1), 1, 70), ((1, 2), 2, 28)],
 )
-def test_a_logit_sees_the_patch_that_is_stated(mults: tuple[int, ...], blocks: int, patch: int) -> None:
+def test_a_logit_sees_the_patch_that_is_stated(channel_mult: tuple[int, ...], blocks: int, patch: int) -> None:
     size = 2 * patch // 16 * 16 + 16
-    net = build(size, mults=mults, blocks=blocks).double()
+    net = build(size, channel_mult=channel_mult, blocks=blocks).double()
     images = torch.rand(1, 1, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     images.requires_grad_()
     logits = net(images)
-    assert logits.shape == (1, size >> (len(mults) - 1), size >> (len(mults) - 1))
+    assert logits.shape == (1, size >> (len(channel_mult) - 1), size >> (len(channel_mult) - 1))
     middle = logits.shape[1] // 2
     logits[0, middle, middle].backward()
     assert images.grad is not None

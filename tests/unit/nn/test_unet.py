@@ -9,7 +9,7 @@ from diffpipe.errors import UserError
 from diffpipe.nn.blocks import sinusoidal_embedding
 from diffpipe.nn.unet import UNet, UNetConfig
 
-SMALL = UNetConfig(channels=16, mults=(1, 2), blocks=1, attention=(4,), heads=2, groups=8, dropout=0.0)
+SMALL = UNetConfig(channels=16, channel_mult=(1, 2), blocks=1, attention=(4,), heads=2, groups=8, dropout=0.0)
 
 
 def randomized(net: UNet) -> UNet:
@@ -66,5 +66,5 @@ def test_the_embedding_holds_sines_and_cosines_of_every_frequency() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.resolution 9 cannot be halved 1 times .* multiple of 2"):
         UNet(SMALL, 1, 9)
-    with pytest.raises(UserError, match=r"stage\.unet\.attention names resolutions \[4\].*\[16, 8\]"):
+    with pytest.raises(UserError, match=r"stage\.network\.attention names resolutions \[4\].*\[16, 8\]"):
         UNet(SMALL, 1, 16)

@@ -23,13 +23,13 @@ from tests.unit.stages.test_gan import batch, part, random_networks, runtime, tr
 
 __all__ = ["runtime"]
 
-UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 SHAPE = ImageShape(channels=1, resolution=8, classes=3)
 LEVELS = Schedule.build(ScheduleConfig(kind="cosine"))
 
 
 def config(**changes: object) -> AdversarialConfig:
-    settings = {"unet": UNET, "latent": 4, "loss": "non_saturating", "r2": 0.0, "penalty_every": 2}
+    settings = {"network": UNET, "latent": 4, "loss": "non_saturating", "r2": 0.0, "penalty_every": 2}
     return AdversarialConfig.model_validate({"kind": "adversarial", **settings, **changes})
 
 
@@ -92,8 +92,8 @@ def test_steps_between_timesteps_are_those_of_the_schedule_that_they_are_of() ->
 
 
 def test_focus_trains_the_last_steps_more_often() -> None:
-    # P(t < k) = P(u^focus T < k) = (k / T)^(1 / focus)
-    n, stage, spy = 4000, config(focus=2.0).build(SHAPE), Spy()
+    # P(t < k) = P(u^timestep_power T < k) = (k / T)^(1 / timestep_power)
+    n, stage, spy = 4000, config(timestep_power=2.0).build(SHAPE), Spy()
     nets = {"generator": Oracle(torch.zeros(1, 8, 8), stage), "discriminator": spy}
     whole = batch(n=n)
     stage.loss(stage.phases()[0], nets, whole, KeyedRNG(0, whole.positions))
@@ -152,7 +152,7 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
 
 
 def test_x0_can_be_compared_beside_the_x_t_that_it_was_told_of() -> None:
-    stage = config(schedule={"kind": "sde", "steps": 4}, compared="x_0").build(SHAPE)
+    stage = config(schedule={"kind": "sde", "steps": 4}, discriminator_input="x_0").build(SHAPE)
     n, spy, oracle = 100, Spy(), Oracle(torch.full((1, 8, 8), 0.3), stage)
     whole = batch(n=n)
     x0 = stage.codec.encode(whole.images)
@@ -166,8 +166,8 @@ def test_x0_can_be_compared_beside_the_x_t_that_it_was_told_of() -> None:
 
 
 def test_what_is_compared_with_images_ends_where_they_do() -> None:
-    for compared, steps in (("x_0", range(4)), ("x_prev", [0])):
-        stage = config(schedule={"kind": "sde", "steps": 4}, compared=compared).build(SHAPE)
+    for discriminator_input, steps in (("x_0", range(4)), ("x_prev", [0])):
+        stage = config(schedule={"kind": "sde", "steps": 4}, discriminator_input=discriminator_input).build(SHAPE)
         oracle, x_t, z = Oracle(torch.full((1, 8, 8), 1.3), stage), torch.randn(4, 1, 8, 8), torch.zeros(4, 4)
         x0 = stage._denoised(oracle, x_t, torch.arange(4), z, None)
         torch.testing.assert_close(x0.amax((1, 2, 3)), torch.tensor([1.0 if t in steps else 1.3 for t in range(4)]))
@@ -276,9 +276,9 @@ def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
 
 
 def test_a_teacher_of_another_kind_is_refused() -> None:
-    teacher = DDPMConfig.model_validate({"kind": "ddpm", "unet": UNET, "schedule": {"kind": "cosine"}})
+    teacher = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "schedule": {"kind": "cosine"}})
     config().fits(teacher)
-    for key, changes in (("unet", {"unet": UNET | {"blocks": 2}}), ("levels", {"levels": {"kind": "linear"}})):
+    for key, changes in (("network", {"network": UNET | {"blocks": 2}}), ("levels", {"levels": {"kind": "linear"}})):
         with pytest.raises(UserError, match=f"another stage.{key}: make it"):
             config(**changes).fits(teacher)
     with pytest.raises(UserError, match=r"another stage\.conditional: make it False"):

@@ -15,7 +15,7 @@ from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoencoder import Autoencoder, AutoencoderConfig
 
-NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
+NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
 SHAPE = ImageShape(channels=2, resolution=8, classes=4)
 
 
@@ -47,7 +47,7 @@ def errors(stage: Autoencoder, nets: Mapping[str, nn.Module], some: Batch) -> Te
 
 @pytest.mark.parametrize(("latent", "shape"), [("spatial", (3, 2, 2)), ("vector", (3, 1, 1))])
 def test_the_decoder_undoes_the_encoders_shapes(latent: str, shape: tuple[int, int, int]) -> None:
-    config = CoderConfig.model_validate(NETWORK | {"mults": (1, 2, 2), "latent": latent})
+    config = CoderConfig.model_validate(NETWORK | {"channel_mult": (1, 2, 2), "latent": latent})
     assert config.latent_shape(8) == shape
     x = torch.zeros(5, 2, 8, 8)
     z = Encoder(config, 2, 8, outputs=3)(x)
@@ -105,8 +105,10 @@ def test_the_loss_of_a_sample_depends_on_it_alone(noise: float) -> None:
 
 def test_what_cannot_be_built_is_refused() -> None:
     for latent in ("spatial", "vector"):
-        network = NETWORK | {"mults": (1, 1, 1, 1, 1), "latent": latent}
-        with pytest.raises(UserError, match=r"data\.resolution 8 cannot be halved 4 times for stage\.network\.mults"):
+        network = NETWORK | {"channel_mult": (1, 1, 1, 1, 1), "latent": latent}
+        with pytest.raises(
+            UserError, match=r"data\.resolution 8 cannot be halved 4 times for stage\.network\.channel_mult"
+        ):
             build(network=network)
     with pytest.raises(ValidationError, match="channels 8 must be a multiple of groups 3"):
         build(network=NETWORK | {"groups": 3})

@@ -12,12 +12,12 @@ from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.ddpm import DDPMConfig
 
-UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 SHAPE = ImageShape(channels=1, resolution=8, classes=4)
 
 
 def config(**changes: object) -> DDPMConfig:
-    return DDPMConfig.model_validate({"kind": "ddpm", "unet": UNET, **changes})
+    return DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, **changes})
 
 
 def batch(n: int = 16) -> Batch:
@@ -48,7 +48,7 @@ def test_pixels_make_the_round_trip() -> None:
 def test_the_loss_of_predicting_zero_is_the_mean_square_of_the_noise() -> None:
     stage = config().build(SHAPE)
     rng = KeyedRNG(7, torch.arange(16))
-    loss = stage.loss(stage.phases()[0], {"unet": Recorder()}, batch(), rng)
+    loss = stage.loss(stage.phases()[0], {"denoiser": Recorder()}, batch(), rng)
     expected = rng.normal("noise", (1, 8, 8)).square().mean((1, 2, 3))
     torch.testing.assert_close(loss.per_sample, expected)
 
@@ -57,7 +57,7 @@ def test_labels_are_hidden_at_the_rate_asked_for_and_by_position() -> None:
     stage = config(conditional=True, label_dropout=0.3).build(SHAPE)
     net = Recorder()
     n = 4000
-    stage.loss(stage.phases()[0], {"unet": net}, batch(n), KeyedRNG(0, torch.arange(n)))
+    stage.loss(stage.phases()[0], {"denoiser": net}, batch(n), KeyedRNG(0, torch.arange(n)))
     labels = net.asked[0][2]
     assert labels is not None
     hidden = labels == 4
@@ -67,7 +67,7 @@ def test_labels_are_hidden_at_the_rate_asked_for_and_by_position() -> None:
     whole = batch(n)
     assert whole.labels is not None
     some = Batch(whole.images[few], whole.labels[few], whole.positions[few], whole.keys[few])
-    stage.loss(stage.phases()[0], {"unet": part}, some, KeyedRNG(0, some.positions))
+    stage.loss(stage.phases()[0], {"denoiser": part}, some, KeyedRNG(0, some.positions))
     assert part.asked[0][2] is not None
     assert torch.equal(part.asked[0][2], labels[few])
 
@@ -88,7 +88,7 @@ def test_an_image_depends_on_its_index_alone() -> None:
     stage = config(sampler={"steps": 3, "kind": "ancestral"}).build(SHAPE)
     torch.manual_seed(0)
     nets = {name: net.eval() for name, net in stage.networks().items()}
-    for p in nets["unet"].parameters():
+    for p in nets["denoiser"].parameters():
         nn.init.normal_(p, std=0.05)
     together = stage.generate(nets, KeyedRNG(3, torch.arange(5)), None)
     assert together.shape == (5, 1, 8, 8)

@@ -22,7 +22,7 @@ from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.unit.train.test_loop import Calls
 
-NETS = {"channels": 8, "mults": (1, 2), "blocks": 1}
+NETS = {"channels": 8, "channel_mult": (1, 2), "blocks": 1}
 SHAPE = ImageShape(channels=1, resolution=8, classes=3)
 
 
@@ -324,7 +324,7 @@ class Bimodal:
 
 
 def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
-    net = {"channels": 8, "mults": (1, 1)}
+    net = {"channels": 8, "channel_mult": (1, 1)}
     stage = config(generator=net | {"latent": 2}, discriminator=net, r1=0.5, r2=0.5, penalty_every=8)
     t = trainer(runtime, stage.build(ImageShape(1, 4)), batch_size=32, lr=2e-3, clip=100.0)
     data = Bimodal()
@@ -340,7 +340,9 @@ def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
         config(conditional=True).build(ImageShape(1, 8))
-    with pytest.raises(UserError, match=r"data\.resolution 9 cannot be halved 1 times for stage\.generator\.mults"):
+    with pytest.raises(
+        UserError, match=r"data\.resolution 9 cannot be halved 1 times for stage\.generator\.channel_mult"
+    ):
         config().build(ImageShape(1, 9))
-    with pytest.raises(UserError, match=r"cannot be halved 2 times for stage\.discriminator\.mults \[1, 1, 1\]"):
-        config(discriminator=NETS | {"mults": (1, 1, 1)}).build(ImageShape(1, 6))
+    with pytest.raises(UserError, match=r"cannot be halved 2 times for stage\.discriminator\.channel_mult \[1, 1, 1\]"):
+        config(discriminator=NETS | {"channel_mult": (1, 1, 1)}).build(ImageShape(1, 6))

@@ -23,8 +23,8 @@ from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 
 SHAPE = ImageShape(channels=2, resolution=8, classes=4)
-NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
-UNET = {"channels": 8, "mults": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
+NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
+UNET = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 
 
 def vae(shape: ImageShape = SHAPE, **changes: Any) -> VAE:
@@ -60,7 +60,12 @@ def batch(positions: Sequence[int]) -> Batch:
 
 
 def ddpm(some: LatentCodec | None = None, **changes: Any) -> DDPM:
-    tree = {"kind": "ddpm", "unet": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False, "steps": 3}}
+    tree = {
+        "kind": "ddpm",
+        "network": UNET,
+        "codec": {"kind": "vae", "run": "x"},
+        "sampler": {"clip": False, "steps": 3},
+    }
     return DDPMConfig.model_validate(tree | changes).build(SHAPE, some or codec())
 
 
@@ -128,7 +133,7 @@ def test_the_codec_is_frozen_and_no_part_of_the_stage() -> None:
     runtime = Runtime.start("fp32", "cpu")
     trainer = Trainer(stage, runtime, TrainConfig(steps=3), OptimizerConfig(lr=0.1), EMAConfig(), seed=0, batch_size=8)
     names = {".".join(name.split(".")[:2]) for name in trainer.state()}
-    assert names == {"net.unet", "ema.unet", "optimizer.unet"}
+    assert names == {"net.denoiser", "ema.denoiser", "optimizer.denoiser"}
     for step in range(2):
         trainer.train_step([batch(range(8 * step, 8 * step + 8))])
     for name, net in some.nets.items():
@@ -149,11 +154,11 @@ def test_the_network_sees_noised_codes_and_generated_codes_are_decoded() -> None
             return torch.zeros_like(x)
 
     few, rng = batch(range(6)), KeyedRNG(0, torch.arange(6))
-    stage.loss(stage.phases()[0], {"unet": Recorder()}, few, rng)
+    stage.loss(stage.phases()[0], {"denoiser": Recorder()}, few, rng)
     (x_t, t), code = asked[0], some.encode(few.images, rng)
     alpha_bar = stage._schedule(torch.device("cpu")).alpha_bar(t)[:, None, None, None].float()
     torch.testing.assert_close(x_t, alpha_bar.sqrt() * code + (1 - alpha_bar).sqrt() * rng.normal("noise", (3, 4, 4)))
-    made = stage.generate({"unet": Recorder()}, rng, None)
+    made = stage.generate({"denoiser": Recorder()}, rng, None)
     assert made.shape == few.images.shape
     assert made.dtype == torch.uint8
 
@@ -176,11 +181,11 @@ def test_what_does_not_fit_latents_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.sampler\.clip=true.*set it to false"):
         ddpm(sampler={})
     with pytest.raises(UserError, match=r"2 × 8 × 8, and data\.channels is 1 and data\.resolution 8"):
-        DDPMConfig.model_validate({"kind": "ddpm", "unet": UNET, "sampler": {"clip": False}}).build(
+        DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "sampler": {"clip": False}}).build(
             ImageShape(1, 8), codec()
         )
     with pytest.raises(UserError, match=r"for latents \[3, 4, 4\] instead of images, .*cannot be halved 3 times"):
-        ddpm(unet=UNET | {"mults": (1, 1, 1, 1)})
+        ddpm(unet=UNET | {"channel_mult": (1, 1, 1, 1)})
     stage = ddpm()
     with pytest.raises(UserError, match=r"no likelihood of images.*stage\.codec\.kind=pixels"):
         stage.score(stage.networks(), batch(range(2)), KeyedRNG(0, torch.arange(2)))

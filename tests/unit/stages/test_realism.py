@@ -22,9 +22,9 @@ from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 
 SHAPE = ImageShape(channels=1, resolution=8)
-NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
+NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
 PERCEPTUAL = {"weight": 0.7}
-PATCH = {"weight": 0.3, "start": 2, "network": {"channels": 4, "mults": (1, 2)}}
+PATCH = {"weight": 0.3, "start": 2, "network": {"channels": 4, "channel_mult": (1, 2)}}
 
 
 class Maps(nn.Module):
@@ -205,5 +205,5 @@ def test_what_is_logged_names_the_phase_and_the_terms() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"gray or RGB images, and data\.channels is 2"):
         build(shape=ImageShape(2, 8))
-    with pytest.raises(UserError, match=r"cannot be halved 4 times for stage\.patch\.network\.mults"):
-        build(patch=PATCH | {"network": {"channels": 4, "mults": (1, 1, 1, 1, 1)}})
+    with pytest.raises(UserError, match=r"cannot be halved 4 times for stage\.patch\.network\.channel_mult"):
+        build(patch=PATCH | {"network": {"channels": 4, "channel_mult": (1, 1, 1, 1, 1)}})

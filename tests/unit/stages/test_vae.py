@@ -19,8 +19,8 @@ from diffpipe.interfaces import Batch, Generates, ImageShape, Loss, Reconstructs
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.vae import VAE, VAEConfig
 
-NETWORK = {"channels": 8, "mults": (1, 2), "groups": 4, "latent_channels": 3}
-ONE_PIXEL = NETWORK | {"mults": (1,), "latent_channels": 1}
+NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
+ONE_PIXEL = NETWORK | {"channel_mult": (1,), "latent_channels": 1}
 SHAPE = ImageShape(channels=2, resolution=8, classes=4)
 PIXEL = ImageShape(channels=1, resolution=1, classes=3)
 
@@ -166,7 +166,7 @@ def exact_bits_per_dim(images: Tensor) -> np.ndarray:
 
 
 def test_trained_on_a_gaussian_it_reaches_the_known_bits_per_dim_from_above() -> None:
-    network = {"channels": 16, "mults": (1,), "groups": 1, "latent": "vector", "latent_channels": 1}
+    network = {"channels": 16, "channel_mult": (1,), "groups": 1, "latent": "vector", "latent_channels": 1}
     stage = build(ImageShape(1, 2), network=network)
     nets, steps, n = networks(stage), 300, 128
     optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=5e-3)
@@ -269,7 +269,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
         build(ImageShape(1, 8), conditional=True)
     with pytest.raises(UserError, match=r"data\.resolution 8 cannot be halved 4 times"):
-        build(network=NETWORK | {"mults": (1, 1, 1, 1, 1)})
+        build(network=NETWORK | {"channel_mult": (1, 1, 1, 1, 1)})
     stage, some = build(conditional=True), batch()._replace(labels=None)
     with pytest.raises(UserError, match="class-conditional and the images have no labels"):
         stage.score(networks(stage), some, KeyedRNG(0, some.positions))

@@ -30,10 +30,12 @@ def runtime() -> Iterator[Runtime]:
         yield started
 
 
-def trainer(runtime: Runtime, stage: Stage, batch_size: int = 8, max_bad: int = 0, **config: Any) -> Trainer:
+def trainer(runtime: Runtime, stage: Stage, batch_size: int = 8, max_bad_samples: int = 0, **config: Any) -> Trainer:
     train = TrainConfig.model_validate({"steps": 6, "log_every": 2, **config})
     optimizer = OptimizerConfig(lr=0.01, warmup=0)
-    return Trainer(stage, runtime, train, optimizer, EMAConfig(), seed=0, batch_size=batch_size, max_bad=max_bad)
+    return Trainer(
+        stage, runtime, train, optimizer, EMAConfig(), seed=0, batch_size=batch_size, max_bad_samples=max_bad_samples
+    )
 
 
 def spoiled(positions: Sequence[int], bad: Sequence[int]) -> Batch:
@@ -56,7 +58,7 @@ def weights(t: Trainer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("stage", [Toy, Duel])
 @pytest.mark.parametrize("size", [7, 8, 12])
 def test_where_all_are_valid_every_bit_is_what_it_was(runtime: Runtime, stage: type[Toy], size: int) -> None:
-    sure, unsure = trainer(runtime, stage(), size), trainer(runtime, stage(), size, max_bad=1)
+    sure, unsure = trainer(runtime, stage(), size), trainer(runtime, stage(), size, max_bad_samples=1)
     for i in range(5):
         parts = range(size * i, size * i + 3), range(size * i + 3, size * i + size)
         sure.train_step([batch(part) for part in parts])
@@ -69,7 +71,7 @@ def test_where_all_are_valid_every_bit_is_what_it_was(runtime: Runtime, stage: t
 @pytest.mark.parametrize("bad", [[0], [1, 2, 5], [0, 1, 2]])
 def test_the_valid_ones_make_the_step_that_they_would_alone(runtime: Runtime, bad: list[int]) -> None:
     good = [position for position in range(8) if position not in bad]
-    alone, among = trainer(runtime, Toy(), len(good)), trainer(runtime, Toy(), max_bad=9)
+    alone, among = trainer(runtime, Toy(), len(good)), trainer(runtime, Toy(), max_bad_samples=9)
     alone.train_step([batch(good)])
     among.train_step([spoiled(range(3), bad), spoiled(range(3, 8), bad)])
     for name, tensor in weights(alone).items():
@@ -89,7 +91,7 @@ class Poisoned(Toy):
 
 
 def test_what_a_bad_sample_makes_of_its_loss_does_no_harm(runtime: Runtime, tmp_path: Path) -> None:
-    poisoned, plain = trainer(runtime, Poisoned(), max_bad=1), trainer(runtime, Toy(), max_bad=1)
+    poisoned, plain = trainer(runtime, Poisoned(), max_bad_samples=1), trainer(runtime, Toy(), max_bad_samples=1)
     for t in (poisoned, plain):
         (tmp_path / type(t.stage).__name__).mkdir()
         t.run(stream([19], start=1), [], tmp_path / type(t.stage).__name__)
@@ -99,7 +101,7 @@ def test_what_a_bad_sample_makes_of_its_loss_does_no_harm(runtime: Runtime, tmp_
 
 
 def test_a_step_of_bad_samples_alone_has_no_gradient(runtime: Runtime) -> None:
-    t = trainer(runtime, Toy(), max_bad=9)
+    t = trainer(runtime, Toy(), max_bad_samples=9)
     before = weights(t)
     t.train_step([spoiled(range(8), range(8))])
     assert t.step == 1
@@ -108,7 +110,7 @@ def test_a_step_of_bad_samples_alone_has_no_gradient(runtime: Runtime) -> None:
 
 
 def test_the_host_waits_for_no_device_to_count_the_valid(runtime: Runtime) -> None:
-    t = trainer(runtime, Duel(), max_bad=1)
+    t = trainer(runtime, Duel(), max_bad_samples=1)
     micro = [spoiled(range(4), [2]), spoiled(range(4, 8), [])]
     for _ in range(2):
         t.train_step(micro)
@@ -121,7 +123,7 @@ def test_the_host_waits_for_no_device_to_count_the_valid(runtime: Runtime) -> No
 def test_each_is_told_once_and_counted_once_however_often_it_comes(
     runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    t = trainer(runtime, Toy(), max_bad=2)
+    t = trainer(runtime, Toy(), max_bad_samples=2)
     t.run((spoiled(range(8), [3] if i < 4 else [3, 5]) for i in itertools.count()), [], tmp_path)
     said = capsys.readouterr().err
     assert said.count("warning: step 0, rank 0: shard: key3: no image; it counts nowhere") == 1
@@ -134,22 +136,22 @@ def test_each_is_told_once_and_counted_once_however_often_it_comes(
 
 
 def test_a_run_ends_past_its_budget_and_a_resume_does_not_start_it_anew(runtime: Runtime, tmp_path: Path) -> None:
-    said = r"2 samples are bad and data.max_bad is 1: shard: key19: no image; shard: key40: no image\. Replace"
-    t = trainer(runtime, Toy(), max_bad=1)
+    said = r"2 samples are bad and data.max_bad_samples is 1: shard: key19: no image; shard: key40: no image\. Replace"
+    t = trainer(runtime, Toy(), max_bad_samples=1)
     with pytest.raises(BadSamplesError, match=said):
         t.run(stream([19, 40]), [], tmp_path)
     assert t.step == 6
-    again = trainer(runtime, Toy(), max_bad=1)
+    again = trainer(runtime, Toy(), max_bad_samples=1)
     again.step, again.bad.known = 4, ["shard: key19: no image"]
     with pytest.raises(BadSamplesError, match=said):
         again.run(stream([19, 40], start=4), [], tmp_path)
-    enough = trainer(runtime, Toy(), max_bad=2)
+    enough = trainer(runtime, Toy(), max_bad_samples=2)
     enough.step, enough.bad.known = 4, ["shard: key19: no image"]
     enough.run(stream([19, 40], start=4), [], tmp_path)
     assert len(enough.bad.known) == 2
 
 
 def test_no_more_than_eight_are_named(runtime: Runtime, tmp_path: Path) -> None:
-    t = trainer(runtime, Toy(), max_bad=3)
+    t = trainer(runtime, Toy(), max_bad_samples=3)
     with pytest.raises(BadSamplesError, match=r"11 samples are bad.*key16: no image; .*; 3 more\. Replace"):
         t.run(stream(range(11, 22), start=1), [], tmp_path)

@@ -21,7 +21,7 @@ from diffpipe.train.blocks import blocks, checkpoint_activations
 from tests.support.stage_cases import CASES, FASHION, real_batch
 
 CIFAR = FASHION.parent.parent / "configs" / "cifar10"
-UNET = UNetConfig(channels=8, mults=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.3)
+UNET = UNetConfig(channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_a_gradient_of_a_gradient_is_the_same_bits() -> None:
         return [logits, gradient, *(p.grad for p in net.parameters())]
 
     def build() -> nn.Module:
-        return made(lambda: Discriminator(DiscriminatorConfig(channels=8, mults=(1, 2)), 1, 8, classes=3))
+        return made(lambda: Discriminator(DiscriminatorConfig(channels=8, channel_mult=(1, 2)), 1, 8, classes=3))
 
     net = build()
     checkpoint_activations(net)

@@ -24,7 +24,7 @@ from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.support.toy_stages import Duel, Toy, batch
 
-UNET = {"channels": 8, "mults": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.1}
+UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.1}
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_between_two_log_steps_never_waits_for_the_device(precision: Any) -> None:
-    stage = DDPMConfig.model_validate({"kind": "ddpm", "unet": UNET, "conditional": True}).build(ImageShape(1, 4, 3))
+    stage = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "conditional": True}).build(ImageShape(1, 4, 3))
     with Runtime.start(precision, "cpu") as runtime:
         t = trainer(runtime, stage, accumulate=2)
         micro = [batch(range(4))._replace(labels=torch.arange(4) % 3) for _ in range(2)]

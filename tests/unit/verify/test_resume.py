@@ -30,6 +30,7 @@ from diffpipe.verify.checkpoint_diff import (
 from diffpipe.verify.resume_plan import Plan
 from diffpipe.verify.verdict import Kill, Trained, Verdict, bits, distance, samples
 from tests.support.commands import CONFIG
+from tests.support.run_states import run_state
 
 STEPS, BATCH = 6, 4
 
@@ -98,7 +99,7 @@ def test_a_straight_run_that_is_not_the_stream_is_found() -> None:
 
 
 def test_an_attempt_that_began_elsewhere_than_the_newest_checkpoint_is_found() -> None:
-    nothing = Checkpoint(Path(), {}, "")
+    nothing = Checkpoint(Path(), run_state(0), "")
     straight = Trained("straight-1", (1,), (), [STRAIGHT], nothing, 0.1)
     pieces = [attempt(0, 5, 1), attempt(2, STEPS, 2)]
     for saved, complaint in ((2, None), (4, "began in step 2, and the newest checkpoint was of step 4")):
@@ -194,7 +195,7 @@ def test_a_tensor_in_several_shards_is_read_whole(tmp_path: Path) -> None:
             tensors["optimizer.a.w.step"], places["optimizer.a.w.step"] = torch.tensor(3.0), {"saved_offsets": []}
         about = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(places), "DCP_VERSION": "1.0"}
         save_file(tensors, tmp_path / f"shard-{i}.safetensors", metadata=about)
-    read = read_tensors(Checkpoint(tmp_path, {"step": 3}, ""))
+    read = read_tensors(Checkpoint(tmp_path, run_state(3), ""))
     assert read.keys() == {"net.a.w", "optimizer.a.w.step"}
     assert torch.equal(read["net.a.w"], whole)
     assert torch.equal(read["optimizer.a.w.step"], torch.tensor(3.0))
@@ -240,8 +241,8 @@ def test_what_is_trained() -> None:
     assert worlds == {"straight-2": (2,), "control": (2, 2, 2)}
     assert plan(worlds="4,1").other == 1
     # Dropout is by rank, and other world sizes have other ranks; where there is one, it stays.
-    assert "stage.unet.dropout=0" in plan("stage.unet.dropout=0.1").laid_over
-    assert "stage.unet.dropout=0" not in plan("stage.unet.dropout=0.1", worlds="2").laid_over
+    assert "stage.network.dropout=0" in plan("stage.network.dropout=0.1").laid_over
+    assert "stage.network.dropout=0" not in plan("stage.network.dropout=0.1", worlds="2").laid_over
     assert "train.precision=bf16" in plan("train.precision=bf16").laid_over
     assert "optimizer.eps=0.1" in plan("optimizer.eps=0.1").laid_over
     # At one world size the bits must be the same in whatever precision, and by whatever optimizer, the user trains.

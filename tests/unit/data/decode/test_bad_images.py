@@ -280,7 +280,15 @@ def stream_of(members: dict[str, bytes], folder: Path, **config):
     n = len({name.partition(".")[0] for name in members})
     return batches(
         DataConfig.model_validate(
-            {"train": "", "batch_size": n, "resolution": 24, "channels": 3, "workers": 0, "window": 100, **config}
+            {
+                "train": "",
+                "batch_size": n,
+                "resolution": 24,
+                "channels": 3,
+                "workers": 0,
+                "shuffle_window": 100,
+                **config,
+            }
         ),
         load(str(folder)),
         0,
@@ -292,7 +300,7 @@ def test_what_is_refused_keeps_its_place_in_a_batch(tmp_path: Path, workers: int
     made = {f"bad{i}.png": make() for i, (make, _) in enumerate(REFUSED.values())}
     made |= {f"good{i}.jpg": png(random_pixels(i, (24, 24, 3))) for i in range(9)}  # whatever it is called
     members = {name: data for image, data in made.items() for name, data in ((image, data), (image[:-3] + "cls", b"7"))}
-    stream = stream_of(members, tmp_path, labels=True, workers=workers, max_bad=1)
+    stream = stream_of(members, tmp_path, labels=True, workers=workers, max_bad_samples=1)
     batch = next(stream)
     stream.close()
     assert batch.labels is not None
@@ -318,7 +326,7 @@ def test_none_may_be_bad_unless_it_is_said(tmp_path: Path) -> None:
 
 def test_bytes_that_were_changed_behind_the_index_are_a_bad_sample(tmp_path: Path) -> None:
     image = png(COLOUR)
-    stream = stream_of({"a.png": image, "b.png": png(COLOUR[::-1])}, tmp_path, max_bad=1)
+    stream = stream_of({"a.png": image, "b.png": png(COLOUR[::-1])}, tmp_path, max_bad_samples=1)
     path = tmp_path / "shard.tar"
     path.write_bytes(path.read_bytes().replace(image, flipped(image, len(image) // 2)))
     batch = next(stream)
@@ -328,7 +336,7 @@ def test_bytes_that_were_changed_behind_the_index_are_a_bad_sample(tmp_path: Pat
 
 
 def test_a_shard_that_is_gone_is_no_bad_sample(tmp_path: Path) -> None:
-    stream = stream_of({"a.png": png(COLOUR)}, tmp_path, max_bad=9)
+    stream = stream_of({"a.png": png(COLOUR)}, tmp_path, max_bad_samples=9)
     (tmp_path / "shard.tar").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         next(stream)
@@ -338,7 +346,7 @@ def test_a_shard_that_is_gone_is_no_bad_sample(tmp_path: Path) -> None:
 def test_latents_that_cannot_be_read_are_zeros_of_the_right_shape(tmp_path: Path, batch_size: int) -> None:
     latents = np.ones((8, 3, 3), dtype=np.float32)
     members = {f"{i}.latents.npy": to_bytes(latents)[:200] if i in (0, 2) else to_bytes(latents) for i in range(4)}
-    stream = stream_of(members, tmp_path, batch_size=batch_size, max_bad=2)
+    stream = stream_of(members, tmp_path, batch_size=batch_size, max_bad_samples=2)
     for _ in range(4 // batch_size):
         batch = next(stream)
         assert batch.valid is not None
@@ -351,6 +359,8 @@ def test_latents_that_cannot_be_read_are_zeros_of_the_right_shape(tmp_path: Path
 def test_how_many_pixels_are_too_many_can_be_said(tmp_path: Path) -> None:
     for i, (most, valid) in enumerate([(24 * 40, True), (24 * 40 - 1, False)]):
         (tmp_path / str(i)).mkdir()
-        batch = next(stream_of({"a.png": png(COLOUR), "b.jpg": JPEG}, tmp_path / str(i), max_bad=1, max_pixels=most))
+        batch = next(
+            stream_of({"a.png": png(COLOUR), "b.jpg": JPEG}, tmp_path / str(i), max_bad_samples=1, max_pixels=most)
+        )
         assert batch.valid is not None
         assert batch.valid.tolist() == [valid, valid]

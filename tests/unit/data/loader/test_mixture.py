@@ -137,7 +137,7 @@ def test_the_epochs_of_each_source_are_permutations(folders: list[str]) -> None:
     shard_set = mixed(folders, 1, 3)
     config = DataConfig(
         sources=tuple(SourceConfig(url=url, weight=w) for url, w in zip(folders, (1, 3), strict=True)),
-        batch_size=8, resolution=8, channels=1, labels=True, lanes=4,
+        batch_size=8, resolution=8, channels=1, labels=True, interleave=4,
     )  # fmt: skip
     dataset = Samples(config, shard_set, seed=6)
     assert isinstance(dataset.order, Mixture)

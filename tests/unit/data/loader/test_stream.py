@@ -29,7 +29,15 @@ from tests.support.tars import png, random_pixels, write_shards, write_tar
 
 COUNTS = [13, 1, 30, 7]
 CONFIG = DataConfig(
-    train="unused", batch_size=12, resolution=8, channels=1, labels=True, flip=True, crop="random", workers=0, window=10
+    train="unused",
+    batch_size=12,
+    resolution=8,
+    channels=1,
+    labels=True,
+    flip=True,
+    crop="random",
+    workers=0,
+    shuffle_window=10,
 )
 
 
@@ -137,7 +145,7 @@ def test_each_shard_is_opened_once_an_epoch(tmp_path: Path, monkeypatch: pytest.
     opened: list[str] = []
     real = os.open
     monkeypatch.setattr(os, "open", lambda *a, **b: opened.append(str(a[0])) or real(*a, **b))
-    take(50, batches(changed(batch_size=4, window=200), load(str(tmp_path)), 0))  # from all of them at a time
+    take(50, batches(changed(batch_size=4, shuffle_window=200), load(str(tmp_path)), 0))  # from all of them at a time
     tars = [path for path in opened if path.endswith(".tar")]
     assert len(tars) == len(set(tars)) == 100
 
@@ -229,7 +237,14 @@ def test_a_batch_too_small_to_share_out_is_refused(shards: ShardSet) -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"batch_size": 0}, {"channels": 2}, {"workers": -1}, {"crop": "left"}, {"window": 0}, {"resolution": True}],
+    [
+        {"batch_size": 0},
+        {"channels": 2},
+        {"workers": -1},
+        {"crop": "left"},
+        {"shuffle_window": 0},
+        {"resolution": True},
+    ],
 )
 def test_values_out_of_range_are_refused_by_key(values: dict) -> None:
     (key,) = values

@@ -109,9 +109,9 @@ def test_a_run_that_changes_at_each_resume_sees_what_one_never_stopped_sees(
     pool: Path, shards: list[int], several: list[Leg], seed: int, lanes: int, window: int
 ) -> None:
     of: ShardSet = load([str(pool / f"shard-{i:03d}.tar") for i in shards])
-    dataset = Samples(config(lanes=lanes, window=window), of, seed)
+    dataset = Samples(config(interleave=lanes, shuffle_window=window), of, seed)
     seen, end = run(dataset, several)
-    straight = rows(at(Samples(config(lanes=lanes, window=window), of, seed), np.arange(max(seen) + 1)))
+    straight = rows(at(Samples(config(interleave=lanes, shuffle_window=window), of, seed), np.arange(max(seen) + 1)))
     assert seen == straight
     # Nothing is lost and nothing repeated: each epoch that is over has every sample once.
     keys = Counter(of.sample(shard, i).key for shard, n in enumerate(of.counts) for i in range(n))
@@ -134,7 +134,7 @@ def test_several_sources_are_as_exact(
         SourceConfig(url=[str(pool / f"shard-{i:03d}.tar") for i in range(s, len(COUNTS), len(weights))], weight=weight)
         for s, weight in enumerate(weights)
     )
-    mixed = config(train=None, sources=sources, lanes=lanes, window=16)
+    mixed = config(train=None, sources=sources, interleave=lanes, shuffle_window=16)
     of = load_sources(None, sources)
     seen, _ = run(Samples(mixed, of, seed), several)
     assert seen == rows(at(Samples(mixed, of, seed), np.arange(max(seen) + 1)))

@@ -185,7 +185,7 @@ def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, ca
         flip=True,
         crop="random",
         workers=workers,
-        window=4,
+        shuffle_window=4,
     )
 
     def take(shards: ShardSet) -> list[Batch]:
@@ -207,9 +207,9 @@ def test_the_shards_of_the_next_two_windows_are_fetched_and_no_others(web: Web, 
     write_shards(tmp_path / "web" / "b", [4] * 40)
     write_index(tmp_path / "web" / "b")
     shards = load(f"{web.url}/b", cache=cache)
-    config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=0, window=16)
+    config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=0, shuffle_window=16)
     stream = batches(config, shards, 5)
-    order = Order(5, shards.counts, config.lanes, config.window)
+    order = Order(5, shards.counts, config.interleave, config.shuffle_window)
     for step in range(3):
         next(stream)
         soon = set(order.at(np.arange(4 * step + 4 + 2 * 16))[0].tolist())

@@ -21,6 +21,7 @@ from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import committed
 from diffpipe.train.distributed import Communicator
+from tests.support.run_states import run_state
 
 ALONE = Communicator()
 SYNCHRONOUS = CheckpointConfig.model_validate({"async": False})
@@ -48,12 +49,12 @@ def test_beside_training_the_same_bytes_are_saved_as_while_it_waits(tmp_path: Pa
     for name, config in (("async", CheckpointConfig()), ("sync", SYNCHRONOUS)):
         with AsyncCheckpointer(tmp_path / name, config, ALONE) as checkpointer:
             for step in (1, 2):
-                mine, state = tensors(step), {"step": step, "notes": ["as it was"]}
+                mine, state = tensors(step), run_state(step, bad_samples=["as it was"])
                 checkpointer.save(mine, state)
                 with torch.no_grad():
                     for tensor in mine.values():
                         tensor.zero_()  # as an optimizer's step changes them in place
-                state["notes"].append("later")  # pyright: ignore[reportAttributeAccessIssue]
+                state.bad_samples.append("later")
     for step in (1, 2):
         assert contents(tmp_path / "async", step) == contents(tmp_path / "sync", step)
         assert b"later" not in contents(tmp_path / "async", step)["state.json"]
@@ -79,10 +80,10 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(
 ) -> None:
     arrived, passes = held_back(monkeypatch, at)
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
-    checkpointer.save(tensors(1), {"step": 1})  # returns though nothing can be committed
+    checkpointer.save(tensors(1), run_state(1))  # returns though nothing can be committed
     assert arrived.wait(10)
     assert not committed(tmp_path)
-    second = threading.Thread(target=checkpointer.save, args=(tensors(2), {"step": 2}))
+    second = threading.Thread(target=checkpointer.save, args=(tensors(2), run_state(2)))
     second.start()
     second.join(0.05)
     assert second.is_alive()
@@ -96,7 +97,7 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(
 
 def test_what_is_not_asynchronous_is_committed_on_return(tmp_path: Path) -> None:
     checkpointer = AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE)
-    checkpointer.save(tensors(1), {"step": 1})
+    checkpointer.save(tensors(1), run_state(1))
     assert [p.name for p in committed(tmp_path)] == ["step-00000001"]
 
 
@@ -111,7 +112,7 @@ def test_a_step_that_has_just_been_saved_is_not_saved_again(tmp_path: Path) -> N
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
     inodes = []
     for _ in range(2):  # because it was due, and because the job was asked to stop
-        checkpointer.save(tensors(1), {"step": 1})
+        checkpointer.save(tensors(1), run_state(1))
         checkpointer.wait()
         inodes.append(committed(tmp_path)[0].stat().st_ino)
     assert inodes[0] == inodes[1]
@@ -133,16 +134,16 @@ def test_a_disk_that_refuses_leaves_what_was_committed_and_no_debris(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, complaint: str
 ) -> None:
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
-    checkpointer.save(tensors(1), {"step": 1})
+    checkpointer.save(tensors(1), run_state(1))
     checkpointer.wait()
     with monkeypatch.context() as patched:
         patched.setattr(module, at, full)
-        checkpointer.save(tensors(2), {"step": 2})
+        checkpointer.save(tensors(2), run_state(2))
         with pytest.raises(UserError, match=complaint):
             checkpointer.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
     checkpointer.wait()  # it has been told
-    checkpointer.save(tensors(2), {"step": 2})
+    checkpointer.save(tensors(2), run_state(2))
     checkpointer.wait()
     assert committed(tmp_path)[0].name == "step-00000002"
 
@@ -153,7 +154,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         pytest.raises(UserError, match=r"could not be written: .*free some space"),
         AsyncCheckpointer(tmp_path / "file", SYNCHRONOUS, ALONE) as checkpointer,
     ):
-        checkpointer.save(tensors(1), {"step": 1})
+        checkpointer.save(tensors(1), run_state(1))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("connection closed by peer"), KeyError("a bug")])
@@ -165,11 +166,11 @@ def test_any_failure_of_the_thread_is_seen_at_once_and_raised_later(
 
     monkeypatch.setattr(module, "_begin", fail)
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
-    checkpointer.save(tensors(1), {"step": 1})
+    checkpointer.save(tensors(1), run_state(1))
     checkpointer._thread.join()  # pyright: ignore[reportOptionalMemberAccess]
     assert checkpointer.failed
     with pytest.raises(type(error)) as raised:
-        checkpointer.save(tensors(2), {"step": 2})
+        checkpointer.save(tensors(2), run_state(2))
     assert raised.value is error
     assert not list(tmp_path.iterdir())
 
@@ -185,7 +186,7 @@ def test_a_job_that_ends_in_an_error_waits_for_the_save_only_where_all_ranks_do(
 
     def train() -> None:
         with checkpointer:
-            checkpointer.save(tensors(1), {"step": 1})
+            checkpointer.save(tensors(1), run_state(1))
             assert arrived.wait(10)
             threading.Timer(0.05, passes.set).start() if waits else None
             raise error
@@ -201,7 +202,7 @@ def test_buffers_are_kept_from_save_to_save(tmp_path: Path) -> None:
     checkpointer = AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE)
     places = []
     for step in (1, 2):
-        checkpointer.save(tensors(step), {"step": step})
+        checkpointer.save(tensors(step), run_state(step))
         places.append({name: buffer.data_ptr() for name, buffer in checkpointer._buffers.items()})
     assert places[0] == places[1]
 
@@ -218,7 +219,7 @@ def test_it_yields_to_training_that_goes_on_and_hurries_where_training_waits(
 
     monkeypatch.setattr(module, "_commit", commit)
     checkpointer = AsyncCheckpointer(tmp_path, config, ALONE)
-    checkpointer.save(tensors(1), {"step": 1})
+    checkpointer.save(tensors(1), run_state(1))
     time.sleep(0.05)
     checkpointer.wait()
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

@@ -18,6 +18,7 @@ from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.distributed import Communicator
+from tests.support.run_states import run_state
 
 ALONE = Communicator()
 
@@ -35,7 +36,7 @@ def tensors(step: int) -> dict[str, Tensor]:
 
 def save(directory: Path, step: int) -> Path:
     with AsyncCheckpointer(directory, CheckpointConfig(keep_last=9), ALONE) as checkpointer:
-        checkpointer.save(tensors(step), {"step": step, "note": "x"})
+        checkpointer.save(tensors(step), run_state(step, bad_samples=["x"]))
     return directory / f"step-{step:08d}"
 
 
@@ -47,7 +48,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     save(tmp_path, 3)
     found, damaged = checkpoints.newest_valid(tmp_path, ALONE)
     assert found is not None
-    assert (found.step, found.state["note"], damaged) == (3, "x", [])
+    assert (found.step, found.state.bad_samples, damaged) == (3, ["x"], [])
     target = zeros()
     checkpoints.load(found, target, ALONE)
     assert all(torch.equal(target[name], tensor) for name, tensor in tensors(3).items())
@@ -103,7 +104,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an abyss of brackets": (lambda p: (p / "manifest.json").write_text("[" * 100_000), "not what a save writes"),
     "a number that is a word": (lambda p: manifest(p, step="two"), "not what a save writes"),
     "a list of files that is none": (lambda p: manifest(p, files=["state.json"]), "not what a save writes"),
-    "a format to come": (lambda p: manifest(p, format=2), "not what a save writes"),
+    "a format to come": (lambda p: manifest(p, format=3), "not what a save writes"),
     "a folder for a manifest": (
         lambda p: ((p / "manifest.json").unlink(), (p / "manifest.json").mkdir()),
         "cannot be read",

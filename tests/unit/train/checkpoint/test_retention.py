@@ -14,6 +14,7 @@ from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.read import newest_valid
 from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.distributed import Communicator
+from tests.support.run_states import run_state
 
 ALONE = Communicator()
 
@@ -23,7 +24,7 @@ def save(directory: Path, *steps: int, keep_last: int = 9, keep_every: int = 0) 
         directory, CheckpointConfig(keep_last=keep_last, keep_every=keep_every), ALONE
     ) as checkpointer:
         for step in steps:
-            checkpointer.save({"x": torch.tensor(step)}, {"step": step})
+            checkpointer.save({"x": torch.tensor(step)}, run_state(step))
 
 
 def lie(directory: Path) -> list[str]:

@@ -1,0 +1,79 @@
+"""The state of a run beside its tensors: `state.json`, typed and versioned, with a migration from each older format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+FORMAT = 2
+"""The format that is written. Every older one is read, by way of `MIGRATIONS`."""
+
+RENAMED_NETWORKS = {1: {"denoiser": "unet"}}
+"""By format: networks of today's names, and what checkpoints of that format call them."""
+
+
+class LatentStatistics(BaseModel, extra="forbid", frozen=True):
+    """Mean and standard deviation of each latent channel of an autoencoder, over so many images."""
+
+    mean: list[float]
+    std: list[float]
+    images: int = Field(ge=1)
+
+
+class ValidationSet(BaseModel, extra="forbid", frozen=True):
+    """The held-out samples of a run's validation losses: these are comparable where it is the same."""
+
+    fingerprint: str
+    n: int = Field(ge=1)
+
+
+class Shape(BaseModel, extra="forbid", frozen=True):
+    """What the data hands to the stage: see `interfaces.ImageShape`."""
+
+    channels: int = Field(ge=1)
+    resolution: int = Field(ge=1)
+    classes: int = Field(default=0, ge=0)
+
+
+class RunState(BaseModel, extra="forbid", frozen=True):
+    """Where a run stands: all that a resume needs and that is no tensor.
+
+    step: finished optimizer steps. position: of the next sample in the stream. skipped: updates that were left out for
+    a loss or gradient that was not finite. bad_samples: what is wrong with each sample that could not be read.
+    fingerprint: of the shards. experiment: the resolved config, plain values, as its format had it.
+    """
+
+    format: Literal[2] = FORMAT
+    step: int = Field(ge=0, strict=True)
+    position: int = Field(ge=0, strict=True)
+    skipped: int = Field(default=0, ge=0)
+    bad_samples: list[str] = []
+    fingerprint: str
+    shape: Shape
+    experiment: dict[str, Any]
+    latents: LatentStatistics | None = None
+    reconstruction: dict[str, Any] | None = None
+    validation: ValidationSet | None = None
+
+
+def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 said `bad`, and had beside the config what a resume compares, of which only the fingerprint is new."""
+    tree = dict(tree)
+    identity = tree.pop("identity")
+    return {"format": 2, "bad_samples": tree.pop("bad"), "fingerprint": identity["data"]["fingerprint"], **tree}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+"""By format: from its tree to that of the next one."""
+
+
+def parse_state(tree: Any, written: int) -> RunState:
+    """The state from the JSON's tree, which a checkpoint of format `written` holds.
+
+    Raises ValueError, KeyError or TypeError where it is none.
+    """
+    for version in range(written, FORMAT):
+        tree = MIGRATIONS[version](tree)
+    return RunState.model_validate(tree)
