@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> None:
                 f"give a run trained with stage.conditional=false"
             )
         sets = {
-            "normal": runtime.raise_on_all_ranks(lambda: _images("--normal", args.normal, opened, args.n)),
-            "abnormal": runtime.raise_on_all_ranks(lambda: _images("--abnormal", args.abnormal, opened, args.n)),
+            "normal": runtime.comm.raise_on_all_ranks(lambda: _images("--normal", args.normal, opened, args.n)),
+            "abnormal": runtime.comm.raise_on_all_ranks(lambda: _images("--abnormal", args.abnormal, opened, args.n)),
         }
         found = {name: score_images(opened, images, args.seed, runtime) for name, images in sets.items()}
         scores = {name: {found[name].kind: found[name].values["score"].numpy()} for name in sets}
         pixels = {name: images.images(range(images.n)) for name, images in sets.items()}
         if found["normal"].unit == "bits/dim":
-            trained = runtime.raise_on_all_ranks(
+            trained = runtime.comm.raise_on_all_ranks(
                 lambda: _images("data.train", opened.experiment.data.trained_on, opened, args.n)
             )
             likelihood = score_images(opened, trained, args.seed, runtime).values["score"].numpy()

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if args.n < FEWEST or args.rows < 1:
         raise UserError(f"--n {args.n} --rows {args.rows}: a mean needs {FEWEST} images or more, and a picture a row")
     with Runtime.start(args.precision, args.device) as runtime:
-        runtime.raise_on_all_ranks(lambda: require_png(args.out))
+        runtime.comm.raise_on_all_ranks(lambda: require_png(args.out))
         opened = open_run(args.run, [], runtime, raw=args.raw)
         space = LatentSpace(opened.stage, opened.nets, opened.shape, runtime, args.seed)
         if is_conditional(opened):
@@ -55,11 +55,13 @@ def run(args: argparse.Namespace) -> None:
                 f"{args.run}: a class-conditional stage has the class from the label, and its latents lack it; "
                 f"give a run trained with stage.conditional=false, or sample a class with --label"
             )
-        shards = runtime.raise_on_all_ranks(lambda: labelled_shards(args.shards))
+        shards = runtime.comm.raise_on_all_ranks(lambda: labelled_shards(args.shards))
         classes = (args.source, args.target)
-        places = runtime.raise_on_all_ranks(lambda: drawn_of_class(shards, classes, args.n, args.seed, least=FEWEST))
+        places = runtime.comm.raise_on_all_ranks(
+            lambda: drawn_of_class(shards, classes, args.n, args.seed, least=FEWEST)
+        )
         found = move(space, shards, places[args.source], places[args.target])
-        runtime.raise_on_all_ranks(
+        runtime.comm.raise_on_all_ranks(
             lambda: _write(found, opened, shards, places, args, runtime) if runtime.main else None
         )
         names = class_names(shards)

@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> None:
                 f"{opened.experiment.stage.kind} knows none; give a ddpm, vae or flow trained with data.labels=true "
                 f"and stage.conditional=true"
             )
-        images = runtime.raise_on_all_ranks(lambda: labelled_images(args.shards, opened, args.n))
-        labels = runtime.raise_on_all_ranks(lambda: images.labels(range(images.n)))
-        prior = runtime.raise_on_all_ranks(lambda: log_prior(opened, args.prior))
+        images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(args.shards, opened, args.n))
+        labels = runtime.comm.raise_on_all_ranks(lambda: images.labels(range(images.n)))
+        prior = runtime.comm.raise_on_all_ranks(lambda: log_prior(opened, args.prior))
         found = classify(log_likelihoods(opened, images, args.seed, runtime) + prior, labels, args.seed)
         out = args.out or _default_out(opened, images.n, args.steps)
         told = {"prior": args.prior, "seed": args.seed, "precision": str(runtime.dtype).removeprefix("torch.")}
-        runtime.raise_on_all_ranks(lambda: _write(found, opened, images, told, out) if runtime.main else None)
+        runtime.comm.raise_on_all_ranks(lambda: _write(found, opened, images, told, out) if runtime.main else None)
         print_on_rank_zero(runtime, f"{table(found)}\n{out}\n{out.with_suffix('.png')}")
 
 

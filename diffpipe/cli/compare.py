@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         if value < 2:
             raise UserError(f"{option} {value}: give 2 or more")
     with Runtime.start(args.precision, args.device) as runtime:
-        runtime.raise_on_all_ranks(lambda: _make_folder(args.out) if runtime.main else None)
+        runtime.comm.raise_on_all_ranks(lambda: _make_folder(args.out) if runtime.main else None)
         opened = {entry.name: _open(entry, args.raw, runtime) for entry in entries}
         require_one_size({name: each.shape[:2] for name, each in opened.items()})
         bench = Bench.prepare(args, metrics, list(opened.values()), runtime)
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
             measure_latents[entry.name] = bench.measure(entry.name, str(entry.path), opened[entry.name])
         require_comparable({name: each.scored for name, each in measure_latents.items()})
         comparison = _comparison(list(measure_latents.values()), bench)
-        runtime.raise_on_all_ranks(
+        runtime.comm.raise_on_all_ranks(
             lambda: _write(comparison, measure_latents, bench, args.out) if runtime.main else None
         )
         if runtime.main:

@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> None:
     out = args.out
     with Runtime.start(args.precision, args.device) as runtime:
         codec, found = open_codec(args.run, None, runtime)
-        shards = runtime.raise_on_all_ranks(lambda: _images(args.shards, out))
+        shards = runtime.comm.raise_on_all_ranks(lambda: _images(args.shards, out))
         temporary = out.parent.absolute() / f".{out.absolute().name}.tmp"
         try:
-            runtime.raise_on_all_ranks(lambda: _empty(temporary) if runtime.main else None)
+            runtime.comm.raise_on_all_ranks(lambda: _empty(temporary) if runtime.main else None)
             with progress_bar("encode", "image", shards.total, runtime) as bar:
 
                 def write_mine() -> None:
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> None:
                         _write(codec, shards, number, temporary, runtime)
                         bar.update(min(shards.shards[number].samples * runtime.world, shards.total - bar.n))
 
-                runtime.raise_on_all_ranks(write_mine)
-            runtime.raise_on_all_ranks(
+                runtime.comm.raise_on_all_ranks(write_mine)
+            runtime.comm.raise_on_all_ranks(
                 lambda: _finish(temporary, out, shards, found.manifest_sha256) if runtime.main else None
             )
         finally:

@@ -52,11 +52,11 @@ def run(args: argparse.Namespace) -> None:
         opened = None
         if is_run(Path(args.images)):
             opened = open_run(Path(args.images), sampler_overrides(args), runtime, raw=args.raw)
-        generated, reference, floor = runtime.raise_on_all_ranks(lambda: _sources(args, opened, runtime))
+        generated, reference, floor = runtime.comm.raise_on_all_ranks(lambda: _sources(args, opened, runtime))
         result = score(generated, reference, floor, metrics, runtime, inception_weights=args.inception)
         out = args.out or _default_out(opened, generated.n)
         if out is not None:
-            runtime.raise_on_all_ranks(lambda: protocol.write(result, out) if runtime.main else None)
+            runtime.comm.raise_on_all_ranks(lambda: protocol.write(result, out) if runtime.main else None)
         print_on_rank_zero(runtime, table(result) + (f"\n{out}" if out else ""))
 
 

@@ -37,14 +37,14 @@ def run(args: argparse.Namespace) -> None:
     if args.n < 1 or args.columns < 2:
         raise UserError(f"--n {args.n} --columns {args.columns}: give 1 or more pairs and 2 or more points")
     with Runtime.start(args.precision, args.device) as runtime:
-        runtime.raise_on_all_ranks(lambda: require_png(args.out))
+        runtime.comm.raise_on_all_ranks(lambda: require_png(args.out))
         opened = open_run(args.run, sampler_overrides(args), runtime, raw=args.raw)
         t = torch.linspace(0, 1, args.columns, dtype=torch.float64)
         columns = [f"{each:.3g}" for each in t.tolist()]
         title = f"{opened.title}: "
         if args.shards:
             space = LatentSpace(opened.stage, opened.nets, opened.shape, runtime, args.seed)
-            shards, ends = runtime.raise_on_all_ranks(lambda: _pairs(args, opened))
+            shards, ends = runtime.comm.raise_on_all_ranks(lambda: _pairs(args, opened))
             cells = between_images(space, shards, ends, t)
             two = "two images" if ends.labels is None else "two images of a class"
             columns, title = ["image", *columns, "image"], f"{title}between the latents of {two}"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             source = generated_images(opened, runtime, n=args.n, seed=args.seed, label=args.label)
             cells, title = between_noises(source, t), f"{title}between two noises"
         picture = labelled_grid(rearrange(cells, "n k c h w -> (n k) c h w"), columns, title)
-        runtime.raise_on_all_ranks(lambda: save(picture, args.out) if runtime.main else None)
+        runtime.comm.raise_on_all_ranks(lambda: save(picture, args.out) if runtime.main else None)
         print_on_rank_zero(runtime, f"{args.n} pairs, {args.columns} points from one to the other: {args.out}")
 
 

@@ -32,14 +32,14 @@ def run(args: argparse.Namespace) -> None:
     if args.n < 3:
         raise UserError(f"--n {args.n}: a map needs 3 images or more")
     with Runtime.start(args.precision, args.device) as runtime:
-        runtime.raise_on_all_ranks(lambda: require_png(args.out))
+        runtime.comm.raise_on_all_ranks(lambda: require_png(args.out))
         opened = open_run(args.run, [], runtime, raw=args.raw)
         space = LatentSpace(opened.stage, opened.nets, opened.shape, runtime, args.seed)
-        shards = runtime.raise_on_all_ranks(lambda: _shards(args.shards, opened))
+        shards = runtime.comm.raise_on_all_ranks(lambda: _shards(args.shards, opened))
         found = latent_map(space, shards, drawn(shards, args.n, args.seed), conditional=is_conditional(opened))
         given = ", each given its class" if is_conditional(opened) else ""
         picture = draw(found, class_names(shards), f"{opened.title}: the latents of {len(found.points)} images{given}")
-        runtime.raise_on_all_ranks(lambda: save(picture, args.out) if runtime.main else None)
+        runtime.comm.raise_on_all_ranks(lambda: save(picture, args.out) if runtime.main else None)
         print_on_rank_zero(runtime, f"{len(found.points)} latents{_explained(found.plane)}: {args.out}")
 
 

@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> None:
     with Runtime.start(args.precision, args.device) as runtime:
         opened = open_run(args.run, bound_overrides(args), runtime, raw=args.raw)
         scoring(opened, likelihood=True)
-        images = runtime.raise_on_all_ranks(lambda: labelled_images(args.shards, opened, args.n))
+        images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(args.shards, opened, args.n))
         found = score_images(opened, images, args.seed, runtime)
         require_likelihood(found, opened)
         out = args.out or _default_out(opened, images.n, args)
         plot = out.with_suffix(".png") if found.course else None
-        runtime.raise_on_all_ranks(
+        runtime.comm.raise_on_all_ranks(
             lambda: _write(found, opened, images, args.seed, runtime, out, plot) if runtime.main else None
         )
         print_on_rank_zero(runtime, "\n".join([_table(found), str(out), *([str(plot)] if plot else [])]))

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     with Runtime.start(args.precision, args.device) as runtime:
         opened = open_run(args.run, sampler_overrides(args), runtime, raw=args.raw)
         source = generated_images(opened, runtime, n=args.n, seed=args.seed, label=args.label)
-        runtime.raise_on_all_ranks(lambda: _make_folder(args.out))
+        runtime.comm.raise_on_all_ranks(lambda: _make_folder(args.out))
 
         def make(indices: range) -> Tensor:
             images = source.images(indices)

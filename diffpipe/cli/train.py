@@ -9,8 +9,9 @@ from diffpipe.config import load_config
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.job import Job
 from diffpipe.experiment.preflight import open_data
+from diffpipe.train.lost_peer import lost_peer_errors
 from diffpipe.train.run_lock import locked
-from diffpipe.train.runtime import Runtime, lost_peer_errors
+from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import StopConsensus
 
 
@@ -24,10 +25,10 @@ def run(args: argparse.Namespace) -> int:
     experiment = load_config(Experiment, args.config, args.overrides)
     train, home = experiment.train, experiment.run.path
     with Runtime.start(train.precision, train.device, home, train.timeout) as runtime, lost_peer_errors():
-        stop_consensus = StopConsensus(runtime)
+        stop_consensus = StopConsensus(runtime.comm)
         with stop_consensus.listening():
-            shards, shape = runtime.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
-            with locked(home, runtime):
+            shards, shape = runtime.comm.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
+            with locked(home, runtime.comm):
                 stopped = Job.prepare(experiment, runtime, shards, shape).run(stop_consensus)
                 # Still deaf to signals: as soon as one rank has left, the launcher ends the others.
                 return os.EX_TEMPFAIL if stopped else 0

@@ -56,7 +56,7 @@ def latent_map(
     Nothing is decoded of a class-conditional stage: a point of the plane has no class. Raises UserError for latents of
     one number.
     """
-    labels = space.runtime.raise_on_all_ranks(lambda: sequential_reader.labels(shards, places))
+    labels = space.runtime.comm.raise_on_all_ranks(lambda: sequential_reader.labels(shards, places))
     z = space.of_shards(shards, places, labels if conditional else None)
     latent, z = z.shape[1:], z.flatten(1)
     if z.shape[1] < 2:

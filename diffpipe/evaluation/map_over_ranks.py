@@ -29,6 +29,6 @@ def map_over_ranks(n: int, each: Callable[[range], T], runtime: Runtime, title: 
             bar.update(min(len(chunk) * runtime.world, n - bar.n))
 
     with progress_bar(title, "image", n, runtime) as bar:
-        runtime.raise_on_all_ranks(work)
-    parts = {start: part for each_rank in runtime.gather(mine) for start, part in each_rank.items()}
+        runtime.comm.raise_on_all_ranks(work)
+    parts = {start: part for each_rank in runtime.comm.gather(mine) for start, part in each_rank.items()}
     return [parts[start] for start in sorted(parts)]

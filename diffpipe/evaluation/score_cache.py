@@ -56,14 +56,14 @@ class Scorer:
         """The score of what the run generates, in a file in its scores/. A collective. Raises UserError."""
         sources = {"generated": generated, "reference": self.reference, "floor": self.floor}
         plan = Plan.of(opened, sources, self.metrics)
-        made = self.runtime.gather(plan.made() if self.runtime.main and not self.fresh else None)[0]
+        made = self.runtime.comm.gather(plan.made() if self.runtime.main and not self.fresh else None)[0]
         if made is not None:
             return Scored(_only(made[0], self.metrics), made[1], reused=True)
         if not self._extractors:
             loaded = load_extractors(self.metrics, self.runtime, self._inception_weights)
             self._extractors = {name: remembering(extractor) for name, extractor in loaded.items()}
         result = score(generated, self.reference, self.floor, self.metrics, self.runtime, extractors=self._extractors)
-        self.runtime.raise_on_all_ranks(lambda: protocol.write(result, plan.path) if self.runtime.main else None)
+        self.runtime.comm.raise_on_all_ranks(lambda: protocol.write(result, plan.path) if self.runtime.main else None)
         return Scored(result, plan.path, reused=False)
 
 

@@ -42,7 +42,7 @@ def score(
             extractors=extractors,
             rank=runtime.rank,
             world=runtime.world,
-            gather=runtime.gather,
+            gather=runtime.comm.gather,
             on_generated=on_generated,
             progress=progress,
         )
@@ -52,13 +52,13 @@ def load_extractors(
     metrics: Sequence[str], runtime: Runtime, inception_weights: str | None = None
 ) -> dict[str, Extractor]:
     """The feature networks of `metrics`, on this rank's device. A collective. Raises UserError on all ranks."""
-    return runtime.raise_on_all_ranks(
+    return runtime.comm.raise_on_all_ranks(
         lambda: build_extractors(
             metrics,
             device=runtime.device,
             inception_weights=inception_weights,
             rank=runtime.rank,
-            barrier=runtime.barrier,
+            barrier=runtime.comm.barrier,
         )
     )
 

@@ -34,7 +34,7 @@ def build_seeing(experiment: Experiment, shape: ImageShape, runtime: Runtime) ->
             )
         return sha256, stage.build(shape, network)
 
-    sha256, built = runtime.raise_on_all_ranks(build)
+    sha256, built = runtime.comm.raise_on_all_ranks(build)
     tree = experiment.model_dump(mode="json")
     tree["stage"]["perceptual"]["sha256"] = sha256
     return Built(validate(Experiment, tree, source=experiment.run.dir), built)

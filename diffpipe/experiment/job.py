@@ -61,12 +61,12 @@ class Job:
     @classmethod
     def prepare(cls, experiment: Experiment, runtime: Runtime, shards: ShardSet, shape: ImageShape) -> Job:
         """All else that can be refused before a step is trained, on all ranks together."""
-        found, complaints = recover(experiment.run.checkpoints, runtime.team)
+        found, complaints = recover(experiment.run.checkpoints, runtime.comm)
         for complaint in complaints:
             print_on_rank_zero(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
         experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
-        runtime.raise_on_all_ranks(lambda: fit_together(experiment, stage, shards))
-        validation = runtime.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
+        runtime.comm.raise_on_all_ranks(lambda: fit_together(experiment, stage, shards))
+        validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
             stage,
             runtime,
@@ -107,7 +107,7 @@ class Job:
         )
         if (short := short_of_room(experiment, self.shards, runtime.world)) is not None:
             print_on_rank_zero(runtime, f"warning: {short}")
-        checkpointer = AsyncCheckpointer(experiment.run.checkpoints, experiment.checkpoint, runtime.new_group())
+        checkpointer = AsyncCheckpointer(experiment.run.checkpoints, experiment.checkpoint, runtime.comm.new_group())
         hooks = [
             Hook(experiment.checkpoint.every, lambda: self.save(checkpointer), last=True),
             Hook(experiment.validation.every, self.validate, last=self.validation is not None, measures=True),
@@ -153,7 +153,7 @@ class Job:
             changed = accept_data(self.found, self.experiment, self.shards, self.experiment.run.path)
             if changed is not None:
                 print_on_rank_zero(self.runtime, f"the data has changed: {changed}; allowed by data.allow_changes")
-            checkpoints.load(self.found, self.trainer.state(), self.runtime.team)
+            checkpoints.load(self.found, self.trainer.state(), self.runtime.comm)
             state, trainer = self.found.state, self.trainer
             trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
             trainer.bad.known = state.bad_samples

@@ -85,10 +85,10 @@ def is_run(path: Path) -> bool:
 def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
     """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError."""
     if (path / checkpoints.MANIFEST).exists():
-        return checkpoints.open_checkpoint(path, runtime.team)
+        return checkpoints.open_checkpoint(path, runtime.comm)
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; give a run directory or one of its checkpoints")
-    found, _ = checkpoints.newest_valid(path / "checkpoints", runtime.team)
+    found, _ = checkpoints.newest_valid(path / "checkpoints", runtime.comm)
     if found is None:
         raise UserError(f"{path}: no checkpoint in it; give a run directory that training has saved to")
     return found
@@ -146,7 +146,7 @@ def build_stage(
     """
     stage = experiment.stage
     if not isinstance(stage, DDPMConfig) or not isinstance(stage.codec, VAECodecConfig):
-        return Built(experiment, runtime.raise_on_all_ranks(lambda: stage.build(shape)))
+        return Built(experiment, runtime.comm.raise_on_all_ranks(lambda: stage.build(shape)))
     before = trained.state.experiment["stage"].get("codec", {}) if trained else {}
     try:
         codec, found = open_codec(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
@@ -155,7 +155,7 @@ def build_stage(
     tree = experiment.model_dump(mode="json")
     tree["stage"]["codec"]["sha256"] = found.manifest_sha256
     pinned = validate(Experiment, tree, source=experiment.run.dir)
-    return Built(pinned, runtime.raise_on_all_ranks(lambda: stage.build(shape, codec)), found)
+    return Built(pinned, runtime.comm.raise_on_all_ranks(lambda: stage.build(shape, codec)), found)
 
 
 def open_pinned(path: Path, sha256: str | None, runtime: Runtime, role: str) -> Run:
@@ -183,7 +183,7 @@ def _pinned_checkpoint(path: Path, sha256: str | None, runtime: Runtime, role: s
             f"{'is only' if len(there) == 1 else 'are'} {', '.join(map(str, digests)) or 'no checkpoint'}; "
             f"bring it back, or train another run on this one"
         )
-    return checkpoints.open_checkpoint(digests[sha256], runtime.team)
+    return checkpoints.open_checkpoint(digests[sha256], runtime.comm)
 
 
 def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[LatentCodec, Checkpoint]:

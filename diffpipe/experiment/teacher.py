@@ -41,7 +41,7 @@ def build_taught(experiment: Experiment, shape: ImageShape, runtime: Runtime, tr
     pinned = validate(Experiment, tree, source=experiment.run.dir)
     if weights is None:
         return build_stage(pinned, shape, runtime)
-    return Built(pinned, runtime.raise_on_all_ranks(lambda: stage.build(shape, weights)))
+    return Built(pinned, runtime.comm.raise_on_all_ranks(lambda: stage.build(shape, weights)))
 
 
 def _weights(stage: AdversarialConfig, teacher: Run, shape: ImageShape) -> dict[str, Tensor]:

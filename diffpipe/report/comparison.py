@@ -67,7 +67,7 @@ class Bench(NamedTuple):
             shown = choose(real(args.reference, LOOKED_THROUGH), columns(classes), classes)
             return real(args.reference), real(args.reference, args.nll_n), floor, shown
 
-        reference, explained, floor, shown = runtime.raise_on_all_ranks(load)
+        reference, explained, floor, shown = runtime.comm.raise_on_all_ranks(load)
         options = {"fresh": args.fresh, "inception_weights": args.inception}
         scorer = Scorer(reference, floor, metrics, runtime, **options) if floor else None
         return cls(args, runtime, reference, explained, scorer, shown, classes)

@@ -103,10 +103,10 @@ def sampled(opened: Run, runtime: Runtime, seed: int) -> Sampled:
             seconds.append(time.perf_counter() - start)
         return first, evaluated, ran, seconds
 
-    runtime.barrier()
-    first, evaluated, ran, seconds = runtime.raise_on_all_ranks(measure)
+    runtime.comm.barrier()
+    first, evaluated, ran, seconds = runtime.comm.raise_on_all_ranks(measure)
     evaluations = sum(count for name, count in evaluated.items() if name in opened.nets) / CHUNK
-    rates = runtime.gather(CHUNK / statistics.median(seconds))
+    rates = runtime.comm.gather(CHUNK / statistics.median(seconds))
     speed = {"images_per_second": sum(rates), "evaluations": evaluations or None, "timed_chunks": len(seconds)}
     return Sampled(first, speed, ran)
 
@@ -151,7 +151,7 @@ def training(opened: Run) -> dict[str, float] | None:
 def likelihood(opened: Run, shards: str, n: int, seed: int, runtime: Runtime) -> dict[str, Any]:
     """The likelihood of n images or a bound on it, in float32. A collective. Raises UserError where there is none."""
     scoring(opened, likelihood=True)
-    images = runtime.raise_on_all_ranks(lambda: labelled_images(shards, opened, n))
+    images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, opened, n))
     found = score_images(opened, images, seed, _exact(runtime), title="bits/dim")
     require_likelihood(found, opened)
     value, error = found.mean("score"), found.standard_error("score")

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
-from diffpipe.train.runtime import Runtime
+from diffpipe.train.distributed import Communicator
 
 
 class BadSamplesError(UserError):
@@ -23,8 +23,8 @@ class BadSamples:
     known: what all ranks know, sorted; a checkpoint keeps it.
     """
 
-    def __init__(self, limit: int, runtime: Runtime):
-        self.limit, self.runtime = limit, runtime
+    def __init__(self, limit: int, comm: Communicator):
+        self.limit, self.comm = limit, comm
         self.known: list[str] = []
         self._met: list[str] = []
 
@@ -33,14 +33,14 @@ class BadSamples:
         for complaint in (complaint for batch in micro for complaint in batch.complaints):
             if complaint not in self.known and complaint not in self._met:
                 self._met.append(complaint)
-                what = f"warning: step {step}, rank {self.runtime.rank}: {complaint}; it counts nowhere"
+                what = f"warning: step {step}, rank {self.comm.rank}: {complaint}; it counts nowhere"
                 tqdm.write(what, file=sys.stderr)
 
     def agree(self) -> None:
         """Tell the other ranks. Raises BadSamplesError, on all, where there are too many. A collective."""
         if not self.limit:
             return
-        met = {complaint for part in self.runtime.gather(self._met) for complaint in part}
+        met = {complaint for part in self.comm.gather(self._met) for complaint in part}
         self._met = []
         if not met:
             return

@@ -1,12 +1,14 @@
-"""Processes that act together: who is who, and how they exchange small things on the host."""
+"""How the processes of a job talk: who is who, and what they exchange."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from diffpipe.errors import UserError
 
@@ -15,15 +17,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Communicator:
-    """The processes of a job as one of them sees them.
+    """The processes of a job, seen from one of them. Without arguments: one process alone.
 
-    group: what they talk over; None is the default group. What runs beside training, in a thread of its own, takes a
-    group of its own: collectives of two threads on one group would mix.
+    rank: this process, 0 to world − 1. world: how many processes there are. group: the process group that carries the
+    messages; None is the default group. timeout: how long a collective of `new_group` waits for a process.
     """
 
     rank: int = 0
     world: int = 1
     group: dist.ProcessGroup | None = None
+    timeout: timedelta = timedelta(minutes=10)
 
     @property
     def main(self) -> bool:
@@ -37,13 +40,22 @@ class Communicator:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on every rank. A collective."""
+        if self.world == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
     def barrier(self) -> None:
+        """Wait until all ranks have called it."""
         self.gather(None)
 
     def raise_on_all_ranks(self, action: Callable[[], T]) -> T:
-        """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all.
+        """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all. A collective.
 
-        Without it, the ranks on which all is well would wait in their next collective for those that have left.
+        Otherwise the ranks without an error would wait in their next collective for the one that has left.
         """
         result, message = None, None
         try:
@@ -54,3 +66,13 @@ class Communicator:
             if other is not None:
                 raise UserError(other)
         return result  # pyright: ignore[reportReturnType]
+
+    def new_group(self) -> Communicator:
+        """The same processes over a gloo group of its own, for a thread beside training. A collective.
+
+        A thread needs its own: on one group, the collectives of two threads would mix.
+        """
+        if self.world == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=self.timeout)
+        return Communicator(self.rank, self.world, group, self.timeout)  # pyright: ignore[reportArgumentType] (all ranks are members)

@@ -95,7 +95,7 @@ class Trainer:
             for trains in dict.fromkeys(phase.trains for phase in stage.phases())
         }
         self.step = self.position = self.skipped = 0
-        self.bad = BadSamples(max_bad_samples, runtime)
+        self.bad = BadSamples(max_bad_samples, runtime.comm)
         self._meter = Meter()
         self._buckets_settled: set[str] = set()  # networks whose first backward pass is over: see Layout.in_buckets
 
@@ -196,7 +196,7 @@ class Trainer:
         mine = [batch.valid.sum() for batch in micro if batch.valid is not None]
         if not mine:
             return self.runtime.world / self.batch_size
-        valid = self.runtime.sum(torch.stack(mine).sum()).clamp(min=1)
+        valid = self.runtime.comm.sum(torch.stack(mine).sum()).clamp(min=1)
         # Where all are valid, the very float32 that the quotient above becomes.
         return (self.runtime.world / valid.double()).float()
 

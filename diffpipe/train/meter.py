@@ -80,7 +80,7 @@ class Meter:
         # fp16 overflows now and then by design: its scaler skips the step and lowers the scale.
         if runtime.dtype != torch.float16:
             mine += self._gradients(runtime.rank)
-        found = [one for part in runtime.gather(mine) for one in part]
+        found = [one for part in runtime.comm.gather(mine) for one in part]
         by_loss = {(one.step, one.update) for one in found if one.what == "loss"}
         return sorted(one for one in found if one.what == "loss" or (one.step, one.update) not in by_loss)
 
@@ -100,7 +100,7 @@ class Meter:
         What is not finite is left out, and so are bad samples. A collective.
         """
         seconds = time.perf_counter() - self._since
-        sums = runtime.sum(torch.stack([*self._sums.values()]))
+        sums = runtime.comm.sum(torch.stack([*self._sums.values()]))
         means = {name: total / max(count, 1) for name, (total, count) in zip(self._sums, sums.tolist(), strict=True)}
         for update, norms in self._norms.items():
             finite = [norm for norm in torch.stack(norms).tolist() if norm < float("inf")]

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffpipe.errors import UserError
-from diffpipe.train.runtime import Runtime
+from diffpipe.train.distributed import Communicator
 
 
 @contextmanager
-def locked(folder: Path, runtime: Runtime) -> Iterator[None]:
+def locked(folder: Path, comm: Communicator) -> Iterator[None]:
     """Hold the run directory's `.lock`, by rank 0, until the job ends in whatever way.
 
     Raises UserError on all ranks where another job holds it, or where the directory cannot be written to.
     """
     with ExitStack() as held:
-        runtime.raise_on_all_ranks(lambda: held.enter_context(_hold(folder / ".lock")) if runtime.main else None)
+        comm.raise_on_all_ranks(lambda: held.enter_context(_hold(folder / ".lock")) if comm.main else None)
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffpipe.train.runtime import Runtime
+from diffpipe.train.distributed import Communicator
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -33,9 +33,9 @@ class StopConsensus:
     waited for. A process that has died is noticed here, too, where the device's own collectives would wait on.
     """
 
-    def __init__(self, runtime: Runtime):
+    def __init__(self, comm: Communicator):
         """A collective."""
-        self._team = runtime.new_group()
+        self._comm = comm.new_group()
         self._received = 0
         self._flags: Tensor | None = None
         self._reduction: dist.Work | None = None
@@ -63,7 +63,7 @@ class StopConsensus:
 
         failed: whether something that the others have to be told of has failed on this rank.
         """
-        if self._team.world == 1:
+        if self._comm.world == 1:
             return Agreed(_named(self._received), failed)
         agreed = Agreed(None, False)
         if self._reduction is not None:
@@ -72,7 +72,7 @@ class StopConsensus:
             number, any_failed = self._flags.tolist()
             agreed = Agreed(_named(number), bool(any_failed))
         self._flags = torch.tensor([self._received, int(failed)])
-        self._reduction = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._team.group, async_op=True)
+        self._reduction = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._comm.group, async_op=True)
         return agreed
 
 

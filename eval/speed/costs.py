@@ -22,7 +22,7 @@ from eval.speed.subject import Subject, add_arguments, experiment, now, progress
 def crossed_step(subject: Subject, stop_consensus: StopConsensus) -> tuple[float, float]:
     """The seconds of a step with its boundary, and of the boundary alone."""
     runtime = subject.runtime
-    runtime.barrier()
+    runtime.comm.barrier()
     since = now(runtime)
     subject.step()
     reached = time.perf_counter()
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     busy = machine()
     with start(experiment(args)) as runtime:
         subjects = {name: Subject(experiment(args, f"train.parallel={name}"), runtime) for name in args.layouts}
-        stop_consensus = StopConsensus(runtime)
+        stop_consensus = StopConsensus(runtime.comm)
         for subject in subjects.values():
             subject.step()
             crossed_step(subject, stop_consensus)
@@ -56,16 +56,16 @@ def main(argv: list[str] | None = None) -> None:
                 step, cost = crossed_step(subjects[first], stop_consensus)
                 crossed.append(step)
                 boundaries.append(cost)
-        usual = middle(runtime.gather(steps[first]))
+        usual = middle(runtime.comm.gather(steps[first]))
         rows = [
             {
                 "step": f"{name}, {setting(runtime)}",
-                "median": f"{1e3 * middle(runtime.gather(times)):.1f} ms",
-                f"of {first}'s": f"{middle(runtime.gather(times)) / usual:.3f}",
+                "median": f"{1e3 * middle(runtime.comm.gather(times)):.1f} ms",
+                f"of {first}'s": f"{middle(runtime.comm.gather(times)) / usual:.3f}",
             }
             for name, times in steps.items()
         ]
-        with_it, alone = middle(runtime.gather(crossed)), middle(runtime.gather(boundaries))
+        with_it, alone = middle(runtime.comm.gather(crossed)), middle(runtime.comm.gather(boundaries))
         share = f"{with_it / usual:.3f}"
         rows.append({"step": f"{first} with its boundary", "median": f"{1e3 * with_it:.1f} ms", f"of {first}'s": share})
         share = f"{alone / usual:.5f}"

@@ -90,7 +90,7 @@ def save(args: argparse.Namespace) -> None:
     with start(of) as runtime:
         subject = Subject(of, runtime)
         subject.step()
-        with AsyncCheckpointer(args.dir, CheckpointConfig(), runtime.new_group()) as checkpointer:
+        with AsyncCheckpointer(args.dir, CheckpointConfig(), runtime.comm.new_group()) as checkpointer:
             checkpointer.save(subject.trainer.state(), subject.state())
 
 
@@ -106,30 +106,30 @@ def load(args: argparse.Namespace) -> None:
         reads: dict[str, list[list[Reads]]] = {way: [] for way in ways}
         for _ in range(args.rounds):
             for way, function in ways.items():
-                reads[way].append(runtime.gather(counted(args.dir / STEP, subject, function)))
+                reads[way].append(runtime.comm.gather(counted(args.dir / STEP, subject, function)))
         if runtime.main:
             print(json.dumps(reads))
 
 
 def counted(path: Path, subject: Subject, way: Callable[[Checkpoint, dict[str, Tensor], Communicator], None]) -> Reads:
     runtime, state = subject.runtime, subject.trainer.state()
-    runtime.barrier()
+    runtime.comm.barrier()
     if runtime.main:
         drop_from_cache(path)
-    runtime.barrier()
+    runtime.comm.barrier()
     CountedSlices.copied = 0
     before, since = process_io(), now(runtime)
-    found = checkpoints.open_checkpoint(path, runtime.team)
+    found = checkpoints.open_checkpoint(path, runtime.comm)
     hashed = process_io()["rchar"] - before["rchar"]
-    way(found, state, runtime.team)
+    way(found, state, runtime.comm)
     seconds = now(runtime) - since
     return Reads(hashed, CountedSlices.copied, process_io()["read_bytes"] - before["read_bytes"], seconds)
 
 
-def load_share_and_broadcast(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Communicator) -> None:
+def load_share_and_broadcast(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator) -> None:
     names = sorted(tensors, key=lambda name: (-tensors[name].nbytes, name))
-    checkpoints.load(checkpoint, {name: tensors[name] for name in names[team.rank :: team.world]}, Communicator())
-    sent = [dist.broadcast(tensors[name], i % team.world, async_op=True) for i, name in enumerate(names)]
+    checkpoints.load(checkpoint, {name: tensors[name] for name in names[comm.rank :: comm.world]}, Communicator())
+    sent = [dist.broadcast(tensors[name], i % comm.world, async_op=True) for i, name in enumerate(names)]
     for each in sent:
         assert each is not None
         each.wait()

@@ -126,7 +126,7 @@ def measure_states(args: argparse.Namespace, runtime: Runtime) -> list[dict[str,
         words = [f"train.parallel={strategy}", *([f"train.shard_size={args.shard_size}"] if strategy == "hsdp" else [])]
         subject = Subject(experiment(args, *words), runtime)
         subject.step()
-        counts = runtime.gather(held(subject))
+        counts = runtime.comm.gather(held(subject))
         if strategy == "ddp":
             ddp = max(count.total() for count in counts)
         of = f" in copies of {args.shard_size}" if strategy == "hsdp" else ""

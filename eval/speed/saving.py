@@ -52,10 +52,10 @@ class Bench:
 
     def __init__(self, subject: Subject, folder: Path):
         self.subject, self.runtime, self.folder = subject, subject.runtime, folder
-        team = self.runtime.new_group()
-        self.beside = AsyncCheckpointer(folder / "async", CheckpointConfig(), team)
-        self.waiting = AsyncCheckpointer(folder / "sync", CheckpointConfig.model_validate({"async": False}), team)
-        self.stop_consensus = StopConsensus(self.runtime)
+        comm = self.runtime.comm.new_group()
+        self.beside = AsyncCheckpointer(folder / "async", CheckpointConfig(), comm)
+        self.waiting = AsyncCheckpointer(folder / "sync", CheckpointConfig.model_validate({"async": False}), comm)
+        self.stop_consensus = StopConsensus(self.runtime.comm)
         self.times = Times()
         if subject.trainer.strategy.mesh is None:
             accelerator = self.runtime.accelerator  # it knows the networks already
@@ -66,7 +66,7 @@ class Bench:
 
     def step(self) -> float:
         """One step and its boundary, as `diffpipe train` takes them."""
-        self.runtime.barrier()
+        self.runtime.comm.barrier()
         since = now(self.runtime)
         self.subject.step()
         self.stop_consensus.poll(failed=self.beside.failed)
@@ -74,11 +74,11 @@ class Bench:
 
     def in_flight(self) -> bool:
         """Whether the thread of a save runs on any rank."""
-        return any(self.runtime.gather(any(thread.name == "saver" for thread in threading.enumerate())))
+        return any(self.runtime.comm.gather(any(thread.name == "saver" for thread in threading.enumerate())))
 
     def save(self, checkpointer: AsyncCheckpointer) -> float:
         """The seconds for which training stands still."""
-        self.runtime.barrier()
+        self.runtime.comm.barrier()
         since = now(self.runtime)
         checkpointer.save(self.subject.trainer.state(), self.subject.state())
         return time.perf_counter() - since
@@ -108,15 +108,15 @@ class Bench:
     def accelerate(self) -> None:
         if self.subject.trainer.strategy.mesh is not None:
             return  # save_state knows nothing of what it has not sharded itself
-        self.runtime.barrier()
+        self.runtime.comm.barrier()
         since = now(self.runtime)
         out = self.folder / "save_state"
         self.runtime.accelerator.save_state(str(out))
-        self.runtime.barrier()
+        self.runtime.comm.barrier()
         self.times.save_state.append(time.perf_counter() - since)
         if self.runtime.main:
             sync(out)
-        self.runtime.barrier()
+        self.runtime.comm.barrier()
         self.times.save_state_synced.append(time.perf_counter() - since)
         if self.runtime.main:
             shutil.rmtree(out)
@@ -136,14 +136,14 @@ def sync(folder: Path) -> None:
 
 def row(name: str, bench: Bench) -> dict[str, str]:
     """All ranks' figures as one row: the medians of all their steps and saves. A collective."""
-    parts = bench.runtime.gather(bench.times)
+    parts = bench.runtime.comm.gather(bench.times)
     medians = {
         name: statistics.median(values)
         for name in vars(bench.times)
         if (values := [value for part in parts for value in getattr(part, name)])
     }
     n = {name: len(getattr(bench.times, name)) for name in vars(bench.times)}
-    size = bench.runtime.gather(sum(path.stat().st_size for path in newest(bench.folder).iterdir()))[0]
+    size = bench.runtime.comm.gather(sum(path.stat().st_size for path in newest(bench.folder).iterdir()))[0]
     quiet, during = medians["quiet"], medians.get("during")
     return {
         "network": f"{name}, {size / 1e6:.0f} MB, {setting(bench.runtime)}",
@@ -168,7 +168,7 @@ def newest(folder: Path) -> Path:
 def shared_folder(given: Path | None, runtime: Runtime) -> Path:
     """A new folder, the same on all ranks."""
     made = tempfile.mkdtemp(dir=given, prefix="saving-") if runtime.main else ""
-    return Path(runtime.gather(made)[0])
+    return Path(runtime.comm.gather(made)[0])
 
 
 def main(argv: list[str] | None = None) -> None:

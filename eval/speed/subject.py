@@ -49,7 +49,7 @@ class Subject:
 
     def timed_step(self) -> float:
         """The seconds of one step, to its end on the device. The ranks begin it together."""
-        self.runtime.barrier()
+        self.runtime.comm.barrier()
         since = now(self.runtime)
         self.step()
         return now(self.runtime) - since

@@ -8,7 +8,8 @@ import signal
 import pytest
 
 from diffpipe.errors import LostPeerError
-from diffpipe.train.runtime import Runtime, lost_peer_errors
+from diffpipe.train.lost_peer import lost_peer_errors
+from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import Agreed, StopConsensus
 from tests.support.gloo_processes import run
 
@@ -17,13 +18,13 @@ def crossings(rank: int, number: int, fails: int) -> list[Agreed]:
     """Six boundaries; `rank` gets the signal after the second, and the rank `fails` fails after the fourth."""
     agreed: list[Agreed] = []
     with Runtime.start("fp32", "cpu") as runtime:
-        stop_consensus = StopConsensus(runtime)
+        stop_consensus = StopConsensus(runtime.comm)
         with stop_consensus.listening():
             for step in range(6):
                 if step == 2 and runtime.rank == rank:
                     os.kill(os.getpid(), number)
                 agreed.append(stop_consensus.poll(failed=runtime.rank == fails and step >= 4))
-        runtime.barrier()
+        runtime.comm.barrier()
     return agreed
 
 
@@ -41,7 +42,7 @@ def test_alone_it_is_known_at_once() -> None:
 
 def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
     with Runtime.start("fp32", "cpu") as runtime:
-        stop_consensus = StopConsensus(runtime)
+        stop_consensus = StopConsensus(runtime.comm)
         with stop_consensus.listening():
             signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
@@ -51,7 +52,7 @@ def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
 def survivor() -> str:
     """Rank 1 leaves without a word; what rank 0 is told at a boundary."""
     with Runtime.start("fp32", "cpu", timeout=20) as runtime:
-        stop_consensus = StopConsensus(runtime)
+        stop_consensus = StopConsensus(runtime.comm)
         stop_consensus.poll()
         if runtime.rank == 1:
             return ""

@@ -157,13 +157,13 @@ def train(directory: str) -> dict[str, Any]:
             step(trainer)
             step(plain)
         found |= {"later": state(), "plain": {name: tensor.numpy() for name, tensor in plain.state().items()}}
-        with AsyncCheckpointer(Path(directory), CheckpointConfig(), runtime.new_group()) as checkpointer:
+        with AsyncCheckpointer(Path(directory), CheckpointConfig(), runtime.comm.new_group()) as checkpointer:
             checkpointer.save(trainer.state(), run_state(2))
         step(trainer)
         found["straight"] = state()
-        newest, _ = checkpoints.newest_valid(Path(directory), runtime.team)
+        newest, _ = checkpoints.newest_valid(Path(directory), runtime.comm)
         assert newest is not None
-        checkpoints.load(newest, trainer.state(), runtime.team)
+        checkpoints.load(newest, trainer.state(), runtime.comm)
         trainer.step = 2
         step(trainer)
         return found | {"resumed": state(), "graphs": graphs()}

@@ -50,10 +50,10 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
     with Runtime.start("fp32", "cpu") as runtime:
         trainer = build(runtime)
         if start:
-            found, _ = checkpoints.newest_valid(Path(directory), runtime.team)
+            found, _ = checkpoints.newest_valid(Path(directory), runtime.comm)
             assert found is not None
             assert found.step == start
-            checkpoints.load(found, trainer.state(), runtime.team)
+            checkpoints.load(found, trainer.state(), runtime.comm)
             trainer.step = start
         shown: dict[tuple[int, int], list[bytes]] = {}
         positions: list[int] = []
@@ -69,7 +69,9 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
             positions[:] = micro.positions.tolist()
             trainer.train_step([micro])
             losses.append(trainer._log_values()["loss"])
-        with AsyncCheckpointer(Path(directory), CheckpointConfig(keep_last=9), runtime.new_group()) as checkpointer:
+        with AsyncCheckpointer(
+            Path(directory), CheckpointConfig(keep_last=9), runtime.comm.new_group()
+        ) as checkpointer:
             checkpointer.save(trainer.state(), run_state(trainer.step))
         return {"shown": shown, "losses": losses, "state": {k: v.numpy() for k, v in trainer.state().items()}}
 
@@ -114,7 +116,7 @@ def fail_on_rank_one() -> str:
                 raise UserError("rank 1 has no shards")
 
         try:
-            runtime.raise_on_all_ranks(action)
+            runtime.comm.raise_on_all_ranks(action)
         except UserError as error:
             return str(error)
         return "nothing"

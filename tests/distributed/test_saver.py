@@ -68,13 +68,13 @@ def save_all(folder: str, alone: bool = False) -> None:
         save_each(Path(folder), Communicator(), Communicator())
         return
     with Runtime.start("fp32", "cpu") as runtime:
-        save_each(Path(folder), runtime.team, runtime.new_group())
+        save_each(Path(folder), runtime.comm, runtime.comm.new_group())
 
 
-def save_each(folder: Path, team: Communicator, side: Communicator) -> None:
-    for strategy in layouts(team.world):
-        with AsyncCheckpointer(folder / f"{strategy}-{team.world}", CheckpointConfig(), side) as checkpointer:
-            checkpointer.save(state(strategy, team.world, 5), run_state(1))
+def save_each(folder: Path, comm: Communicator, side: Communicator) -> None:
+    for strategy in layouts(comm.world):
+        with AsyncCheckpointer(folder / f"{strategy}-{comm.world}", CheckpointConfig(), side) as checkpointer:
+            checkpointer.save(state(strategy, comm.world, 5), run_state(1))
 
 
 def load_all(folder: str, alone: bool = False) -> list[str]:
@@ -82,20 +82,20 @@ def load_all(folder: str, alone: bool = False) -> list[str]:
     if alone:
         return load_each(Path(folder), Communicator())
     with Runtime.start("fp32", "cpu") as runtime:
-        return load_each(Path(folder), runtime.team)
+        return load_each(Path(folder), runtime.comm)
 
 
-def load_each(folder: Path, team: Communicator) -> list[str]:
+def load_each(folder: Path, comm: Communicator) -> list[str]:
     wrong, expected = [], state("plain", 1, 5)
     for saved in sorted(folder.iterdir()):
-        found = open_checkpoint(saved / "step-00000001", team)
-        for strategy in layouts(team.world):
-            target = state(strategy, team.world, 6)
-            load(found, target, team)
+        found = open_checkpoint(saved / "step-00000001", comm)
+        for strategy in layouts(comm.world):
+            target = state(strategy, comm.world, 6)
+            load(found, target, comm)
             for name, tensor in target.items():
                 whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
                 if not torch.equal(whole, expected[name]):
-                    wrong.append(f"{saved.name} into {strategy}-{team.world}: {name}")
+                    wrong.append(f"{saved.name} into {strategy}-{comm.world}: {name}")
     return wrong
 
 
@@ -143,7 +143,7 @@ def trouble(folder: str) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     with Runtime.start("fp32", "cpu") as runtime:
         directory, rank = Path(folder), runtime.rank
-        checkpointer = AsyncCheckpointer(directory, CheckpointConfig(), runtime.new_group())
+        checkpointer = AsyncCheckpointer(directory, CheckpointConfig(), runtime.comm.new_group())
         tensors = {str(i): torch.full((1000,), float(i)) for i in range(8)}
 
         group: Any = dist.group.WORLD
@@ -153,7 +153,7 @@ def trouble(folder: str) -> dict[str, Any]:
         seen["collectives of the default group"] = group._get_sequence_number_for_group() - before
 
         checkpointer.save(tensors, run_state(2))
-        sums = [runtime.sum(torch.tensor(float(i))).item() for i in range(50)]  # training talks meanwhile
+        sums = [runtime.comm.sum(torch.tensor(float(i))).item() for i in range(50)]  # training talks meanwhile
         checkpointer.wait()
         seen["sums"] = sums == [2.0 * i for i in range(50)]
 
@@ -168,17 +168,17 @@ def trouble(folder: str) -> dict[str, Any]:
         except UserError as error:
             seen["error"] = str(error)
         module.save_file = kept
-        runtime.barrier()
+        runtime.comm.barrier()
         seen["then"] = sorted(p.name for p in directory.iterdir())
-        runtime.barrier()
+        runtime.comm.barrier()
 
         checkpointer.save(tensors, run_state(4))
         checkpointer.wait()
         seen["at last"] = [p.name for p in committed(directory)]
         if rank == 1:
             next((directory / "step-00000004").glob("rank-00000*")).write_bytes(b"")
-        runtime.barrier()
-        found, warnings = recover(directory, runtime.team)
+        runtime.comm.barrier()
+        found, warnings = recover(directory, runtime.comm)
         assert found is not None
         seen["recovered"] = (found.step, warnings)
         seen["threads"] = [thread.name for thread in threading.enumerate()]

@@ -1,7 +1,8 @@
-"""The ranks of a job as threads of one process: quick, where only what they exchange matters."""
+"""Ranks as threads of one process: quick, for tests of what the ranks exchange."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,42 +14,24 @@ from diffpipe.train.runtime import Runtime
 
 
 @dataclass(frozen=True)
-class Threads(Communicator):
-    """Ranks that are threads here and hand their values to each other through `slots`."""
+class ThreadCommunicator(Communicator):
+    """Each rank is a thread; `values` has one slot per rank."""
 
-    slots: list[Any] = field(default_factory=list)
-    meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+    values: list[Any] = field(default_factory=list)
+    threads: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
 
     def gather(self, value: Any) -> list[Any]:
-        self.slots[self.rank] = value
-        self.meeting.wait(timeout=20)
-        found = list(self.slots)
-        self.meeting.wait(timeout=20)
-        return found
-
-
-@dataclass(frozen=True)
-class Rank(Runtime):
-    """One of them."""
-
-    place: Threads = field(default_factory=Threads)
-
-    @property
-    def rank(self) -> int:
-        return self.place.rank
-
-    @property
-    def world(self) -> int:
-        return self.place.world
-
-    @property
-    def team(self) -> Communicator:
-        return self.place
+        self.values[self.rank] = value
+        self.threads.wait(timeout=20)
+        gathered = list(self.values)
+        self.threads.wait(timeout=20)
+        return gathered
 
 
 def on_ranks(world: int, run: Callable[[Runtime], Any]) -> list[Any]:
-    alone = Runtime.start("fp32", "cpu")
-    slots, meeting = [None] * world, threading.Barrier(world)
-    ranks = [Rank(alone.accelerator, alone.dtype, place=Threads(i, world, None, slots, meeting)) for i in range(world)]
+    """The results of `run`, called by each rank in a thread of its own."""
+    single = Runtime.start("fp32", "cpu")
+    values, threads = [None] * world, threading.Barrier(world)
+    comms = [ThreadCommunicator(rank, world, values=values, threads=threads) for rank in range(world)]
     with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(run, ranks))
+        return list(pool.map(run, [dataclasses.replace(single, comm=comm) for comm in comms]))

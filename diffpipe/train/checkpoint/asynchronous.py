@@ -27,9 +27,9 @@ class AsyncCheckpointer:
     failed, since the others' part of that save may never come.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, team: Communicator):
-        """`team` has a group of its own (Runtime.side_team): the thread talks while training does."""
-        self.directory, self.config, self.team = directory, config, team
+    def __init__(self, directory: Path, config: CheckpointConfig, comm: Communicator):
+        """`comm` has a group of its own (Communicator.new_group): the thread talks while training does."""
+        self.directory, self.config, self.comm = directory, config, comm
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._awaited = threading.Event()
@@ -92,7 +92,7 @@ class AsyncCheckpointer:
 
         A GPU copies in the order of its stream, so that the next step changes nothing too early, and no one waits.
         """
-        mine = _share({name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}, self.team)
+        mine = _share({name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}, self.comm)
         staged, event = {}, None
         for i, (name, tensor) in enumerate(tensors.items()):
             if isinstance(tensor, DTensor):
@@ -123,7 +123,7 @@ class AsyncCheckpointer:
             if copied is not None:
                 torch.cuda.set_device(copied.device)  # a new thread's would be the first GPU, another process's
                 copied.synchronize()
-            commit(self.directory, step, shards, state, self.config, self.team)
+            commit(self.directory, step, shards, state, self.config, self.comm)
         except BaseException as error:  # noqa: BLE001 (it is raised again by `wait`)
             self._error = error
 
@@ -137,14 +137,14 @@ class AsyncCheckpointer:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 14)
 
 
-def _share(tensors: dict[str, Tensor], team: Communicator) -> set[str]:
+def _share(tensors: dict[str, Tensor], comm: Communicator) -> set[str]:
     """The names of those tensors, the same on all ranks, that this rank writes: about its share of the bytes."""
-    loads = [(0, rank) for rank in range(team.world)]
+    loads = [(0, rank) for rank in range(comm.world)]
     mine = set()
     for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
         load, rank = loads[0]
         heapq.heapreplace(loads, (load + tensors[name].nbytes, rank))
-        if rank == team.rank:
+        if rank == comm.rank:
             mine.add(name)
     return mine
 

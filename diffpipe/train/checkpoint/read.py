@@ -67,7 +67,7 @@ class Damage(NamedTuple):
         return f"{self.path}: {self.complaint}"
 
 
-def newest_valid(directory: Path, team: Communicator) -> tuple[Checkpoint | None, list[Damage]]:
+def newest_valid(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, list[Damage]]:
     """The newest checkpoint that its manifest vouches for, and what is wrong with each newer one. A collective.
 
     None where there is none at all. Raises UserError where there are some and all are damaged, those among them that
@@ -75,13 +75,13 @@ def newest_valid(directory: Path, team: Communicator) -> tuple[Checkpoint | None
     """
     damaged: list[Damage] = []
     # Rank 0's listing: on a filesystem that is slow to show what others wrote, ranks would walk different lists.
-    for path in team.gather(committed(directory))[0]:
-        complaint = damage(path, team)
+    for path in comm.gather(committed(directory))[0]:
+        complaint = damage(path, comm)
         if complaint is None:
             return _open(path), damaged
         damaged.append(Damage(path, complaint))
     aside = sorted(directory.glob(f"{DAMAGED}*")) if directory.is_dir() else []
-    complaints = [*map(str, damaged), *(f"{path}: put aside before" for path in team.gather(aside)[0])]
+    complaints = [*map(str, damaged), *(f"{path}: put aside before" for path in comm.gather(aside)[0])]
     if complaints:
         raise UserError(
             f"no checkpoint in {directory} is whole ({'; '.join(complaints)}); restore one from a copy, "
@@ -90,9 +90,9 @@ def newest_valid(directory: Path, team: Communicator) -> tuple[Checkpoint | None
     return None, []
 
 
-def open_checkpoint(path: Path, team: Communicator) -> Checkpoint:
+def open_checkpoint(path: Path, comm: Communicator) -> Checkpoint:
     """The checkpoint at `path`, verified. A collective. Raises UserError."""
-    complaint = damage(path, team)
+    complaint = damage(path, comm)
     if complaint is not None:
         raise UserError(f"{path}: not a whole checkpoint: {complaint}; take another of the run's checkpoints")
     return _open(path)
@@ -108,17 +108,17 @@ def _open(path: Path) -> Checkpoint:
         raise _forged(path / STATE, error) from error
 
 
-def damage(path: Path, team: Communicator) -> str | None:
+def damage(path: Path, comm: Communicator) -> str | None:
     """What is wrong with the checkpoint at `path`, or None; the hashing is shared out over the ranks. A collective."""
     complaint, files = _inspect(path)
     # Ranks may see different files on a filesystem that is not shared; they must still decide together.
-    complaint = next((c for c in team.gather(complaint) if c is not None), None)
+    complaint = next((c for c in comm.gather(complaint) if c is not None), None)
     if complaint is not None:
         return complaint
-    mine = sorted(files)[team.rank :: team.world]
+    mine = sorted(files)[comm.rank :: comm.world]
     complaints = (_difference(path / name, files[name]) for name in mine)
     complaint = next((c for c in complaints if c is not None), None)
-    return next((c for c in team.gather(complaint) if c is not None), None)
+    return next((c for c in comm.gather(complaint) if c is not None), None)
 
 
 def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
@@ -154,10 +154,10 @@ def _difference(path: Path, entry: Entry) -> str | None:
     return f"{path.name} has been altered since it was saved (sha256 differs)" if altered else None
 
 
-def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Communicator) -> None:
+def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator) -> None:
     """Copy the checkpoint's tensors into `tensors`, plain or DTensors, whoever saved them however sharded.
 
-    A collective of the team; `Team()` reads alone. Each rank reads what it holds, straight into it. Raises UserError,
+    A collective; `Communicator()` reads alone. Each rank reads what it holds, straight into it. Raises UserError,
     before anything is changed, where the checkpoint lacks a tensor or has it in another shape.
     """
     reader = dcp.HuggingFaceStorageReader(str(checkpoint.path))
@@ -175,7 +175,7 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], team: Communicator)
                 f"{list(tensor.shape)} here; restore the stage section of the config, or train into another run.dir"
             )
     hush()
-    dcp.load(tensors, storage_reader=reader, process_group=team.group, no_dist=team.world == 1)
+    dcp.load(tensors, storage_reader=reader, process_group=comm.group, no_dist=comm.world == 1)
 
 
 def _forged(path: Path, error: Exception) -> UserError:

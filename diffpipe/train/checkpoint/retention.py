@@ -22,16 +22,16 @@ from diffpipe.train.distributed import Communicator
 TEMPORARY, OLD = ".tmp-", ".old-"
 
 
-def recover(directory: Path, team: Communicator) -> tuple[Checkpoint | None, list[str]]:
+def recover(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, list[str]]:
     """What a job that starts goes on from, and what it should warn of. A collective, under the run's lock.
 
     The remains of killed jobs go, and checkpoints newer than the newest valid one are put aside. Raises UserError where
     there are checkpoints and none is valid; nothing is put aside then.
     """
-    team.raise_on_all_ranks(lambda: sweep(directory) if team.main else None)
-    found, damaged = newest_valid(directory, team)
-    moved = team.raise_on_all_ranks(lambda: [quarantine(d.path) for d in damaged] if team.main else [])
-    places = team.gather(moved)[0]
+    comm.raise_on_all_ranks(lambda: sweep(directory) if comm.main else None)
+    found, damaged = newest_valid(directory, comm)
+    moved = comm.raise_on_all_ranks(lambda: [quarantine(d.path) for d in damaged] if comm.main else [])
+    places = comm.gather(moved)[0]
     return found, [f"{bad}; it is {to.name} now" for bad, to in zip(damaged, places, strict=True)]
 
 

@@ -37,7 +37,7 @@ def commit(
     shards: Mapping[str, TensorShard],
     state: str,
     config: CheckpointConfig,
-    team: Communicator,
+    comm: Communicator,
 ) -> None:
     """Write this rank's part of a checkpoint, commit it with the others, and remove what `config` keeps no longer.
 
@@ -46,18 +46,18 @@ def commit(
     """
     final = directory / step_name(step)
     temp = final.with_name(TEMPORARY + final.name)
-    shard = temp / f"rank-{team.rank:05d}.safetensors"
+    shard = temp / f"rank-{comm.rank:05d}.safetensors"
     try:
-        team.raise_on_all_ranks(lambda: _begin(temp) if team.main else None)
-        team.raise_on_all_ranks(lambda: _write(shard, shards, team))
-        described = team.gather(team.raise_on_all_ranks(lambda: _describe(shard)))
+        comm.raise_on_all_ranks(lambda: _begin(temp) if comm.main else None)
+        comm.raise_on_all_ranks(lambda: _write(shard, shards, comm))
+        described = comm.gather(comm.raise_on_all_ranks(lambda: _describe(shard)))
         files = {name: entry for each in described for name, entry in each.items()}
-        team.raise_on_all_ranks(lambda: _commit(temp, final, step, files, state) if team.main else None)
+        comm.raise_on_all_ranks(lambda: _commit(temp, final, step, files, state) if comm.main else None)
     except UserError:
-        if team.main:
+        if comm.main:
             shutil.rmtree(temp, ignore_errors=True)
         raise
-    team.raise_on_all_ranks(lambda: _prune(directory, config) if team.main else None)
+    comm.raise_on_all_ranks(lambda: _prune(directory, config) if comm.main else None)
 
 
 def _refused(path: Path, what: str) -> UserError:
@@ -74,7 +74,7 @@ def _begin(temp: Path) -> None:
         ) from error
 
 
-def _write(shard: Path, shards: Mapping[str, TensorShard], team: Communicator) -> None:
+def _write(shard: Path, shards: Mapping[str, TensorShard], comm: Communicator) -> None:
     """A shard as torch.distributed.checkpoint's HuggingFaceStorageWriter lays it out, and its reader takes it.
 
     That writer's planning would stop training for tens of milliseconds: it is Python, as training is.
@@ -89,7 +89,7 @@ def _write(shard: Path, shards: Mapping[str, TensorShard], team: Communicator) -
         )
         _sync(shard)
     except (OSError, SafetensorError) as error:
-        raise _refused(shard.parent, f"could not be written: rank {team.rank}: {error}") from error
+        raise _refused(shard.parent, f"could not be written: rank {comm.rank}: {error}") from error
 
 
 def _describe(shard: Path) -> dict[str, Entry]:
