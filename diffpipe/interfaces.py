@@ -88,6 +88,20 @@ class ImageShape(NamedTuple):
 
 
 @runtime_checkable
+class Network(Protocol):
+    """A network that a stage trains: any `nn.Module` that also names its blocks."""
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated parts that hold most of the network: the units of sharding, recomputation and compilation.
+
+        Each block is called as a module by the network's forward pass. No block holds another one or shares a
+        parameter with it. The order is that of registration. An option that needs blocks is refused where there are
+        none.
+        """
+        ...
+
+
+@runtime_checkable
 class Stage(Protocol):
     """A family of generators: its networks and its losses.
 

@@ -64,6 +64,9 @@ class Encoder(nn.Module):
             )
         )
 
+    def blocks(self) -> list[nn.Module]:
+        return [*self.layers]
+
     def forward(
         self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b outputs h_z w_z"]:
@@ -101,6 +104,9 @@ class Decoder(nn.Module):
                 self.layers.append(Upsample(c))
         self.norm = nn.GroupNorm(config.groups, c)
         self.out = nn.Conv2d(c, outputs, 3, padding=1)
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.layers]
 
     def forward(
         self, z: Float[Tensor, "b c_z h_z w_z"], labels: Int[Tensor, " b"] | None = None

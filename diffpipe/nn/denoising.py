@@ -54,6 +54,9 @@ class DenoisingDiscriminator(DownPath):
         self.heads = nn.ModuleList(head(width, config.groups) for width in widths)
         self.projection = zero_init(nn.Embedding(classes, self.widths[-1])) if classes else None
 
+    def blocks(self) -> list[nn.Module]:
+        return [*super().blocks(), *self.heads]
+
     def forward(
         self,
         x_prev: Float[Tensor, "b c h w"],

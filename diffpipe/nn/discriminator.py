@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import rearrange, reduce
@@ -50,6 +51,9 @@ class Discriminator(nn.Module):
         self.heads = nn.ModuleList(head(width, config.groups) for width in (*widths, c))
         self.whole = nn.Linear(c * smallest**2, 1)
         self.projection = zero_init(nn.Embedding(classes, c)) if classes else None
+
+    def blocks(self) -> list[nn.Module]:
+        return [*(block for level in self.levels for block in cast(nn.ModuleList, level)), *self.down, *self.heads]
 
     def forward(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         emb = None

@@ -217,6 +217,9 @@ class Dequantizer(nn.Module):
         self.context = nn.Sequential(nn.Conv2d(4 * channels, hidden, 3, padding=1), nn.ReLU())
         self.chain = Chain(4 * channels, steps, hidden, hidden)
 
+    def blocks(self) -> list[nn.Module]:
+        return [*self.chain.layers]
+
     def forward(
         self, eps: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:

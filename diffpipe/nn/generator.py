@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -45,6 +47,9 @@ class Generator(nn.Module):
             c = width
         self.norm = nn.GroupNorm(config.groups, c)
         self.out = nn.Conv2d(c, channels, 3, padding=1)
+
+    def blocks(self) -> list[nn.Module]:
+        return [*(block for level in self.levels for block in cast(nn.ModuleList, level)), *self.up]
 
     def forward(
         self, z: Float[Tensor, "b latent"], labels: Int[Tensor, " b"] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -51,6 +51,9 @@ class Glow(nn.Module):
             self.chains.append(Chain(c, config.steps, config.hidden, classes))
             self.priors.append(Prior(c - stays, stays, classes))
             c = stays
+
+    def blocks(self) -> list[nn.Module]:
+        return [*(layer for chain in self.chains for layer in cast(Chain, chain).layers), *self.priors]
 
     def _context(self, x: Tensor, labels: Tensor | None) -> Context:
         if not self.classes:

@@ -6,6 +6,7 @@ No layer looks beyond one sample: there is no batch norm, and logits do not depe
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,9 @@ class PatchDiscriminator(nn.Module):
         )
         self.widen = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
         self.out = nn.Conv2d(widths[-1], 1, 1)
+
+    def blocks(self) -> list[nn.Module]:
+        return [*(block for level in self.levels for block in cast(nn.Sequential, level)), *self.widen]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h2 w2"]:
         h = self.stem(x)

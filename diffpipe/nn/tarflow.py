@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from einops import rearrange
@@ -144,22 +144,26 @@ class TarFlow(nn.Module):
         self.patch = config.patch
         self.side = resolution // config.patch
         dim = channels * config.patch**2
-        self.blocks = nn.ModuleList(
+        self.flow_blocks = nn.ModuleList(
             AutoregressiveBlock(config, self.side**2, dim, classes) for _ in range(config.blocks)
         )
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer layers of all flow blocks: a flow block holds several, and is too large a unit."""
+        return [layer for block in self.flow_blocks for layer in cast(AutoregressiveBlock, block).layers]
 
     def forward(
         self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
         tokens, log_det = self._tokens(x), x.new_zeros(len(x))
-        for block in self.blocks:
+        for block in self.flow_blocks:
             tokens, term = block(tokens, labels)
             tokens, log_det = tokens.flip(1), log_det + term
         return self._image(tokens), log_det
 
     def inverse(self, z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b c h w"]:
         tokens = self._tokens(z)
-        for block in reversed(self.blocks):
+        for block in reversed(self.flow_blocks):
             tokens = block.inverse(tokens.flip(1), labels)  # pyright: ignore[reportCallIssue]
         return self._image(tokens)
 

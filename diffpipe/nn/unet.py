@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -75,6 +76,9 @@ class DownPath(nn.Module):
         attend = SelfAttention(c, config.heads, config.groups)
         self.middle = nn.ModuleList([self._residual(c, c), attend, self._residual(c, c)])
 
+    def blocks(self) -> list[nn.Module]:
+        return [*_units(self.down), *self.middle]
+
     def _block(self, c_in: int, c_out: int, size: int) -> nn.Module:
         attends = size in self.config.attention
         attention = SelfAttention(c_out, self.config.heads, self.config.groups) if attends else nn.Identity()
@@ -127,6 +131,9 @@ class UNet(DownPath):
         self.norm = nn.GroupNorm(config.groups, c)
         self.out = zero_init(nn.Conv2d(c, channels, 3, padding=1))
 
+    def blocks(self) -> list[nn.Module]:
+        return [*super().blocks(), *_units(self.up)]
+
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
@@ -143,6 +150,15 @@ class UNet(DownPath):
         for layer in self.up:
             h = layer(h) if isinstance(layer, Upsample) else _apply(layer, torch.cat([h, skips.pop()], dim=1), emb)
         return self.out(F.silu(self.norm(h)))
+
+
+def _units(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The layers, and of a residual block with attention the two apart."""
+    for layer in layers:
+        if isinstance(layer, nn.ModuleList):
+            yield from (part for part in layer if not isinstance(part, nn.Identity))
+        else:
+            yield layer
 
 
 def _apply(layer: nn.Module, h: Tensor, emb: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from diffpipe.train.checkpoint.format import (
     manifest_sha256,
     step_of,
 )
-from diffpipe.train.checkpoint.state import FORMAT, RENAMED_NETWORKS, RunState, parse_state
+from diffpipe.train.checkpoint.state import FORMAT, RENAMED_PARTS, RunState, parse_state
 from diffpipe.train.distributed import Communicator
 
 
@@ -53,8 +53,8 @@ class Checkpoint:
 
     def stored_name(self, tensor: str) -> str:
         """The name under which its files hold a tensor, `net.denoiser.stem.weight` say."""
-        names = RENAMED_NETWORKS.get(self.format, {})
-        return ".".join(names.get(part, part) if i in (1, 2) else part for i, part in enumerate(tensor.split(".")))
+        names = RENAMED_PARTS.get(self.format, {})
+        return ".".join(names.get(part, part) if i in (1, 2, 3) else part for i, part in enumerate(tensor.split(".")))
 
 
 class Damage(NamedTuple):

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 FORMAT = 2
 """The format that is written. Every older one is read, by way of `MIGRATIONS`."""
 
-RENAMED_NETWORKS = {1: {"denoiser": "unet"}}
-"""By format: networks of today's names, and what checkpoints of that format call them."""
+RENAMED_PARTS = {1: {"denoiser": "unet", "flow_blocks": "blocks"}}
+"""By format: today's name of a network or of a part of one, and the name in checkpoints of that format."""
 
 
 class LatentStatistics(BaseModel, extra="forbid", frozen=True):
