@@ -30,6 +30,7 @@ from diffpipe.experiment.latent_statistics import measure_latents
 from diffpipe.experiment.preflight import fit_together, short_of_room
 from diffpipe.experiment.resume_compat import accept, accept_data
 from diffpipe.experiment.stored_config import stored_config
+from diffpipe.files import atomic_write
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
 from diffpipe.rng import KeyedRNG
@@ -91,7 +92,7 @@ class Job:
         if self.codec is not None:
             print_on_rank_zero(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.reconstruction)}")
         if runtime.main:
-            (experiment.run.path / "config.yaml").write_text(dump_yaml(experiment), encoding="utf-8")
+            atomic_write(experiment.run.path / "config.yaml", dump_yaml(experiment))
             keep_listing(self.shards, experiment.run.path)
             experiment.run.interrupted.unlink(missing_ok=True)
         runtime.start_tracking({"config": dump_yaml(experiment)})
@@ -136,7 +137,7 @@ class Job:
     def _interrupted(self, number: signal.Signals) -> None:
         run, step = self.experiment.run, self.trainer.step
         if self.runtime.main:
-            run.interrupted.write_text(json.dumps({"signal": number.name, "step": step}) + "\n", encoding="utf-8")
+            atomic_write(run.interrupted, json.dumps({"signal": number.name, "step": step}) + "\n")
         print_on_rank_zero(
             self.runtime, f"stopped by {number.name} after step {step}: {self._newest}; the same command goes on"
         )

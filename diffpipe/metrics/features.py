@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.errors import UserError
+from diffpipe.files import sha256_of
 from diffpipe.metrics.download import download
 from diffpipe.metrics.lite0 import lite0_features
 
@@ -123,7 +124,7 @@ def lite0_weights(device: str | torch.device = "cpu") -> tuple[dict[str, Tensor]
     # Depthwise convolutions are 1.7 times faster on a CPU with the channels last.
     last = torch.channels_last
     tensors = {name: t.contiguous(memory_format=last) if t.ndim == 4 else t for name, t in tensors.items()}
-    return tensors, _file_sha256(path)
+    return tensors, sha256_of(path)
 
 
 def inception(
@@ -153,7 +154,7 @@ def inception(
         if not given:
             barrier()
     try:
-        digest = _file_sha256(path)
+        digest = sha256_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot read the Inception weights ({error.strerror}); {_remedy(path)}") from error
     if digest != sha256:
@@ -187,11 +188,6 @@ def _load_inception(path: Path) -> nn.Module:
         (Path(folder) / INCEPTION_FILE).symlink_to(path.resolve())
         warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
         return InceptionV3W(folder, download=False, resize_inside=False).eval()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _imported(name: str, device: str | torch.device) -> Extractor:

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from diffpipe.errors import UserError
+from diffpipe.files import sha256_of
 
 
 class FolderImages:
@@ -46,7 +47,7 @@ class FolderImages:
         """The folder's path and a sha256 over its files' names and contents."""
         digest = hashlib.sha256()
         for file in self._files:
-            digest.update(f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+            digest.update(f"{file.name}\0{sha256_of(file)}\n".encode())
         return {"folder": str(self.path), "fingerprint": digest.hexdigest()}
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:

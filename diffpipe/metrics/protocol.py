@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpipe.errors import UserError
+from diffpipe.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,21 +81,11 @@ def write_json(tree: Mapping[str, Any], path: str | Path) -> None:
     """Write a score, and what else there is to it, as `write` does."""
     path = Path(path)
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
+        atomic_write(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot write the scores ({error.strerror}); give another --out") from error
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> Result:

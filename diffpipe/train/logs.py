@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from diffpipe.files import atomic_write
 from diffpipe.interfaces import Batch
 from diffpipe.train.runtime import Runtime
 
@@ -68,9 +69,7 @@ def progress_bar(name: str | None, unit: str, total: int, runtime: Runtime, firs
 
 def _reopen(path: Path, lines: list[str]) -> TextIO:
     """The file with these lines in it, open to append whole lines."""
-    temp = path.with_suffix(".tmp")
-    temp.write_text("".join(lines))
-    temp.replace(path)
+    atomic_write(path, "".join(lines))
     return path.open("a", buffering=1)
 
 

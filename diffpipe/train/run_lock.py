@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffpipe.errors import UserError
+from diffpipe.files import lock
 from diffpipe.train.distributed import Communicator
 
 
@@ -35,18 +34,18 @@ def _hold(path: Path) -> BinaryIO:
         place = path.parent
         raise UserError(f"cannot write to the run directory {place} ({error.strerror}): give another run.dir") from None
     try:
-        # A record lock, which ends with this process: an flock would live on in loader workers, who inherit the file.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = lock(file.fileno())  # which loader workers do not inherit
     except OSError as error:
+        file.close()
+        raise UserError(f"cannot lock {path} ({error.strerror}): give a run.dir on another file system") from None
+    if not locked:
         file.seek(0)
         holder = file.read().decode(errors="replace").strip()
         file.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"cannot lock {path} ({error.strerror}): give a run.dir on another file system") from None
         raise UserError(
             f"another job trains in {path.parent} ({holder or 'it has not said who'}): wait for it or stop it, or give "
             "another run.dir"
-        ) from None
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     file.flush()

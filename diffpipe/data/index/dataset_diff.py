@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.files import atomic_write
 
 _NAMED = 4
 
@@ -28,9 +29,7 @@ def keep_listing(shard_set: ShardSet, folder: Path) -> None:
     """
     path = _place(folder, shard_set.fingerprint)
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(shard_set.listing, encoding="utf-8")
-        temporary.replace(path)
+        atomic_write(path, shard_set.listing)
 
 
 def what_changed(fingerprint: str, shard_set: ShardSet, folder: Path) -> str:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffpipe.files import atomic_file, open_regular
+
 _TYPES = {"I64": np.dtype("<i8"), "U32": np.dtype("<u4"), "U8": np.dtype("u1")}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _MAX_HEAD = 1 << 30
@@ -43,21 +45,14 @@ def write_arrays(path: Path, columns: Mapping[str, Column], metadata: Mapping[st
         }
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in names:
-                dtype, length, pieces = columns[name]
-                for piece in pieces:
-                    file.write(np.ascontiguousarray(piece, dtype=dtype).data)
-                    length -= len(piece)
-                assert length == 0
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            dtype, length, pieces = columns[name]
+            for piece in pieces:
+                file.write(np.ascontiguousarray(piece, dtype=dtype).data)
+                length -= len(piece)
+            assert length == 0
 
 
 def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -65,7 +60,7 @@ def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     Raises OSError; ValueError, KeyError or TypeError where it is not such a file.
     """
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path, follow_links=True), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = int.from_bytes(file.read(8), "little") + 8
         if not 8 < start <= min(size, _MAX_HEAD):

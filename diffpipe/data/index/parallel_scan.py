@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from diffpipe.data.index.tar_stream import Readable
 from diffpipe.data.remote.storage import RemoteFile, is_remote, parse, redacted, tars
 from diffpipe.data.worker_pool import DiedError, answers
 from diffpipe.errors import UserError
+from diffpipe.files import lock, open_regular
 
 _VERSION = 1
 _NAMED_ERRORS = 5
@@ -73,12 +73,9 @@ def parts_folder(directory: Path) -> Iterator[Path]:
     folder = directory / ".index.parts"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system has no locks
-                message = f"{directory}: another diffpipe index is at work there; wait for it or stop it"
-                raise UserError(message) from None
+        with suppress(OSError):  # the file system has no locks
+            if not lock(file.fileno()):
+                raise UserError(f"{directory}: another diffpipe index is at work there; wait for it or stop it")
         yield folder
         shutil.rmtree(folder)
 
@@ -162,7 +159,7 @@ def _opened(path: str) -> Iterator[tuple[Readable, dict[str, Any] | None]]:
             state = {"url": redacted(path), "bytes": file.size, "etag": file.etag}
             yield file, state if file.etag else None
     else:
-        with Path(path).open("rb", buffering=0) as file:
+        with os.fdopen(open_regular(path, follow_links=True), "rb", buffering=0) as file:
             yield file, _local_state(path)
 
 

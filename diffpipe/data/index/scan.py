@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 import zlib
 from array import array
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from diffpipe.data.index.tar_stream import BLOCK, Readable, TarStream, damaged, headers
 from diffpipe.errors import UserError
+from diffpipe.files import open_regular
 
 MAX_MEMBER = 256 << 20
 _META = re.compile(r"__[^/]*__($|/)")
@@ -42,7 +43,7 @@ class Scan(NamedTuple):
 def scan(path: str, max_member: int = MAX_MEMBER) -> Scan:
     """Read a local, uncompressed tar through. Raises UserError: see `scan_file`."""
     try:
-        with Path(path).open("rb", buffering=0) as file:
+        with os.fdopen(open_regular(path, follow_links=True), "rb", buffering=0) as file:
             return scan_file(file, path, max_member)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error

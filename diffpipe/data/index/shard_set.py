@@ -24,6 +24,7 @@ from diffpipe.data.remote.storage import MissingError
 from diffpipe.data.remote.urls import beside, is_remote, parse, redacted
 from diffpipe.data.remote.urls import folder as folder_of
 from diffpipe.errors import UserError
+from diffpipe.files import sha256_of
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 VERIFY_LIMIT = 1 << 30
@@ -268,9 +269,7 @@ def number_of_classes(shard_set: ShardSet) -> int:
 
 
 def _verify(shard: Shard) -> None:
-    with Path(shard.path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != shard.sha256:
+    if sha256_of(Path(shard.path)) != shard.sha256:
         raise UserError(
             f"{shard.path} was changed after indexing: its sha256 is not the index's; restore it, "
             f"or run: diffpipe index {Path(shard.path).parent}"

@@ -14,6 +14,7 @@ from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.remote.cache import use
 from diffpipe.data.remote.prefetch import Ahead
 from diffpipe.errors import BadSampleError, UserError
+from diffpipe.files import open_regular
 
 _TIDY = 30.0
 
@@ -115,7 +116,7 @@ class Reader:
             if len(self._files) >= self.open_files:
                 os.close(self._files.pop(next(iter(self._files))))
             path = self.shard_set.paths[shard]
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if remote is None else remote.open()
+            file = open_regular(path, follow_links=True) if remote is None else remote.open()
         self._files[shard] = file  # last in, so the first is the one that was used longest ago
         return file
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from diffpipe.errors import UserError
+from diffpipe.files import open_locked, release, sync
 
 
 @contextlib.contextmanager
@@ -32,42 +31,24 @@ def whole(out: Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
             for path in [*folder.rglob("*"), folder]:
-                _sync(path)
+                sync(path)
             folder.replace(target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(home, ignore_errors=True)
-            os.close(lock)
+            release(lock)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); free some space or change the rights") from error
 
 
 def _owned(home: Path, out: Path) -> int:
-    """The open lock file of `home`, which is made where it is missing.
-
-    The lock is a record lock, which ends with this process: an flock would live on in workers, who inherit the file.
-    """
+    """The open lock file of `home`, which is made where it is missing. The lock is not inherited by workers."""
     while True:
         home.mkdir(parents=True, exist_ok=True)
         try:
-            lock = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            lock = open_locked(home / "lock")
         except FileNotFoundError:
-            continue  # its owner finished between these two lines
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino == (home / "lock").stat().st_ino:
-                return lock
-        except FileNotFoundError:
-            pass  # its owner finished after it was opened
-        except (BlockingIOError, PermissionError) as error:
-            os.close(lock)
-            raise UserError(f"{out}: another process is packing it; wait for it or give another name") from error
-        os.close(lock)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+            continue  # the previous owner removed the folder between these two lines
+        if lock is None:
+            raise UserError(f"{out}: another process is packing it; wait for it or give another name")
+        return lock

@@ -8,7 +8,6 @@ next one goes on from the bytes that are there; the file has its name when its h
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 from diffpipe.data.remote.storage import RemoteFile, redacted
 from diffpipe.errors import UserError
+from diffpipe.files import has_name, lock, open_locked, open_regular, release
 
 LIMIT = 1 << 36
 _CHUNK = 1 << 18
@@ -93,7 +93,7 @@ class Cache:
 
     def _found(self, item: Item) -> int | None:
         try:
-            file = os.open(self.folder / item.name, os.O_RDONLY | os.O_CLOEXEC)
+            file = open_regular(self.folder / item.name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -143,10 +143,10 @@ class Cache:
             yield None
             return
         try:
-            mine = _locked(part, wait=not ahead) and _is(part, path)
-            yield part if mine else None
+            owned = lock(part, wait=not ahead, owner="file") and has_name(part, path)
+            yield part if owned else None
         finally:
-            _let_go(part)
+            release(part)
 
     def _fill(self, item: Item, part: int) -> None:
         """Bring the part to the item's bytes. Raises ChangedError where the server has others."""
@@ -204,12 +204,12 @@ class Cache:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        file = open_locked(self.folder / "lock", wait=True, owner="file")
+        assert file is not None
         try:
-            _locked(file, wait=True)
             yield
         finally:
-            _let_go(file)
+            release(file)
 
     def _part_path(self, item: Item) -> Path:
         return self.folder / f"{item.name}.{item.bytes}{_PART}"
@@ -245,27 +245,6 @@ def use(file: int) -> None:
         os.utime(file)
 
 
-def _locked(file: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _let_go(file: int) -> None:
-    fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough: a process forked meanwhile has the file open, too
-    os.close(file)
-
-
-def _is(file: int, path: Path) -> bool:
-    """Whether the open file still has that name."""
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _removed(path: Path) -> bool:
     """Remove a file, unless it is a part that somebody is filling."""
     if path.suffix != _PART:
@@ -276,9 +255,9 @@ def _removed(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        idle = _locked(part, wait=False) and _is(part, path)
+        idle = lock(part, owner="file") and has_name(part, path)
         if idle:
             path.unlink()
         return idle
     finally:
-        _let_go(part)
+        release(part)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from diffpipe.files import sha256_of
 from diffpipe.train.checkpoint.state import FORMAT
 
 MANIFEST = "manifest.json"
@@ -53,12 +53,11 @@ def committed(directory: Path) -> list[Path]:
 def manifest_sha256(path: Path) -> str | None:
     """The hash by which others name the checkpoint at `path`: its manifest's; None where that cannot be read."""
     try:
-        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+        return sha256_of(path / MANIFEST)
     except OSError:
         return None
 
 
 def describe(path: Path) -> Entry:
     """The size and sha256 of a file."""
-    with path.open("rb") as file:
-        return Entry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    return Entry(size=path.stat().st_size, sha256=sha256_of(path))

@@ -20,6 +20,8 @@ from diffpipe.train.checkpoint.read import Checkpoint, newest_valid
 from diffpipe.train.distributed import Communicator
 
 TEMPORARY, OLD = ".tmp-", ".old-"
+LATEST = "latest"
+"""The file that names the newest checkpoint, for people."""
 
 
 def recover(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, list[str]]:
@@ -41,7 +43,7 @@ def sweep(directory: Path) -> None:
         for path in directory.iterdir() if directory.is_dir() else ():
             if path.name.startswith((f"{TEMPORARY}step-", f"{OLD}step-")):
                 _remove(path)
-            elif path.name == ".latest":
+            elif path.name == f".{LATEST}" or path.name.startswith(f".{LATEST}."):
                 path.unlink()
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}: cannot remove what a killed job left; do so") from error

@@ -6,7 +6,6 @@ It is written under a temporary name, synced, hashed, listed in its manifest, an
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,10 @@ from torch import Tensor
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
 
 from diffpipe.errors import UserError
+from diffpipe.files import atomic_write, sync
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import MANIFEST, STATE, Entry, Manifest, describe, step_name
-from diffpipe.train.checkpoint.retention import TEMPORARY, prune, retire
+from diffpipe.train.checkpoint.retention import LATEST, TEMPORARY, prune, retire
 from diffpipe.train.distributed import Communicator
 
 
@@ -87,7 +87,7 @@ def _write(shard: Path, shards: Mapping[str, TensorShard], comm: Communicator) -
         save_file(
             {name: part.values for name, part in shards.items()}, shard, {CUSTOM_METADATA_KEY: json.dumps(places)}
         )
-        _sync(shard)
+        sync(shard)
     except (OSError, SafetensorError) as error:
         raise _refused(shard.parent, f"could not be written: rank {comm.rank}: {error}") from error
 
@@ -101,16 +101,15 @@ def _describe(shard: Path) -> dict[str, Entry]:
 
 def _commit(temp: Path, final: Path, step: int, files: dict[str, Entry], state: str) -> None:
     try:
-        _write_synced(temp / STATE, state)
+        atomic_write(temp / STATE, state)
         manifest = Manifest(step=step, files=files | {STATE: describe(temp / STATE)})
-        _write_synced(temp / MANIFEST, manifest.model_dump_json(indent=1))
-        _sync(temp)
+        atomic_write(temp / MANIFEST, manifest.model_dump_json(indent=1))
+        sync(temp)
         if final.exists():
             retire(final)  # the same step, saved again
         temp.rename(final)
-        _sync(final.parent)
-        _write_synced(final.parent / ".latest", final.name)
-        (final.parent / ".latest").replace(final.parent / "latest")
+        sync(final.parent)
+        atomic_write(final.parent / LATEST, final.name)
     except OSError as error:
         raise UserError(
             f"{final}: the checkpoint could not be committed: {error}; free some space, or change the rights"
@@ -122,19 +121,3 @@ def _prune(directory: Path, config: CheckpointConfig) -> None:
         prune(directory, config)
     except OSError as error:
         raise UserError(f"{directory}: an old checkpoint could not be removed: {error}; look at the disk") from error
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or a directory's list of names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -126,8 +126,8 @@ def full(*_: object) -> None:
     ("at", "complaint"),
     [
         ("save_file", r"could not be written: .*No space left on device"),
-        ("_sync", r"could not be written: .*No space left on device"),
-        ("_write_synced", r"could not be committed: .*No space left on device"),
+        ("sync", r"could not be written: .*No space left on device"),
+        ("atomic_write", r"could not be committed: .*No space left on device"),
     ],
 )
 def test_a_disk_that_refuses_leaves_what_was_committed_and_no_debris(
