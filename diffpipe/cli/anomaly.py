@@ -16,7 +16,7 @@ from diffpipe.evaluation.likelihood import Likelihoods, is_conditional, score_im
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics.complexity import complexity
 from diffpipe.metrics.detection import Detection, detect, typicality
-from diffpipe.report.anomaly_picture import extremes
+from diffpipe.report.anomaly_grid import most_and_least_anomalous
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
                 **{k: {"n": s.n, **s.describe()} for k, s in sets.items()},
             }
             _write(out, detections, found["normal"], said)
-            extremes(scores, pixels).save(out.with_suffix(".png"))
+            most_and_least_anomalous(scores, pixels).save(out.with_suffix(".png"))
         print_on_rank_zero(runtime, f"{table(detections, found['normal'])}\n{out}\n{out.with_suffix('.png')}")
 
 

@@ -17,7 +17,7 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import is_conditional, labelled_images, scoring
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics import calibration, protocol
-from diffpipe.report.classification_plot import draw
+from diffpipe.report.classification_plot import plot_classification
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -109,7 +109,7 @@ def _write(found: Classified, opened: Run, images: ShardImages, told: dict[str, 
     accuracy = f"accuracy {scores['accuracy']:.3f} ({low:.3f} to {high:.3f})"
     title = f"{opened.title}: {accuracy}"
     try:
-        draw(found, names, title).savefig(out.with_suffix(".png"))
+        plot_classification(found, names, title).savefig(out.with_suffix(".png"))
     except OSError as error:
         raise UserError(
             f"{out.with_suffix('.png')}: cannot be written ({error.strerror}); give another --out"

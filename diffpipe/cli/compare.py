@@ -17,11 +17,11 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics.evaluate import CHUNK, METRICS, parse_metric
 from diffpipe.report import run_summary
-from diffpipe.report.comparison import Bench, Measured, require_comparable, require_one_size
-from diffpipe.report.comparison_picture import Row, gallery, strip
+from diffpipe.report.comparison import ComparisonRunner, MeasuredRun, require_comparable, require_one_size
 from diffpipe.report.comparison_table import REAL, Comparison, markdown
-from diffpipe.report.page import html
-from diffpipe.report.run_summary import Family
+from diffpipe.report.html_report import comparison_page
+from diffpipe.report.image_rows import ImageRow, row_image, stack_rows
+from diffpipe.report.run_summary import RunSummary
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
         runtime.comm.raise_on_all_ranks(lambda: _make_folder(args.out) if runtime.main else None)
         opened = {entry.name: _open(entry, args.raw, runtime) for entry in entries}
         require_one_size({name: each.shape[:2] for name, each in opened.items()})
-        bench = Bench.prepare(args, metrics, list(opened.values()), runtime)
+        bench = ComparisonRunner.prepare(args, metrics, list(opened.values()), runtime)
         measure_latents = {}
         for i, entry in enumerate(entries, 1):
             print_on_rank_zero(runtime, f"{i}/{len(entries)} {entry.name}: {run_summary.describe(opened[entry.name])}")
@@ -129,7 +129,7 @@ def _open(entry: Entry, raw: bool, runtime: Runtime) -> Run:
         raise UserError(f"{entry.name}: {error}") from error
 
 
-def _comparison(measure_latents: Sequence[Measured], bench: Bench) -> Comparison:
+def _comparison(measure_latents: Sequence[MeasuredRun], bench: ComparisonRunner) -> Comparison:
     args, runtime = bench.args, bench.runtime
     results = [each.scored.result for each in measure_latents if each.scored]
     said = results[0].protocol if results else {"metrics": {}}
@@ -147,39 +147,41 @@ def _comparison(measure_latents: Sequence[Measured], bench: Bench) -> Comparison
         "versions": {"diffpipe": __version__, "torch": str(torch.__version__)},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return Comparison([each.family for each in measure_latents], results[0].floor if results else None, protocol)
+    return Comparison([each.summary for each in measure_latents], results[0].floor if results else None, protocol)
 
 
-def _write(comparison: Comparison, measure_latents: Mapping[str, Measured], bench: Bench, out: Path) -> None:
+def _write(
+    comparison: Comparison, measure_latents: Mapping[str, MeasuredRun], bench: ComparisonRunner, out: Path
+) -> None:
     """The page, the JSON, the table and the picture. Raises UserError."""
-    rows = [Row(REAL, "", bench.real)]
-    strips = {REAL: ("of the reference", strip(bench.real))}
-    for name, (family, shown, label, _) in measure_latents.items():
+    rows = [ImageRow(REAL, "", bench.real)]
+    strips = {REAL: ("of the reference", row_image(bench.real))}
+    for name, (summary, shown, label, _) in measure_latents.items():
         if shown is not None:
-            rows.append(Row(name, _note(family, label, bench.classes), shown))
-            strips[name] = (rows[-1].note, strip(shown))
-    by_class = any(family.conditional for family in comparison.families)
+            rows.append(ImageRow(name, _note(summary, label, bench.classes), shown))
+            strips[name] = (rows[-1].note, row_image(shown))
+    by_class = any(summary.conditional for summary in comparison.summaries)
     headings = [str(i % bench.classes) for i in range(len(bench.real))] if by_class else []
     tree = {
-        "families": [dataclasses.asdict(family) for family in comparison.families],
+        "families": [dataclasses.asdict(summary) for summary in comparison.summaries],
         "floor": comparison.floor,
         "protocol": comparison.protocol,
     }
     try:
         (out / "compare.json").write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (out / "table.md").write_text(markdown(comparison) + "\n", encoding="utf-8")
-        (out / "index.html").write_text(html(comparison, strips), encoding="utf-8")
-        gallery(rows, headings).save(out / "samples.png", optimize=True)
+        (out / "index.html").write_text(comparison_page(comparison, strips), encoding="utf-8")
+        stack_rows(rows, headings).save(out / "samples.png", optimize=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
 
 
-def _note(family: Family, label: str, classes: int) -> str:
+def _note(summary: RunSummary, label: str, classes: int) -> str:
     """What a row of images shows: the family, what of it, and in how many evaluations of its networks."""
-    evaluations = (family.sampling or {}).get("evaluations")
+    evaluations = (summary.sampling or {}).get("evaluations")
     many = "" if evaluations is None else f" in {evaluations:g} evaluation{'' if evaluations == 1 else 's'}"
-    any_class = ", any class" if family.sampling and classes and not family.conditional else ""
-    return f"{family.stage}: {label}{many}{any_class}"
+    any_class = ", any class" if summary.sampling and classes and not summary.conditional else ""
+    return f"{summary.stage}: {label}{many}{any_class}"
 
 
 def _make_folder(out: Path) -> None:

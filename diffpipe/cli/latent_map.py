@@ -12,7 +12,7 @@ from diffpipe.evaluation.latent_space import LatentSpace, class_names, drawn, la
 from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.report.labelled_grid import require_png, save
-from diffpipe.report.latent_map_plot import draw
+from diffpipe.report.latent_map_plot import plot_latent_map
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> None:
         shards = runtime.comm.raise_on_all_ranks(lambda: _shards(args.shards, opened))
         found = latent_map(space, shards, drawn(shards, args.n, args.seed), conditional=is_conditional(opened))
         given = ", each given its class" if is_conditional(opened) else ""
-        picture = draw(found, class_names(shards), f"{opened.title}: the latents of {len(found.points)} images{given}")
+        picture = plot_latent_map(
+            found, class_names(shards), f"{opened.title}: the latents of {len(found.points)} images{given}"
+        )
         runtime.comm.raise_on_all_ranks(lambda: save(picture, args.out) if runtime.main else None)
         print_on_rank_zero(runtime, f"{len(found.points)} latents{_explained(found.plane)}: {args.out}")
 

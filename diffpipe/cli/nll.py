@@ -22,7 +22,7 @@ from diffpipe.evaluation.likelihood import (
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics import protocol
 from diffpipe.metrics.protocol import Result
-from diffpipe.report.vlb_plot import draw
+from diffpipe.report.vlb_plot import plot_vlb
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -87,7 +87,7 @@ def _write(
     if plot and found.course:
         title = f"{opened.title}: {_line(found, 'score')} ({found.kind})"
         try:
-            draw(found.course, found.mean("L_T"), found.mean("L_0"), title).savefig(plot)
+            plot_vlb(found.course, found.mean("L_T"), found.mean("L_0"), title).savefig(plot)
         except OSError as error:
             raise UserError(f"{plot}: cannot write the plot ({error.strerror}); give another --out") from error
 

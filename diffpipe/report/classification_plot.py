@@ -12,10 +12,10 @@ from diffpipe.metrics.calibration import Reliability
 NAMED = 30  # classes that a picture still has room to name and to count
 
 
-def draw(found: Classified, names: list[str], title: str) -> Figure:
+def plot_classification(found: Classified, names: list[str], title: str) -> Figure:
     """The confusion matrix, in shares of each true class, and the reliability of the raw and the tempered posterior."""
     k = len(names)
-    figure = Figure(figsize=(11, 6.4), dpi=150, strategy="constrained")
+    figure = Figure(figsize=(11, 6.4), dpi=150, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[2, 1])
     matrix = figure.add_subplot(grid[:, 0])
     shares = found.confusion / found.confusion.sum(dim=1, keepdim=True).clamp(min=1)

@@ -20,24 +20,24 @@ from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Generates, Reconstructs
 from diffpipe.metrics.protocol import require_alike
 from diffpipe.report import run_summary
-from diffpipe.report.comparison_picture import columns
-from diffpipe.report.run_summary import Family
+from diffpipe.report.image_rows import images_per_row
+from diffpipe.report.run_summary import RunSummary
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 LOOKED_THROUGH = 2000  # reference images, for some of each class to show
 
 
-class Measured(NamedTuple):
+class MeasuredRun(NamedTuple):
     """A family, a row of images to show, what these are, and the score file."""
 
-    family: Family
+    summary: RunSummary
     shown: UInt8[Tensor, "k c h w"] | None
     label: str
     scored: Scored | None
 
 
-class Bench(NamedTuple):
+class ComparisonRunner(NamedTuple):
     """What every family is measured with: the same real images, seed and numbers of images.
 
     explained: the images of the likelihood and the reconstruction. real: those that are shown, [k c h w].
@@ -52,7 +52,9 @@ class Bench(NamedTuple):
     classes: int
 
     @classmethod
-    def prepare(cls, args: argparse.Namespace, metrics: list[str], runs: Sequence[Run], runtime: Runtime) -> Bench:
+    def prepare(
+        cls, args: argparse.Namespace, metrics: list[str], runs: Sequence[Run], runtime: Runtime
+    ) -> ComparisonRunner:
         """A collective. Raises UserError where the real images cannot be had."""
         channels, resolution, _ = runs[0].shape
         classes = max(each.shape.classes for each in runs)
@@ -64,7 +66,7 @@ class Bench(NamedTuple):
         def load() -> tuple[ShardImages, ShardImages, ShardImages | None, Tensor]:
             generating = any(isinstance(each.stage, Generates) for each in runs)
             floor = _floor(args, runs) if generating else None
-            shown = choose(real(args.reference, LOOKED_THROUGH), columns(classes), classes)
+            shown = choose(real(args.reference, LOOKED_THROUGH), images_per_row(classes), classes)
             return real(args.reference), real(args.reference, args.nll_n), floor, shown
 
         reference, explained, floor, shown = runtime.comm.raise_on_all_ranks(load)
@@ -72,19 +74,19 @@ class Bench(NamedTuple):
         scorer = Scorer(reference, floor, metrics, runtime, **options) if floor else None
         return cls(args, runtime, reference, explained, scorer, shown, classes)
 
-    def measure(self, name: str, path: str, opened: Run) -> Measured:
+    def measure(self, name: str, path: str, opened: Run) -> MeasuredRun:
         """All there is to know of one run. A collective. Raises UserError."""
         runtime, seed, stage = self.runtime, self.args.seed, opened.stage
         kind = opened.experiment.stage.kind
         missing: dict[str, str] = {}
-        known: dict[str, Any] = {"training": run_summary.training(opened)}
+        known: dict[str, Any] = {"training": run_summary.training_speed(opened)}
         if known["training"] is None:
             missing["training"] = "its metrics.jsonl has no second log line to tell its speed by"
         measures = {
-            "bits_per_dim": lambda: run_summary.likelihood(
+            "bits_per_dim": lambda: run_summary.mean_likelihood(
                 opened, self.args.reference, self.explained.n, seed, runtime
             ),
-            "reconstruction": lambda: run_summary.reconstruction(opened, self.explained, seed, runtime),
+            "reconstruction": lambda: run_summary.reconstruction_error(opened, self.explained, seed, runtime),
         }
         for what, measure in measures.items():
             try:
@@ -106,10 +108,10 @@ class Bench(NamedTuple):
         else:
             missing |= dict.fromkeys(("scores", "sampling", "evaluations"), f"stage.kind {kind} generates no images")
             if isinstance(stage, Reconstructs):
-                shown = run_summary.reconstructed(opened, self.real, range(len(self.real)), seed, runtime)
+                shown = run_summary.reconstruct(opened, self.real, range(len(self.real)), seed, runtime)
                 label = "reconstructions"
         about = opened.describe()
-        family = Family(
+        summary = RunSummary(
             name=name,
             run=path,
             stage=run_summary.describe(opened),
@@ -119,7 +121,7 @@ class Bench(NamedTuple):
             **{key: about[key] for key in ("checkpoint", "step", "images_seen", "weights", "sampler")},
             **known,
         )
-        return Measured(family, shown, label, scored)
+        return MeasuredRun(summary, shown, label, scored)
 
 
 def choose(images: ShardImages, k: int, classes: int) -> UInt8[Tensor, "k c h w"]:

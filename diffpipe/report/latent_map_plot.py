@@ -14,10 +14,10 @@ from diffpipe.evaluation.image_grid import grid
 from diffpipe.evaluation.latent_map import SIDE, Map, Plane
 
 
-def draw(found: Map, names: Sequence[str], title: str) -> Figure:
+def plot_latent_map(found: Map, names: Sequence[str], title: str) -> Figure:
     """The map coloured by class, and beside it what the stage decodes on its plane."""
     panels = 1 if found.decoded is None else 2
-    figure = Figure(figsize=(1.6 + 6 * panels, 6.2), dpi=150, strategy="constrained")
+    figure = Figure(figsize=(1.6 + 6 * panels, 6.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     k = len(names)
     colours = colormaps["tab10" if k <= 10 else "tab20" if k <= 20 else "turbo"]

@@ -1,4 +1,4 @@
-"""What is known of one trained run beside others: its scores, likelihood, reconstruction, speed and size."""
+"""The summary of one trained run: its scores, likelihood, reconstruction error, speed and size."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ TIMED_SECONDS, TIMED_CHUNKS = 2.0, 20
 
 
 @dataclass(frozen=True)
-class Family:
-    """One row of a comparison: JSON values, None for what the run cannot do, with the reason in `missing` by field.
+class RunSummary:
+    """One row of a comparison, as JSON values. A field is None where the run has no such value.
 
-    bits_per_dim: value, standard_error, n, unit, and kind as in `interfaces.Score`. reconstruction: value, unit, n.
-    training: images_per_second, the median over the log lines but the first, and the seconds that the images seen take
-    at it. sampling: images_per_second of all processes together, evaluations (of the run's own networks, an image) and
-    how it was measured. parameters: of the networks that generate (with a codec's) and of all.
+    missing: the reason for each None, by field. bits_per_dim: value, standard_error, n, unit, and kind as in
+    `interfaces.Score`. reconstruction: value, unit, n. training: images_per_second (the median over the log lines but
+    the first) and the seconds that all images take at that rate. sampling: images_per_second of all processes together,
+    evaluations (of the run's own networks, per image) and timed_chunks. parameters: of the networks that generate
+    (with a codec's) and of all. reused: the scores were read from an existing score file.
     """
 
     name: str
@@ -135,53 +136,63 @@ def _watched(nets: Mapping[str, nn.Module]) -> Iterator[tuple[Counter[str], set[
             handle.remove()
 
 
-def training(opened: Run) -> dict[str, float] | None:
-    """The median rate over the log lines but the first, and the seconds that the images seen take at it, if known."""
-    path = opened.home / "metrics.jsonl"
+def training_speed(run: Run) -> dict[str, float] | None:
+    """The median images per second over the log lines but the first, and the seconds that all images take at it.
+
+    None where metrics.jsonl has fewer than two lines up to the checkpoint.
+    """
+    path = run.home / "metrics.jsonl"
     if not path.exists():
         return None
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    rates = [line["images_per_second"] for line in lines if line["step"] <= opened.checkpoint.step][1:]
+    rates = [line["images_per_second"] for line in lines if line["step"] <= run.checkpoint.step][1:]
     if not rates:
         return None
     rate = statistics.median(rates)
-    return {"images_per_second": rate, "seconds": opened.checkpoint.state.position / rate}
+    return {"images_per_second": rate, "seconds": run.checkpoint.state.position / rate}
 
 
-def likelihood(opened: Run, shards: str, n: int, seed: int, runtime: Runtime) -> dict[str, Any]:
-    """The likelihood of n images or a bound on it, in float32. A collective. Raises UserError where there is none."""
-    scoring(opened, likelihood=True)
-    images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, opened, n))
-    found = score_images(opened, images, seed, _exact(runtime), title="bits/dim")
-    require_likelihood(found, opened)
-    value, error = found.mean("score"), found.standard_error("score")
-    return {"value": value, "standard_error": error, "n": found.n, "unit": found.unit, "kind": found.kind}
+def mean_likelihood(run: Run, shards: str, n: int, seed: int, runtime: Runtime) -> dict[str, Any]:
+    """The mean likelihood of n images or a bound on it, in float32. A collective.
+
+    Raises UserError where the stage has none.
+    """
+    scoring(run, likelihood=True)
+    images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
+    scores = score_images(run, images, seed, _in_float32(runtime), title="bits/dim")
+    require_likelihood(scores, run)
+    value, error = scores.mean("score"), scores.standard_error("score")
+    return {"value": value, "standard_error": error, "n": scores.n, "unit": scores.unit, "kind": scores.kind}
 
 
-def reconstructed(
-    opened: Run, images: UInt8[Tensor, "b c h w"], positions: range, seed: int, runtime: Runtime
+def reconstruct(
+    run: Run, images: UInt8[Tensor, "b c h w"], positions: range, seed: int, runtime: Runtime
 ) -> UInt8[Tensor, "b c h w"]:
-    """What is left of the images after their code, on the CPU, in float32. Raises UserError where nothing is coded."""
-    if not isinstance(opened.stage, Reconstructs):
-        raise UserError(f"stage.kind {opened.experiment.stage.kind} reconstructs no images")
-    exact = _exact(runtime)
-    rng = KeyedRNG(seed, torch.tensor(positions, device=exact.device))
-    with torch.no_grad(), exact.autocast():
-        return opened.stage.reconstruct(opened.nets, images.to(exact.device), rng).cpu()
+    """The images encoded and decoded, on the CPU, computed in float32.
+
+    positions: the index of each image, from which its noise is derived. Raises UserError where the stage encodes
+    nothing.
+    """
+    if not isinstance(run.stage, Reconstructs):
+        raise UserError(f"stage.kind {run.experiment.stage.kind} reconstructs no images")
+    float32 = _in_float32(runtime)
+    rng = KeyedRNG(seed, torch.tensor(positions, device=float32.device))
+    with torch.no_grad(), float32.autocast():
+        return run.stage.reconstruct(run.nets, images.to(float32.device), rng).cpu()
 
 
-def reconstruction(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> dict[str, Any]:
-    """The mean squared error of the images' reconstructions. A collective. Raises UserError where nothing is coded."""
+def reconstruction_error(run: Run, images: ShardImages, seed: int, runtime: Runtime) -> dict[str, Any]:
+    """The mean squared error of the reconstructions. A collective. Raises UserError where the stage encodes nothing."""
 
     def errors(chunk: range) -> Tensor:
         real = images.images(chunk)
-        difference = reconstructed(opened, real, chunk, seed, runtime).double() - real.double()
+        difference = reconstruct(run, real, chunk, seed, runtime).double() - real.double()
         return (difference / 127.5).square().mean((1, 2, 3))
 
-    value = torch.cat(map_over_ranks(images.n, errors, _exact(runtime))).mean().item()
+    value = torch.cat(map_over_ranks(images.n, errors, _in_float32(runtime))).mean().item()
     return {"value": value, "unit": "mean squared error of pixels in [-1, 1]", "n": images.n}
 
 
-def _exact(runtime: Runtime) -> Runtime:
-    """The same job in float32: half precision would be most of the third decimal of a likelihood."""
+def _in_float32(runtime: Runtime) -> Runtime:
+    """The same processes in float32: the rounding of half precision shows in the third decimal of a likelihood."""
     return dataclasses.replace(runtime, dtype=torch.float32)

@@ -10,7 +10,7 @@ from diffpipe.evaluation.likelihood import (
 )
 
 
-def draw(course: Course, prior: float, decoder: float, title: str) -> Figure:
+def plot_vlb(course: Course, prior: float, decoder: float, title: str) -> Figure:
     """The terms of a diffusion's bound over time, and what they add up to, at the paper's t of 1 to T.
 
     There t = 1 is L_0, and T + 1 stands for L_T.
@@ -19,7 +19,7 @@ def draw(course: Course, prior: float, decoder: float, title: str) -> Figure:
     middle = [1, *((stratum.start + stratum.stop + 1) / 2 for stratum in course.strata)]
     lengths = [1, *(len(stratum) for stratum in course.strata)]
     terms = torch.cat([torch.tensor([decoder], dtype=torch.float64), course.terms])
-    figure = Figure(figsize=(9, 3.6), dpi=150, strategy="constrained")
+    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
     each, total = figure.subplots(1, 2)
     each.loglog(middle, terms / torch.tensor(lengths), ".-", markersize=4, linewidth=1)
     each.annotate("$L_0$", (1, decoder), xytext=(6, 0), textcoords="offset points")

@@ -23,7 +23,7 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, ImageShape, Score, Scores
-from diffpipe.report.classification_plot import draw
+from diffpipe.report.classification_plot import plot_classification
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
@@ -124,7 +124,7 @@ def test_a_likelihood_that_counts_everything_nine_times_is_repaired(shards: Path
     assert found.tempered.log_loss < 0.5 * found.raw.log_loss
     assert "far too sure" in table(found)
     assert f"{found.right / N:.4f} (" in table(found)
-    assert draw(found, ["a", "b"], "title").axes[0].get_xticklabels()[1].get_text() == "b"
+    assert plot_classification(found, ["a", "b"], "title").axes[0].get_xticklabels()[1].get_text() == "b"
 
 
 def test_a_run_is_called_by_its_directory_and_step(shards: Path) -> None:

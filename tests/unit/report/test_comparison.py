@@ -18,19 +18,19 @@ from diffpipe.metrics import protocol
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
 from diffpipe.report.comparison import require_comparable, require_one_size
-from diffpipe.report.comparison_picture import Row, columns, gallery, strip
 from diffpipe.report.comparison_table import COST, DASH, Comparison, count, duration, figures, markdown, quality
-from diffpipe.report.page import html
-from diffpipe.report.run_summary import Family, _watched
+from diffpipe.report.html_report import comparison_page
+from diffpipe.report.image_rows import ImageRow, images_per_row, row_image, stack_rows
+from diffpipe.report.run_summary import RunSummary, _watched
 
 FD, RECALL = "fd_efficientnet_lite0", "recall_efficientnet_lite0"
 METRICS = {name: {"extractor": "efficientnet_lite0"} for name in (FD, RECALL)}
 
 
-def family(name: str, **known: Any) -> Family:
+def summary(name: str, **known: Any) -> RunSummary:
     about: dict[str, Any] = {"checkpoint": "c" * 64, "step": 10, "images_seen": 57600, "weights": "ema", "sampler": {}}
     size: dict[str, Any] = {"generating": 236_000, "all": 2_740_000}
-    return Family(name=name, run=f"runs/{name}", stage="gan", conditional=True, parameters=size, **about | known)
+    return RunSummary(name=name, run=f"runs/{name}", stage="gan", conditional=True, parameters=size, **about | known)
 
 
 def bits(value: float, kind: str, unit: str = "bits/dim") -> dict[str, Any]:
@@ -46,9 +46,9 @@ def comparison() -> Comparison:
         "sampling": {"batch": 50, "precision": "float32", "device": "CPU", "threads": 1, "processes": 2},
     }
     rows = [
-        family("a <b>", scores={FD: 324.06, RECALL: 0.5}, bits_per_dim=bits(3.25, "bound"), training=None),
-        family("two", scores={FD: 41.04, RECALL: 0.25}, bits_per_dim=bits(1.5, "exact", "bits/dim of noised images")),
-        family(
+        summary("a <b>", scores={FD: 324.06, RECALL: 0.5}, bits_per_dim=bits(3.25, "bound"), training=None),
+        summary("two", scores={FD: 41.04, RECALL: 0.25}, bits_per_dim=bits(1.5, "exact", "bits/dim of noised images")),
+        summary(
             "coder", reconstruction={"value": 0.01234, "unit": "mse", "n": 20}, missing={"scores": "makes none & co"}
         ),
     ]
@@ -122,15 +122,15 @@ def test_the_table_marks_the_best_and_leaves_out_what_is_not_there() -> None:
 
 
 def test_the_best_is_the_least_distance_and_the_most_speed_and_alone_nothing_is_best() -> None:
-    rows = [family("slow", training={"images_per_second": 5.0, "seconds": 9.0}), family("none")]
-    fast = family("fast", training={"images_per_second": 50.0, "seconds": 9.0})
+    rows = [summary("slow", training={"images_per_second": 5.0, "seconds": 9.0}), summary("none")]
+    fast = summary("fast", training={"images_per_second": 50.0, "seconds": 9.0})
     (speed,) = [column for column in COST if column.title == "training images/s"]
     assert speed.best([*rows, fast]) == {"fast"}
     assert speed.best(rows) == set()
-    alike = family("alike", training={"images_per_second": 50.01, "seconds": 9.0})
+    alike = summary("alike", training={"images_per_second": 50.01, "seconds": 9.0})
     assert speed.best([*rows, fast, alike]) == {"fast", "alike"}  # both read 50.0
     distance = quality([FD], None)[0]
-    assert distance.best(comparison().families) == {"two"}
+    assert distance.best(comparison().summaries) == {"two"}
 
 
 class Page(HTMLParser):
@@ -159,7 +159,9 @@ class Page(HTMLParser):
 
 def test_the_page_is_whole_by_itself_and_says_what_each_picture_is() -> None:
     images = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 1, 8, 8)
-    text = html(comparison(), {"a <b>": ("gan: samples", strip(images)), "two": ("gan: samples", strip(images))})
+    text = comparison_page(
+        comparison(), {"a <b>": ("gan: samples", row_image(images)), "two": ("gan: samples", row_image(images))}
+    )
     page = Page()
     page.feed(text)
     page.close()
@@ -178,17 +180,23 @@ def test_the_page_is_whole_by_itself_and_says_what_each_picture_is() -> None:
 
 
 def test_a_picture_has_a_row_a_family_and_small_images_enlarged() -> None:
-    assert (columns(10), columns(0), columns(3), columns(30), columns(1000)) == (20, 20, 18, 30, 20)
+    assert (images_per_row(10), images_per_row(0), images_per_row(3), images_per_row(30), images_per_row(1000)) == (
+        20,
+        20,
+        18,
+        30,
+        20,
+    )
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     images[1, 0] = 255
-    row = strip(images)
+    row = row_image(images)
     assert row.size == (4 * 56 + 3 * 2, 56)
     assert row.getpixel((60, 5)) == (255, 0, 0, 255)
     assert row.getpixel((57, 5)) == (0, 0, 0, 0)
-    one, two = (gallery([Row("name", "note", images)] * k, ["0", "1", "0", "1"]) for k in (1, 2))
+    one, two = (stack_rows([ImageRow("name", "note", images)] * k, ["0", "1", "0", "1"]) for k in (1, 2))
     assert two.height - one.height == 56 + 6
     assert one.width > row.width
-    assert strip(torch.zeros(2, 1, 256, 256, dtype=torch.uint8)).height == 112
+    assert row_image(torch.zeros(2, 1, 256, 256, dtype=torch.uint8)).height == 112
 
 
 def scored(n: int = 60, fingerprint: str = "f", sha256: str = "s") -> Scored:

@@ -10,8 +10,8 @@ from html import escape
 
 from PIL import Image
 
-from diffpipe.report.comparison_table import COST, DASH, REAL, Column, Comparison, decimals, quality
-from diffpipe.report.run_summary import Family
+from diffpipe.report.comparison_table import COST, DASH, REAL, Comparison, TableColumn, decimals, quality
+from diffpipe.report.run_summary import RunSummary
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d5d5; --soft: #666; --best: #e2f2e4; --paper: #fff; --ink: #1a1a1a; }
@@ -37,10 +37,10 @@ dt { font-weight: 600; } dd { margin: 0 0 .6rem; }
 """
 
 
-def html(comparison: Comparison, strips: Mapping[str, tuple[str, Image.Image]]) -> str:
+def comparison_page(comparison: Comparison, strips: Mapping[str, tuple[str, Image.Image]]) -> str:
     """The page. strips: by name, what a row of images shows (such as "samples") and the row."""
-    families, said = comparison.families, comparison.protocol
-    names = ", ".join(family.name for family in families)
+    summaries, said = comparison.summaries, comparison.protocol
+    names = ", ".join(summary.name for summary in summaries)
     parts = [
         f"<h1>{escape(names)}</h1>",
         f"<p>{escape(_summary(comparison))}</p>",
@@ -50,9 +50,9 @@ def html(comparison: Comparison, strips: Mapping[str, tuple[str, Image.Image]]) 
         *(_figure(name, what, strip) for name, (what, strip) in strips.items()),
         "<h2>Cost</h2>",
         _table(_cost(comparison), COST, comparison),
-        _reasons(families),
+        _reasons(summaries),
         "<h2>How it was made</h2>",
-        *(_details(family.name, _about(family)) for family in families),
+        *(_details(summary.name, _about(summary)) for summary in summaries),
         _details("All of them", dict(said)),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -100,15 +100,15 @@ def _several(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
 
 
-def _table(caption: str, columns: Sequence[Column], comparison: Comparison) -> str:
-    families = comparison.families
-    best = [column.best(families) for column in columns]
+def _table(caption: str, columns: Sequence[TableColumn], comparison: Comparison) -> str:
+    summaries = comparison.summaries
+    best = [column.best(summaries) for column in columns]
     heads = "".join(f'<th scope="col">{escape(column.heading)}</th>' for column in columns)
     rows = [
-        f'<tr><th scope="row">{escape(family.name)} <small>{escape(family.stage)}</small></th>'
-        + "".join(_cell(column, family, marked) for column, marked in zip(columns, best, strict=True))
+        f'<tr><th scope="row">{escape(summary.name)} <small>{escape(summary.stage)}</small></th>'
+        + "".join(_cell(column, summary, marked) for column, marked in zip(columns, best, strict=True))
         + "</tr>"
-        for family in families
+        for summary in summaries
     ]
     if any(column.floor is not None for column in columns):
         cells = "".join(f"<td>{'' if c.floor is None else escape(c.show(c.floor))}</td>" for c in columns)
@@ -119,12 +119,12 @@ def _table(caption: str, columns: Sequence[Column], comparison: Comparison) -> s
     ) + "\n</tbody>\n</table></div>"
 
 
-def _cell(column: Column, family: Family, best: set[str]) -> str:
-    text = column.text(family)
+def _cell(column: TableColumn, summary: RunSummary, best: set[str]) -> str:
+    text = column.text(summary)
     if text is None:
-        return f'<td title="{escape(family.missing.get(column.missing, ""))}">{DASH}</td>'
-    note = column.note(family)
-    marked = ' class="best"' if family.name in best else ""
+        return f'<td title="{escape(summary.missing.get(column.missing, ""))}">{DASH}</td>'
+    note = column.note(summary)
+    marked = ' class="best"' if summary.name in best else ""
     return f"<td{marked}>{escape(text)}{f' <small>{escape(note)}</small>' if note else ''}</td>"
 
 
@@ -139,28 +139,28 @@ def _figure(name: str, what: str, strip: Image.Image) -> str:
     )
 
 
-def _reasons(families: Sequence[Family]) -> str:
+def _reasons(summaries: Sequence[RunSummary]) -> str:
     items = "".join(
-        f"<dt>{escape(family.name)}</dt><dd>{escape('; '.join(dict.fromkeys(family.missing.values())))}</dd>"
-        for family in families
-        if family.missing
+        f"<dt>{escape(summary.name)}</dt><dd>{escape('; '.join(dict.fromkeys(summary.missing.values())))}</dd>"
+        for summary in summaries
+        if summary.missing
     )
     return f"<h2>What a {DASH} means</h2><dl>{items}</dl>" if items else ""
 
 
-def _about(family: Family) -> dict[str, object]:
-    bits = family.bits_per_dim
+def _about(summary: RunSummary) -> dict[str, object]:
+    bits = summary.bits_per_dim
     told = {
-        "run": family.run,
-        "checkpoint": family.checkpoint,
-        "step": family.step,
-        "weights": family.weights,
-        "class-conditional": family.conditional,
-        "sampler": family.sampler,
-        "scores": family.score_file,
+        "run": summary.run,
+        "checkpoint": summary.checkpoint,
+        "step": summary.step,
+        "weights": summary.weights,
+        "class-conditional": summary.conditional,
+        "sampler": summary.sampler,
+        "scores": summary.score_file,
     }
     if bits:
-        given = " given the class" if family.conditional else ""
+        given = " given the class" if summary.conditional else ""
         told["bits/dim"] = f"{decimals(3)(bits['value'])} ± {decimals(3)(bits['standard_error'])}{given}"
     return told
 

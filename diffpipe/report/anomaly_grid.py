@@ -17,7 +17,7 @@ COLUMNS = 16
 FRAME = {"normal": (70, 140, 70), "abnormal": (210, 40, 40)}
 
 
-def extremes(
+def most_and_least_anomalous(
     scores: Mapping[str, Mapping[str, Float[np.ndarray, " _"]]], pixels: Mapping[str, UInt8[Tensor, "_ c h w"]]
 ) -> Image.Image:
     """For each score a row of its most and a row of its least anomalous images, framed green if normal, red if not."""

@@ -17,7 +17,7 @@ GAP, MARGIN = 2, 12
 INK, GRAY = (20, 20, 20), (110, 110, 110)
 
 
-class Row(NamedTuple):
+class ImageRow(NamedTuple):
     """One family's images, with its name and what there is to say of it in small print."""
 
     name: str
@@ -25,12 +25,12 @@ class Row(NamedTuple):
     images: UInt8[Tensor, "k c h w"]
 
 
-def columns(classes: int) -> int:
+def images_per_row(classes: int) -> int:
     """How many images to show: each class once or some times over, about twenty."""
     return classes * max(1, 20 // classes) if 0 < classes <= 40 else 20
 
 
-def strip(images: UInt8[Tensor, "k c h w"]) -> Image.Image:
+def row_image(images: UInt8[Tensor, "k c h w"]) -> Image.Image:
     """The images in one row, transparent between them."""
     cells = [_cell(image) for image in images]
     width, height = cells[0].size
@@ -40,10 +40,10 @@ def strip(images: UInt8[Tensor, "k c h w"]) -> Image.Image:
     return picture
 
 
-def gallery(rows: Sequence[Row], headings: Sequence[str]) -> Image.Image:
+def stack_rows(rows: Sequence[ImageRow], headings: Sequence[str]) -> Image.Image:
     """The rows one below the other on white, their names at the left; headings, if any, above the columns."""
     large, small = _font(17), _font(12)
-    strips = [strip(row.images) for row in rows]
+    strips = [row_image(row.images) for row in rows]
     left = 2 * MARGIN + max(int(max(large.getlength(row.name), small.getlength(row.note))) for row in rows)
     top = MARGIN + (18 if headings else 0)
     width = left + max(picture.width for picture in strips) + MARGIN
