@@ -1,8 +1,7 @@
-"""Every command of the README runs, with a small model and few steps, and in its order."""
+"""Every command block of the READMEs runs, with small models and few steps. Their links lead somewhere."""
 
 from __future__ import annotations
 
-import argparse
 import ast
 import os
 import re
@@ -10,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,40 +17,63 @@ import pytest
 import yaml
 from PIL import Image
 
-from diffpipe.cli import compare
 from diffpipe.config.load import load_config
 from diffpipe.experiment.config import Experiment
 from diffpipe.metrics.evaluate import parse_metric
 from tests.support.archives import cifar_pickles, write_cifar
-from tests.support.commands import HOME, TINY, TINY_RUN, TINY_STAGE, diffpipe
+from tests.support.commands import HOME, TINY, TINY_RUN, diffpipe, tiny_stage
 
+PACKED = "diffpipe pack ~/photos shards/photos --resolution 64"
+TRAIN = "diffpipe train configs/own_images/ddpm.yaml data.train=shards/photos run.dir=runs/"
+BEFORE = {  # the commands that a page takes for granted; its first lines name them
+    "README.md": [],
+    "configs/README.md": [],
+    "launch/README.md": [PACKED],
+    "eval/README.md": [PACKED, f"{TRAIN}photos", f"{TRAIN}by_class data.labels=true stage.conditional=true"],
+}
+NOT_RUN = {
+    "python3 -m venv": "the suite runs in what it makes",
+    "pip install": "the suite runs in what it makes",
+    "./launch/demo.sh": "a test below",
+    "./launch/test.sh": "it runs this suite",
+    "curl": "no network: write_cifar makes a smaller archive of the same form",
+    "sbatch": "no Slurm: test_launch.py runs the script with a stand-in",
+}
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
-INSTALLING = (
-    "python3 -m venv",
-    "pip install",
-    "./launch/",
-    "curl",
-)  # the suite runs in what these make; the demo has its own test
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+ALL_READMES = sorted(
+    path.relative_to(HOME).as_posix()
+    for pattern in ("README.md", "configs/**/README.md", "eval/**/README.md", "launch/**/README.md")
+    for path in HOME.glob(pattern)
+)
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (HOME / "README.md").read_text(), flags=re.DOTALL)
-    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of each code block with a language, in order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", (HOME / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[str]:
+    lines = [line.partition("  #")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith(tuple(NOT_RUN))]
 
 
 def shortened(line: str) -> str:
-    """The command with little to do: CPUs for GPUs, a tiny network, a handful of images, weights that are at hand."""
+    """The command with little to do: CPUs for GPUs, a tiny network, a handful of images, local weights."""
     line = line.replace("--config_file launch/ddp.yaml", "--config_file launch/cpu.yaml --num_processes 2")
     line = line.replace("--num_processes 2", "--num_processes 2 --main_process_port 0")
     if " train " in line:
         (config,) = re.findall(r"configs/\S+\.yaml", line)
-        words = [*TINY_STAGE[yaml.safe_load((HOME / config).read_text())["stage"]["kind"]], *SMALL]
+        tiny = tiny_stage(yaml.safe_load((HOME / config).read_text())["stage"])
+        words = [word for word in [*tiny, *SMALL] if word != "stage.teacher=null"]  # the page trains it first
         return line + "".join(f" '{word}'" for word in words)
-    if " verify-resume " in line:  # at other world sizes: its own test, whose processes start sooner
+    if " verify-resume " in line:  # other world sizes have their own test, whose processes start sooner
         words = [*TINY, "data.resolution=8", "data.workers=0"]
         return line.replace(
             "--steps 12 --worlds 1,2,4", " ".join(f"'{word}'" for word in words) + " --steps 6 --worlds 1"
         )
+    if " pack configs/" in line:
+        return line.replace("shards/train", "shards/test") + " --per-class 3 --resolution 8"
     if " encode " in line:
         return line.replace("shards/train", "shards/test")
     if " attribute " in line or " latent-map " in line:
@@ -63,45 +86,79 @@ def shortened(line: str) -> str:
         return line.replace("vlb_steps=60", "vlb_steps=3") + " --n 6 --nll-n 4 --metrics fd_efficientnet_lite0"
     if " nll " in line:
         return line.replace("--n 100 --steps 60", "--n 4 --steps 3")
+    if " anomaly " in line:
+        return line + " --n 6"
     if " eval " in line or "fid.py" in line:
         return line + " --n 6 --metrics fd_efficientnet_lite0"
     return line
 
 
-@pytest.mark.timeout(600)  # two dozen commands, one after the other
-def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+def run(line: str, home: Path, *, real: bool) -> None:
+    """The shortened command in `home`. real: as the shell finds it."""
+    words = shlex.split(shortened(line).replace("~", str(home)))
+    if words[0] == "diffpipe" and not real:
+        result = diffpipe(*words[1:], cwd=home)
+    else:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(words, cwd=home, env=env, capture_output=True, text=True, check=False, timeout=200)
+    assert result.returncode == 0, f"{words}\n{result.stderr}"
+
+
+@pytest.mark.timeout(600)  # a dozen commands, one after the other
+@pytest.mark.parametrize("page", BEFORE)
+def test_every_command_block_runs(page: str, tmp_path: Path) -> None:
     for name in ("configs", "launch", "eval"):
         (tmp_path / name).symlink_to(HOME / name)
-    write_cifar(tmp_path / "cifar-10-python.tar.gz", cifar_pickles())  # what curl would fetch, and smaller
+    write_cifar(tmp_path / "cifar-10-python.tar.gz", cifar_pickles())
     for i in range(12):
         folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (70, 90, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.jpg")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    ran = 0
-    for line in commands():
-        if line.startswith(INSTALLING):
+    for line in BEFORE[page]:
+        run(line, tmp_path, real=False)
+    lines = [line for language, text in blocks(page) for line in commands(text) if language == "sh"]
+    for i, line in enumerate(lines):
+        run(line, tmp_path, real=i == 0)
+    assert len(lines) >= 4
+    if page == "eval/README.md":
+        assert (tmp_path / "samples" / "photos" / "grid.png").exists()
+        assert (tmp_path / "weights" / "photos" / "denoiser.safetensors").exists()
+
+
+def test_every_block_is_of_a_language_that_is_tested() -> None:
+    for page in BEFORE:
+        assert {language for language, _ in blocks(page)} <= {"sh"}, page
+
+
+def test_the_readme_is_short() -> None:
+    assert len((HOME / "README.md").read_text().split()) <= 1300
+
+
+@pytest.mark.parametrize("page", ALL_READMES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in LINK.findall((HOME / page).read_text()):
+        if link.startswith("https://"):
             continue
-        words = shlex.split(shortened(line).replace("~", str(tmp_path)))
-        if ran and words[0] == "diffpipe":  # that the shell finds it, the first one shows
-            result = diffpipe(*words[1:], cwd=tmp_path)
-        else:
-            result = subprocess.run(
-                words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=200
-            )
-        assert result.returncode == 0, f"{words}\n{result.stderr}"
-        ran += 1
-    assert ran >= 10
-    assert (tmp_path / "samples" / "photos" / "grid.png").exists()
-    assert (tmp_path / "weights" / "photos" / "denoiser.safetensors").exists()
+        path, _, anchor = link.partition("#")
+        target = (HOME / page).parent / path if path else HOME / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
-def test_the_readme_names_every_way_to_launch() -> None:
-    told = (HOME / "README.md").read_text()
-    for path in (HOME / "launch").iterdir():
-        assert path.name in told or path.name == "setup.sh", path
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("folder", ["launch", "configs", "eval"])
+def test_each_page_names_what_lies_beside_it(folder: str) -> None:
+    text = (HOME / folder / "README.md").read_text()
+    unnamed = {"README.md", "setup.sh", "__init__.py", "__pycache__"}
+    for path in (HOME / folder).iterdir():
+        assert path.name in unnamed or path.name in text, path
 
 
 def test_the_demo_trains_samples_scores_and_says_where_the_grid_is(tmp_path: Path) -> None:
@@ -144,11 +201,12 @@ def test_the_families_script_compares_what_it_trains_and_trains_first_what_other
         needed = [run for run in (getattr(other, "run", None) for other in others) if run]
         assert set(needed) <= set(runs), f"{path} starts from what is not trained yet"
         runs.append(config.run.dir)
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
     assert command == "compare"
-    args = parser.parse_args(words)
-    compared = [str(entry.path) for entry in compare.parse_entries(args.runs)]
-    assert set(compared) == set(runs) - {"runs/fashion_mnist/latent_vae"}
-    assert (HOME / args.reference / "index.safetensors").exists()
-    assert all(parse_metric(name) for name in args.metrics.split(","))
+    options = dict(pairwise(words))
+    compared = set(re.findall(r"runs/fashion_mnist/\w+", " ".join(words))) - {options["--out"]}
+    assert compared == set(runs) - {"runs/fashion_mnist/latent_vae"}
+    assert (HOME / options["--reference"] / "index.safetensors").exists()
+    assert all(parse_metric(name) for name in options["--metrics"].split(","))
+    refusal = diffpipe(command, *words, cwd=tmp_path).stderr  # the runs are not there; every option is
+    assert "runs/fashion_mnist/" in refusal
+    assert "usage:" not in refusal
