@@ -123,8 +123,50 @@ class Stage(Protocol):
 
 
 @runtime_checkable
+class Starts(Protocol):
+    """A stage that sets something from data once, before the first step: an ActNorm, the scale of latents."""
+
+    @property
+    def start_samples(self) -> int:
+        """How many samples it needs. 0: there is nothing to set, and `start` is not called.
+
+        They are the first of the training stream, positions 0 to start_samples - 1, whatever the batch size.
+        """
+        ...
+
+    def start(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> None:
+        """Set parameters and buffers of the networks in place.
+
+        nets: as `networks()` built them, on the device and in float32, before they are wrapped, sharded or averaged.
+        batch: all `start_samples` samples, the same on every process. Samples that are not valid are to be left out.
+        """
+        ...
+
+
+@runtime_checkable
+class Borrows(Protocol):
+    """A stage that generates with networks of another run, such as a codec's."""
+
+    def borrowed_networks(self) -> dict[str, nn.Module]:
+        """These frozen networks by name, such as `codec.decoder`. They are not trained, averaged or saved."""
+        ...
+
+
+@runtime_checkable
 class Generates(Protocol):
     """A stage that makes images from noise."""
+
+    @property
+    def generating(self) -> Sequence[str]:
+        """The names of the networks that take part, of its own and of those that it borrows."""
+        ...
+
+    def evaluations(self) -> int | None:
+        """How often an image passes through the stage's own networks while it is generated, with labels where it can.
+
+        None where that is no measure of the cost, as for the inverse of a flow.
+        """
+        ...
 
     def generate(
         self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None

@@ -16,7 +16,6 @@ from diffpipe import __version__
 from diffpipe.errors import UserError
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.metrics.evaluate import CHUNK, METRICS, parse_metric
-from diffpipe.report import run_summary
 from diffpipe.report.comparison import ComparisonRunner, MeasuredRun, require_comparable, require_one_size
 from diffpipe.report.comparison_table import REAL, Comparison, markdown
 from diffpipe.report.html_report import comparison_page
@@ -110,7 +109,9 @@ def run(args: argparse.Namespace) -> None:
         bench = ComparisonRunner.prepare(args, metrics, list(opened.values()), runtime)
         measure_latents = {}
         for i, entry in enumerate(entries, 1):
-            print_on_rank_zero(runtime, f"{i}/{len(entries)} {entry.name}: {run_summary.describe(opened[entry.name])}")
+            print_on_rank_zero(
+                runtime, f"{i}/{len(entries)} {entry.name}: {opened[entry.name].experiment.stage.describe()}"
+            )
             measure_latents[entry.name] = bench.measure(entry.name, str(entry.path), opened[entry.name])
         require_comparable({name: each.scored for name, each in measure_latents.items()})
         comparison = _comparison(list(measure_latents.values()), bench)

@@ -93,10 +93,10 @@ class ComparisonRunner(NamedTuple):
                 known[what] = measure()
             except UserError as error:
                 missing[what] = str(error).partition("; ")[0]  # the rest is what to do about it
-        shown, label, scored, ran = None, "", None, None
+        shown, label, scored = None, "", None
         if isinstance(stage, Generates):
             print_on_rank_zero(runtime, "  how fast it samples")
-            shown, known["sampling"], ran = run_summary.sampled(opened, runtime, seed)
+            shown, known["sampling"] = run_summary.sampled(opened, runtime, seed)
             shown, label = shown[: len(self.real)], "samples"
             if not known["sampling"]["evaluations"]:
                 missing["evaluations"] = "it generates by other ways through its network than evaluating it"
@@ -114,9 +114,9 @@ class ComparisonRunner(NamedTuple):
         summary = RunSummary(
             name=name,
             run=path,
-            stage=run_summary.describe(opened),
+            stage=opened.experiment.stage.describe(),
             conditional=is_conditional(opened),
-            parameters=run_summary.parameters(opened, ran),
+            parameters=run_summary.parameters(opened),
             missing=missing,
             **{key: about[key] for key in ("checkpoint", "step", "images_seen", "weights", "sampler")},
             **known,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import statistics
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,10 +18,9 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
-from diffpipe.interfaces import Reconstructs
+from diffpipe.interfaces import Borrows, Generates, Reconstructs
 from diffpipe.metrics.evaluate import CHUNK
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.runtime import Runtime
 
 TIMED_SECONDS, TIMED_CHUNKS = 2.0, 20
@@ -62,78 +58,44 @@ class RunSummary:
 
 
 class Sampled(NamedTuple):
-    """What was seen while images were made: the first chunk of them, and which networks made them how fast."""
+    """The first chunk of images that a run generated, and how fast it generates."""
 
     images: UInt8[Tensor, "b c h w"]
     speed: dict[str, Any]
-    ran: set[str]
-
-
-def describe(opened: Run) -> str:
-    """The family in a word or two, such as `latent ddpm` or `flow (glow)`."""
-    stage = opened.experiment.stage
-    variant = getattr(getattr(stage, "network", None), "kind", None)
-    latent = "latent " if isinstance(getattr(opened.stage, "codec", None), LatentCodec) else ""
-    return f"{latent}{stage.kind}" + (f" ({variant})" if variant else "")
 
 
 def networks(opened: Run) -> dict[str, nn.Module]:
-    """The run's networks by name, and those of the codec that it decodes by."""
-    codec = getattr(opened.stage, "codec", None)
-    borrowed = {f"codec.{name}": net for name, net in codec.nets.items()} if isinstance(codec, LatentCodec) else {}
-    return opened.nets | borrowed
+    """The run's networks by name, and those of other runs that it generates with."""
+    return opened.nets | (opened.stage.borrowed_networks() if isinstance(opened.stage, Borrows) else {})
 
 
-def parameters(opened: Run, ran: set[str] | None) -> dict[str, int | None]:
-    """How many numbers the networks hold: those in `ran`, which generate (None: nothing does), and all."""
+def parameters(opened: Run) -> dict[str, int | None]:
+    """How many numbers the networks hold: those that generate (None: the stage generates nothing), and all."""
     sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in networks(opened).items()}
-    return {"generating": None if ran is None else sum(sizes[name] for name in ran), "all": sum(sizes.values())}
+    stage = opened.stage
+    generating = sum(sizes[name] for name in stage.generating) if isinstance(stage, Generates) else None
+    return {"generating": generating, "all": sum(sizes.values())}
 
 
 def sampled(opened: Run, runtime: Runtime, seed: int) -> Sampled:
     """Generate a first chunk that warms up, then time some more on every process. A collective."""
     source = generated_images(opened, runtime, n=CHUNK, seed=seed, label=None)
 
-    def measure() -> tuple[Tensor, Counter[str], set[str], list[float]]:
-        with _watched(networks(opened)) as (evaluated, ran):
-            first = source.images(range(CHUNK))
+    def measure() -> tuple[Tensor, list[float]]:
+        first = source.images(range(CHUNK))
         seconds: list[float] = []
         while len(seconds) < TIMED_CHUNKS and sum(seconds) < TIMED_SECONDS:
             start = time.perf_counter()
             source.images(range(CHUNK * (len(seconds) + 1), CHUNK * (len(seconds) + 2)))
             seconds.append(time.perf_counter() - start)
-        return first, evaluated, ran, seconds
+        return first, seconds
 
-    runtime.comm.barrier()
-    first, evaluated, ran, seconds = runtime.comm.raise_on_all_ranks(measure)
-    evaluations = sum(count for name, count in evaluated.items() if name in opened.nets) / CHUNK
-    rates = runtime.comm.gather(CHUNK / statistics.median(seconds))
-    speed = {"images_per_second": sum(rates), "evaluations": evaluations or None, "timed_chunks": len(seconds)}
-    return Sampled(first, speed, ran)
-
-
-@contextlib.contextmanager
-def _watched(nets: Mapping[str, nn.Module]) -> Iterator[tuple[Counter[str], set[str]]]:
-    """Counts how many images each network is evaluated on, and names those of which any part runs."""
-    evaluated: Counter[str] = Counter()
-    ran: set[str] = set()
-    handles = []
-    for name, net in nets.items():
-
-        def count(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            evaluated[name] += len(inputs[0])
-
-        def note(_: nn.Module, __: Any, name: str = name) -> None:
-            ran.add(name)
-
-        handles.append(net.register_forward_pre_hook(count))
-        # A flow generates through its parts: its own forward goes the other way.
-        handles += [part.register_forward_pre_hook(note) for part in net.modules()]
-    try:
-        yield evaluated, ran
-    finally:
-        for handle in handles:
-            handle.remove()
+    runtime.barrier()
+    first, seconds = runtime.raise_on_all_ranks(measure)
+    rates = runtime.gather(CHUNK / statistics.median(seconds))
+    evaluations = source.stage.evaluations()
+    speed = {"images_per_second": sum(rates), "evaluations": evaluations, "timed_chunks": len(seconds)}
+    return Sampled(first, speed)
 
 
 def training_speed(run: Run) -> dict[str, float] | None:

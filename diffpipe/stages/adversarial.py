@@ -26,6 +26,7 @@ from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, st
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.config import StageConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
 from diffpipe.stages.gan import LatentSamplerConfig, tiled, wanted_labels
@@ -92,7 +93,7 @@ class TeacherConfig(Config):
     """Of its checkpoint's manifest.json; null: the newest checkpoint's when training starts."""
 
 
-class AdversarialConfig(GameConfig):
+class AdversarialConfig(GameConfig, StageConfig):
     """A few-step denoiser trained against a discriminator. `conditional` makes it P(X|Y) for the labels Y."""
 
     renamed: ClassVar[dict[str, str]] = {
@@ -140,6 +141,8 @@ class AdversarialConfig(GameConfig):
 
 class AdversarialDiffusion:
     """A `Stage`. Timesteps, noise and latents are keyed by the samples' positions, apart in each phase."""
+
+    generating = (GENERATOR,)
 
     def __init__(self, config: AdversarialConfig, shape: ImageShape, teacher: Mapping[str, Tensor] | None = None):
         self.config = config
@@ -191,6 +194,9 @@ class AdversarialDiffusion:
             return nets[DISCRIMINATOR](x, x_t.repeat(n // len(x_t), 1, 1, 1), tiled(told, n), tiled(labels, n))
 
         return play(self.config, phase, judge, x0 if ends else x_prev, generate)
+
+    def evaluations(self) -> int | None:
+        return self._schedules[torch.device("cpu")].schedule.T
 
     @torch.no_grad()
     def generate(

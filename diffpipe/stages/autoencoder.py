@@ -16,9 +16,10 @@ from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.config import StageConfig
 
 
-class AutoencoderConfig(Config):
+class AutoencoderConfig(StageConfig):
     """A plain convolutional autoencoder; with noise a denoising one (Vincent et al. 2008)."""
 
     kind: Literal["autoencoder"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.interfaces import ImageShape
@@ -42,6 +43,16 @@ class Codec(Protocol):
 
     latent: bool
 
+    @property
+    def nets(self) -> Mapping[str, nn.Module]:
+        """Its networks by name."""
+        ...
+
+    @property
+    def decoding(self) -> Sequence[str]:
+        """The names of the networks that `decode` runs."""
+        ...
+
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
         """[c h w] of the codes of images of this shape. Raises UserError where it cannot encode such images."""
         ...
@@ -61,6 +72,8 @@ class PixelCodec:
     """The identity codec: the network sees the pixels themselves, scaled from 0..255 to [-1, 1]."""
 
     latent = False
+    nets: ClassVar[Mapping[str, nn.Module]] = {}
+    decoding = ()
 
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
         return (images.channels, images.resolution, images.resolution)

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffpipe.config import Config
 from diffpipe.diffusion.bound import BoundScore, timestep_strata, variational_bound
 from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.samplers import SamplerConfig, sample
@@ -20,6 +19,7 @@ from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
+from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
 
 DENOISER = "denoiser"
@@ -36,7 +36,7 @@ class GuidedSamplerConfig(SamplerConfig):
     """Network evaluations an image for the bound on its likelihood; null: one at every timestep, else an estimate."""
 
 
-class DDPMConfig(Config):
+class DDPMConfig(StageConfig):
     """Denoising diffusion (Ho et al. 2020). `conditional` makes it P(X|Y) for the labels Y of the data."""
 
     renamed: ClassVar[dict[str, str]] = {"unet": "network"}
@@ -50,6 +50,9 @@ class DDPMConfig(Config):
     conditional: bool = False
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y)."""
+
+    def describe(self) -> str:
+        return f"latent {super().describe()}" if self.codec.kind == "vae" else super().describe()
 
     def build(self, shape: ImageShape, codec: Codec | None = None) -> DDPM:
         """The stage for images of this shape. Raises UserError where they do not fit each other.
@@ -103,6 +106,17 @@ class DDPM:
             hidden = rng.uniform("label_dropout") < self.config.label_dropout
             labels = torch.where(hidden, self.classes, batch.labels)
         return Loss(simple_loss(eps, nets[DENOISER](x_t, t, labels)))
+
+    @property
+    def generating(self) -> Sequence[str]:
+        return (DENOISER, *(f"codec.{name}" for name in self.codec.decoding))
+
+    def borrowed_networks(self) -> dict[str, nn.Module]:
+        return {f"codec.{name}": net for name, net in self.codec.nets.items()}
+
+    def evaluations(self) -> int | None:
+        """Guidance evaluates each step twice, with the label and without."""
+        return self.config.sampler.steps * (1 if self.config.sampler.guidance == 1 else 2)
 
     @torch.no_grad()
     def generate(

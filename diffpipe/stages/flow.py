@@ -18,6 +18,7 @@ from diffpipe.nn.flow import Dequantizer
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
 from diffpipe.rng import KeyedRNG
+from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
 
 HALF = 128.0  # pixel v fills [v, v + 1) of 256 units of [-1, 1]
@@ -56,7 +57,7 @@ class FlowSamplerConfig(Config):
     """Factor on the standard normal z: 0 gives the one image of z = 0, 1 samples the model."""
 
 
-class FlowConfig(Config):
+class FlowConfig(StageConfig):
     """A normalizing flow: exact density of a continuous image. `conditional` makes it p(x|y) for the labels y."""
 
     kind: Literal["flow"]
@@ -87,6 +88,7 @@ class FlowStage:
     """
 
     normal_latents = True
+    generating = ("flow",)
 
     def __init__(self, config: FlowConfig, shape: ImageShape):
         self.classes = conditional_classes(config.conditional, shape)
@@ -133,6 +135,9 @@ class FlowStage:
             unit = f"bits/dim of images with noise of std {self.config.dequantization.noise_std}"
             return Score(total, unit, "exact", terms)
         return Score(total, "bits/dim", "bound", terms)
+
+    def evaluations(self) -> int | None:
+        return None
 
     @torch.no_grad()
     def generate(

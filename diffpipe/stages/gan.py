@@ -22,6 +22,7 @@ from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.generator import Generator, GeneratorConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.config import StageConfig
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
 from diffpipe.stages.labels import conditional_classes
 
@@ -33,7 +34,7 @@ class LatentSamplerConfig(Config):
     """Standard deviation of the latents: below 1, less variety of more typical images."""
 
 
-class GANConfig(GameConfig):
+class GANConfig(GameConfig, StageConfig):
     """A generative adversarial network (Goodfellow et al. 2014). `conditional` makes it P(X|Y) for the labels Y."""
 
     kind: Literal["gan"]
@@ -49,6 +50,8 @@ class GANConfig(GameConfig):
 
 class GAN:
     """A `Stage`. Latents are keyed by the samples' positions, apart in each phase."""
+
+    generating = (GENERATOR,)
 
     def __init__(self, config: GANConfig, shape: ImageShape):
         self.config = config
@@ -79,6 +82,9 @@ class GAN:
             return nets[DISCRIMINATOR](images, tiled(labels, len(images)))
 
         return play(self.config, phase, judge, self.codec.encode(batch.images), generate)
+
+    def evaluations(self) -> int | None:
+        return 1
 
     @torch.no_grad()
     def generate(

@@ -23,6 +23,7 @@ class LatentCodec:
     """
 
     latent = True
+    decoding = ("decoder",)
 
     def __init__(self, vae: VAE, nets: Mapping[str, nn.Module], mean: Sequence[float], std: Sequence[float]):
         """nets: the VAE's averaged networks, placed."""

@@ -19,6 +19,7 @@ from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.patch import PatchDiscriminator
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
+from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
 from diffpipe.stages.likelihood import (
     bits_per_dim,
@@ -52,7 +53,7 @@ class VAESamplerConfig(Config):
     """Latents an image that a score takes: 1 gives the ELBO, more the importance-weighted bound."""
 
 
-class VAEConfig(Config):
+class VAEConfig(StageConfig):
     """Variational autoencoder (Kingma & Welling 2014). `conditional` makes it P(X|Y) for the labels Y of the data."""
 
     kind: Literal["vae"]
@@ -93,6 +94,7 @@ class VAE:
     """A `Stage` that generates, reconstructs, encodes and scores. The noise of the latents is keyed by position."""
 
     normal_latents = True
+    generating = (DECODER,)
 
     def __init__(self, config: VAEConfig, shape: ImageShape, features: Features | None = None):
         self.classes = conditional_classes(config.conditional, shape)
@@ -176,6 +178,9 @@ class VAE:
             z = reparameterize(q, rng.normal(f"posterior/{DISCRIMINATOR}", self.latent_shape))
             fake = self.decode(nets, z, labels).mean
         return Loss(*judging_loss(nets[DISCRIMINATOR], self.codec.encode(batch.images), fake))
+
+    def evaluations(self) -> int | None:
+        return 1
 
     @torch.no_grad()
     def generate(

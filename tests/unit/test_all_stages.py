@@ -11,6 +11,8 @@ import torch
 
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
+from diffpipe.interfaces import Borrows, Generates
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, PENALTY
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -108,3 +110,27 @@ def test_every_key_of_it_that_is_mistyped_is_refused_with_the_nearest_that_exist
             case.experiment(f"{wrong}=1")
         message = str(refusal.value)
         assert message == f"{case.path}: unknown key {wrong}; did you mean {key}?"
+
+
+@every_stage
+def test_the_networks_that_generate_and_their_evaluations_are_as_declared(name: str) -> None:
+    """Counted by hooks. A flow generates by its parts: its own forward pass runs the other way."""
+    stage = CASES[name].stage()
+    if not isinstance(stage, Generates):
+        return
+    own = {key: net.requires_grad_(False).eval() for key, net in stage.networks().items()}
+    borrowed = stage.borrowed_networks() if isinstance(stage, Borrows) else {}
+    evaluated, ran = 0, set[str]()
+
+    def count(_: Any, inputs: tuple[Any, ...]) -> None:
+        nonlocal evaluated
+        evaluated += len(inputs[0])
+
+    for net in own.values():
+        net.register_forward_pre_hook(count)
+    for key, net in {**own, **borrowed}.items():
+        for part in net.modules():
+            part.register_forward_pre_hook(lambda _, __, key=key: ran.add(key))
+    stage.generate(own, KeyedRNG(0, torch.arange(3)), torch.arange(3))
+    assert ran == set(stage.generating)
+    assert stage.evaluations() == (evaluated / 3 or None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffpipe.cli.compare import Entry, parse_entries
 from diffpipe.errors import UserError
@@ -21,7 +21,7 @@ from diffpipe.report.comparison import require_comparable, require_one_size
 from diffpipe.report.comparison_table import COST, DASH, Comparison, count, duration, figures, markdown, quality
 from diffpipe.report.html_report import comparison_page
 from diffpipe.report.image_rows import ImageRow, images_per_row, row_image, stack_rows
-from diffpipe.report.run_summary import RunSummary, _watched
+from diffpipe.report.run_summary import RunSummary
 
 FD, RECALL = "fd_efficientnet_lite0", "recall_efficientnet_lite0"
 METRICS = {name: {"extractor": "efficientnet_lite0"} for name in (FD, RECALL)}
@@ -264,22 +264,3 @@ def test_a_score_file_is_found_again_by_all_that_makes_it_what_it_is(tmp_path: P
     assert found is not None
     assert found == (result, tmp_path / "scores" / "step.json")
     assert plan._replace(metrics=["kid"]).made() is None
-
-
-class Backwards(nn.Module):
-    """Like a flow: what generates is not its forward pass, but its part's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.part = nn.Linear(2, 2)
-
-
-def test_evaluations_are_counted_by_the_image_and_networks_that_ran_are_known() -> None:
-    nets = {"unet": nn.Linear(2, 2), "flow": Backwards(), "discriminator": nn.Linear(2, 2)}
-    with _watched(nets) as (evaluated, ran):
-        nets["unet"](torch.zeros(3, 2))
-        nets["unet"](torch.zeros(6, 2))
-        nets["flow"].part(torch.zeros(3, 2))
-    nets["unet"](torch.zeros(3, 2))
-    assert dict(evaluated) == {"unet": 9}
-    assert ran == {"unet", "flow"}

@@ -185,7 +185,7 @@ def test_what_does_not_fit_latents_is_refused() -> None:
             ImageShape(1, 8), codec()
         )
     with pytest.raises(UserError, match=r"for latents \[3, 4, 4\] instead of images, .*cannot be halved 3 times"):
-        ddpm(unet=UNET | {"channel_mult": (1, 1, 1, 1)})
+        ddpm(network=UNET | {"channel_mult": (1, 1, 1, 1)})
     stage = ddpm()
     with pytest.raises(UserError, match=r"no likelihood of images.*stage\.codec\.kind=pixels"):
         stage.score(stage.networks(), batch(range(2)), KeyedRNG(0, torch.arange(2)))
