@@ -90,9 +90,9 @@ def sampled(opened: Run, runtime: Runtime, seed: int) -> Sampled:
             seconds.append(time.perf_counter() - start)
         return first, seconds
 
-    runtime.barrier()
-    first, seconds = runtime.raise_on_all_ranks(measure)
-    rates = runtime.gather(CHUNK / statistics.median(seconds))
+    runtime.comm.barrier()
+    first, seconds = runtime.comm.raise_on_all_ranks(measure)
+    rates = runtime.comm.gather(CHUNK / statistics.median(seconds))
     evaluations = source.stage.evaluations()
     speed = {"images_per_second": sum(rates), "evaluations": evaluations, "timed_chunks": len(seconds)}
     return Sampled(first, speed)

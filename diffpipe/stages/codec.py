@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -72,8 +72,11 @@ class PixelCodec:
     """The identity codec: the network sees the pixels themselves, scaled from 0..255 to [-1, 1]."""
 
     latent = False
-    nets: ClassVar[Mapping[str, nn.Module]] = {}
     decoding = ()
+
+    @property
+    def nets(self) -> Mapping[str, nn.Module]:
+        return {}
 
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
         return (images.channels, images.resolution, images.resolution)

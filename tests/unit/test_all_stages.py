@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -126,11 +127,14 @@ def test_the_networks_that_generate_and_their_evaluations_are_as_declared(name: 
         nonlocal evaluated
         evaluated += len(inputs[0])
 
+    def note(key: str, _: Any, __: Any) -> None:
+        ran.add(key)
+
     for net in own.values():
         net.register_forward_pre_hook(count)
     for key, net in {**own, **borrowed}.items():
         for part in net.modules():
-            part.register_forward_pre_hook(lambda _, __, key=key: ran.add(key))
+            part.register_forward_pre_hook(functools.partial(note, key))
     stage.generate(own, KeyedRNG(0, torch.arange(3)), torch.arange(3))
     assert ran == set(stage.generating)
     assert stage.evaluations() == (evaluated / 3 or None)
