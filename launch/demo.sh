@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job on real images: two processes train a DDPM on Fashion-MNIST, sample from it, and score the samples.
-# Minutes on two CPU cores. Run it again and it goes on from what stands in the run directory ($RUN).
-# Words after the command override the config: ./launch/demo.sh train.steps=2000
+# Two processes train a DDPM on Fashion-MNIST, sample from it, and score the samples.
+# Minutes on two CPU cores. Run it again to continue from the checkpoints in the run directory ($RUN).
+# Arguments override the config: ./launch/demo.sh train.steps=2000
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh ""

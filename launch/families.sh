@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Every family on real images: trains each on Fashion-MNIST, one after the other, and puts them side by side.
-# About three quarters of an hour on two CPU cores. Run it again and it goes on from what stands in runs/fashion_mnist.
+# All families on real images: trains each on Fashion-MNIST, one after the other, and compares them.
+# About three quarters of an hour on two CPU cores. Run it again to continue from the checkpoints in runs/fashion_mnist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh ""
 runs=runs/fashion_mnist
-# adversarial starts from ddpm, and latent_ddpm is of latent_vae's latents.
+# adversarial starts from ddpm, and latent_ddpm is trained in the latents of latent_vae.
 for family in vae gan flow ddpm adversarial latent_vae latent_ddpm; do
   .venv/bin/diffpipe train "configs/fashion_mnist/$family.yaml"
 done

@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh: puts diffpipe, with the extra named in $1 if any, into .venv. What stands is reused,
-# until pyproject.toml changes.
+# Sourced by the scripts here: installs diffpipe into .venv, with the extra named in $1 if any. An existing installation
+# is reused until pyproject.toml changes.
 extra="${1:-}"
 python="${PYTHON:-python3}"
 stamp=".venv/.installed${extra:+-$extra}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks, in order of their speed: ruff, import-linter, pyright, pytest. Sets up .venv first if it is not there.
+# All checks, the fastest first: ruff, import-linter, pyright, pytest. Sets up .venv first if it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh dev
