@@ -25,7 +25,7 @@ class EMAConfig(Config):
         return min(self.decay, 1 - (1 + step) ** -self.power)
 
 
-class Average:
+class ModelEMA:
     """The moving average of one network's parameters and buffers.
 
     net: the averaged network. Where the other is sharded from now on, this one has to be sharded alike.

@@ -21,11 +21,11 @@ from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.bad_samples import BadSamples
 from diffpipe.train.blocks import checkpoint_activations, compile_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
-from diffpipe.train.ema import Average, EMAConfig
+from diffpipe.train.ema import ModelEMA, EMAConfig
 from diffpipe.train.logs import MetricsLog, SampleLog, progress_bar
-from diffpipe.train.meter import Meter, NotFinite
+from diffpipe.train.meter import Meter, NonFiniteUpdate
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
-from diffpipe.train.parallel import ParallelStrategy, whole
+from diffpipe.train.parallel import ParallelStrategy, full_tensor
 from diffpipe.train.runtime import Runtime
 
 
@@ -71,7 +71,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold_in(seed, "init"))
             self.nets: dict[str, nn.Module] = {name: runtime.place(net) for name, net in stage.networks().items()}
-        self.averages = {name: Average(ema, net) for name, net in self.nets.items()}
+        self.averages = {name: ModelEMA(ema, net) for name, net in self.nets.items()}
         self.strategy = ParallelStrategy.of(config.parallel, config.shard_size, runtime)
         for name, net in self.nets.items():
             if config.activation_checkpointing:
@@ -107,7 +107,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             copies = {name: self.runtime.place(net) for name, net in self.stage.networks().items()}
         for name, copy in copies.items():
-            copy.load_state_dict({key: whole(value) for key, value in nets[name].state_dict().items()})
+            copy.load_state_dict({key: full_tensor(value) for key, value in nets[name].state_dict().items()})
             copy.requires_grad_(False).eval()
         return copies
 
@@ -243,7 +243,7 @@ class Trainer:
 
     def _log_values(self) -> dict[str, Any]:
         """The means since the last log step, over all ranks. Waits for the device; all ranks call it."""
-        self._handle_nonfinite(self._meter.not_finite(self.runtime))
+        self._handle_nonfinite(self._meter.nonfinite_updates(self.runtime))
         self.bad.agree()
         means, seconds = self._meter.means(self.runtime)
         steps = self.step - self._meter.first
@@ -260,7 +260,7 @@ class Trainer:
         self._meter.restart(self.step)
         return values
 
-    def _handle_nonfinite(self, found: Sequence[NotFinite]) -> None:
+    def _handle_nonfinite(self, found: Sequence[NonFiniteUpdate]) -> None:
         """Stop or go on after updates that were left out, the same on all ranks."""
         if not found:
             return

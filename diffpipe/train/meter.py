@@ -13,7 +13,7 @@ from diffpipe.interfaces import Batch, Loss
 from diffpipe.train.runtime import Runtime
 
 
-class NotFinite(NamedTuple):
+class NonFiniteUpdate(NamedTuple):
     """An update that was left out: `update` is the phase in a stage of several, else empty.
 
     keys: the samples of this rank whose loss was not finite; where it was the gradient, those of which it is the sum.
@@ -70,13 +70,13 @@ class Meter:
         self._norms.setdefault(update, []).append(norm)
         self._steps.setdefault(update, []).append(step)
 
-    def not_finite(self, runtime: Runtime) -> list[NotFinite]:
+    def nonfinite_updates(self, runtime: Runtime) -> list[NonFiniteUpdate]:
         """The updates that were left out, on any rank, the same list on all. Waits for the device. A collective."""
         mine = []
         if not torch.cat([each.finite for each in self._passes]).all():
             for each in self._passes:
                 keys = tuple(key for key, ok in zip(each.keys, each.finite.tolist(), strict=True) if not ok)
-                mine += [NotFinite(each.step, each.update, "loss", runtime.rank, keys)] if keys else []
+                mine += [NonFiniteUpdate(each.step, each.update, "loss", runtime.rank, keys)] if keys else []
         # fp16 overflows now and then by design: its scaler skips the step and lowers the scale.
         if runtime.dtype != torch.float16:
             mine += self._gradients(runtime.rank)
@@ -84,14 +84,14 @@ class Meter:
         by_loss = {(one.step, one.update) for one in found if one.what == "loss"}
         return sorted(one for one in found if one.what == "loss" or (one.step, one.update) not in by_loss)
 
-    def _gradients(self, rank: int) -> list[NotFinite]:
+    def _gradients(self, rank: int) -> list[NonFiniteUpdate]:
         """The updates whose gradient is not finite: all ranks have the same, and each its own samples."""
         found = []
         for update, norms in self._norms.items():
             for i in (~torch.isfinite(torch.stack(norms))).nonzero().flatten().tolist():
                 step = self._steps[update][i]
                 of = [each.keys for each in self._passes if (each.step, each.update) == (step, update)]
-                found.append(NotFinite(step, update, "gradient", rank, tuple(key for keys in of for key in keys)))
+                found.append(NonFiniteUpdate(step, update, "gradient", rank, tuple(key for keys in of for key in keys)))
         return found
 
     def means(self, runtime: Runtime) -> tuple[dict[str, float], float]:

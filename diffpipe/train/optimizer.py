@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.train.parallel import whole
+from diffpipe.train.parallel import full_tensor
 
 
 class OptimizerConfig(Config):
@@ -78,7 +78,7 @@ class Optimizer:
         for group, factor in zip(self.adamw.param_groups, self.factors, strict=True):
             group["lr"] = lr * factor
         self.scaler.unscale_(self.adamw)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True))
         if self.scaler.is_enabled():
             self.scaler.step(self.adamw)
             self.scaler.update()

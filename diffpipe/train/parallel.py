@@ -112,7 +112,7 @@ class ParallelStrategy:
             net.set_requires_gradient_sync(True)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with what other processes hold of it. A collective where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

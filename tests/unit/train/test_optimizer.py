@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffpipe.train.ema import Average, EMAConfig
+from diffpipe.train.ema import ModelEMA, EMAConfig
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 
 
@@ -108,7 +108,7 @@ def test_fp16_skips_an_overflow_and_halves_its_scale() -> None:
 def test_the_average_is_the_recursion_with_the_decay_of_each_step() -> None:
     config = EMAConfig(decay=0.9, power=0.75)
     net = nn.Linear(1, 1, bias=False)
-    average = Average(config, net)
+    average = ModelEMA(config, net)
     expected = net.weight.item()
     for step in range(30):
         with torch.no_grad():
