@@ -39,8 +39,9 @@ from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.checkpoint.state import RunState, Shape
+from diffpipe.train.hooks import Hook
 from diffpipe.train.logs import print_on_rank_zero
-from diffpipe.train.loop import Hook, Trainer
+from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import StopConsensus
 

@@ -1,4 +1,4 @@
-"""The samples that a run could not have: said once, agreed on by all ranks, and how many it may do without."""
+"""The samples that a run could not read: reported once, agreed on by all ranks, and limited in number."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from diffpipe.train.distributed import Communicator
 
 
 class BadSamplesError(UserError):
-    """More samples could not be had than a run may do without."""
+    """More samples could not be read than data.max_bad_samples allows."""
 
 
 class BadSamples:
-    """What is wrong with each bad sample of a run, and at most `limit` of them.
+    """The error message of each bad sample of a run, and the largest number of them.
 
-    A sample that comes round again is the same one, so that the limit is one on the data, however long a run.
-    known: what all ranks know, sorted; a checkpoint keeps it.
+    A sample that returns in a later epoch has the same message and counts once: the limit is on the data set, however
+    long the run. known: the messages that all ranks know, sorted; a checkpoint keeps them.
     """
 
     def __init__(self, limit: int, comm: Communicator):
         self.limit, self.comm = limit, comm
         self.known: list[str] = []
-        self._met: list[str] = []
+        self._local: list[str] = []
 
-    def meet(self, step: int, micro: Sequence[Batch]) -> None:
-        """Say what is new among this rank's samples of a step."""
-        for complaint in (complaint for batch in micro for complaint in batch.complaints):
-            if complaint not in self.known and complaint not in self._met:
-                self._met.append(complaint)
-                what = f"warning: step {step}, rank {self.comm.rank}: {complaint}; it counts nowhere"
-                tqdm.write(what, file=sys.stderr)
+    def add(self, step: int, micro_batches: Sequence[Batch]) -> None:
+        """Print the new ones among this rank's samples of a step."""
+        for complaint in (complaint for batch in micro_batches for complaint in batch.complaints):
+            if complaint not in self.known and complaint not in self._local:
+                self._local.append(complaint)
+                warning = f"warning: step {step}, rank {self.comm.rank}: {complaint}; the sample is left out"
+                tqdm.write(warning, file=sys.stderr)
 
     def agree(self) -> None:
-        """Tell the other ranks. Raises BadSamplesError, on all, where there are too many. A collective."""
+        """Share the new ones with all ranks. Raises BadSamplesError, on all, above the limit. A collective."""
         if not self.limit:
             return
-        met = {complaint for part in self.comm.gather(self._met) for complaint in part}
-        self._met = []
-        if not met:
+        new = {complaint for rank in self.comm.gather(self._local) for complaint in rank}
+        self._local = []
+        if not new:
             return
-        self.known = sorted(met.union(self.known))
+        self.known = sorted(new.union(self.known))
         if len(self.known) <= self.limit:
             return
         more = f"; {len(self.known) - 8} more" if len(self.known) > 8 else ""

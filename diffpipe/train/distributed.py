@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -47,6 +48,14 @@ class Communicator:
         total = value.clone()
         dist.all_reduce(total, group=self.group)
         return total
+
+    def broadcast(self, value: Tensor) -> None:
+        """Overwrite a tensor with rank 0's. A collective."""
+        if self.world == 1:
+            return
+        contiguous = value.contiguous()
+        dist.broadcast(contiguous.reshape(-1).view(torch.uint8), src=0, group=self.group)  # bytes: of any dtype
+        value.copy_(contiguous)
 
     def barrier(self) -> None:
         """Wait until all ranks have called it."""

@@ -28,20 +28,20 @@ class EMAConfig(Config):
 class ModelEMA:
     """The moving average of one network's parameters and buffers.
 
-    net: the averaged network. Where the other is sharded from now on, this one has to be sharded alike.
+    net: the averaged network, frozen and in evaluation mode. It must be sharded as the trained one is.
     """
 
     def __init__(self, config: EMAConfig, net: nn.Module):
-        """`net` is the plain module: ema-pytorch matches names, and a wrapper's prefix would match none."""
+        """net: the trained network without wrapper: ema-pytorch matches names, and a wrapper's prefix matches none."""
         self.config = config
         self._ema: Any = EMA(net, include_online_model=False, use_foreach=True)
         self._ema.copy_params_from_model_to_ema()
         self.net: nn.Module = self._ema.ema_model
         self.net.requires_grad_(False).eval()
-        own, ema_networks = dict(net.named_parameters()), dict(self.net.named_parameters())
-        assert own.keys() == ema_networks.keys(), "an average with other parameters would never move"
+        trained, averaged = dict(net.named_parameters()), dict(self.net.named_parameters())
+        assert trained.keys() == averaged.keys(), "an average with other parameters would never move"
 
     def update(self, step: int) -> None:
-        """Move towards the weights after `step`. Its own step counter lives on the device; ours costs no host sync."""
-        with implicit_replication():  # beside sharded parameters, buffers are whole on each process
+        """Move towards the weights after `step`. ema-pytorch's own step counter would wait for the device."""
+        with implicit_replication():  # buffers are not sharded, also where parameters are
             self._ema.update_moving_average(self._ema.ema_model, self._ema.model, self.config.decay_at(step))

@@ -1,4 +1,4 @@
-"""What a log step says of the steps since the last one: sums on the device, and which updates were not finite."""
+"""The losses and gradient norms since the last log step, kept on the device until they are logged."""
 
 from __future__ import annotations
 
@@ -10,36 +10,24 @@ import torch
 from torch import Tensor
 
 from diffpipe.interfaces import Batch, Loss
+from diffpipe.train.nonfinite import NonFiniteUpdate
 from diffpipe.train.runtime import Runtime
 
 
-class NonFiniteUpdate(NamedTuple):
-    """An update that was left out: `update` is the phase in a stage of several, else empty.
-
-    keys: the samples of this rank whose loss was not finite; where it was the gradient, those of which it is the sum.
-    """
-
+class _ForwardPass(NamedTuple):
     step: int
-    update: str
-    what: str
-    rank: int
-    keys: tuple[str, ...]
-
-    def __str__(self) -> str:
-        more = f" and {len(self.keys) - 8} more" if len(self.keys) > 8 else ""
-        where = f"step {self.step}, rank {self.rank}: " + (f"{self.update.strip('/')}: " if self.update else "")
-        return f"{where}the {self.what} of {', '.join(self.keys[:8])}{more} is not finite"
-
-
-class _Pass(NamedTuple):
-    step: int
-    update: str
+    phase: str
     keys: Sequence[str]
     finite: Tensor
+    """bool [b]"""
 
 
 class Meter:
-    """Sums of losses and norms since the last log step, kept on the device."""
+    """Sums of losses and lists of norms since the last log step.
+
+    The methods that add never wait for the device. `phase` is the prefix of a phase's values, empty where the stage has
+    one phase.
+    """
 
     def __init__(self) -> None:
         self.restart(0)
@@ -49,60 +37,70 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._norms: dict[str, list[Tensor]] = {}
         self._steps: dict[str, list[int]] = {}
-        self._passes: list[_Pass] = []
+        self._passes: list[_ForwardPass] = []
         self._since = time.perf_counter()
 
     def skip_time(self) -> None:
-        """Start the clock again: what the hooks took is not training time."""
+        """Restart the clock: the time of the hooks is not training time."""
         self._since = time.perf_counter()
 
-    def add_loss(self, step: int, update: str, batch: Batch, loss: Loss) -> None:
+    def add_loss(self, step: int, phase: str, batch: Batch, loss: Loss) -> None:
         for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
             counts = torch.isfinite(value.detach())
             if batch.valid is not None:
                 counts &= batch.valid
             added = torch.stack([value.detach().where(counts, 0).sum().double(), counts.sum().double()])
-            self._sums[update + name] = self._sums[update + name] + added if update + name in self._sums else added
+            self._sums[phase + name] = self._sums[phase + name] + added if phase + name in self._sums else added
         finite = torch.isfinite(loss.per_sample.detach())
-        self._passes.append(_Pass(step, update, batch.keys, finite if batch.valid is None else finite | ~batch.valid))
+        if batch.valid is not None:
+            finite = finite | ~batch.valid
+        self._passes.append(_ForwardPass(step, phase, batch.keys, finite))
 
-    def add_norm(self, step: int, update: str, norm: Tensor) -> None:
-        self._norms.setdefault(update, []).append(norm)
-        self._steps.setdefault(update, []).append(step)
+    def add_norm(self, step: int, phase: str, norm: Tensor) -> None:
+        self._norms.setdefault(phase, []).append(norm)
+        self._steps.setdefault(phase, []).append(step)
 
     def nonfinite_updates(self, runtime: Runtime) -> list[NonFiniteUpdate]:
-        """The updates that were left out, on any rank, the same list on all. Waits for the device. A collective."""
-        mine = []
-        if not torch.cat([each.finite for each in self._passes]).all():
-            for each in self._passes:
-                keys = tuple(key for key, ok in zip(each.keys, each.finite.tolist(), strict=True) if not ok)
-                mine += [NonFiniteUpdate(each.step, each.update, "loss", runtime.rank, keys)] if keys else []
+        """The updates that were left out on any rank, the same list on all. Waits for the device. A collective."""
+        local = self._nonfinite_losses(runtime.rank)
         # fp16 overflows now and then by design: its scaler skips the step and lowers the scale.
         if runtime.dtype != torch.float16:
-            mine += self._gradients(runtime.rank)
-        found = [one for part in runtime.comm.gather(mine) for one in part]
-        by_loss = {(one.step, one.update) for one in found if one.what == "loss"}
-        return sorted(one for one in found if one.what == "loss" or (one.step, one.update) not in by_loss)
+            local += self._nonfinite_gradients(runtime.rank)
+        updates = [update for rank in runtime.comm.gather(local) for update in rank]
+        # A non-finite loss makes the gradient non-finite, too: the loss names the samples.
+        by_loss = {(update.step, update.phase) for update in updates if update.quantity == "loss"}
+        return sorted(u for u in updates if u.quantity == "loss" or (u.step, u.phase) not in by_loss)
 
-    def _gradients(self, rank: int) -> list[NonFiniteUpdate]:
-        """The updates whose gradient is not finite: all ranks have the same, and each its own samples."""
-        found = []
-        for update, norms in self._norms.items():
+    def _nonfinite_losses(self, rank: int) -> list[NonFiniteUpdate]:
+        if torch.cat([forward.finite for forward in self._passes]).all():
+            return []
+        updates = []
+        for forward in self._passes:
+            keys = tuple(key for key, finite in zip(forward.keys, forward.finite.tolist(), strict=True) if not finite)
+            if keys:
+                updates.append(NonFiniteUpdate(forward.step, forward.phase, "loss", rank, keys))
+        return updates
+
+    def _nonfinite_gradients(self, rank: int) -> list[NonFiniteUpdate]:
+        """The reduced gradient is the same on all ranks; each names its own samples."""
+        updates = []
+        for phase, norms in self._norms.items():
             for i in (~torch.isfinite(torch.stack(norms))).nonzero().flatten().tolist():
-                step = self._steps[update][i]
-                of = [each.keys for each in self._passes if (each.step, each.update) == (step, update)]
-                found.append(NonFiniteUpdate(step, update, "gradient", rank, tuple(key for keys in of for key in keys)))
-        return found
+                step = self._steps[phase][i]
+                passes = [forward for forward in self._passes if (forward.step, forward.phase) == (step, phase)]
+                keys = tuple(key for forward in passes for key in forward.keys)
+                updates.append(NonFiniteUpdate(step, phase, "gradient", rank, keys))
+        return updates
 
     def means(self, runtime: Runtime) -> tuple[dict[str, float], float]:
-        """Means a sample of the losses, means an update of the norms, and the seconds since the clock started.
+        """The mean loss per sample and gradient norm per update, by name, and the seconds since the clock started.
 
-        What is not finite is left out, and so are bad samples. A collective.
+        Non-finite values and bad samples are left out. Waits for the device. A collective.
         """
         seconds = time.perf_counter() - self._since
         sums = runtime.comm.sum(torch.stack([*self._sums.values()]))
         means = {name: total / max(count, 1) for name, (total, count) in zip(self._sums, sums.tolist(), strict=True)}
-        for update, norms in self._norms.items():
+        for phase, norms in self._norms.items():
             finite = [norm for norm in torch.stack(norms).tolist() if norm < float("inf")]
-            means[f"{update}grad_norm"] = sum(finite) / max(len(finite), 1)
+            means[f"{phase}grad_norm"] = sum(finite) / max(len(finite), 1)
         return means, seconds

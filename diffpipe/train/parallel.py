@@ -1,4 +1,4 @@
-"""How networks lie on the processes of a job: a whole copy on each (DDP), or sharded over them (FSDP2, HSDP)."""
+"""How the processes of a job hold the networks: a full copy on each (DDP), or sharded over them (FSDP2, HSDP)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 @dataclass(frozen=True)
 class ParallelStrategy:
-    """Where parameters, gradients, optimizer state and averages are.
+    """Where parameters, gradients, optimizer state and averages are held.
 
-    mesh: the processes that share a copy, [shard] or [replicate shard]; None where each holds a whole one.
+    mesh: the processes that share one copy, [shard] or [replicate shard]; None where each process holds a full copy.
 
-    Sharded parameters are gathered in float32 and gradients reduced in it, whatever autocast computes in: a run gives
-    the same numbers sharded and not, up to the order of sums.
+    Sharded parameters are gathered and gradients reduced in float32, whatever autocast computes in. So a sharded run
+    gives the numbers of an unsharded one, up to the order of sums.
     """
 
     runtime: Runtime
@@ -37,12 +37,12 @@ class ParallelStrategy:
 
     @classmethod
     def of(cls, parallel: Parallel, shard_size: int | None, runtime: Runtime) -> ParallelStrategy:
-        """The layout that the config asks for, or the launcher where that is `auto`. A collective.
+        """The strategy that the config asks for; `auto` is the launcher's. A collective.
 
-        shard_size: processes that share a copy under hsdp; None is those of a node. Raises UserError where the launcher
-        was told otherwise, or the processes cannot be divided so.
+        shard_size: the number of processes that share one copy under hsdp; None: those of a node. Raises UserError
+        where the launcher was started with another strategy, or the number of processes is no multiple of `shard_size`.
         """
-        kind = _resolved(parallel, runtime)
+        kind = _resolve(parallel, runtime)
         if shard_size is not None and kind != "hsdp":
             raise UserError(f"train.shard_size is for train.parallel=hsdp, and this job is {kind}; leave it out")
         device, world = runtime.device.type, runtime.world
@@ -60,16 +60,16 @@ class ParallelStrategy:
 
     @property
     def in_buckets(self) -> bool:
-        """Whether gradients are reduced in DDP's buckets, which it lays out anew after a network's first backward pass.
+        """Whether DDP reduces the gradients in buckets, which it rearranges after a network's first backward pass.
 
-        Of three processes or more the place in a bucket decides the order of the sum: unless that pass is one that does
-        not count, a resumed run takes a step in the first layout that the run before took in the second.
+        With three processes or more, the position in a bucket decides the order of the sum. So the first backward pass
+        must not count: else a resumed run would take its first step in another arrangement than an uninterrupted one.
         """
         return self.mesh is None and self.runtime.world > 1
 
     def shard(self, net: nn.Module) -> None:
-        """Leave each process its part of the network's parameters, which are alike on all of them by now."""
-        if self.mesh is None:
+        """Shard a network, whose parameters are the same on all processes, in place. Without parameters: unchanged."""
+        if self.mesh is None or not has_parameters(net):
             return
         # FSDP2 takes no channels_last parameters; the images keep that format, and so do the activations.
         net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
@@ -78,15 +78,15 @@ class ParallelStrategy:
         fully_shard(net, mesh=self.mesh)
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """What training calls: it averages the gradients over the processes in the backward pass."""
-        return self.runtime.wrap(net) if self.mesh is None else net
+        """The network whose backward pass averages the gradients over the processes."""
+        return self.runtime.wrap(net) if self.mesh is None and has_parameters(net) else net
 
     @contextmanager
     def update(self, nets: Sequence[nn.Module], *, penalizes: bool) -> Iterator[None]:
-        """Around the passes of one update, after which the networks' parameters are this process's parts again.
+        """Around the passes of one update. Afterwards each process holds its shards alone again.
 
-        penalizes: whether a gradient is differentiated once more: what the first backward pass went through has to stay
-        whole for the second.
+        penalizes: the update differentiates a gradient once more, and the second backward pass needs the parameters of
+        the first one unsharded.
         """
         sharded = _sharded(nets)
         for module in sharded:
@@ -96,8 +96,8 @@ class ParallelStrategy:
             module.reshard()
 
     @contextmanager
-    def local(self, nets: Sequence[nn.Module]) -> Iterator[None]:
-        """Within it, backward passes leave gradients local: for all micro-batches of a step but the last."""
+    def no_sync(self, nets: Sequence[nn.Module]) -> Iterator[None]:
+        """Backward passes within it leave the gradients local: for all micro-batches of a step but the last."""
         replicated = [net for net in nets if isinstance(net, DistributedDataParallel)]
         before = [net.require_backward_grad_sync for net in replicated]
         sharded = [net for net in nets if isinstance(net, FSDPModule)]
@@ -112,8 +112,13 @@ class ParallelStrategy:
             net.set_requires_gradient_sync(True)
 
 
+def has_parameters(net: nn.Module) -> bool:
+    """Whether there is something to train. A network may hold buffers alone, such as statistics set by `start`."""
+    return any(True for _ in net.parameters())
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor with what other processes hold of it. A collective where it is sharded."""
+    """The tensor with the shards of all processes. A collective where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -121,13 +126,12 @@ def _sharded(nets: Sequence[nn.Module]) -> list[FSDPModule]:
     return [module for net in nets for module in net.modules() if isinstance(module, FSDPModule)]
 
 
-def _resolved(parallel: Parallel, runtime: Runtime) -> Literal["ddp", "fsdp", "hsdp"]:
-    """What `auto` is, and whether it is what the launcher was told."""
+def _resolve(parallel: Parallel, runtime: Runtime) -> Literal["ddp", "fsdp", "hsdp"]:
     if not runtime.launched_for_fsdp:
         return "ddp" if parallel == "auto" else parallel
     if parallel == "ddp":
         raise UserError(
-            "accelerate launch was told to use FSDP, and train.parallel is ddp; set train.parallel=auto, or launch the "
-            "job without"
+            "accelerate launch was started with FSDP, and train.parallel is ddp; set train.parallel=auto, or launch "
+            "without FSDP"
         )
     return "fsdp" if parallel == "auto" else parallel

@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
 from diffpipe.errors import RankError, UserError
+from diffpipe.interfaces import Batch
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.launcher import launched_for_fsdp
 from diffpipe.train.rendezvous import init_method
@@ -104,6 +105,14 @@ class Runtime:
     def place(self, module: M) -> M:
         """The module on this process's device, in its memory format."""
         return module.to(device=self.device, memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on this process's device, its images in the memory format, without waiting for the copy."""
+        move: dict[str, Any] = {"device": self.device, "non_blocking": True}
+        labels = None if batch.labels is None else batch.labels.to(**move)
+        valid = None if batch.valid is None else batch.valid.to(**move)
+        images = batch.images.to(**move, memory_format=self.memory_format)
+        return batch._replace(images=images, labels=labels, positions=batch.positions.to(**move), valid=valid)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module in DistributedDataParallel where there is more than one process."""

@@ -19,7 +19,7 @@ from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
-from diffpipe.train.parallel import Parallel, ParallelStrategy, whole
+from diffpipe.train.parallel import Parallel, ParallelStrategy, full_tensor
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
 from tests.support.stage_cases import CASES, real_batch
@@ -65,7 +65,7 @@ def train(settings: dict[str, Any], cases: Sequence[str]) -> dict[str, Ended]:
             for step in range(STEPS):
                 trainer.train_step(share(step, runtime))
                 losses.append(trainer._log_values()["loss"])
-            state = {key: whole(tensor).numpy() for key, tensor in trainer.state().items()}
+            state = {key: full_tensor(tensor).numpy() for key, tensor in trainer.state().items()}
             ema_networks = trainer.ema_networks()
             for key, tensor in [
                 (f"ema.{n}.{k}", t) for n, net in ema_networks.items() for k, t in net.state_dict().items()
@@ -121,7 +121,7 @@ def resumed(parallel: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
                     again.step = step
                     again.train_step(share(step, runtime))
                 straight.train_step(share(step, runtime))
-            ended[name] = tuple({k: whole(t).numpy() for k, t in t.state().items()} for t in (straight, again))
+            ended[name] = tuple({k: full_tensor(t).numpy() for k, t in t.state().items()} for t in (straight, again))
     return ended
 
 
@@ -159,7 +159,7 @@ def layouts(world: int) -> list[str]:
 def test_the_launcher_and_the_config_must_agree() -> None:
     for divided, launched, sized in run(2, layouts, 2):
         assert "train.shard_size to a divisor of 2" in divided
-        assert "accelerate launch was told to use FSDP, and train.parallel is ddp" in launched
+        assert "accelerate launch was started with FSDP, and train.parallel is ddp" in launched
         assert "train.shard_size is for train.parallel=hsdp" in sized
 
 
@@ -198,10 +198,12 @@ def overflow() -> tuple[list[float], list[bool], bool]:
         scales, moved = [], []
         for step in range(3):
             images = batch(range(4 * step + runtime.rank, 4 * step + 4, 2))
-            before = {key: whole(tensor).clone() for key, tensor in trainer.state().items() if key.startswith("net.")}
+            before = {
+                key: full_tensor(tensor).clone() for key, tensor in trainer.state().items() if key.startswith("net.")
+            }
             trainer.train_step([images])
             state = trainer.state()
-            moved.append(any(not torch.equal(before[key], whole(state[key])) for key in before))
+            moved.append(any(not torch.equal(before[key], full_tensor(state[key])) for key in before))
             scales.append(next(t.item() for key, t in state.items() if key.endswith("scale")))
         sharded = all(isinstance(p, DTensor) for net in trainer.nets.values() for p in net.parameters())
     return scales, moved, sharded

@@ -29,8 +29,9 @@ import torch
 from diffpipe.__main__ import main
 from diffpipe.experiment import job
 from diffpipe.interfaces import Batch, Loss, Phase
-from diffpipe.train.loop import NonFiniteError, Trainer
-from diffpipe.train.parallel import whole
+from diffpipe.train.loop import Trainer
+from diffpipe.train.nonfinite import NonFiniteError
+from diffpipe.train.parallel import full_tensor
 from tests.faults.fault_at_save import meet
 from tests.support.training_jobs import Job
 
@@ -85,7 +86,7 @@ class Poison:
         return dataclasses.replace(found, per_sample=found.per_sample.masked_fill(bad_loss, torch.nan))
 
     def keep_weights(self, trainer: Trainer) -> None:
-        weights = {name: whole(value) for name, value in trainer.state().items() if name.startswith("net.")}
+        weights = {name: full_tensor(value) for name, value in trainer.state().items() if name.startswith("net.")}
         arrays: dict[str, Any] = {name: value.numpy() for name, value in weights.items()}
         np.savez(self.run / f"weights-{RANK}.npz", **arrays)
 
@@ -107,10 +108,10 @@ class Poison:
                 poison.keep_weights(self)
                 raise
 
-        def spoiled_step(self: Trainer, micro: Sequence[Batch]) -> None:
+        def spoiled_step(self: Trainer, micro_batches: Sequence[Batch]) -> None:
             time.sleep(poison.pace)
             poison.at("step", self.step)
-            train_step(self, micro)
+            train_step(self, micro_batches)
 
         def spoiled_draw(self: job.Job) -> None:
             poison.at("draw", self.trainer.step)

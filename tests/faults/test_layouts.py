@@ -138,7 +138,7 @@ def test_a_job_that_accelerate_was_told_to_shard_is_sharded_or_refused(
     assert sharded(last(tmp_path / "auto"))
     assert seen(tmp_path / "auto") == {step: seen(straight(2))[step] for step in (0, 1)}
     error = fails(tmp_path / "ddp", "train.steps=2", "train.parallel=ddp", processes=2, **told)
-    assert "accelerate launch was told to use FSDP, and train.parallel is ddp" in error
+    assert "accelerate launch was started with FSDP, and train.parallel is ddp" in error
     assert not list((tmp_path / "ddp").rglob("step-*"))
     trains(tmp_path / "hsdp", "train.steps=1", *HSDP, processes=2, **told)
     assert sharded(last(tmp_path / "hsdp"))

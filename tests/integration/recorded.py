@@ -33,9 +33,9 @@ class Watched:
         update, loss = trainer._update, trainer.stage.loss
         trainer._buckets_settled.update(trainer.nets)  # a first pass that does not count would be shown all the same
 
-        def watched_update(phase: Any, micro: Any, weight: Any) -> None:
+        def watched_update(phase: Any, micro_batches: Any, weight: Any) -> None:
             self._where, self._calls = f"step {trainer.step}, {phase.name}", 0
-            update(phase, micro, weight)
+            update(phase, micro_batches, weight)
             if str(trainer.step) == os.environ.get("KILLED_IN_STEP"):
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -126,7 +126,7 @@ def test_each_is_told_once_and_counted_once_however_often_it_comes(
     t = trainer(runtime, Toy(), max_bad_samples=2)
     t.run((spoiled(range(8), [3] if i < 4 else [3, 5]) for i in itertools.count()), [], tmp_path)
     said = capsys.readouterr().err
-    assert said.count("warning: step 0, rank 0: shard: key3: no image; it counts nowhere") == 1
+    assert said.count("warning: step 0, rank 0: shard: key3: no image; the sample is left out") == 1
     assert said.count("warning: step 4, rank 0: shard: key5: no image") == 1
     assert said.count("warning") == 2
     assert t.bad.known == ["shard: key3: no image", "shard: key5: no image"]

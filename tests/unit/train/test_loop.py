@@ -19,7 +19,9 @@ from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
-from diffpipe.train.loop import Hook, NonFiniteError, Trainer
+from diffpipe.train.hooks import Hook
+from diffpipe.train.loop import Trainer
+from diffpipe.train.nonfinite import NonFiniteError
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 from tests.support.toy_stages import Duel, Toy, batch

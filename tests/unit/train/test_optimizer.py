@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffpipe.train.ema import ModelEMA, EMAConfig
+from diffpipe.train.ema import EMAConfig, ModelEMA
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 
 
