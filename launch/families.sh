@@ -9,8 +9,14 @@ runs=runs/fashion_mnist
 for family in vae gan flow ddpm adversarial latent_vae latent_ddpm; do
   .venv/bin/diffpipe train "configs/fashion_mnist/$family.yaml"
 done
-.venv/bin/diffpipe compare VAE=$runs/vae GAN=$runs/gan Glow=$runs/flow DDPM=$runs/ddpm,vlb_steps=30 \
-  "DDIM at 4 steps=$runs/ddpm,kind=ddim,steps=4,vlb_steps=30" "4-step denoiser=$runs/adversarial" \
-  "latent DDPM=$runs/latent_ddpm" --reference configs/fashion_mnist/shards/test --out $runs/compare --nll-n 300 \
+.venv/bin/diffpipe compare \
+  --row VAE $runs/vae \
+  --row GAN $runs/gan \
+  --row Glow $runs/flow \
+  --row DDPM $runs/ddpm vlb_steps=30 \
+  --row "DDIM at 4 steps" $runs/ddpm sampler=ddim steps=4 vlb_steps=30 \
+  --row "4-step denoiser" $runs/adversarial \
+  --row "latent DDPM" $runs/latent_ddpm \
+  --reference configs/fashion_mnist/shards/test --out $runs/compare --nll-n 300 \
   --metrics fd_efficientnet_lite0,kid_efficientnet_lite0,precision_efficientnet_lite0,recall_efficientnet_lite0
 echo "the families side by side: $runs/compare/index.html"

@@ -43,10 +43,12 @@ def compare(runs: Path, out: Path, *words: object, processes: int = 0) -> tuple[
 
 
 def test_families_stand_side_by_side_and_scores_are_made_once(runs: Path, tmp_path: Path) -> None:
-    rows = [f"{runs}/ddpm,vlb_steps=2", f"slow={runs}/ddpm,kind=ancestral,steps=5,vlb_steps=2", runs / "vae"]
+    rows = ["--row", "ddpm", runs / "ddpm", "vlb_steps=2"]
+    rows += ["--row", "slow ddpm", runs / "ddpm", "sampler=ancestral", "steps=5", "vlb_steps=2"]
+    rows += ["--row", "vae", runs / "vae"]
     first, printed, _ = compare(runs, tmp_path / "one", *rows)
     two_steps, slow, vae = first["families"]
-    assert [each["name"] for each in first["families"]] == ["ddpm", "slow", "vae"]
+    assert [each["name"] for each in first["families"]] == ["ddpm", "slow ddpm", "vae"]
     for each in first["families"]:
         file = json.loads(Path(each["score_file"]).read_text())
         assert Path(each["score_file"]).parent == Path(each["run"]) / "scores"
@@ -73,7 +75,7 @@ def test_families_stand_side_by_side_and_scores_are_made_once(runs: Path, tmp_pa
     assert slow["missing"]["reconstruction"] == "stage.kind ddpm reconstructs no images"
 
     page = (tmp_path / "one" / "index.html").read_text()
-    assert all(f'<th scope="row">{name} ' in page for name in ("ddpm", "slow", "vae"))
+    assert all(f'<th scope="row">{name} ' in page for name in ("ddpm", "slow ddpm", "vae"))
     assert page.count("data:image/png;base64,") == 4  # the real images and three families
     assert (tmp_path / "one" / "table.md").read_text() == printed
     with Image.open(tmp_path / "one" / "samples.png") as picture:
@@ -91,7 +93,7 @@ def test_families_stand_side_by_side_and_scores_are_made_once(runs: Path, tmp_pa
 
 
 def test_an_autoencoder_shows_what_it_keeps_and_has_no_scores(runs: Path, tmp_path: Path) -> None:
-    found, printed, _ = compare(runs, tmp_path, f"ae={runs}/coder")
+    found, printed, _ = compare(runs, tmp_path, "--row", "ae", runs / "coder")
     (row,) = found["families"]
     assert row["scores"] is None
     assert found["floor"] is None
@@ -106,8 +108,11 @@ def test_an_autoencoder_shows_what_it_keeps_and_has_no_scores(runs: Path, tmp_pa
     ("rows", "parts"),
     [
         (["{runs}/absent"], ["absent: ", "no such directory"]),
-        (["a={runs}/ddpm,stps=4"], ["a: ", "unknown key stage.sampler.stps", "did you mean stage.sampler.steps?"]),
-        (["{runs}/ddpm", "{runs}/ddpm,steps=4"], ["2 rows are called ddpm", "NAME=RUN"]),
+        (
+            ["--row", "a", "{runs}/ddpm", "stps=4"],
+            ["a: ", "unknown key stage.sampler.stps", "did you mean stage.sampler.steps?"],
+        ),
+        (["{runs}/ddpm", "--row", "ddpm", "{runs}/ddpm", "steps=4"], ["2 rows are called ddpm", "--row NAME RUN"]),
         (["{runs}/ddpm", "{runs}/coder"], ["ddpm makes images of 1×8×8 and coder of 1×16×16", "runs of one size"]),
     ],
 )

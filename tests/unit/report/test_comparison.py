@@ -11,14 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffpipe.cli.compare import Entry, parse_entries
 from diffpipe.errors import UserError
 from diffpipe.evaluation.score_cache import Plan, Scored, remembering
 from diffpipe.metrics import protocol
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
-from diffpipe.report.comparison import require_comparable, require_one_size
-from diffpipe.report.comparison_table import COST, DASH, Comparison, count, duration, figures, markdown, quality
+from diffpipe.report.comparison_runner import require_comparable, require_one_size
+from diffpipe.report.comparison_table import (
+    COST_COLUMNS,
+    DASH,
+    Comparison,
+    duration,
+    markdown,
+    quality_columns,
+    three_digits,
+    with_unit_letter,
+)
 from diffpipe.report.html_report import comparison_page
 from diffpipe.report.image_rows import ImageRow, images_per_row, row_image, stack_rows
 from diffpipe.report.run_summary import RunSummary
@@ -56,48 +64,15 @@ def comparison() -> Comparison:
 
 
 @pytest.mark.parametrize(
-    ("word", "entry"),
-    [
-        ("runs/ddpm", Entry("ddpm", Path("runs/ddpm"), ())),
-        ("runs/ddpm/checkpoints/step-00000010", Entry("ddpm", Path("runs/ddpm/checkpoints/step-00000010"), ())),
-        (
-            "teacher=runs/ddpm,kind=ddim,steps=4",
-            Entry("teacher", Path("runs/ddpm"), ("stage.sampler.kind=ddim", "stage.sampler.steps=4")),
-        ),
-        ("runs/latent,codec=runs/vae", Entry("latent", Path("runs/latent"), ("stage.codec.run=runs/vae",))),
-    ],
-)
-def test_a_row_is_a_run_with_its_name_and_sampler(word: str, entry: Entry) -> None:
-    assert parse_entries([word]) == [entry]
-
-
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (["runs/a", "x=runs/b", "elsewhere/a"], ["2 rows are called a", "NAME=RUN"]),
-        (["=runs/a"], ["'=runs/a'", "NAME=RUN"]),
-        (["a="], ["'a='", "NAME=RUN"]),
-        (["runs/a,steps"], ["'runs/a,steps'", "'steps' sets nothing", "steps=4"]),
-        (["runs/a,=4"], ["'=4' sets nothing"]),
-    ],
-)
-def test_a_row_that_says_nothing_clear_is_refused(words: list[str], parts: list[str]) -> None:
-    with pytest.raises(UserError) as refused:
-        parse_entries(words)
-    for part in parts:
-        assert part in str(refused.value)
-
-
-@pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (figures(2675.4), "2,675"),
-        (figures(90.71), "90.7"),
-        (figures(2.204), "2.20"),
-        (figures(-28.23), "−28.2"),
-        (count(2_740_000.0), "2.74 M"),
-        (count(236_100.0), "236 k"),
-        (count(999.0), "999"),
+        (three_digits(2675.4), "2,675"),
+        (three_digits(90.71), "90.7"),
+        (three_digits(2.204), "2.20"),
+        (three_digits(-28.23), "−28.2"),
+        (with_unit_letter(2_740_000.0), "2.74 M"),
+        (with_unit_letter(236_100.0), "236 k"),
+        (with_unit_letter(999.0), "999"),
         (duration(115.0), "115 s"),
         (duration(288.0), "4.8 min"),
         (duration(11_000.0), "3.1 h"),
@@ -124,12 +99,12 @@ def test_the_table_marks_the_best_and_leaves_out_what_is_not_there() -> None:
 def test_the_best_is_the_least_distance_and_the_most_speed_and_alone_nothing_is_best() -> None:
     rows = [summary("slow", training={"images_per_second": 5.0, "seconds": 9.0}), summary("none")]
     fast = summary("fast", training={"images_per_second": 50.0, "seconds": 9.0})
-    (speed,) = [column for column in COST if column.title == "training images/s"]
+    (speed,) = [column for column in COST_COLUMNS if column.title == "training images/s"]
     assert speed.best([*rows, fast]) == {"fast"}
     assert speed.best(rows) == set()
     alike = summary("alike", training={"images_per_second": 50.01, "seconds": 9.0})
     assert speed.best([*rows, fast, alike]) == {"fast", "alike"}  # both read 50.0
-    distance = quality([FD], None)[0]
+    distance = quality_columns([FD], None)[0]
     assert distance.best(comparison().summaries) == {"two"}
 
 
