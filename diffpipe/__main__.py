@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "runs side by side: samples, scores, likelihoods, speed and size, as a page, a table and a picture",
     "anomaly": "how well a run's score tells abnormal images from normal ones",
     "classify": "the classes of images by the likelihoods of a class-conditional run, and how far to trust them",
+    "config": "the resolved config, its JSON schema, or every key with its meaning",
     "nll": "how well a run explains images: the likelihood in bits/dim or a bound on it, with its terms",
 }
 

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 class Config(BaseModel):
     """A frozen pydantic model that forbids unknown keys. Each component declares its own, beside its code."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     renamed: ClassVar[dict[str, str]] = {}
     """Keys of earlier versions and what they are called now: a config with an old key is refused with the new name."""

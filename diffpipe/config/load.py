@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from diffpipe.config.base import Config
 from diffpipe.errors import UserError
@@ -119,12 +120,12 @@ def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str], d
             path.append(str(part))
             model = next(iter(get_args(model)), None)
             continue
-        models = _models(model)
-        tagged = [m for m in models if len(models) > 1 and "kind" in m.model_fields and part in _tags(m)]
+        models = models_in(model)
+        tagged = [m for m in models if len(models) > 1 and "kind" in m.model_fields and part in kinds_of(m)]
         if tagged:
             model = tagged[0]
             continue
-        fields = {field.alias or name: field for m in models for name, field in m.model_fields.items()}
+        fields = {key: field for m in models for key, field in fields_of(m).items()}
         siblings = sorted(fields)
         renamed = {old: new for m in models if issubclass(m, Config) for old, new in m.renamed.items()}
         if models and part not in siblings and part in {"str", "int", "float", "bool"}:
@@ -134,26 +135,39 @@ def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str], d
     return path, siblings, renamed
 
 
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a config class by their keys."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def kinds_of(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The values of `kind` that select this class among others."""
     return get_args(model.model_fields["kind"].annotation)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def field_models(field: FieldInfo) -> list[type[BaseModel]]:
+    """The config classes that a field's value, or an item of it, can have."""
+    args = get_args(field.annotation) if get_origin(field.annotation) is tuple else [field.annotation]
+    return [model for arg in args for model in models_in(arg)]
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The config classes in a type annotation, members of unions included."""
     if get_origin(annotation) is Annotated:
-        return _models(get_args(annotation)[0])
+        return models_in(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return [m for a in get_args(annotation) for m in _models(a)]
+        return [m for a in get_args(annotation) for m in models_in(a)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
 def rename_keys(model: Any, tree: Any) -> Any:
     """The tree of plain values with every key that was renamed under the name that `model` has for it now."""
-    models = _models(model)
+    models = models_in(model)
     if not models or not isinstance(tree, dict):
         return tree
-    tagged = [m for m in models if "kind" in m.model_fields and tree.get("kind") in _tags(m)]
+    tagged = [m for m in models if "kind" in m.model_fields and tree.get("kind") in kinds_of(m)]
     model = tagged[0] if len(models) > 1 and tagged else models[0]
     renamed = model.renamed if issubclass(model, Config) else {}
     tree = {renamed.get(key, key): value for key, value in tree.items()}
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
+    fields = fields_of(model)
     return {key: rename_keys(fields[key].annotation, value) if key in fields else value for key, value in tree.items()}

@@ -13,10 +13,12 @@ from diffpipe.data.remote.urls import is_remote, parse
 
 
 class SourceConfig(Config):
-    """One of several sets of shards to train on. url: as `data.train`; weight: its share, relative to the others'."""
+    """One of several sets of shards to train on."""
 
     url: str | list[str]
+    """Shards, in the forms that data.train takes."""
     weight: float = Field(default=1.0, gt=0)
+    """The set's share of the samples, relative to the other sets' weights."""
 
 
 class DataConfig(Config):
@@ -30,39 +32,45 @@ class DataConfig(Config):
     }
 
     train: str | list[str] | None = None
-    """Shards, as `diffpipe.data.index.shard_set.load` takes them."""
+    """Training shards: a folder, tar, glob, brace pattern or URL (http, s3, gs), or a list of them. A URL may name
+    environment variables, such as ${TOKEN}, which keeps secrets out of the config."""
     sources: tuple[SourceConfig, ...] = ()
-    """Several sets of shards in the place of `train`, each with its weight: [{url: …, weight: 3}, {url: …}]."""
+    """Several weighted sets of shards instead of data.train: [{url: shards/a, weight: 3}, {url: shards/b}]."""
     test: str | list[str] | None = None
-    """Shards that are held out."""
+    """Held-out shards for validation and scores, in the forms that data.train takes."""
     batch_size: int = Field(ge=1)
-    """The global batch of an optimizer step. A resume may change it."""
+    """The global batch: samples per optimizer step, over all processes and micro-batches. A resume may change it."""
     resolution: int = Field(ge=1)
+    """Height and width of the images in pixels: the shorter side is resized to it, then the image is cropped."""
     channels: Literal[1, 3] = 3
+    """1: grey images; 3: RGB. Images of the other sort are converted."""
     labels: bool = False
-    """Read each sample's `.cls`."""
+    """Read each sample's class from its `.cls` member."""
     flip: bool = False
+    """Mirror half of the samples from left to right."""
     crop: Literal["center", "random"] = "center"
+    """The square that is cut out of an image that is not square."""
     workers: int = Field(default=2, ge=0)
-    """Loader processes a rank."""
+    """Loader processes per rank; 0: decode in the training process."""
     prefetch: int = Field(default=2, ge=1)
-    """Micro-batches that each of them holds ready."""
+    """Micro-batches that each loader process holds ready."""
     interleave: int = Field(default=64, ge=1)
-    """From how many places of the data a batch is drawn at a time, of which ranks share out the reading: see
-    `diffpipe.data.loader.order.Order`."""
+    """Places in the data set that a batch is drawn from at a time. Ranks share the reading of them. More mix better;
+    fewer read longer stretches."""
     shuffle_window: int = Field(default=16384, ge=1)
-    """How many samples are shuffled among each other."""
+    """Samples that are shuffled among each other."""
     allow_changes: bool = False
-    """Whether a resume goes on where the shards, or the weights of sources, have changed: at its position, and an epoch
-    is one of the new data."""
+    """Resume although the shards, or the sources' weights, have changed: at the same position, in epochs of the new
+    data."""
     max_bad_samples: int = Field(default=0, ge=0)
-    """How many samples that cannot be read or decoded a run leaves out; the next one ends it, and 0 is the first."""
+    """Samples that cannot be read or decoded which a run tolerates: a bad sample keeps its position but contributes to
+    no loss, gradient or metric. The next one ends the run."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
-    """An image with more of them is not decoded, and is such a sample."""
+    """Pixels of the largest image that is decoded, by its header; a larger one is a bad sample."""
     cache: str | None = None
-    """The folder that remote shards are kept in, by default $DIFFPIPE_CACHE or ~/.cache/diffpipe/shards."""
+    """Folder for copies of remote shards; null: $DIFFPIPE_CACHE, else ~/.cache/diffpipe/shards."""
     cache_bytes: int = Field(default=LIMIT, ge=1)
-    """How many bytes of them."""
+    """Bytes that the copies of remote shards may take on a machine; the default is 64 GiB."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> DataConfig:

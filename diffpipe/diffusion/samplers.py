@@ -35,20 +35,21 @@ class _ReverseStep(NamedTuple):
 
 
 class SamplerConfig(Config):
-    """How images are drawn.
-
-    steps: network evaluations an image, at most the schedule's.
-    eta: ddim's noise: 0 none, 1 as much as the ancestral sampler's.
-    clip: clips each predicted x_0 to [-1, 1]; off for latents, which know no such range.
-    variance: ancestral's sigma^2: "small" is that of the posterior, "large" is beta (Ho et al. 2020, section 3.2).
-    """
+    """How images are drawn."""
 
     kind: Literal["ancestral", "ddim"] = "ddim"
+    """The sampler: ancestral (Ho et al. 2020, algorithm 2) or ddim (Song et al. 2021), which needs fewer steps."""
     steps: int = Field(default=50, ge=1)
+    """Network evaluations per image, at most the schedule's timesteps."""
     eta: float = Field(default=0.0, ge=0, le=1)
+    """The noise of ddim, from 0 (none) to 1 (as much as the ancestral sampler's)."""
     spacing: Spacing = "trailing"
+    """Which timesteps are visited (Lin et al. 2023, table 2). Only trailing starts from the last one at any number of
+    steps, where x_t is the noise that sampling starts from."""
     clip: bool = True
+    """Clip each predicted x_0 to [-1, 1]. Off for latents, which have no such range."""
     variance: Literal["small", "large"] = "small"
+    """The ancestral sampler's variance: small is the posterior's, large is beta (Ho et al. 2020, section 3.2)."""
 
 
 def sample(

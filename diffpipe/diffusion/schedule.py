@@ -25,12 +25,16 @@ _COSINE_MAX_BETA = 0.999  # the cosine's last beta would be 1, and alpha_bar 0
 
 
 class ScheduleConfig(Config):
-    """The noise schedule. `beta_start` and `beta_end` are the linear schedule's; the cosine has no parameters."""
+    """The noise schedule of a diffusion."""
 
     kind: Literal["linear", "cosine"] = "linear"
+    """linear: betas of Ho et al. 2020, section 4. cosine: Nichol & Dhariwal 2021, eq. 17, which suits small images."""
     steps: int = Field(default=1000, ge=2)
+    """T: the number of timesteps."""
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
+    """The variance that the first timestep adds. Only the linear schedule has it."""
     beta_end: float = Field(default=0.02, gt=0, lt=1)
+    """The variance that the last timestep adds. Only the linear schedule has it."""
 
     @model_validator(mode="after")
     def _noise_grows(self) -> ScheduleConfig:

@@ -27,10 +27,10 @@ class RunConfig(Config):
     renamed: ClassVar[dict[str, str]] = {"adopt": "allow_changes"}
 
     dir: str
-    """The run directory; the same directory again means: resume."""
+    """The run directory, such as runs/photos. Training in a directory that holds checkpoints resumes from them."""
     allow_changes: tuple[str, ...] = ()
-    """Keys of this config, such as optimizer.lr, that a resume may change. Any other change of what the run is refuses
-    it, and that of its model always does."""
+    """Keys or sections that a resume may change, such as [optimizer.lr]. A resume with any other change to the seed,
+    the order of the data, the optimizer or the average is refused; a change to the model is always refused."""
 
     @property
     def path(self) -> Path:
@@ -50,20 +50,23 @@ class SampleConfig(Config):
     """Grids of samples during training, always of the same sample indices, so that they can be compared."""
 
     every: int = Field(default=0, ge=0)
-    """Steps between grids; 0 draws none."""
+    """Steps between grids of samples; 0: none."""
     n: int = Field(default=64, ge=1)
+    """Images in a grid, of sample indices 0 to n - 1."""
 
 
 class EvalConfig(Config):
     """Scores against `data.test` during training."""
 
     every: int = Field(default=0, ge=0)
-    """Steps between scores; 0 computes none."""
+    """Steps between scores; 0: none."""
     n: int = Field(default=1000, ge=2)
+    """Generated images per score. Scores of different n cannot be compared."""
     metrics: tuple[str, ...] = ("fd_efficientnet_lite0", "kid_efficientnet_lite0")
+    """Scores to compute. The default ones need no download; see `diffpipe eval --help` for all names."""
     reconstruction: int = Field(default=0, ge=0)
-    """Images that are compared with their reconstructions after the last step, for the checkpoint to say what an
-    autoencoder loses (a Fréchet distance, some seconds for 1000): of data.test where there is one. 0 is none."""
+    """Images that are compared with their reconstructions after the last step, by a Fréchet distance (some seconds for
+    1000). They are taken from data.test, else from data.train. The checkpoint holds the result. 0: none."""
 
 
 class ValidateConfig(Config):
@@ -73,8 +76,9 @@ class ValidateConfig(Config):
     """
 
     every: int = Field(default=0, ge=0)
-    """Steps between them, and after the last one; 0 computes none."""
+    """Steps between validation losses, which are also computed after the last step; 0: none."""
     n: int = Field(default=1000, ge=1)
+    """Images of data.test to average over."""
 
 
 class Experiment(Config):
@@ -83,17 +87,28 @@ class Experiment(Config):
     model_config = ConfigDict(serialize_by_alias=True)
 
     run: RunConfig
+    """Where the run lives, and what a resume may change."""
     seed: int = Field(default=0, ge=0)
+    """The one seed for everything: initial weights, order of the data, augmentation, timesteps, noise."""
     data: DataConfig
+    """The shards, and how their samples become batches."""
     stage: Annotated[
         AdversarialConfig | AutoencoderConfig | DDPMConfig | FlowConfig | GANConfig | VAEConfig,
         Field(discriminator="kind"),
     ]
+    """The model family: its networks, its loss, how it samples."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and its learning rate."""
     ema: EMAConfig = EMAConfig()
+    """The moving average of the weights, which samples and scores use."""
     train: TrainConfig
+    """How long to train, and how to use the devices."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save, and what to keep."""
     sample: SampleConfig = SampleConfig()
+    """Grids of samples during training."""
+    # pydantic has `validate` for itself.
     validation: ValidateConfig = Field(default=ValidateConfig(), alias="validate")
-    """`validate`, a name that pydantic has for itself."""
+    """Losses on held-out images during training."""
     eval: EvalConfig = EvalConfig()
+    """Scores during training."""

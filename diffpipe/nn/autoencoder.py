@@ -24,10 +24,11 @@ class CoderConfig(NormalizedLevelsConfig):
     channels: Positive = 128
     """Channels at full resolution."""
     groups: Positive = 32
-    """Groups of the group normalization."""
+    """Groups of the group normalization; `channels` is a multiple of it."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout rate in the residual blocks."""
     latent: Literal["spatial", "vector"] = "spatial"
-    """Latents of the lowest level's height and width, or one vector by a linear head."""
+    """spatial: latents of the lowest level's height and width. vector: one vector per image, by a linear layer."""
     latent_channels: Positive = 4
     """Numbers at each place of spatial latents, or the length of the vector."""
 

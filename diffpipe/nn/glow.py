@@ -21,12 +21,14 @@ class GlowConfig(Config):
     """Depth and width. The defaults are the CIFAR-10 network of Kingma & Dhariwal 2018."""
 
     kind: Literal["glow"]
+    """Glow (Kingma & Dhariwal 2018): affine couplings and invertible 1×1 convolutions."""
     levels: Positive = 3
-    """How often the image is squeezed to half its resolution. Half the channels leave after each level but the last."""
+    """Times that the image is squeezed to half its resolution. Half the channels leave after each level but the
+    last."""
     steps: Positive = 32
-    """Steps of flow a level."""
+    """Steps of flow per level."""
     hidden: Positive = 512
-    """Channels inside the couplings' networks."""
+    """Hidden channels of the couplings' networks."""
 
 
 class Glow(nn.Module):

@@ -20,10 +20,10 @@ class LevelsConfig(Config):
     channels: Positive = 64
     """Channels at full resolution."""
     channel_mult: tuple[Positive, ...] = Field(default=(1, 2, 4), min_length=1)
-    """Channels of each level as multiples of `channels`, from full resolution down; every level after the first halves
-    it."""
+    """Channels of each level as multiples of `channels`, from full resolution down. Each level after the first halves
+    the resolution."""
     blocks: Positive = 1
-    """Residual blocks a level."""
+    """Residual blocks per level."""
 
     def lowest(self, resolution: int, key: str) -> int:
         """The lowest level's height and width. Raises UserError, naming `key`, where they cannot be halved so often."""
@@ -40,7 +40,7 @@ class NormalizedLevelsConfig(LevelsConfig):
     """The same of a network with group normalization."""
 
     groups: Positive = 8
-    """Groups of the group normalization."""
+    """Groups of the group normalization; `channels` is a multiple of it."""
 
     @model_validator(mode="after")
     def _groups_divide(self) -> NormalizedLevelsConfig:

@@ -23,15 +23,18 @@ class TarFlowConfig(Config):
     """Width and depth. The defaults are the unconditional ImageNet-64 network of Zhai et al. 2024."""
 
     kind: Literal["tarflow"]
+    """TarFlow (Zhai et al. 2024): autoregressive transformers over patches. Training is fast, sampling is
+    sequential."""
     patch: Positive = 2
-    """Side of the square of pixels that is one token."""
+    """Side in pixels of the square patch that is one token."""
     width: Positive = 768
     """Channels of the transformers."""
     blocks: Positive = 8
-    """Autoregressive maps; each reads the tokens in the order opposite to the one before."""
+    """Autoregressive maps. Each reads the tokens in the opposite order of the one before."""
     layers: Positive = 8
-    """Transformer layers a block."""
+    """Transformer layers per block."""
     heads: Positive = 12
+    """Attention heads; `width` is a multiple of it."""
 
     @model_validator(mode="after")
     def _divisible(self) -> TarFlowConfig:

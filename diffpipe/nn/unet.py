@@ -20,18 +20,22 @@ class UNetConfig(NormalizedLevelsConfig):
     """Width, depth and attention of the UNet. The defaults are the CIFAR-10 network of Ho et al. 2020."""
 
     kind: Literal["unet"] = "unet"
+    """The UNet of Ho et al. 2020, appendix B."""
     channels: Positive = 128
     """Channels at full resolution."""
     channel_mult: tuple[Positive, ...] = Field(default=(1, 2, 2, 2), min_length=1)
-    """Channels of each level as multiples of `channels`; every level after the first halves the resolution."""
+    """Channels of each level as multiples of `channels`, from full resolution down. Each level after the first halves
+    the resolution."""
     blocks: Positive = 2
-    """Residual blocks a level on the way down (one more on the way up)."""
+    """Residual blocks per level in the encoder; the decoder has one more."""
     attention: tuple[Positive, ...] = (16,)
-    """Resolutions at which every residual block is followed by self-attention. The middle always has it."""
+    """Resolutions in pixels at which every residual block is followed by self-attention. The middle always has it."""
     heads: Positive = 1
+    """Attention heads; `channels` is a multiple of it."""
     groups: Positive = 32
-    """Groups of the group normalization."""
+    """Groups of the group normalization; `channels` is a multiple of it."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout rate in the residual blocks."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> UNetConfig:

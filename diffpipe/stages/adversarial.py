@@ -39,10 +39,13 @@ class SDEStepsConfig(Config):
     """The variance-preserving SDE of Song et al. 2021, cut into a few equal pieces."""
 
     kind: Literal["sde"] = "sde"
+    """Equal pieces of the variance-preserving SDE of Song et al. 2021."""
     steps: int = Field(default=4, ge=1, le=8)
-    """T: network evaluations an image, in training and in sampling alike."""
+    """T: network evaluations per image, in training and in sampling alike."""
     beta_min: float = Field(default=0.1, gt=0)
+    """The SDE's rate of noise at its start."""
     beta_max: float = Field(default=20.0, gt=0)
+    """The SDE's rate of noise at its end."""
 
     @model_validator(mode="after")
     def _noise_grows(self) -> SDEStepsConfig:
@@ -62,8 +65,9 @@ class TimestepsConfig(Config):
     """A few timesteps of `stage.levels`, from one to the next in one step."""
 
     kind: Literal["timesteps"]
+    """Timesteps of stage.levels."""
     timesteps: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=8)
-    """Ascending. From the last one sampling starts, with noise alone."""
+    """The timesteps, ascending. Sampling starts from the last one, with pure noise."""
 
     @model_validator(mode="after")
     def _ascending(self) -> TimestepsConfig:
@@ -88,13 +92,13 @@ class TeacherConfig(Config):
     """A trained DDPM, of the same network and the same images."""
 
     run: str
-    """Its run directory, or one checkpoint in it."""
+    """The teacher's run directory, or one checkpoint in it."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    """Of its checkpoint's manifest.json; null: the newest checkpoint's when training starts."""
+    """SHA-256 of the manifest.json of the teacher's checkpoint; null: the newest one when training starts."""
 
 
 class AdversarialConfig(GameConfig, StageConfig):
-    """A few-step denoiser trained against a discriminator. `conditional` makes it P(X|Y) for the labels Y."""
+    """A few-step denoiser trained against a discriminator."""
 
     renamed: ClassVar[dict[str, str]] = {
         "unet": "network",
@@ -103,23 +107,28 @@ class AdversarialConfig(GameConfig, StageConfig):
     }
 
     kind: Literal["adversarial"]
+    """A denoising diffusion GAN (Xiao et al. 2022): a diffusion model with a few large steps."""
     teacher: TeacherConfig | None = None
-    """Where both networks start from; null: from scratch."""
+    """A DDPM whose weights both networks start from; null: from scratch."""
     network: UNetConfig = UNetConfig()
-    """The generator; the discriminator is the same network's way down."""
+    """The generator. The discriminator is the same network's encoder."""
     latent: int = Field(default=64, ge=1)
     """Numbers in the latent vector of each step."""
     schedule: LargeStepsConfig = SDEStepsConfig()
+    """The large steps."""
     levels: ScheduleConfig = ScheduleConfig(kind="cosine")
-    """The networks are told a level of noise as the nearest timestep of this schedule, which is a teacher's."""
+    """The schedule that noise levels are named by: the networks are conditioned on its nearest timestep. With a teacher
+    it is the teacher's schedule."""
     discriminator_input: Literal["x_prev", "x_0"] = "x_prev"
-    """What the discriminator sees beside x_t: x_{t-1}, as in the paper, or x_0. The noise in x_{t-1} keeps the game
-    even, and hides from a new discriminator what there is to learn; x_0 shows it, and needs both penalties."""
+    """The discriminator's input beside x_t: x_{t-1}, as in the paper, or x_0. The noise in x_{t-1} keeps the two
+    networks balanced, and hides detail from a new discriminator. x_0 shows the detail, and needs both penalties."""
     timestep_power: float = Field(default=1.0, gt=0)
-    """The step t is floor(T u^timestep_power) of a uniform u: above 1, the last steps of sampling, in which the details
-    appear, are trained more often."""
+    """The step t is floor(T u^timestep_power) for a uniform u. Above 1, the last steps of sampling, in which the
+    details appear, are trained more often."""
     sampler: LatentSamplerConfig = LatentSamplerConfig()
+    """How the trained model samples. It may change from one sampling to the next."""
     conditional: bool = False
+    """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
 
     def build(self, shape: ImageShape, teacher: Mapping[str, Tensor] | None = None) -> AdversarialDiffusion:
         """The stage for images of this shape. Raises UserError where they do not fit each other.

@@ -23,11 +23,13 @@ class AutoencoderConfig(StageConfig):
     """A plain convolutional autoencoder; with noise a denoising one (Vincent et al. 2008)."""
 
     kind: Literal["autoencoder"]
+    """A convolutional autoencoder, trained by the squared error."""
     network: CoderConfig = CoderConfig()
+    """The encoder and the decoder."""
     noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of the noise on the input in training, for pixels in [-1, 1]; the target stays clean."""
+    """Standard deviation of the noise on the input in training, for pixels in [-1, 1]. The target stays clean."""
     sampler: Config = Config()
-    """Empty: it generates nothing."""
+    """Has no keys: an autoencoder does not sample."""
 
     def build(self, shape: ImageShape) -> Autoencoder:
         """The stage for images of this shape. Raises UserError where they do not fit each other."""

@@ -19,16 +19,19 @@ class PixelCodecConfig(Config):
     """The network sees the pixels themselves."""
 
     kind: Literal["pixels"] = "pixels"
+    """Pixels, scaled to [-1, 1]."""
 
 
 class VAECodecConfig(Config):
     """The network sees the latents of a trained VAE (Rombach et al. 2022)."""
 
     kind: Literal["vae"]
+    """The latents of a trained VAE with spatial latents."""
     run: str
     """The VAE's run directory, or one checkpoint in it."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    """Of its checkpoint's manifest.json; null: the newest checkpoint's when training starts, and then for good."""
+    """SHA-256 of the manifest.json of the VAE's checkpoint; null: the newest one when training starts, which the run
+    then keeps."""
 
 
 CodecConfig = Annotated[PixelCodecConfig | VAECodecConfig, Field(discriminator="kind")]

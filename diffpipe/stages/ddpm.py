@@ -31,25 +31,32 @@ class GuidedSamplerConfig(SamplerConfig):
     renamed: ClassVar[dict[str, str]] = {"bound_steps": "vlb_steps"}
 
     guidance: float = Field(default=1.0, ge=0)
-    """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates Y."""
+    """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates the label. Each step then costs
+    two network evaluations."""
     vlb_steps: int | None = Field(default=None, ge=2)
-    """Network evaluations an image for the bound on its likelihood; null: one at every timestep, else an estimate."""
+    """Network evaluations per image for the variational bound on its likelihood. null: one at every timestep. Fewer
+    give an unbiased estimate."""
 
 
 class DDPMConfig(StageConfig):
-    """Denoising diffusion (Ho et al. 2020). `conditional` makes it P(X|Y) for the labels Y of the data."""
+    """Denoising diffusion (Ho et al. 2020)."""
 
     renamed: ClassVar[dict[str, str]] = {"unet": "network"}
 
     kind: Literal["ddpm"]
+    """Denoising diffusion (Ho et al. 2020), in pixels or in the latents of a VAE."""
     codec: CodecConfig = PixelCodecConfig()
     """What is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
     network: UNetConfig = UNetConfig()
+    """The network that predicts the noise."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule."""
     sampler: GuidedSamplerConfig = GuidedSamplerConfig()
+    """How the trained model samples and scores. It may change from one sampling to the next."""
     conditional: bool = False
+    """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y)."""
+    """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y). Guidance needs both."""
 
     def describe(self) -> str:
         return f"latent {super().describe()}" if self.codec.kind == "vae" else super().describe()

@@ -28,15 +28,18 @@ class Uniform(Config):
     """x = (v + u) / 128 − 1 with u uniform in [0, 1) (Theis et al. 2016)."""
 
     kind: Literal["uniform"]
+    """Uniform noise within each pixel value's bin (Theis et al. 2016)."""
 
 
 class Variational(Config):
     """u from a learned q(u|v) (Ho et al. 2019, "Flow++"), a small conditional flow: a tighter bound."""
 
     kind: Literal["variational"]
+    """Noise within each bin by a learned conditional flow (Ho et al. 2019)."""
     steps: int = Field(default=4, ge=1)
+    """Steps of that flow."""
     hidden: int = Field(default=32, ge=1)
-    """Channels inside its couplings' networks."""
+    """Hidden channels of its couplings' networks."""
 
 
 class Gaussian(Config):
@@ -46,25 +49,31 @@ class Gaussian(Config):
     """
 
     kind: Literal["gaussian"]
+    """Gaussian noise on the pixels (Zhai et al. 2024)."""
     noise_std: float = Field(default=0.05, gt=0)
-    """In units of [-1, 1]."""
+    """Standard deviation of the noise, for pixels in [-1, 1]."""
 
 
 class FlowSamplerConfig(Config):
     """How a trained flow generates."""
 
     temperature: float = Field(default=1.0, ge=0)
-    """Factor on the standard normal z: 0 gives the one image of z = 0, 1 samples the model."""
+    """Factor on the standard normal z: 1 samples the model, 0 gives the one image of z = 0."""
 
 
 class FlowConfig(StageConfig):
-    """A normalizing flow: exact density of a continuous image. `conditional` makes it p(x|y) for the labels y."""
+    """A normalizing flow: the exact density of a continuous image."""
 
     kind: Literal["flow"]
+    """A normalizing flow, trained by maximum likelihood."""
     network: Annotated[GlowConfig | TarFlowConfig, Field(discriminator="kind")] = GlowConfig(kind="glow")
+    """The invertible network."""
     dequantization: Annotated[Uniform | Variational | Gaussian, Field(discriminator="kind")] = Uniform(kind="uniform")
+    """How 8-bit pixels become continuous."""
     sampler: FlowSamplerConfig = FlowSamplerConfig()
+    """How the trained flow samples. It may change from one sampling to the next."""
     conditional: bool = False
+    """Train p(x|y) for the labels y of the data, which needs data.labels=true."""
 
     def build(self, shape: ImageShape) -> FlowStage:
         """The stage for images of this shape. Raises UserError where they do not fit each other."""

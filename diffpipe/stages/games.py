@@ -26,16 +26,18 @@ DISCRIMINATOR, PENALTY, GENERATOR = "discriminator", "penalty", "generator"
 
 
 class GameConfig(Config):
-    """What is played for, and how the discriminator is kept smooth."""
+    """The adversarial loss, and the gradient penalties that keep the discriminator smooth."""
 
     loss: Game = "relativistic"
+    """The adversarial loss: non_saturating (Goodfellow et al. 2014), hinge (Miyato et al. 2018) or relativistic
+    (Jolicoeur-Martineau 2019), which Huang et al. 2024 find the most stable."""
     r1: float = Field(default=0.1, ge=0)
-    """Weight gamma of the gradient penalty at real images, as in Mescheder et al. 2018, eq. 9: gamma/2 ‖∇D‖²."""
+    """Weight gamma of the gradient penalty at real images, gamma/2 ‖∇D‖² (Mescheder et al. 2018, eq. 9)."""
     r2: float = Field(default=0.1, ge=0)
-    """The same at generated images."""
+    """Weight gamma of the gradient penalty at generated images, gamma/2 ‖∇D‖²."""
     penalty_every: int = Field(default=1, ge=1)
-    """1: the penalties are part of the discriminator's loss. More: an update of their own, every so many steps and as
-    many times as strong (Karras et al. 2020, appendix B)."""
+    """1: the penalties are part of the discriminator's loss. k > 1: they are an update of their own at every k-th step,
+    k times as strong (Karras et al. 2020, appendix B)."""
 
     def phases(self) -> tuple[Phase, ...]:
         """The discriminator's update, that of its penalties if they have their own, and the generator's."""

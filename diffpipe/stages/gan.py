@@ -31,17 +31,22 @@ class LatentSamplerConfig(Config):
     """How a trained stage generates: free to change at every sampling, and no part of what a checkpoint is."""
 
     temperature: float = Field(default=1.0, ge=0)
-    """Standard deviation of the latents: below 1, less variety of more typical images."""
+    """Standard deviation of the latents. Training has 1; less gives more typical images in less variety."""
 
 
 class GANConfig(GameConfig, StageConfig):
-    """A generative adversarial network (Goodfellow et al. 2014). `conditional` makes it P(X|Y) for the labels Y."""
+    """A generative adversarial network (Goodfellow et al. 2014)."""
 
     kind: Literal["gan"]
+    """A generative adversarial network by the rules of R3GAN (Huang et al. 2024)."""
     generator: GeneratorConfig = GeneratorConfig()
+    """The network from a latent vector to an image."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """The network from an image to a logit, high for a real image."""
     sampler: LatentSamplerConfig = LatentSamplerConfig()
+    """How the trained generator samples. It may change from one sampling to the next."""
     conditional: bool = False
+    """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
 
     def build(self, shape: ImageShape) -> GAN:
         """The stage for images of this shape. Raises UserError where they do not fit each other."""

@@ -27,23 +27,24 @@ class PerceptualConfig(Config):
     """A perceptual loss: how far apart a feature network finds an image and its reconstruction."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Of the distance, in a loss of bits/dim."""
+    """Weight of the distance beside the loss in bits/dim."""
     features: str = "efficientnet_lite0"
-    """`efficientnet_lite0`, or `module:attribute`: any callable from images [b 3 h w] in [-1, 1] to a list of feature
-    maps, differentiable in the images."""
+    """The feature network: efficientnet_lite0, or `module:attribute`, any callable from images [b 3 h w] in [-1, 1] to
+    a list of feature maps that is differentiable in the images."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    """Of the network's weights; null: those that training starts with, and then for good."""
+    """SHA-256 of the feature network's weights; null: those that training starts with, which the run then keeps."""
 
 
 class PatchConfig(Config):
     """A discriminator of patches (PatchGAN, Isola et al. 2017), trained by the hinge loss."""
 
     weight: float = Field(default=0.1, gt=0)
-    """Of what its logits add to the autoencoder's loss of bits/dim."""
+    """Weight of the discriminator's logits beside the loss in bits/dim."""
     start: int = Field(default=0, ge=0)
-    """The first step that it takes part in: by then there should be something to judge."""
+    """The first step with the discriminator. Before it, the VAE learns to reconstruct."""
     network: LevelsConfig = LevelsConfig(channel_mult=(1, 2))
-    """With one block a level, a patch is 16×16 pixels for two levels, 34×34 for three, 70×70 for four."""
+    """The discriminator. With one block per level, a patch is 16×16 pixels for two levels, 34×34 for three, 70×70 for
+    four."""
 
 
 def check_channels(shape: ImageShape) -> None:

@@ -50,23 +50,30 @@ class VAESamplerConfig(Config):
     mode: Literal["mean", "sample"] = "mean"
     """Show the mean of the decoder's distribution, or draw each pixel from it."""
     importance_samples: int = Field(default=1, ge=1)
-    """Latents an image that a score takes: 1 gives the ELBO, more the importance-weighted bound."""
+    """Latents per image for the bound on its likelihood: 1 gives the ELBO, more the importance-weighted bound (Burda et
+    al. 2016)."""
 
 
 class VAEConfig(StageConfig):
-    """Variational autoencoder (Kingma & Welling 2014). `conditional` makes it P(X|Y) for the labels Y of the data."""
+    """Variational autoencoder (Kingma & Welling 2014)."""
 
     kind: Literal["vae"]
+    """A variational autoencoder, whose latents a DDPM can diffuse."""
     network: CoderConfig = CoderConfig()
+    """The encoder and the decoder."""
     beta: float = Field(default=1.0, ge=0)
     """Weight of the KL divergence in the loss: 1 is the ELBO (Higgins et al. 2017)."""
     free_bits: float = Field(default=0.0, ge=0)
     """Nats of KL divergence that each latent channel (all of its places together) has for free: the loss counts
-    max(free_bits, KL) (Kingma et al. 2016, appendix C; here of each image, not of the batch's mean)."""
+    max(free_bits, KL) (Kingma et al. 2016, appendix C; here per image, not of the batch's mean)."""
     perceptual: PerceptualConfig | None = None
+    """A perceptual loss beside the likelihood; null: none."""
     patch: PatchConfig | None = None
+    """A patch discriminator beside the likelihood; null: none."""
     conditional: bool = False
+    """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
     sampler: VAESamplerConfig = VAESamplerConfig()
+    """How the trained VAE samples and scores. It may change from one sampling to the next."""
 
     def build(self, shape: ImageShape, features: Features | None = None) -> VAE:
         """The stage for images of this shape. Raises UserError where they do not fit each other.

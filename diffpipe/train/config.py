@@ -12,34 +12,37 @@ from diffpipe.train.runtime import Device, Precision
 
 
 class TrainConfig(Config):
-    """How long and on what a run trains."""
+    """How long to train, and how to use the devices."""
 
     steps: int = Field(ge=1)
-    """Optimizer steps in all."""
+    """Optimizer steps in all, those before a resume included."""
     accumulate: int = Field(default=1, ge=1)
-    """Micro-batches a step on each rank: the same global batch in less memory."""
+    """Micro-batches per step on each rank: the same global batch in less memory."""
     precision: Precision = "auto"
-    """What the networks compute in; auto is bf16 where the device has it natively, else fp32."""
+    """Precision of the networks' forward and backward pass; auto: bf16 where the device has it natively, else fp32.
+    Parameters, optimizer state and averages are always fp32."""
     device: Device = "auto"
+    """Device to train on; auto: CUDA where there is any, else the CPU."""
     parallel: Parallel = "auto"
     """ddp: a whole copy of the networks on each process. fsdp: parameters, gradients, optimizer state and averages are
-    sharded over all processes; hsdp: within groups of `shard_size`. auto: fsdp where accelerate launch was told to
-    shard, else ddp."""
+    sharded over all processes. hsdp: they are sharded within groups of train.shard_size. auto: fsdp under
+    launch/fsdp.yaml (or another accelerate config for FSDP), else ddp."""
     shard_size: int | None = Field(default=None, ge=1)
-    """Processes that share a copy of the networks under hsdp; by default those of a node."""
+    """Processes that share one copy of the networks under hsdp; null: those of a node."""
     timeout: float = Field(default=300, gt=0)
-    """Seconds that processes wait for one another before they give the job up."""
+    """Seconds that processes wait for one another before the job ends with an error."""
     activation_checkpointing: bool = False
-    """Compute the activations within the networks' blocks anew in the backward pass: the same numbers from less memory
-    in more time. Updates with gradient penalties keep theirs."""
+    """Recompute the activations within the networks' blocks in the backward pass: the same numbers in less memory and
+    more time. Updates with gradient penalties keep their activations."""
     compile: bool = False
-    """Compile the networks' blocks with torch.compile: the first steps take minutes, those after them less than before.
-    Updates with gradient penalties run as they are."""
+    """Compile the networks' blocks with torch.compile: the first steps take minutes, later ones are faster. Updates
+    with gradient penalties are not compiled."""
     log_every: int = Field(default=50, ge=1)
+    """Steps between lines in metrics.jsonl. Only then does the host wait for the device."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """What to do where a loss or a gradient is not finite on any rank. Its update changes no weight on any, and the
-    samples are named at the next log step: there the run ends, or goes on if it is to skip."""
+    """The response to a loss or gradient that is NaN or infinite on any rank. Its update changes no weight, and the
+    next log step names its samples. stop: the run ends there. skip: it goes on."""
     max_skips: int = Field(default=10, ge=1)
-    """How many updates a run may skip before it ends all the same."""
+    """Updates that a run with train.non_finite=skip may skip; one more ends it."""
     record_samples: bool = False
-    """Write the keys and positions of every step's samples to seen/."""
+    """Write the keys and positions of every step's samples to seen/ in the run directory."""

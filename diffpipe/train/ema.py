@@ -19,7 +19,9 @@ class EMAConfig(Config):
     """
 
     decay: float = Field(default=0.9999, gt=0, lt=1)
+    """The share of the average that each step keeps, after the warm-up. Short runs take less, such as 0.999."""
     power: float = Field(default=0.75, gt=0)
+    """Speed of the warm-up: at step n the decay is at most 1 - (1 + n)^-power."""
 
     def decay_at(self, step: int) -> float:
         return min(self.decay, 1 - (1 + step) ** -self.power)

@@ -22,17 +22,21 @@ class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019) and its schedule."""
 
     lr: float = Field(default=2e-4, gt=0)
+    """The learning rate after the warm-up. The default is that of Ho et al. 2020."""
     lr_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """What `lr` is multiplied by for a network of this name, such as {discriminator: 4} (Heusel et al. 2017)."""
+    """Factor on the learning rate for a network of this name, such as {discriminator: 4} (Heusel et al. 2017)."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay per step of AdamW's averages of the gradient and of its square. GANs often take [0.0, 0.99]."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of AdamW's update."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay, times the learning rate at each step."""
     warmup: int = Field(default=1000, ge=0)
     """Steps over which the learning rate rises linearly from zero."""
     decay: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or falling along half a cosine to zero at train.steps."""
+    """The learning rate after the warm-up: constant, or along half a cosine down to zero at train.steps."""
     clip: float = Field(default=1.0, gt=0)
-    """The largest norm of the gradient; a longer one is scaled to it."""
+    """The largest norm of an update's gradient; a longer gradient is scaled down to it."""
 
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of step 0, 1, …, steps − 1."""

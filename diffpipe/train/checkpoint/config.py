@@ -13,10 +13,10 @@ class CheckpointConfig(Config):
     model_config = ConfigDict(serialize_by_alias=True)
 
     every: int = Field(default=1000, ge=0)
-    """Steps between checkpoints; the last step is always saved; 0 saves the last step only."""
+    """Steps between checkpoints. The last step is always saved; 0: no other."""
     keep_last: int = Field(default=2, ge=2)
-    """How many to keep: at least two, since the newest may yet be lost with its disk block."""
+    """Newest checkpoints to keep: at least two, since a disk can lose part of the newest."""
     keep_every: int = Field(default=0, ge=0)
-    """Keep the checkpoints of steps that are multiples of it for good; 0 keeps none so."""
+    """Keep the checkpoints of steps that are multiples of this for good; 0: none."""
     asynchronous: bool = Field(default=True, alias="async")
-    """`checkpoint.async`: write in a thread beside training, which waits only for a copy in memory."""
+    """Write in a thread beside training, which then waits only for a copy in memory."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from diffpipe.config import dump_yaml, load_config
+from diffpipe.config import Config, dump_yaml, load_config
+from diffpipe.config.load import field_models, fields_of, kinds_of
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.stages.ddpm import DDPMConfig
@@ -87,3 +91,22 @@ def test_a_missing_key_and_an_unreadable_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match=r"list\.yaml: a config is a mapping"):
         load_config(Experiment, tmp_path / "list.yaml")
+
+
+def _renamed(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str | None]]:
+    """Each old key of the config, its new one, and the kind of stage that it belongs to."""
+    assert issubclass(model, Config)
+    for old, new in model.renamed.items():
+        yield f"{prefix}{old}", f"{prefix}{new}", None
+    for key, field in fields_of(model).items():
+        models = field_models(field)
+        for one in models:
+            kind = kinds_of(one)[0] if key == "stage" else None
+            yield from ((old, new, kind or deeper) for old, new, deeper in _renamed(one, f"{prefix}{key}."))
+
+
+@pytest.mark.parametrize(("old", "new", "kind"), sorted(set(_renamed(Experiment)), key=str))
+def test_an_old_key_is_refused_with_its_new_name(path: Path, old: str, new: str, kind: str | None) -> None:
+    words = [f"stage.kind={kind}"] if kind else []
+    with pytest.raises(UserError, match=re.escape(f"{old} is called {new} now")):
+        load_config(Experiment, path, [*words, f"{old}=1"])
