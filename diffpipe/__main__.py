@@ -13,40 +13,45 @@ from types import ModuleType
 from diffpipe import __version__
 from diffpipe.errors import RankError, UserError
 
-# A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`;
-# only the one asked for is loaded.
+# A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`.
+# Only the one that runs is imported, and it imports torch only when it runs: so --help is quick.
 COMMANDS = {
     "pack": "image folders, archives, datasets and shards → WebDataset shards with their index",
-    "index": "index tars that exist already",
-    "encode": "the latents of images, by a VAE's run, as shards to train a diffusion on",
-    "train": "train, or go on where the run directory left off",
+    "index": "index existing tars",
+    "encode": "encode images to shards of latents by a VAE, to train a latent diffusion on",
+    "train": "train, or resume where the run directory has checkpoints",
     "sample": "images and a grid from a run or a checkpoint",
-    "verify-resume": "proves on this machine that a training that was killed and resumed is the one that was not",
+    "verify-resume": "check that a killed and resumed run equals an uninterrupted one",
     "export": "the weights of a run as safetensors files",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
-    "attribute": "images moved along the direction in the latents from one class to another",
-    "interpolate": "images on the way from one image to another, through the latents or the noise",
-    "latent-map": "a map of the latents of images, coloured by their class",
+    "attribute": "images moved in latent space along the direction from one class to another",
+    "interpolate": "images between two images, through their latents, or between two noises",
+    "latent-map": "a map of the latents of images, coloured by class",
     "compare": "runs side by side: samples, scores, likelihoods, speed and size, as a page, a table and a picture",
-    "anomaly": "how well a run's score tells abnormal images from normal ones",
-    "classify": "the classes of images by the likelihoods of a class-conditional run, and how far to trust them",
+    "anomaly": "how well a run's score separates abnormal images from normal ones",
+    "classify": "classify images by the likelihoods of a class-conditional run, with calibration",
     "config": "the resolved config, its JSON schema, or every key with its meaning",
-    "nll": "how well a run explains images: the likelihood in bits/dim or a bound on it, with its terms",
+    "nll": "the likelihood of images under a run, in bits/dim or as a bound, with its terms",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or what the command says, or that of a UserError.
+    """Run one command. Returns the exit status: the command's own, or that of a UserError.
 
-    Rank 0 prints the error on one line. What one process of several has met alone, it prints itself, and leaves at
-    once: to end in good order would be to wait for the others.
+    Rank 0 prints the error on one line. A rank with an error of its own prints it and exits at once: to shut down in
+    order, it would have to wait for the others.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="diffpipe", description="Distributed training of image generators.")
     parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines of the example
+        )
         if name in words[:1]:
             _module(name).add_arguments(command)
     args = parser.parse_args(words)
@@ -54,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _module(args.command).run(args) or 0
     except UserError as error:
-        leaves = isinstance(error, RankError)
-        if os.environ.get("RANK", "0") == "0" or leaves:
-            apart = "\n" if leaves and not alone else ""  # another process's progress bar has no end of line yet
-            said = f"{apart}diffpipe {args.command}: error: {' '.join(str(error).split())}"
-            print(said, file=sys.stderr, flush=True)  # noqa: T201
-        if leaves and not alone:
+        exits_alone = isinstance(error, RankError) and not alone
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
+            start = "\n" if exits_alone else ""  # ends the line of another rank's progress bar
+            message = f"{start}diffpipe {args.command}: error: {' '.join(str(error).split())}"
+            print(message, file=sys.stderr, flush=True)  # noqa: T201
+        if exits_alone:
             os._exit(error.status)
         return error.status
     except Exception:

@@ -1,16 +1,65 @@
-"""Options that several commands have."""
+"""Options that several commands share. Nothing here imports torch, so `--help` is quick."""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
+from pathlib import Path
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+SAMPLERS = ("ddim", "ancestral")
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that generates; what is not given is as the run's config says."""
-    parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) alone (default %(default)s)")
-    parser.add_argument("--label", type=int, help="the class of all images; default: image i is of class i mod classes")
-    parser.add_argument("--sampler", choices=["ddim", "ancestral"], help="how to go from noise to image")
-    parser.add_argument("--steps", type=int, help="network evaluations an image")
+def example(*commands: str, notes: str = "") -> str:
+    """The end of a command's --help, which is printed as it is: notes, filled to the line, and examples."""
+    lines = ["example:", *(f"  {command}" for command in commands)]
+    return "\n".join([*textwrap.wrap(notes, 100), *([""] if notes else []), *lines])
+
+
+def add_run(parser: argparse.ArgumentParser, text: str = "a run directory, or one checkpoint in it") -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help=text)
+
+
+def add_shards(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("shards", metavar="SHARDS", help=text)
+
+
+def add_count(parser: argparse.ArgumentParser, default: int, text: str) -> None:
+    parser.add_argument("--n", type=int, default=default, help=f"{text} (default %(default)s)")
+
+
+def add_seed(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, help=f"{text} (default %(default)s)")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
+
+
+def add_runtime(parser: argparse.ArgumentParser, precision: str = "fp32") -> None:
+    """--precision and --device, as `Runtime.start` takes them."""
+    parser.add_argument("--precision", choices=PRECISIONS, default=precision, help="default %(default)s")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="default %(default)s: CUDA where there is one"
+    )
+
+
+def add_metrics(parser: argparse.ArgumentParser, default: str, known: str) -> None:
+    parser.add_argument("--metrics", default=default, help=f"separated by commas (default %(default)s); known: {known}")
+    parser.add_argument("--inception", metavar="FILE", help="Inception weights for fid and kid (default: downloaded)")
+
+
+def add_output_file(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"{text} (default: a file in the run's scores/)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that generates. The run's config has the defaults."""
+    add_seed(parser, "image i depends on the seed and i alone")
+    parser.add_argument("--label", type=int, help="class of all images (default: image i has class i mod classes)")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="sampler of a diffusion")
+    parser.add_argument("--steps", type=int, help="network evaluations per image")
     parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")
     parser.add_argument(
         "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
@@ -18,23 +67,27 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        help="of a flow, VAE, GAN or adversarial denoiser: factor on the normal noise, 0 for no noise",
+        help="factor on the normal noise of a flow, VAE, GAN or adversarial denoiser; 0 is no noise",
     )
-    parser.add_argument("--codec", metavar="RUN", help="where the VAE of a latent diffusion run lies by now")
-    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--codec", metavar="RUN", help="current path of the VAE of a latent diffusion run")
+    add_weights(parser)
+    add_runtime(parser, "auto")
 
 
-def sampler_overrides(args: argparse.Namespace) -> list[str]:
-    """The sampling options that were given, as overrides of the run's config."""
-    given = {"kind": args.sampler, "steps": args.steps, "eta": args.eta, "guidance": args.guidance}
-    given["temperature"] = args.temperature
+def sampling_overrides(args: argparse.Namespace) -> list[str]:
+    """The sampling options on the command line, as overrides of the run's config."""
+    values = {"kind": args.sampler, "steps": args.steps, "eta": args.eta, "guidance": args.guidance}
+    values["temperature"] = args.temperature
     codec = [f"stage.codec.run={args.codec}"] if args.codec else []
-    return [*codec, *(f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None)]
+    return [*codec, *_sampler_overrides(values)]
 
 
-def bound_overrides(args: argparse.Namespace) -> list[str]:
-    """How many evaluations a likelihood may cost, where it was said, as overrides of the run's config."""
-    given = {"vlb_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
-    return [f"stage.sampler.{key}={value}" for key, value in given.items() if value is not None]
+def likelihood_overrides(args: argparse.Namespace) -> list[str]:
+    """--steps and --importance-samples on the command line, as overrides of the run's config."""
+    return _sampler_overrides(
+        {"vlb_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
+    )
+
+
+def _sampler_overrides(values: dict[str, object]) -> list[str]:
+    return [f"stage.sampler.{key}={value}" for key, value in values.items() if value is not None]

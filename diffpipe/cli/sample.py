@@ -5,50 +5,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from diffpipe.cli.options import add_sampling_arguments, sampler_overrides
+from diffpipe.cli import options
 from diffpipe.errors import UserError
-from diffpipe.evaluation.image_grid import grid, save_pngs
-from diffpipe.evaluation.map_over_ranks import map_over_ranks
-from diffpipe.experiment.run import generated_images, open_run
-from diffpipe.train.logs import print_on_rank_zero
-from diffpipe.train.runtime import Runtime
-
-GRID = 100  # images in the grid at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, or one checkpoint in it")
+    parser.epilog = options.example("diffpipe sample runs/photos samples/photos --n 64 --sampler ddim --steps 50")
+    options.add_run(parser)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for 000000.png … by sample index, and grid.png")
-    parser.add_argument("--n", type=int, default=64, help="how many images (default %(default)s)")
-    add_sampling_arguments(parser)
+    options.add_count(parser, 64, "images to generate")
+    options.add_sampling(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    from diffpipe.evaluation.samples import write_samples
+    from diffpipe.experiment.run import generated_images, open_run
+    from diffpipe.train.logs import print_on_rank_zero
+    from diffpipe.train.runtime import Runtime
+
     if args.n < 1:
         raise UserError(f"--n {args.n}: give 1 or more")
     with Runtime.start(args.precision, args.device) as runtime:
-        opened = open_run(args.run, sampler_overrides(args), runtime, raw=args.raw)
-        source = generated_images(opened, runtime, n=args.n, seed=args.seed, label=args.label)
-        runtime.comm.raise_on_all_ranks(lambda: _make_folder(args.out))
-
-        def make(indices: range) -> Tensor:
-            images = source.images(indices)
-            save_pngs(images, indices, args.out)
-            return images[: max(0, GRID - indices.start)].clone()  # a view would hold on to the others
-
-        shown = torch.cat(map_over_ranks(args.n, make, runtime, "sample"))
-        if runtime.main:
-            grid(shown, columns=opened.shape.classes or None).save(args.out / "grid.png")
+        run = open_run(args.run, options.sampling_overrides(args), runtime, raw=args.raw)
+        source = generated_images(run, runtime, n=args.n, seed=args.seed, label=args.label)
+        write_samples(source, args.out, runtime)
         print_on_rank_zero(
-            runtime, f"{args.n} images of step {opened.checkpoint.step}, {opened.weights} weights: {args.out}/grid.png"
+            runtime, f"{args.n} images of step {run.checkpoint.step}, {run.weights} weights: {args.out}/grid.png"
         )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; give a folder that can be written") from error

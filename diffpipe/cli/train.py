@@ -5,30 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 
-from diffpipe.config import load_config
-from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.job import Job
-from diffpipe.experiment.preflight import open_data
-from diffpipe.train.lost_peer import lost_peer_errors
-from diffpipe.train.run_lock import locked
-from diffpipe.train.runtime import Runtime
-from diffpipe.train.stop import StopConsensus
+from diffpipe.cli import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file of the experiment, such as configs/fashion_mnist/ddpm.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file, such as train.steps=100")
+    parser.epilog = options.example(
+        "diffpipe train configs/fashion_mnist/ddpm.yaml train.steps=100",
+        "accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe train CONFIG",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the file: train.steps=9")
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit status: 0, or EX_TEMPFAIL (75) where the job was asked to stop, has saved, and can be started again."""
-    experiment = load_config(Experiment, args.config, args.overrides)
-    train, home = experiment.train, experiment.run.path
-    with Runtime.start(train.precision, train.device, home, train.timeout) as runtime, lost_peer_errors():
-        stop_consensus = StopConsensus(runtime.comm)
-        with stop_consensus.listening():
-            shards, shape = runtime.comm.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
-            with locked(home, runtime.comm):
-                stopped = Job.prepare(experiment, runtime, shards, shape).run(stop_consensus)
-                # Still deaf to signals: as soon as one rank has left, the launcher ends the others.
-                return os.EX_TEMPFAIL if stopped else 0
+    """The exit status: 0, or EX_TEMPFAIL (75) after a signal: the run has saved, and the same command resumes it."""
+    from diffpipe.config import load_config
+    from diffpipe.experiment.config import Experiment
+    from diffpipe.experiment.training import train
+
+    stopped_by = train(load_config(Experiment, args.config, args.overrides))
+    return os.EX_TEMPFAIL if stopped_by else 0

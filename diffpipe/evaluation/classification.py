@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64, Int
@@ -13,26 +14,27 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.likelihood import require_likelihood, score_images
+from diffpipe.evaluation.likelihood import is_conditional, require_likelihood, score_images, scoring_stage
 from diffpipe.experiment.run import Run
 from diffpipe.metrics import calibration
 from diffpipe.metrics.calibration import Reliability
+from diffpipe.metrics.protocol import provenance
 from diffpipe.rng import permutation
 from diffpipe.train.runtime import Runtime
 
 
 class Calibration(NamedTuple):
-    """What the probabilities of one half of the images are worth. log_loss: -log p(y|x) of the true label, in nats."""
+    """How good the probabilities are on one half of the images. log_loss: -log p(y|x) of the true label, in nats."""
 
     log_loss: float
     reliability: Reliability
 
 
-class Classified(NamedTuple):
-    """What the classes' likelihoods say of the images.
+class Classification(NamedTuple):
+    """The classes predicted by the likelihoods, held against the true ones.
 
-    confusion: images by true class (row) and predicted one (column). raw, tempered: of the half of the images that the
-    temperature was not fitted on, before and after dividing the logits by it.
+    confusion: images by true class (row) and predicted class (column). raw, tempered: before and after dividing the
+    logits by the temperature, on the half of the images that it was not fitted on.
     """
 
     confusion: Int[Tensor, "k k"]
@@ -48,30 +50,54 @@ class Classified(NamedTuple):
     def right(self) -> int:
         return int(self.confusion.diagonal().sum())
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95% interval."""
+        return calibration.wilson(self.right, self.n)
 
-def log_likelihoods(opened: Run, images: ShardImages, seed: int, runtime: Runtime) -> Float64[Tensor, "n k"]:
+    def table(self) -> str:
+        """The accuracy with its interval, and the quality of the posterior, raw and after the temperature."""
+        low, high = self.interval
+        accuracy = f"{self.right / self.n:.4f} ({low:.4f} to {high:.4f}; {self.n} images)"
+        raw, tempered = self.raw, self.tempered
+        titles = {"accuracy": accuracy, "p(y|x)": f"{'raw':>10}{'tempered':>12}"}
+        titles["-log p(y|x)"] = f"{raw.log_loss:10.4f}{tempered.log_loss:12.4f}  nats"
+        titles["ECE"] = f"{raw.reliability.error:10.4f}{tempered.reliability.error:12.4f}  expected calibration error"
+        lines = [f"{title:>12}  {value}" for title, value in titles.items()]
+        if self.temperature > 2:
+            lines.append(
+                f"raw probabilities are far too sure, because the errors of all pixels add up; divide the logits by "
+                f"the temperature, {self.temperature:.4g}, fitted on the other half of the images"
+            )
+        return "\n".join(lines)
+
+
+def log_likelihoods(run: Run, images: ShardImages, seed: int, runtime: Runtime) -> Float64[Tensor, "n k"]:
     """log p(x|y) in nats, or the bound on it, of every image under every label. A collective.
 
-    An image meets every label with the same noise, so that what the noise adds cancels in their comparison (Li et al.
-    2023, section 3.3). Raises UserError where the stage has no likelihood.
+    An image has the same noise under every label, so the noise cancels when labels are compared (Li et al. 2023,
+    section 3.3). Raises UserError where the stage has no likelihood.
     """
-    classes, dims = opened.shape.classes, opened.shape.channels * opened.shape.resolution**2
+    classes, dims = run.shape.classes, run.shape.channels * run.shape.resolution**2
     columns = []
     for label in range(classes):
-        found = score_images(opened, images, seed, runtime, label, f"score as class {label + 1}/{classes}")
-        require_likelihood(found, opened)
-        assert found.unit.startswith("bits/dim"), "likelihoods are in bits/dim"
-        columns.append(-dims * math.log(2) * found.values["score"])
+        likelihoods = score_images(run, images, seed, runtime, label, f"score as class {label + 1}/{classes}")
+        require_likelihood(likelihoods, run)
+        assert likelihoods.unit.startswith("bits/dim"), "likelihoods are in bits/dim"
+        columns.append(-dims * math.log(2) * likelihoods.values["score"])
     return torch.stack(columns, dim=1)
 
 
-def log_prior(opened: Run, prior: str) -> Float64[Tensor, " k"]:
-    """log p(y) by `prior`. Of data: one image of each class is added, as by Laplace, so that none is impossible."""
-    classes = opened.shape.classes
+def log_prior(run: Run, prior: str) -> Float64[Tensor, " k"]:
+    """log p(y): uniform, or by the training data.
+
+    One image of each class is added to the data's counts (Laplace), so that no class is impossible.
+    """
+    classes = run.shape.classes
     counts = torch.zeros(classes, dtype=torch.int64)
     if prior == "data":
         try:
-            data = opened.experiment.data
+            data = run.experiment.data
             shards = shard_set.load(data.trained_on, cache=data.shard_cache)
             counts = torch.bincount(sequential_reader.labels(shards, range(shards.total)), minlength=classes)
         except UserError as error:
@@ -79,10 +105,31 @@ def log_prior(opened: Run, prior: str) -> Float64[Tensor, " k"]:
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
 
 
-def classify(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int) -> Classified:
-    """Held against the true labels: the likeliest classes, and p(y|x) on a half of the images drawn by the seed.
+def classify_images(run: Run, images: ShardImages, runtime: Runtime, *, prior: str, seed: int) -> Classification:
+    """Classify the images by Bayes' rule. A collective.
 
-    logits: log p(x|y) + log p(y). A temperature is fitted on the other half.
+    prior: `data` (the classes' shares of the run's training data) or `uniform`. Raises UserError.
+    """
+    labels = runtime.comm.raise_on_all_ranks(lambda: images.labels(range(images.n)))
+    prior_of_class = runtime.comm.raise_on_all_ranks(lambda: log_prior(run, prior))
+    return classify(log_likelihoods(run, images, seed, runtime) + prior_of_class, labels, seed)
+
+
+def require_conditional(run: Run) -> None:
+    """Raise UserError where the run has no likelihood given a class."""
+    scoring_stage(run)
+    if not is_conditional(run):
+        raise UserError(
+            f"{run.home}: classification compares p(x|y) over the classes y, and this run of stage.kind "
+            f"{run.experiment.stage.kind} has none; give a ddpm, vae or flow trained with data.labels=true and "
+            f"stage.conditional=true"
+        )
+
+
+def classify(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"], seed: int) -> Classification:
+    """The likeliest class of each image, and the calibration of p(y|x) on one half of the images, drawn by the seed.
+
+    logits: log p(x|y) + log p(y). The temperature is fitted on the other half.
     """
     n, k = logits.shape
     confusion = torch.bincount(k * labels + logits.argmax(dim=1), minlength=k * k).reshape(k, k)
@@ -94,4 +141,50 @@ def classify(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"], seed: in
         reliability = calibration.reliability(logits.softmax(dim=1), labels[held])
         return Calibration(calibration.log_loss(logits, labels[held]), reliability)
 
-    return Classified(confusion, temperature, judge(logits[held]), judge(logits[held] / temperature))
+    return Classification(confusion, temperature, judge(logits[held]), judge(logits[held] / temperature))
+
+
+def score_file(
+    result: Classification, run: Run, images: ShardImages, runtime: Runtime, *, prior: str, seed: int
+) -> dict[str, Any]:
+    """JSON values: the scores, the confusion matrix, the reliability diagrams, and the protocol."""
+    low, high = result.interval
+    scores = {"accuracy": result.right / result.n, "accuracy_low": low, "accuracy_high": high}
+    posteriors = {"posterior": result.raw, "tempered": result.tempered}
+    for name, quality in posteriors.items():
+        scores |= {f"{name}_log_loss": quality.log_loss, f"{name}_ece": quality.reliability.error}
+    held = result.n - result.n // 2
+    options = {"prior": prior, "seed": seed, "precision": str(runtime.dtype).removeprefix("torch.")}
+    return {
+        "scores": scores,
+        "floor": {},
+        "temperature": result.temperature,
+        "classes": class_names(images, run.shape.classes),
+        "confusion": result.confusion.tolist(),
+        "reliability": {
+            name: {column: values.tolist() for column, values in quality.reliability._asdict().items()}
+            for name, quality in posteriors.items()
+        },
+        "protocol": {
+            "metrics": {
+                "accuracy": {"interval": "Wilson 95%"},
+                "log_loss": {"unit": "nats", "n": held},
+                "ece": {"bins": calibration.BINS, "n": held},
+            },
+            "model": {"stage": run.experiment.stage.kind, **options, **run.describe()},
+            "reference": {"n": result.n, **images.describe()},
+            **provenance(),
+        },
+    }
+
+
+def class_names(images: ShardImages, classes: int) -> list[str]:
+    """The names of the run's classes in the index of the images, else their numbers."""
+    names = images.shards.classes or []
+    return [names[i] if i < len(names) else str(i) for i in range(classes)]
+
+
+def default_path(run: Run, n: int, steps: int | None) -> Path:
+    """The score file in the run directory. Its name has the options that change the numbers."""
+    options = "" if steps is None else f"steps{steps}-"
+    return run.home / "scores" / f"classify-step-{run.checkpoint.step:08d}-{options}n{n}.json"

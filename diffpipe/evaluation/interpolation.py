@@ -1,4 +1,4 @@
-"""Images between two images, through the latents, or between two noises."""
+"""Images between two images, through their latents, or between two noises."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader import sequential_reader
-from diffpipe.evaluation.image_sources import GeneratedImages
-from diffpipe.evaluation.latent_space import LatentSpace
+from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import GeneratedImages, require_images
+from diffpipe.evaluation.latent_space import LatentSpace, drawn, drawn_of_class, labelled_shards
+from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
+from diffpipe.experiment.run import Run, generated_images
+from diffpipe.interfaces import Generates
 from diffpipe.rng import KeyedRNG
+from diffpipe.train.runtime import Runtime
 
 
 class Ends(NamedTuple):
-    """The images that rows begin and end with, by their places in the shards, and a row's class, where it matters."""
+    """The first and the last image of each row, by their places in the shards, and the row's class where it has one."""
 
     first: Int[np.ndarray, " n"]
     last: Int[np.ndarray, " n"]
@@ -30,19 +36,67 @@ class Ends(NamedTuple):
 def between_images(
     space: LatentSpace, shards: ShardSet, ends: Ends, t: Float[Tensor, " k"]
 ) -> UInt8[Tensor, "n k2 c h w"]:
-    """A row of images for each pair: the first, those decoded on the way at each t, and the last. A collective.
+    """A row of images for each pair: the first, the decoded ones at each t in [0, 1], and the last. A collective.
 
-    The way is the arc between normal latents and the straight line between an autoencoder's, which keep to no prior
+    Between normal latents the path is the arc. Between an autoencoder's it is the straight line: they have no prior
     that the line could leave.
     """
-    way = spherical if space.stage.normal_latents else straight
+    path = spherical if space.stage.normal_latents else straight
     z_first, z_last = (space.of_shards(shards, places, ends.labels) for places in ends[:2])
-    z = torch.stack([way(z_first, z_last, each.expand(len(z_first))) for each in t], dim=1)
+    z = torch.stack([path(z_first, z_last, fraction.expand(len(z_first))) for fraction in t], dim=1)
     labels = None if ends.labels is None else ends.labels.repeat_interleave(len(t))
     images = space.images_of(rearrange(z, "n k ... -> (n k) ..."), labels)
     channels, resolution, _ = space.shape
     first, last = (sequential_reader.images(shards, places, resolution, channels)[:, None] for places in ends[:2])
     return torch.cat([first, rearrange(images, "(n k) c h w -> n k c h w", k=len(t)), last], dim=1)
+
+
+def interpolate_images(
+    run: Run, patterns: str, t: Float[Tensor, " k"], runtime: Runtime, *, n: int, seed: int, label: int | None
+) -> tuple[Ends, UInt8[Tensor, "n k2 c h w"]]:
+    """n pairs of images drawn from the shards, and the images between each (see `between_images`). A collective.
+
+    label: the class of the images; see `draw_pairs`. Raises UserError.
+    """
+    space = LatentSpace(run.stage, run.nets, run.shape, runtime, seed)
+    shards, ends = runtime.comm.raise_on_all_ranks(lambda: draw_pairs(run, patterns, n, seed, label))
+    return ends, between_images(space, shards, ends, t)
+
+
+def interpolate_noise(
+    run: Run, t: Float[Tensor, " k"], runtime: Runtime, *, n: int, seed: int, label: int | None
+) -> UInt8[Tensor, "n k c h w"]:
+    """n rows of images from one noise to another (see `between_noises`). A collective. Raises UserError."""
+    if not isinstance(run.stage, Generates):
+        kind = run.experiment.stage.kind
+        raise UserError(f"a run of stage.kind {kind} generates nothing from noise; give --shards with images")
+    return between_noises(generated_images(run, runtime, n=n, seed=seed, label=label), t)
+
+
+def draw_pairs(run: Run, patterns: str, n: int, seed: int, label: int | None) -> tuple[ShardSet, Ends]:
+    """n pairs of images of the shards, drawn without replacement.
+
+    Without a label they are any images. With one, or where the run is class-conditional, both images of a pair are of
+    one class: latents of different classes cannot be compared. Pair i has class i mod classes where none is given.
+    Raises UserError.
+    """
+    classes = run.shape.classes
+    if label is None and not is_conditional(run):
+        shards = shard_set.load(patterns)
+        require_images(shards)
+        if shards.total < 2 * n:
+            raise UserError(f"{patterns} holds {shards.total} images and {n} pairs need {2 * n}; give a smaller --n")
+        places = drawn(shards, 2 * n, seed)
+        return shards, Ends(places[:n], places[n:], None)
+    if is_conditional(run) and label is not None and not 0 <= label < classes:
+        raise UserError(f"--label {label}: the labels of this run are 0 to {classes - 1}")
+    shards = labelled_shards(patterns)
+    labels = [i % classes if label is None else label for i in range(n)]
+    most = 2 * max(map(labels.count, labels))
+    places = drawn_of_class(shards, dict.fromkeys(labels), most, seed, least=most)
+    pair = [labels[:i].count(c) for i, c in enumerate(labels)]  # the pair's number within its class
+    first, last = (np.array([places[c][2 * k + end] for c, k in zip(labels, pair, strict=True)]) for end in (0, 1))
+    return shards, Ends(first, last, torch.tensor(labels))
 
 
 class Between(KeyedRNG):
@@ -60,27 +114,27 @@ class Between(KeyedRNG):
 
 
 def between_noises(source: GeneratedImages, t: Float[Tensor, " k"]) -> UInt8[Tensor, "n k c h w"]:
-    """A row from the source's image i to another of its class, made of the noises between theirs. A collective."""
+    """Row i: from the source's image i to another of its class, from noise on the arc between theirs. A collective."""
     classes, k, device = max(source.shape.classes, 1), len(t), source.runtime.device
-    away = classes * -(-source.n // classes)
+    offset = classes * -(-source.n // classes)  # from a row's first sample index to its last: of the same class
 
-    def each(chunk: range) -> Tensor:
+    def generate(chunk: range) -> Tensor:
         cells = torch.tensor(chunk, device=device)
         rows = cells // k
         labels = None
         if source.shape.classes:
             labels = rows % classes if source.label is None else torch.full_like(rows, source.label)
-        rng = Between(source.seed, rows, rows + away, t.to(device)[cells % k])
+        rng = Between(source.seed, rows, rows + offset, t.to(device)[cells % k])
         return source.stage.generate(source.nets, rng, labels).cpu()
 
-    cells = torch.cat(map_over_ranks(source.n * k, each, source.runtime, "sample"))
+    cells = torch.cat(map_over_ranks(source.n * k, generate, source.runtime, "sample"))
     return rearrange(cells, "(n k) c h w -> n k c h w", k=k)
 
 
 def straight(
     a: Float[Tensor, " n *latent"], b: Float[Tensor, " n *latent"], t: Float[Tensor, " n"]
 ) -> Float[Tensor, " n *latent"]:
-    """On the line from a (t = 0) to b (t = 1), row by row."""
+    """The point on the line from a (t = 0) to b (t = 1), row by row."""
     t = t.double().reshape(-1, *[1] * (a.ndim - 1))
     return ((1 - t) * a.double() + t * b.double()).to(a.dtype)
 
@@ -88,10 +142,10 @@ def straight(
 def spherical(
     a: Float[Tensor, " n *latent"], b: Float[Tensor, " n *latent"], t: Float[Tensor, " n"]
 ) -> Float[Tensor, " n *latent"]:
-    """On the arc from a (t = 0) to b (t = 1), row by row (Shoemake 1985).
+    """The point on the arc from a (t = 0) to b (t = 1), row by row (Shoemake 1985).
 
-    Normal latents of many numbers all lie about equally far from zero, and so does the arc between two of them; the
-    straight line passes nearer to zero, where there are none (White 2016). Where the two are parallel it is the line.
+    Normal latents of many dimensions all have about the same norm, and so has the arc between two of them. The straight
+    line passes nearer to zero, where there are none (White 2016). Parallel vectors are interpolated on the line.
     """
     flat_a, flat_b, t = a.double().flatten(1), b.double().flatten(1), t.double()[:, None]
     lengths = flat_a.norm(dim=1) * flat_b.norm(dim=1)

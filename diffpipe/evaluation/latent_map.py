@@ -9,19 +9,22 @@ import torch
 from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor
 
-from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.index.shard_set import ShardSet, number_of_classes
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
-from diffpipe.evaluation.latent_space import LatentSpace
+from diffpipe.evaluation.latent_space import LatentSpace, drawn, labelled_shards
+from diffpipe.evaluation.likelihood import is_conditional
+from diffpipe.experiment.run import Run
+from diffpipe.train.runtime import Runtime
 
 SIDE = 15  # decoded images along each side of the plane
-MIDDLE = (0.02, 0.98)  # the quantiles of the map between which it is decoded
+MIDDLE = (0.02, 0.98)  # quantiles of the points: the part of the plane that is decoded
 
 
 class Plane(NamedTuple):
-    """Where the map lies among the latents, taken as vectors of d numbers: z = origin + x axes[0] + y axes[1].
+    """The plane of the map in the space of flattened latents: z = origin + x axes[0] + y axes[1].
 
-    explained: the share of the latents' variance along each axis; None where the latents are the plane.
+    explained: the share of the latents' variance along each axis; None where the latents have two dimensions.
     """
 
     origin: Float64[Tensor, " d"]
@@ -31,14 +34,20 @@ class Plane(NamedTuple):
     def points(self, z: Float[Tensor, "n d"]) -> Float64[Tensor, "n 2"]:
         return (z.double() - self.origin) @ self.axes.T
 
+    def text(self) -> str:
+        """The variance that the plane explains; empty where it is all of it."""
+        if self.explained is None:
+            return ""
+        return f" on the first two principal components, {100 * sum(self.explained):.1f}% of their variance"
+
     def latents(self, points: Float64[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
         return (self.origin + points @ self.axes).float()
 
 
 class Map(NamedTuple):
-    """Latents on their plane with their labels, and the images of a lattice on it, the top row first.
+    """Latents on their plane with their labels, and the decoded images of a lattice on it, the top row first.
 
-    corners: of the lattice, its lowest and its highest x and y.
+    corners: the lowest and the highest x and y of the lattice. decoded: None for a class-conditional stage.
     """
 
     plane: Plane
@@ -48,19 +57,36 @@ class Map(NamedTuple):
     decoded: UInt8[Tensor, "m c h w"] | None
 
 
+def map_of_run(run: Run, patterns: str, runtime: Runtime, *, n: int, seed: int) -> tuple[ShardSet, Map]:
+    """The map of up to n images of the shards. A collective.
+
+    Raises UserError for a stage without latents, and classes that the run was not trained on.
+    """
+    space = LatentSpace(run.stage, run.nets, run.shape, runtime, seed)
+    shards = runtime.comm.raise_on_all_ranks(lambda: _labelled_shards(patterns, run))
+    return shards, latent_map(space, shards, drawn(shards, n, seed), conditional=is_conditional(run))
+
+
+def _labelled_shards(patterns: str, run: Run) -> ShardSet:
+    shards, classes = labelled_shards(patterns), run.shape.classes
+    if is_conditional(run) and number_of_classes(shards) > classes:
+        raise UserError(f"{patterns} holds {number_of_classes(shards)} classes and the run was trained on {classes}")
+    return shards
+
+
 def latent_map(
     space: LatentSpace, shards: ShardSet, places: Int[np.ndarray, " n"], *, conditional: bool = False
 ) -> Map:
     """The map of the images at these places. A collective.
 
-    Nothing is decoded of a class-conditional stage: a point of the plane has no class. Raises UserError for latents of
-    one number.
+    A class-conditional stage decodes nothing, because a point of the plane has no class. Raises UserError for latents
+    of one dimension.
     """
     labels = space.runtime.comm.raise_on_all_ranks(lambda: sequential_reader.labels(shards, places))
     z = space.of_shards(shards, places, labels if conditional else None)
     latent, z = z.shape[1:], z.flatten(1)
     if z.shape[1] < 2:
-        raise UserError("the latents of this run are one number each, and a map needs two")
+        raise UserError("the latents of this run have one dimension, and a map needs two")
     plane = principal(z)
     points = plane.points(z)
     corners = torch.quantile(points, torch.tensor(MIDDLE, dtype=torch.float64), dim=0)
@@ -72,9 +98,9 @@ def latent_map(
 
 
 def principal(z: Float[Tensor, "n d"]) -> Plane:
-    """The plane of latents of two numbers; else of the first two principal components (Pearson 1901).
+    """The plane of the first two principal components (Pearson 1901), or all of two-dimensional latents.
 
-    An axis points where its largest number is positive, so that it does not depend on who computes it.
+    The sign of an axis makes its largest entry positive, so that it does not depend on the machine.
     """
     if z.shape[1] == 2:
         return Plane(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64), None)

@@ -32,3 +32,8 @@ def map_over_ranks(n: int, each: Callable[[range], T], runtime: Runtime, title: 
         runtime.comm.raise_on_all_ranks(work)
     parts = {start: part for each_rank in runtime.comm.gather(mine) for start, part in each_rank.items()}
     return [parts[start] for start in sorted(parts)]
+
+
+def on_rank_zero(runtime: Runtime, work: Callable[[], object]) -> None:
+    """Do `work` on rank 0 alone. A UserError there is raised on all ranks. A collective."""
+    runtime.comm.raise_on_all_ranks(lambda: work() if runtime.main else None)

@@ -17,7 +17,8 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.scores import score
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Reconstructs, Stage
-from diffpipe.metrics.evaluate import ImageSource, parse_metric
+from diffpipe.metrics.evaluate import ImageSource
+from diffpipe.metrics.names import parse_metric
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime

@@ -52,10 +52,10 @@ class Scorer:
         self.fresh, self._inception_weights = fresh, inception_weights
         self._extractors: dict[str, Extractor] = {}
 
-    def score(self, opened: Run, generated: ImageSource) -> Scored:
+    def score(self, run: Run, generated: ImageSource) -> Scored:
         """The score of what the run generates, in a file in its scores/. A collective. Raises UserError."""
         sources = {"generated": generated, "reference": self.reference, "floor": self.floor}
-        plan = Plan.of(opened, sources, self.metrics)
+        plan = Plan.of(run, sources, self.metrics)
         made = self.runtime.comm.gather(plan.made() if self.runtime.main and not self.fresh else None)[0]
         if made is not None:
             return Scored(_only(made[0], self.metrics), made[1], reused=True)
@@ -75,14 +75,14 @@ class Plan(NamedTuple):
     path: Path
 
     @classmethod
-    def of(cls, opened: Run, sources: Mapping[str, ImageSource], metrics: Sequence[str]) -> Plan:
+    def of(cls, run: Run, sources: Mapping[str, ImageSource], metrics: Sequence[str]) -> Plan:
         """sources: `generated`, `reference` and `floor`, as `evaluate` takes them."""
         said: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
         said["versions"] = {"diffpipe": __version__, "torch": str(torch.__version__)}
         said = _identity(said)
         digest = hashlib.sha256(json.dumps([said, sorted(metrics)], sort_keys=True).encode()).hexdigest()
-        name = f"compare-step-{opened.checkpoint.step:08d}-n{sources['generated'].n}-{digest[:12]}.json"
-        return cls(said, metrics, opened.home / "scores" / name)
+        name = f"compare-step-{run.checkpoint.step:08d}-n{sources['generated'].n}-{digest[:12]}.json"
+        return cls(said, metrics, run.home / "scores" / name)
 
     def made(self) -> tuple[Result, Path] | None:
         """A score file of the run that was made by this very plan, whichever command made it."""

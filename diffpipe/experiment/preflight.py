@@ -14,7 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.reconstruction import originals
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Generates, ImageShape, Stage
-from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.metrics.names import parse_metric
 from diffpipe.stages.codec import VAECodecConfig
 
 

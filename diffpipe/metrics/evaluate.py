@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +12,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diffpipe import __version__
 from diffpipe.errors import UserError
 from diffpipe.metrics.features import Extractor, build_extractor
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.moments import Moments
-from diffpipe.metrics.prdc import NEIGHBOURS, prdc
-from diffpipe.metrics.protocol import Result
+from diffpipe.metrics.names import METRICS, NEIGHBOURS, Metric, parse_metric
+from diffpipe.metrics.prdc import prdc
+from diffpipe.metrics.protocol import Result, provenance
 
 # Fixed, whatever the number of processes: convolutions round differently for another batch size.
 CHUNK = 50
@@ -41,37 +40,6 @@ class ImageSource(Protocol):
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         """The images of these indices within range(n): a pure function of the indices."""
         ...
-
-
-class Metric(NamedTuple):
-    """kind: `fd` (Fréchet distance), `kid` (kernel distance) or one of `prdc`. extractor: the feature network's."""
-
-    kind: str
-    extractor: str
-
-
-METRICS = {
-    "fd_efficientnet_lite0": Metric("fd", "efficientnet_lite0"),
-    "kid_efficientnet_lite0": Metric("kid", "efficientnet_lite0"),
-    "fid": Metric("fd", "inception"),
-    "kid": Metric("kid", "inception"),
-    **{f"{kind}_{name}": Metric(kind, name) for name in ("efficientnet_lite0", "inception") for kind in NEIGHBOURS},
-}
-KINDS = ("fd", "kid", *NEIGHBOURS)
-
-
-def parse_metric(name: str) -> Metric:
-    """A metric by name; `fd_module:attribute` and the like take a feature network of the user's.
-
-    Raises UserError with the known names.
-    """
-    kind, _, extractor = name.partition("_")
-    if kind in KINDS and ":" in extractor:
-        return Metric(kind, extractor)
-    if name not in METRICS:
-        known = ", ".join([*METRICS, *(f"{kind}_module:attribute" for kind in KINDS)])
-        raise UserError(f"unknown metric {name!r}; known: {known}")
-    return METRICS[name]
 
 
 def build_extractors(metrics: Sequence[str], **options: Any) -> dict[str, Extractor]:
@@ -128,8 +96,8 @@ def evaluate(
         scores[name] = _score(metric, sets["generated", metric.extractor].all, real.all, neighbours)
         pair = (sets["floor", metric.extractor].all, real.all) if floor else (real.even, real.odd)
         floors[name] = _score(metric, *pair, neighbours)
-        said[name] = _say(metric, extractors[metric.extractor], min(generated.n, reference.n))
-    return Result(scores, floors, {"metrics": said, **_say_sources(sources), **_say_when()})
+        said[name] = _describe(metric, extractors[metric.extractor], min(generated.n, reference.n))
+    return Result(scores, floors, {"metrics": said, **_describe_sources(sources), **provenance()})
 
 
 def _collect(
@@ -234,7 +202,7 @@ def _score(
     return kernel_distance(a.features, b.features, subsets)
 
 
-def _say(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
+def _describe(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
     said = {"extractor": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize, "dim": extractor.dim}
     if metric.kind == "fd":
         return said | {"distance": "frechet"}
@@ -248,14 +216,9 @@ def _say(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
     }
 
 
-def _say_sources(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
+def _describe_sources(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
     said: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
     if "floor" not in said:
         n = sources["reference"].n
         said["floor"] = {"n": [(n + 1) // 2, n // 2], "images": "the reference's even against its odd indices"}
     return said
-
-
-def _say_when() -> dict[str, Any]:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"versions": {"diffpipe": __version__, "torch": str(torch.__version__)}, "date": now}

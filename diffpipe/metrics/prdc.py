@@ -12,9 +12,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffpipe.errors import UserError
+from diffpipe.metrics.names import NEIGHBOURS
 
-# As their papers have them.
-NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
 BLOCK = 2**22  # distances held at a time: 32 MB in float64
 
 

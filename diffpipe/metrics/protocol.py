@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from diffpipe import __version__
 from diffpipe.errors import UserError
 from diffpipe.files import atomic_write
 
@@ -26,6 +30,17 @@ class Result:
     scores: dict[str, float]
     floor: dict[str, float]
     protocol: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a score can depend on."""
+    return {"diffpipe": __version__, "torch": str(torch.__version__)}
+
+
+def provenance() -> dict[str, Any]:
+    """The last entries of every protocol: `versions`, and `date` in UTC to the second."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": versions(), "date": now}
 
 
 def compare(a: Result, b: Result) -> list[str]:

@@ -6,13 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffpipe.evaluation.classification import Classified
+from diffpipe.evaluation.classification import Classification
 from diffpipe.metrics.calibration import Reliability
 
 NAMED = 30  # classes that a picture still has room to name and to count
 
 
-def plot_classification(found: Classified, names: list[str], title: str) -> Figure:
+def plot_classification(found: Classification, names: list[str], title: str) -> Figure:
     """The confusion matrix, in shares of each true class, and the reliability of the raw and the tempered posterior."""
     k = len(names)
     figure = Figure(figsize=(11, 6.4), dpi=150, layout="constrained")

@@ -18,7 +18,7 @@ from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.evaluation.score_cache import Scored, Scorer
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Generates, Reconstructs
-from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.metrics.names import parse_metric
 from diffpipe.metrics.protocol import require_alike
 from diffpipe.report import run_summary
 from diffpipe.report.image_rows import images_per_row

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.metrics.names import parse_metric
 from diffpipe.report.run_summary import RunSummary
 
 DASH = "—"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring
+from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring_stage
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Borrows, Generates, Reconstructs
@@ -119,7 +119,7 @@ def mean_likelihood(run: Run, shards: str, n: int, seed: int, runtime: Runtime) 
 
     Raises UserError where the stage has none.
     """
-    scoring(run, likelihood=True)
+    scoring_stage(run, likelihood=True)
     images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
     scores = score_images(run, images, seed, _in_float32(runtime), title="bits/dim")
     require_likelihood(scores, run)

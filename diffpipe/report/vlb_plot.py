@@ -6,11 +6,11 @@ import torch
 from matplotlib.figure import Figure
 
 from diffpipe.evaluation.likelihood import (
-    Course,
+    VLBByTimestep,
 )
 
 
-def plot_vlb(course: Course, prior: float, decoder: float, title: str) -> Figure:
+def plot_vlb(course: VLBByTimestep, prior: float, decoder: float, title: str) -> Figure:
     """The terms of a diffusion's bound over time, and what they add up to, at the paper's t of 1 to T.
 
     There t = 1 is L_0, and T + 1 stands for L_T.

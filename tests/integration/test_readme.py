@@ -19,7 +19,7 @@ from PIL import Image
 
 from diffpipe.config.load import load_config
 from diffpipe.experiment.config import Experiment
-from diffpipe.metrics.evaluate import parse_metric
+from diffpipe.metrics.names import parse_metric
 from tests.support.archives import cifar_pickles, write_cifar
 from tests.support.commands import HOME, TINY, TINY_RUN, diffpipe, tiny_stage
 

@@ -177,10 +177,13 @@ def _end(pids: set[int]) -> int:
 
 
 def _preload() -> None:
-    folder = importlib.import_module("diffpipe.cli").__path__
-    for module in (*LATE, *(f"diffpipe.cli.{found.name}" for found in pkgutil.iter_modules(folder))):
-        with contextlib.suppress(Exception):  # a command that cannot be imported says so itself
-            importlib.import_module(module)
+    """Import the package whole: a command imports its part of it only when it runs."""
+    package = importlib.import_module("diffpipe").__path__
+    modules = [module.name for module in pkgutil.walk_packages(package, "diffpipe.")]
+    for module in (*LATE, *modules):
+        if module != "diffpipe.__main__":  # runpy executes it, and warns if it was imported before
+            with contextlib.suppress(Exception):  # a command that cannot be imported says so itself
+                importlib.import_module(module)
     gc.freeze()
 
 

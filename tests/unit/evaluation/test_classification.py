@@ -13,7 +13,6 @@ from PIL import Image
 from scipy.stats import norm
 from torch import nn
 
-from diffpipe.cli.classify import table
 from diffpipe.config import validate
 from diffpipe.data.index import shard_set
 from diffpipe.data.packing.pack import FolderSource, pack
@@ -122,8 +121,8 @@ def test_a_likelihood_that_counts_everything_nine_times_is_repaired(shards: Path
     assert found.raw.reliability.error > 0.2
     assert found.tempered.reliability.error < 0.1
     assert found.tempered.log_loss < 0.5 * found.raw.log_loss
-    assert "far too sure" in table(found)
-    assert f"{found.right / N:.4f} (" in table(found)
+    assert "far too sure" in found.table()
+    assert f"{found.right / N:.4f} (" in found.table()
     assert plot_classification(found, ["a", "b"], "title").axes[0].get_xticklabels()[1].get_text() == "b"
 
 

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 
 from diffpipe.errors import UserError
-from diffpipe.metrics.evaluate import CHUNK, build_extractors, evaluate, parse_metric
+from diffpipe.metrics.evaluate import CHUNK, build_extractors, evaluate
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.folder import FolderImages
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.moments import Moments
+from diffpipe.metrics.names import parse_metric
 from diffpipe.metrics.protocol import Result
 
 LITE0 = ["fd_efficientnet_lite0", "kid_efficientnet_lite0"]

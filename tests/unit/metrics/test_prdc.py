@@ -11,9 +11,10 @@ import torch
 
 from diffpipe.errors import UserError
 from diffpipe.metrics import prdc as module
-from diffpipe.metrics.evaluate import evaluate, parse_metric
+from diffpipe.metrics.evaluate import evaluate
 from diffpipe.metrics.features import Extractor
-from diffpipe.metrics.prdc import NEIGHBOURS, prdc
+from diffpipe.metrics.names import NEIGHBOURS, parse_metric
+from diffpipe.metrics.prdc import prdc
 
 
 def features(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -1,0 +1,63 @@
+"""The negative log-likelihood of images under a run, as a score file and as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from diffpipe.evaluation.likelihood import (
+    Likelihoods,
+    labelled_images,
+    require_likelihood,
+    score_images,
+    scoring_stage,
+)
+from diffpipe.experiment.run import Run
+from diffpipe.metrics.protocol import Result, provenance
+from diffpipe.train.runtime import Runtime
+
+
+class NLL(NamedTuple):
+    """The likelihoods of the images, and their mean with its protocol."""
+
+    likelihoods: Likelihoods
+    result: Result
+
+    def text(self, name: str) -> str:
+        """The mean of a term and its standard error, such as `3.142 ± 0.010 bits/dim`. The nll is the term `score`."""
+        mean, error = self.likelihoods.mean(name), self.likelihoods.standard_error(name)
+        return f"{mean:.3f} ± {error:.3f} {self.likelihoods.unit}"
+
+    def table(self) -> str:
+        """One line for the nll, then one for each of its terms."""
+        titles = {name: "nll" if name == "score" else name for name in self.likelihoods.values}
+        width = max(map(len, titles.values()))
+        first, *terms = [f"{title:>{width}}  {self.text(name)}" for name, title in titles.items()]
+        return "\n".join([f"{first} ({self.likelihoods.kind}; {self.likelihoods.n} images)", *terms])
+
+
+def measure_nll(run: Run, shards: str, runtime: Runtime, *, n: int, seed: int) -> NLL:
+    """The likelihood of n images of the shards. A collective. Raises UserError where the run has no likelihood."""
+    scoring_stage(run, likelihood=True)
+    images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
+    likelihoods = score_images(run, images, seed, runtime)
+    require_likelihood(likelihoods, run)
+    scores = {"nll": likelihoods.mean("score"), "nll_standard_error": likelihoods.standard_error("score")}
+    terms = {name: likelihoods.mean(name) for name in likelihoods.values if name != "score"}
+    pixels = {"levels": 256, "resolution": run.shape.resolution, "channels": run.shape.channels}
+    precision = str(runtime.dtype).removeprefix("torch.")
+    model = {"stage": run.experiment.stage.kind, "kind": likelihoods.kind, "seed": seed, "precision": precision}
+    protocol = {
+        "metrics": {"nll": {"unit": likelihoods.unit, **pixels}},
+        "model": {**model, **run.describe()},
+        "reference": {"n": likelihoods.n, **images.describe()},
+        **provenance(),
+    }
+    return NLL(likelihoods, Result(scores | terms, {}, protocol))
+
+
+def default_path(run: Run, n: int, steps: int | None, importance_samples: int | None) -> Path:
+    """The score file in the run directory. Its name has the options that change the number."""
+    options = "" if steps is None else f"steps{steps}-"
+    options += "" if importance_samples is None else f"k{importance_samples}-"
+    return run.home / "scores" / f"nll-step-{run.checkpoint.step:08d}-{options}n{n}.json"

@@ -1,0 +1,67 @@
+"""The images that a score compares: of a run, a folder or shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_index import INDEX_NAME
+from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.experiment.run import Run
+from diffpipe.interfaces import ImageShape
+from diffpipe.metrics.evaluate import ImageSource
+from diffpipe.metrics.folder import FolderImages
+
+SPLIT = "split"
+
+
+class ScoreSources(NamedTuple):
+    """The scored images, the reference, and the real images of the floor (None: the halves of the reference)."""
+
+    generated: ImageSource
+    reference: ImageSource
+    floor: ImageSource | None
+
+
+def open_images(place: str, shape: ImageShape | None, n: int | None) -> ImageSource:
+    """The images of a folder or of shards; those of shards in this shape, None: as they are. Raises UserError."""
+    path = Path(place)
+    if path.is_dir() and not any(path.glob("*.tar")) and not (path / INDEX_NAME).exists():
+        return FolderImages(path, n)
+    channels, resolution = (shape.channels, shape.resolution) if shape else (3, None)
+    return ShardImages(shard_set.load(place), channels, resolution, n=n)
+
+
+def score_sources(generated: ImageSource, run: Run | None, reference: str, floor: str | None) -> ScoreSources:
+    """The sources of a score of `generated`, which is of `run` if it is of one.
+
+    floor: a folder or shards, or `split` for the halves of the reference. None: the run's training shards, and `split`
+    without a run. Raises UserError.
+    """
+    shape = run.shape if run else None
+    real = open_images(reference, shape, None)
+    if floor == SPLIT or (floor is None and run is None):
+        return ScoreSources(generated, real, None)
+    if floor is not None:
+        return ScoreSources(generated, real, open_images(floor, shape, generated.n))
+    assert run is not None
+    try:
+        data = run.experiment.data
+        shards = shard_set.load(data.trained_on, cache=data.shard_cache)
+        training = ShardImages(shards, run.shape.channels, run.shape.resolution, n=generated.n)
+    except UserError as error:
+        raise UserError(
+            f"the floor takes the run's data.train: {error}; or name others with --floor, or split"
+        ) from error
+    return ScoreSources(generated, real, training)
+
+
+def default_path(run: Run | None, n: int) -> Path | None:
+    """The score file in the run directory. Its name has the sampler and n; None where there is no run."""
+    if run is None:
+        return None
+    sampler = run.experiment.stage.sampler.model_dump()
+    options = "".join(f"{sampler[key]}-" for key in ("kind", "steps") if key in sampler)
+    return run.home / "scores" / f"step-{run.checkpoint.step:08d}-{options}n{n}.json"

@@ -1,0 +1,28 @@
+"""Train a run from its config: join the job, lock the run directory, train, and leave."""
+
+from __future__ import annotations
+
+import signal
+
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.job import Job
+from diffpipe.experiment.preflight import open_data
+from diffpipe.train.lost_peer import lost_peer_errors
+from diffpipe.train.run_lock import locked
+from diffpipe.train.runtime import Runtime
+from diffpipe.train.stop import StopConsensus
+
+
+def train(experiment: Experiment) -> signal.Signals | None:
+    """Train to the last step, from the newest valid checkpoint where the run has one. All processes of a job call it.
+
+    Returns the signal that stopped it, after a checkpoint was saved, or None at the last step. Raises UserError.
+    """
+    config, home = experiment.train, experiment.run.path
+    with Runtime.start(config.precision, config.device, home, config.timeout) as runtime, lost_peer_errors():
+        stop_consensus = StopConsensus(runtime.comm)
+        # Caught up to the last line: once one rank has left, the launcher signals the others.
+        with stop_consensus.listening():
+            shards, shape = runtime.comm.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
+            with locked(home, runtime.comm):
+                return Job.prepare(experiment, runtime, shards, shape).run(stop_consensus)

@@ -1,0 +1,40 @@
+"""The metrics by name. Nothing here imports torch: `--help` lists the names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from diffpipe.errors import UserError
+
+
+class Metric(NamedTuple):
+    """kind: `fd` (Fréchet distance), `kid` (kernel distance) or one of NEIGHBOURS. extractor: the feature network."""
+
+    kind: str
+    extractor: str
+
+
+# k of the k-th nearest neighbour, as in the papers that define the metrics (see metrics.prdc).
+NEIGHBOURS = {"precision": 3, "recall": 3, "density": 5, "coverage": 5}
+KINDS = ("fd", "kid", *NEIGHBOURS)
+METRICS = {
+    "fd_efficientnet_lite0": Metric("fd", "efficientnet_lite0"),
+    "kid_efficientnet_lite0": Metric("kid", "efficientnet_lite0"),
+    "fid": Metric("fd", "inception"),
+    "kid": Metric("kid", "inception"),
+    **{f"{kind}_{name}": Metric(kind, name) for name in ("efficientnet_lite0", "inception") for kind in NEIGHBOURS},
+}
+
+
+def parse_metric(name: str) -> Metric:
+    """A metric by name; `fd_module:attribute` and the like take a feature network of the user's.
+
+    Raises UserError with the known names.
+    """
+    kind, _, extractor = name.partition("_")
+    if kind in KINDS and ":" in extractor:
+        return Metric(kind, extractor)
+    if name not in METRICS:
+        known = ", ".join([*METRICS, *(f"{kind}_module:attribute" for kind in KINDS)])
+        raise UserError(f"unknown metric {name!r}; known: {known}")
+    return METRICS[name]
