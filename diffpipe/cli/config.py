@@ -6,15 +6,15 @@ import argparse
 import json
 from typing import Any
 
-from pydantic import create_model
-
-from diffpipe.config import dump_yaml, load_config
-from diffpipe.config.reference import as_markdown, as_text
+from diffpipe.cli import options
 from diffpipe.errors import UserError
-from diffpipe.experiment.config import Experiment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = options.example(
+        "diffpipe config show configs/fashion_mnist/ddpm.yaml train.steps=100",
+        "diffpipe config keys stage.network",
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print the resolved config: the file, the overrides and all defaults")
     show.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from diffpipe.config import dump_yaml, load_config
+    from diffpipe.config.reference import as_markdown, as_text
+    from diffpipe.experiment.config import Experiment
+
     if args.action == "show":
         print(dump_yaml(load_config(Experiment, args.config, args.overrides)), end="")
     elif args.action == "schema":
@@ -42,6 +46,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _schema(path: str | None) -> dict[str, Any]:
     """The schema of every config, or of those with the same kind of stage as the config at `path`."""
+    from pydantic import create_model
+
+    from diffpipe.config import load_config
+    from diffpipe.experiment.config import Experiment
+
     if path is None:
         return Experiment.model_json_schema()
     stage = type(load_config(Experiment, path).stage)
