@@ -10,4 +10,4 @@ diffpipe=(.venv/bin/accelerate launch --config_file launch/cpu.yaml --num_proces
 "${diffpipe[@]}" train configs/fashion_mnist/ddpm.yaml run.dir="$run" "$@"
 "${diffpipe[@]}" sample "$run" "$run/samples/demo" --n 100
 "${diffpipe[@]}" eval "$run" --reference configs/fashion_mnist/shards/test --n 1000
-echo "the samples, a class a column: $run/samples/demo/grid.png"
+echo "the samples, one class per column: $run/samples/demo/grid.png"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes train/ and test/ beside this script from the four gzipped idx files of Fashion-MNIST, whose folder is $1.
-# They come with the Debian package dataset-fashion-mnist (then $1 is /usr/share/datasets/fashion-mnist), or from
+# Rebuilds train/ and test/ beside this script from Fashion-MNIST's four gzipped idx files, in the folder $1.
+# The Debian package dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist. They are also at
 # https://github.com/zalandoresearch/fashion-mnist
 set -eu
 source=${1:?usage: make.sh FOLDER_OF_IDX_FILES}
