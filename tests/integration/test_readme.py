@@ -46,6 +46,7 @@ NOT_RUN = {
     "sbatch": "no Slurm: test_launch.py runs the script with a stand-in",
 }
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
+LAUNCH = shlex.split("accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 ALL_READMES = sorted(
     path.relative_to(HOME).as_posix()
@@ -67,8 +68,8 @@ def commands(text: str) -> list[str]:
 def shortened(line: str) -> str:
     """The command with little to do: CPUs for GPUs, a tiny network, a handful of images, local weights."""
     line = line.replace("--config_file launch/ddp.yaml", "--config_file launch/cpu.yaml --num_processes 2")
-    line = line.replace("launch/fsdp.yaml", "launch/fsdp.yaml --num_processes 2")  # without a GPU it shards over gloo
-    line = line.replace("--num_processes 2", "--num_processes 2 --main_process_port 0")
+    line = line.replace("fsdp.yaml", "fsdp.yaml --num_processes 2 --main_process_port 0")  # without a GPU: over gloo
+    line = line.replace("--num_processes 2 eval/", "--num_processes 2 --main_process_port 0 eval/")
     if " train " in line:
         (config,) = re.findall(r"configs/\S+\.yaml", line)
         tiny = tiny_stage(yaml.safe_load((HOME / config).read_text())["stage"])
@@ -107,10 +108,15 @@ def shortened(line: str) -> str:
 
 
 def run(line: str, home: Path, *, real: bool) -> None:
-    """The shortened command in `home`. real: as the shell finds it."""
+    """The shortened command in `home`. real: as the shell finds it.
+
+    Otherwise the fork server runs it, also for `accelerate launch` on CPUs: the demo's test below starts that for real.
+    """
     words = shlex.split(shortened(line).replace("~", str(home)))
-    if words[0] == "diffpipe" and not real:
+    if not real and words[0] == "diffpipe":
         result = diffpipe(*words[1:], cwd=home)
+    elif not real and words[: len(LAUNCH)] == LAUNCH:
+        result = diffpipe(*words[len(LAUNCH) :], cwd=home, processes=2)
     else:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
