@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.train.runtime import Runtime
 
     with Runtime.start(args.precision, args.device) as runtime:
-        codec, checkpoint = open_codec(args.run, None, runtime)
+        codec, checkpoint = open_codec(args.run, runtime)
         shards = encode_shards(codec, checkpoint.manifest_sha256, args.shards, args.out, runtime)
         shape = "x".join(map(str, codec.vae.latent_shape))
         print_on_rank_zero(

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.evaluation.map_over_ranks import on_rank_zero
     from diffpipe.evaluation.score_sources import ScoreSources, default_path, open_images, score_sources
     from diffpipe.evaluation.scores import score, table
-    from diffpipe.experiment.run import generated_images, is_run, open_run
+    from diffpipe.experiment.find_checkpoint import is_run
+    from diffpipe.experiment.run import generated_images, open_run
     from diffpipe.metrics import protocol
     from diffpipe.train.logs import print_on_rank_zero
     from diffpipe.train.runtime import Runtime

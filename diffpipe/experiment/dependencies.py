@@ -1,28 +1,113 @@
-"""The stage of a run that trains, with what it needs in training alone."""
+"""Open what a stage needs beside its data, other runs and feature networks, and pin each by its hash."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffpipe.config import validate
+from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.feature_network import build_seeing
-from diffpipe.experiment.run import Built, build_stage
-from diffpipe.experiment.teacher import build_taught
-from diffpipe.interfaces import ImageShape
-from diffpipe.stages.adversarial import AdversarialConfig
-from diffpipe.stages.vae import VAEConfig
+from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint
+from diffpipe.interfaces import Dependency, ImageShape, TrainedStage
+from diffpipe.metrics.perceptual import FeatureMaps, build_feature_maps
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
 
+OpenStage = Callable[[Checkpoint], TrainedStage]
 
-def build_for_training(
-    experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None
-) -> Built:
-    """As `build_stage`, with a teacher's weights or a feature network handed to the stage, and their hash pinned.
 
-    A collective. Raises UserError.
+class Resolved(NamedTuple):
+    """An experiment with the hash of each dependency in its config, and the dependencies by role.
+
+    opened: what the stage's config builds with. runs: the checkpoints among them.
     """
-    stage = experiment.stage
-    if isinstance(stage, AdversarialConfig) and stage.teacher is not None:
-        return build_taught(experiment, shape, runtime, trained)
-    if isinstance(stage, VAEConfig) and stage.perceptual is not None:
-        return build_seeing(experiment, shape, runtime)
-    return build_stage(experiment, shape, runtime, trained)
+
+    experiment: Experiment
+    opened: dict[str, Any]
+    runs: dict[str, Checkpoint]
+
+
+def resolve(
+    experiment: Experiment,
+    shape: ImageShape,
+    runtime: Runtime,
+    open_stage: OpenStage,
+    *,
+    training: bool,
+    trained: Checkpoint | None,
+) -> Resolved:
+    """Open what the stage needs now. A collective. Raises UserError, which names the config's key.
+
+    training: whether the stage is to be trained, and needs more than to generate. trained: the run's own checkpoint
+    where it goes on from one. It stays with the runs that it was trained with.
+    """
+    opened: dict[str, Any] = {}
+    runs: dict[str, Checkpoint] = {}
+    hashes: dict[str, str | None] = {}
+    for dependency in experiment.stage.dependencies():
+        if dependency.kind == "features" and training:
+            opened[dependency.role], hashes[dependency.section] = _features(dependency, shape, runtime)
+            continue
+        if dependency.kind == "features":
+            continue
+        sha256 = dependency.sha256 or _stored_hash(trained, dependency)
+        if dependency.needed == "always" or (training and trained is None):
+            checkpoint, stage = _open_run(dependency, sha256, runtime, open_stage)
+            runs[dependency.role], opened[dependency.role] = checkpoint, stage
+            sha256 = checkpoint.manifest_sha256
+        hashes[dependency.section] = sha256
+    return Resolved(_pinned(experiment, hashes), opened, runs)
+
+
+def _open_run(
+    dependency: Dependency, sha256: str | None, runtime: Runtime, open_stage: OpenStage
+) -> tuple[Checkpoint, TrainedStage]:
+    path, place = Path(dependency.source), f"{dependency.key}=PATH"
+    if dependency.needed == "always":
+        place = f"{place} in training, --{dependency.role} PATH elsewhere"
+    try:
+        if sha256 is None:
+            checkpoint = find_checkpoint(path, runtime)
+        else:
+            checkpoint = find_pinned_checkpoint(path, sha256, runtime, role=dependency.role, place=place)
+        return checkpoint, open_stage(checkpoint)
+    except UserError as error:
+        raise UserError(f"{dependency.key}: {error}") from error
+
+
+def _features(dependency: Dependency, shape: ImageShape, runtime: Runtime) -> tuple[FeatureMaps, str]:
+    def build() -> tuple[FeatureMaps, str]:
+        try:
+            network, sha256 = build_feature_maps(dependency.source, shape.resolution, device=runtime.device)
+        except UserError as error:
+            raise UserError(f"{dependency.key}: {error}") from error
+        if dependency.sha256 not in (None, sha256):
+            raise UserError(
+                f"{dependency.section}.sha256 is {dependency.sha256}, and {dependency.source} has {sha256}; bring that "
+                f"network back, or leave the hash out to begin with this one"
+            )
+        return network, sha256
+
+    return runtime.comm.raise_on_all_ranks(build)
+
+
+def _stored_hash(trained: Checkpoint | None, dependency: Dependency) -> str | None:
+    """The hash that the run's own checkpoint has in its config."""
+    section: Any = trained.state.experiment if trained is not None else None
+    for part in dependency.section.split("."):
+        section = (section or {}).get(part)
+    return (section or {}).get("sha256")
+
+
+def _pinned(experiment: Experiment, hashes: dict[str, str | None]) -> Experiment:
+    if not hashes:
+        return experiment
+    tree = experiment.model_dump(mode="json")
+    for section, sha256 in hashes.items():
+        place = tree
+        for part in section.split("."):
+            place = place[part]
+        place["sha256"] = sha256
+    return validate(Experiment, tree, source=experiment.run.dir)

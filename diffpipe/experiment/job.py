@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ from diffpipe.evaluation.reconstruction import in_words, reconstruction, unseen
 from diffpipe.evaluation.scores import score, table
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.dependencies import build_for_training
 from diffpipe.experiment.latent_statistics import measure_latents
 from diffpipe.experiment.preflight import fit_together, short_of_room
 from diffpipe.experiment.resume_compat import accept, accept_data
+from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.files import atomic_write
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
@@ -57,7 +58,7 @@ class Job:
     stage: Stage
     trainer: Trainer
     found: Checkpoint | None
-    codec: Checkpoint | None
+    runs: Mapping[str, Checkpoint]
     validation: Validation | None
 
     @classmethod
@@ -66,7 +67,7 @@ class Job:
         found, complaints = recover(experiment.run.checkpoints, runtime.comm)
         for complaint in complaints:
             print_on_rank_zero(runtime, f"warning: passing over a damaged checkpoint: {complaint}")
-        experiment, stage, codec = build_for_training(experiment, shape, runtime, found)
+        experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=found)
         runtime.comm.raise_on_all_ranks(lambda: fit_together(experiment, stage, shards))
         validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
@@ -79,7 +80,7 @@ class Job:
             batch_size=experiment.data.batch_size,
             max_bad_samples=experiment.data.max_bad_samples,
         )
-        return cls(experiment, runtime, shards, shape, stage, trainer, found, codec, validation)
+        return cls(experiment, runtime, shards, shape, stage, trainer, found, runs, validation)
 
     def run(self, stop_consensus: StopConsensus) -> signal.Signals | None:
         """Train to the last step, or until a signal asks to stop: that signal."""
@@ -90,8 +91,8 @@ class Job:
                 runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on"
             )
             return None
-        if self.codec is not None:
-            print_on_rank_zero(runtime, f"codec {self.codec.path}: {in_words(self.codec.state.reconstruction)}")
+        if codec := self.runs.get("codec"):
+            print_on_rank_zero(runtime, f"codec {codec.path}: {in_words(codec.state.reconstruction)}")
         if runtime.main:
             atomic_write(experiment.run.path / "config.yaml", dump_yaml(experiment))
             keep_listing(self.shards, experiment.run.path)

@@ -13,7 +13,7 @@ from diffpipe.errors import BadSampleError
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.interfaces import ImageShape, Stage
-from diffpipe.stages.latents import moments, statistics, unfit
+from diffpipe.stages.latents import moments, statistics, codec_problem
 from diffpipe.stages.vae import VAE
 from diffpipe.train.checkpoint.state import LatentStatistics
 from diffpipe.train.runtime import Runtime
@@ -35,7 +35,7 @@ def measure_latents(
     averaged: gives the networks where they are needed. some_bad: leave out the images that cannot be read or decoded.
     No latent is drawn: their variance is that of the posterior means and the posterior's own. A collective.
     """
-    if not isinstance(stage, VAE) or unfit(stage):
+    if not isinstance(stage, VAE) or codec_problem(stage):
         return None
     images = ShardImages(shards, shape.channels, shape.resolution, n=min(IMAGES, shards.total))
 

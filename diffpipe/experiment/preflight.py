@@ -15,7 +15,6 @@ from diffpipe.evaluation.reconstruction import originals
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.names import parse_metric
-from diffpipe.stages.codec import VAECodecConfig
 
 
 def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
@@ -56,8 +55,8 @@ def fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None
 
 def fit_latents(experiment: Experiment, shards: ShardSet) -> None:
     """Raise UserError where shards of latents were not encoded by the checkpoint that is the stage's codec."""
-    codec = getattr(experiment.stage, "codec", None)
-    sha256 = codec.sha256 if isinstance(codec, VAECodecConfig) else None
+    hashes = {dependency.role: dependency.sha256 for dependency in experiment.stage.dependencies()}
+    sha256 = hashes.get("codec")
     made_by = encoder(shards)
     if sha256 is None:
         raise UserError(

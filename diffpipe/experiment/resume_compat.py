@@ -33,9 +33,10 @@ def identity(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
     data = experiment.data
     order = {"interleave": data.interleave, "shuffle_window": data.shuffle_window}
     augmentation = {"flip": data.flip, "crop": data.crop}
-    # A codec, or a teacher, is its checkpoint's hash, wherever it lies.
-    places = {"codec": {"run"}, "teacher": {"run"}}
-    stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True, **places})
+    stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True})
+    for dependency in experiment.stage.dependencies():
+        if dependency.kind == "run":  # it is its checkpoint's hash, wherever that lies
+            del stage[dependency.section.removeprefix("stage.")]["run"]
     return {
         "seed": experiment.seed,
         "data": order | augmentation | shape._asdict(),

@@ -10,16 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from diffpipe.config import validate
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.dependencies import resolve
+from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.stored_config import stored_config
-from diffpipe.interfaces import ImageShape, Stage
-from diffpipe.stages.codec import VAECodecConfig
-from diffpipe.stages.ddpm import DDPMConfig
-from diffpipe.stages.latents import LatentCodec, unfit
-from diffpipe.stages.vae import VAE
+from diffpipe.interfaces import ImageShape, Stage, TrainedStage
+from diffpipe.stages.latents import LatentCodec, latent_codec
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.distributed import Communicator
@@ -35,13 +33,6 @@ OPTIONS = {
     "stage.sampler.temperature": ("--temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
     "stage.sampler.vlb_steps": ("--steps", "a diffusion's bound"),
     "stage.sampler.importance_samples": ("--importance-samples", "a VAE's bound"),
-}
-
-
-# Where a run says in what place another lies that it needs, by what that is to it.
-_PLACES = {
-    "VAE": "stage.codec.run=PATH in training, --codec PATH elsewhere",
-    "teacher": "stage.teacher.run=PATH",
 }
 
 
@@ -66,6 +57,12 @@ class Run:
         """What pictures call it, such as `ddpm, step 1500`."""
         return f"{self.home.name}, step {self.checkpoint.step}"
 
+    def as_dependency(self) -> TrainedStage:
+        """What the stage of another run needs of this one."""
+        latents = self.checkpoint.state.latents
+        scale = None if latents is None else (latents.mean, latents.std)
+        return TrainedStage(self.checkpoint.path, self.experiment.stage, self.shape, self.stage, self.nets, scale)
+
     def describe(self) -> dict[str, Any]:
         """What a score's protocol says of the weights and of how they generate."""
         sampler = self.experiment.stage.sampler.model_dump(mode="json")
@@ -75,23 +72,6 @@ class Run:
             "weights": self.weights,
             "sampler": sampler,
         }
-
-
-def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory or a checkpoint."""
-    return (path / checkpoints.MANIFEST).exists() or (path / "checkpoints").is_dir()
-
-
-def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
-    """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError."""
-    if (path / checkpoints.MANIFEST).exists():
-        return checkpoints.open_checkpoint(path, runtime.comm)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; give a run directory or one of its checkpoints")
-    found, _ = checkpoints.newest_valid(path / "checkpoints", runtime.comm)
-    if found is None:
-        raise UserError(f"{path}: no checkpoint in it; give a run directory that training has saved to")
-    return found
 
 
 def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
@@ -123,87 +103,44 @@ def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:
 
 
 def _takes(stage: Any, key: str) -> bool:
-    if key == "stage.codec.run":
-        return isinstance(stage, DDPMConfig) and isinstance(stage.codec, VAECodecConfig)
+    if any(key == dependency.key for dependency in stage.dependencies()):
+        return True
     return key.removeprefix("stage.sampler.") in type(stage.sampler).model_fields
 
 
 class Built(NamedTuple):
-    """An experiment, in which all that its stage needs is pinned by hash, the stage, and its codec's checkpoint."""
+    """An experiment with the hash of each dependency in its config, the stage, and the runs among them by role."""
 
     experiment: Experiment
     stage: Stage
-    codec: Checkpoint | None = None
+    runs: dict[str, Checkpoint]
 
 
 def build_stage(
-    experiment: Experiment, shape: ImageShape, runtime: Runtime, trained: Checkpoint | None = None
+    experiment: Experiment,
+    shape: ImageShape,
+    runtime: Runtime,
+    *,
+    training: bool = False,
+    trained: Checkpoint | None = None,
 ) -> Built:
-    """The experiment's stage, and the experiment with the hash of its codec's checkpoint pinned in it. A collective.
+    """The experiment's stage with all that it depends on. A collective. Raises UserError.
 
-    trained: the run's own checkpoint where it has one: it stays with the codec that it was trained with. Raises
-    UserError where the stage cannot be built or its codec not be found.
+    training, trained: see `dependencies.resolve`.
     """
-    stage = experiment.stage
-    if not isinstance(stage, DDPMConfig) or not isinstance(stage.codec, VAECodecConfig):
-        return Built(experiment, runtime.comm.raise_on_all_ranks(lambda: stage.build(shape)))
-    before = trained.state.experiment["stage"].get("codec", {}) if trained else {}
-    try:
-        codec, found = open_codec(Path(stage.codec.run), stage.codec.sha256 or before.get("sha256"), runtime)
-    except UserError as error:
-        raise UserError(f"stage.codec.run: {error}") from error
-    tree = experiment.model_dump(mode="json")
-    tree["stage"]["codec"]["sha256"] = found.manifest_sha256
-    pinned = validate(Experiment, tree, source=experiment.run.dir)
-    return Built(pinned, runtime.comm.raise_on_all_ranks(lambda: stage.build(shape, codec)), found)
+
+    def open_stage(checkpoint: Checkpoint) -> TrainedStage:
+        return _opened(checkpoint, [], runtime).as_dependency()
+
+    resolved = resolve(experiment, shape, runtime, open_stage, training=training, trained=trained)
+    stage = runtime.comm.raise_on_all_ranks(lambda: resolved.experiment.stage.build(shape, resolved.opened))
+    return Built(resolved.experiment, stage, resolved.runs)
 
 
-def open_pinned(path: Path, sha256: str | None, runtime: Runtime, role: str) -> Run:
-    """The run at `path`, at the checkpoint with this hash (None: the newest). A collective. Raises UserError.
-
-    role: what it is to the run that needs it, in one word.
-    """
-    return _opened(_pinned_checkpoint(path, sha256, runtime, role), [], runtime)
-
-
-def _pinned_checkpoint(path: Path, sha256: str | None, runtime: Runtime, role: str) -> Checkpoint:
-    """The checkpoint at `path`, or that of the run there, which has this hash (None: the newest). A collective."""
-    if sha256 is None:
-        return find_checkpoint(path, runtime)
-    if not path.is_dir():
-        raise UserError(
-            f"{path}: no such directory; this run needs its {role}, of the checkpoint with sha256 {sha256}; bring it "
-            f"back, or give its new place ({_PLACES[role]})"
-        )
-    there = [path] if (path / checkpoints.MANIFEST).exists() else checkpoints.committed(path / "checkpoints")
-    digests = {checkpoints.manifest_sha256(checkpoint): checkpoint for checkpoint in there}
-    if sha256 not in digests:
-        raise UserError(
-            f"{path}: this run needs the checkpoint whose manifest.json has sha256 {sha256}, and there "
-            f"{'is only' if len(there) == 1 else 'are'} {', '.join(map(str, digests)) or 'no checkpoint'}; "
-            f"bring it back, or train another run on this one"
-        )
-    return checkpoints.open_checkpoint(digests[sha256], runtime.comm)
-
-
-def open_codec(path: Path, sha256: str | None, runtime: Runtime) -> tuple[LatentCodec, Checkpoint]:
-    """The codec made of the VAE at `path`, of the checkpoint with this hash (None: the newest), and that one.
-
-    A collective. Raises UserError where there is no such checkpoint or it is of no VAE that can be a codec.
-    """
-    found = _pinned_checkpoint(path, sha256, runtime, "VAE")
-    kind = stored_config(found).stage.kind
-    if kind != "vae":
-        raise UserError(f"{found.path} is a run of stage.kind={kind}; give one of stage.kind=vae with spatial latents")
-    vae = _opened(found, [], runtime)
-    assert isinstance(vae.stage, VAE)
-    complaint = unfit(vae.stage)
-    if complaint is None and found.state.latents is None:
-        complaint = "its checkpoint says nothing of its latents' mean and deviation; train it on with this version"
-    if complaint is not None:
-        raise UserError(f"{found.path}: {complaint}")
-    assert found.state.latents is not None
-    return LatentCodec(vae.stage, vae.nets, found.state.latents.mean, found.state.latents.std), found
+def open_codec(path: Path, runtime: Runtime) -> tuple[LatentCodec, Checkpoint]:
+    """The codec made of the VAE at `path`, and its checkpoint. A collective. Raises UserError where it can be none."""
+    run = open_run(path, [], runtime)
+    return latent_codec(run.as_dependency()), run.checkpoint
 
 
 def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | None) -> GeneratedImages:

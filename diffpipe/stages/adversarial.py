@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -21,13 +21,13 @@ from diffpipe.config import Config
 from diffpipe.diffusion.process import over_pixels, predict_x0, q_sample, q_step, reverse_step
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
+from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm import DENOISER, DDPMConfig
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
 from diffpipe.stages.gan import LatentSamplerConfig, tiled, wanted_labels
 from diffpipe.stages.labels import conditional_classes
@@ -130,22 +130,40 @@ class AdversarialConfig(GameConfig, StageConfig):
     conditional: bool = False
     """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
 
-    def build(self, shape: ImageShape, teacher: Mapping[str, Tensor] | None = None) -> AdversarialDiffusion:
+    def dependencies(self) -> Sequence[Dependency]:
+        if self.teacher is None:
+            return ()
+        return (Dependency("teacher", "stage.teacher", "run", self.teacher.run, self.teacher.sha256, needed="start"),)
+
+    def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> AdversarialDiffusion:
         """The stage for images of this shape. Raises UserError where they do not fit each other.
 
-        teacher: the parameters of the UNet that both networks start from, where they are still to be trained.
+        dependencies: "teacher", the trained DDPM that both networks start from, where training is to start.
         """
-        return AdversarialDiffusion(self, shape, teacher)
+        teacher = (dependencies or {}).get("teacher")
+        return AdversarialDiffusion(self, shape, None if teacher is None else self._teacher_weights(teacher, shape))
 
-    def fits(self, teacher: DDPMConfig) -> None:
-        """Raises UserError where networks cannot start from that stage's."""
-        if teacher.codec.kind != "pixels":
-            raise UserError("stage.teacher.run diffuses latents; give a run of stage.codec.kind=pixels")
+    def _teacher_weights(self, teacher: TrainedStage, shape: ImageShape) -> dict[str, Tensor]:
+        problem = self._teacher_problem(teacher, shape)
+        if problem is not None:
+            raise UserError(f"stage.teacher.run: {teacher.path} {problem}")
+        return {name: value.cpu() for name, value in teacher.nets[DENOISER].state_dict().items()}
+
+    def _teacher_problem(self, teacher: TrainedStage, shape: ImageShape) -> str | None:
+        """Why the networks cannot start from that run's, or None."""
+        config = teacher.config
+        if not isinstance(config, DDPMConfig):
+            return f"is a run of stage.kind {config.kind}; give one of stage.kind=ddpm"
+        if config.codec.kind != "pixels":
+            return "diffuses latents; give a run of stage.codec.kind=pixels"
         ours = {"stage.network": self.network, "stage.levels": self.levels, "stage.conditional": self.conditional}
-        theirs = (teacher.network, teacher.schedule, teacher.conditional)
-        for (key, mine), wanted in zip(ours.items(), theirs, strict=True):
-            if mine != wanted:
-                raise UserError(f"stage.teacher.run was trained with another {key}: make it {wanted!r}, as there")
+        theirs = (config.network, config.schedule, config.conditional)
+        for (key, own), wanted in zip(ours.items(), theirs, strict=True):
+            if own != wanted:
+                return f"was trained with another {key}: make it {wanted!r}, as there"
+        if teacher.shape != shape:
+            return f"was trained on images of {_describe(teacher.shape)}, and these are of {_describe(shape)}"
+        return None
 
 
 class AdversarialDiffusion:
@@ -243,6 +261,10 @@ class AdversarialDiffusion:
         if device not in self._schedules:
             self._schedules[device] = self._schedules[torch.device("cpu")].to(device)
         return self._schedules[device]
+
+
+def _describe(shape: ImageShape) -> str:
+    return f"{shape.channels} × {shape.resolution} × {shape.resolution} in {shape.classes} classes"
 
 
 class _Levels(NamedTuple):

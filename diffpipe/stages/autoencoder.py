@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import reduce
@@ -31,7 +31,7 @@ class AutoencoderConfig(StageConfig):
     sampler: Config = Config()
     """Has no keys: an autoencoder does not sample."""
 
-    def build(self, shape: ImageShape) -> Autoencoder:
+    def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> Autoencoder:
         """The stage for images of this shape. Raises UserError where they do not fit each other."""
         return Autoencoder(self, shape)
 

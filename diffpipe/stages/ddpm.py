@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -15,12 +15,13 @@ from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
+from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
+from diffpipe.stages.latents import latent_codec
 
 DENOISER = "denoiser"
 
@@ -61,13 +62,24 @@ class DDPMConfig(StageConfig):
     def describe(self) -> str:
         return f"latent {super().describe()}" if self.codec.kind == "vae" else super().describe()
 
-    def build(self, shape: ImageShape, codec: Codec | None = None) -> DDPM:
+    def dependencies(self) -> Sequence[Dependency]:
+        if self.codec.kind == "pixels":
+            return ()
+        return (Dependency("codec", "stage.codec", "run", self.codec.run, self.codec.sha256, needed="always"),)
+
+    def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> DDPM:
         """The stage for images of this shape. Raises UserError where they do not fit each other.
 
-        codec: the one that `self.codec` describes, opened; pixels need none.
+        dependencies: "codec", the trained VAE, where latents are diffused.
         """
-        assert codec is not None or self.codec.kind == "pixels", "a codec that was trained is opened by the caller"
-        return DDPM(self, shape, codec or PixelCodec())
+        if self.codec.kind == "pixels":
+            return DDPM(self, shape, PixelCodec())
+        assert dependencies is not None, "the VAE is opened by the caller"
+        try:
+            codec = latent_codec(dependencies["codec"])
+        except UserError as error:
+            raise UserError(f"stage.codec.run: {error}") from error
+        return DDPM(self, shape, codec)
 
 
 class DDPM:

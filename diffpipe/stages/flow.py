@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -75,7 +75,7 @@ class FlowConfig(StageConfig):
     conditional: bool = False
     """Train p(x|y) for the labels y of the data, which needs data.labels=true."""
 
-    def build(self, shape: ImageShape) -> FlowStage:
+    def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> FlowStage:
         """The stage for images of this shape. Raises UserError where they do not fit each other."""
         return FlowStage(self, shape)
 

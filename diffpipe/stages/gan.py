@@ -9,7 +9,7 @@ they have less than half the Frechet distance that networks without had at 64,00
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -48,7 +48,7 @@ class GANConfig(GameConfig, StageConfig):
     conditional: bool = False
     """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
 
-    def build(self, shape: ImageShape) -> GAN:
+    def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> GAN:
         """The stage for images of this shape. Raises UserError where they do not fit each other."""
         return GAN(self, shape)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, UInt8
 from torch import Tensor, nn
 
 from diffpipe.errors import UserError
-from diffpipe.interfaces import ImageShape
+from diffpipe.interfaces import ImageShape, TrainedStage
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.vae import VAE, Posterior, reparameterize
 
@@ -27,7 +27,7 @@ class LatentCodec:
 
     def __init__(self, vae: VAE, nets: Mapping[str, nn.Module], mean: Sequence[float], std: Sequence[float]):
         """nets: the VAE's averaged networks, placed."""
-        assert unfit(vae) is None, "the caller has asked"
+        assert codec_problem(vae) is None, "the caller has asked"
         self.vae = vae
         self.nets = {name: net.requires_grad_(False).eval() for name, net in nets.items()}
         device = next(self.nets["encoder"].parameters()).device
@@ -63,7 +63,24 @@ class LatentCodec:
         return self.vae.codec.decode(self.vae.decode(self.nets, x * self.std + self.mean).mean)
 
 
-def unfit(vae: VAE) -> str | None:
+def latent_codec(trained: TrainedStage) -> LatentCodec:
+    """The codec that a trained run makes. Raises UserError where it makes none."""
+    vae = trained.stage
+    if not isinstance(vae, VAE):
+        raise UserError(
+            f"{trained.path} is a run of stage.kind={trained.config.kind}; give one of stage.kind=vae with spatial "
+            f"latents"
+        )
+    problem = codec_problem(vae)
+    if problem is None and trained.latents is None:
+        problem = "its checkpoint says nothing of its latents' mean and deviation; train it on with this version"
+    if problem is not None:
+        raise UserError(f"{trained.path}: {problem}")
+    assert trained.latents is not None
+    return LatentCodec(vae, trained.nets, *trained.latents)
+
+
+def codec_problem(vae: VAE) -> str | None:
     """Why this VAE cannot be a codec, or None."""
     if vae.classes:
         return "its VAE is class-conditional, so its latents need labels; train one with stage.conditional=false"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import reduce
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
+from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.patch import PatchDiscriminator
 from diffpipe.rng import KeyedRNG
@@ -75,12 +75,18 @@ class VAEConfig(StageConfig):
     sampler: VAESamplerConfig = VAESamplerConfig()
     """How the trained VAE samples and scores. It may change from one sampling to the next."""
 
-    def build(self, shape: ImageShape, features: Features | None = None) -> VAE:
+    def dependencies(self) -> Sequence[Dependency]:
+        if self.perceptual is None:
+            return ()
+        name, sha256 = self.perceptual.features, self.perceptual.sha256
+        return (Dependency("features", "stage.perceptual", "features", name, sha256, needed="training"),)
+
+    def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> VAE:
         """The stage for images of this shape. Raises UserError where they do not fit each other.
 
-        features: the network of the perceptual loss, without which a stage that has one cannot train.
+        dependencies: "features", the network of the perceptual loss. A stage that has one cannot train without it.
         """
-        return VAE(self, shape, features)
+        return VAE(self, shape, (dependencies or {}).get("features"))
 
 
 class Posterior(NamedTuple):

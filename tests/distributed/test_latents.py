@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from diffpipe.evaluation.reconstruction import ReconstructedImages
 from diffpipe.evaluation.scores import score
 from diffpipe.interfaces import ImageShape
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm import DDPM, DDPMConfig
 from diffpipe.stages.latents import LatentCodec, moments, statistics
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.config import TrainConfig
@@ -29,7 +29,7 @@ BATCH, STEPS = 12, 3
 SHAPE = ImageShape(1, 4)
 VAE = {"kind": "vae", "network": {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 2}}
 UNET = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
-DDPM = {"kind": "ddpm", "network": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}
+LATENT_DDPM = {"kind": "ddpm", "network": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}
 RIGHT = {"perceptual": {}, "patch": {"start": 1, "network": {"channels": 8, "channel_mult": (1, 2)}}}
 METRIC = f"fd_{__name__}:pixels"
 
@@ -57,7 +57,7 @@ def features(images: Tensor) -> list[Tensor]:
 
 def train_autoencoder(runtime: Runtime) -> dict[str, Any]:
     """Every tensor of the training state after some steps without the discriminator and some with it."""
-    stage = VAEConfig.model_validate(VAE | RIGHT).build(SHAPE, features)
+    stage = VAEConfig.model_validate(VAE | RIGHT).build(SHAPE, {"features": features})
     # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
     optimizer = OptimizerConfig(lr=0.01, warmup=0, eps=1e-3, clip=100.0)
     trainer = Trainer(stage, runtime, TrainConfig(steps=STEPS), optimizer, EMAConfig(), seed=5, batch_size=BATCH)
@@ -74,7 +74,7 @@ def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], fl
             torch.manual_seed(0)
             nets = vae.networks()
         codec = LatentCodec(vae, nets, *statistics(moments(vae.encode(nets, batch(range(50)).images))))
-        stage = DDPMConfig.model_validate(DDPM).build(SHAPE, codec)
+        stage = DDPM(DDPMConfig.model_validate(LATENT_DDPM), SHAPE, codec)
         settings = TrainConfig(steps=STEPS, log_every=1)
         optimizer = OptimizerConfig(lr=0.01, warmup=0)
         trainer = Trainer(stage, runtime, settings, optimizer, EMAConfig(), seed=5, batch_size=BATCH)

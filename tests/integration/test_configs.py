@@ -14,10 +14,7 @@ from torch import nn
 from diffpipe.config import load_config
 from diffpipe.data.packing.pack import FolderSource, pack
 from diffpipe.experiment.config import Experiment
-from diffpipe.interfaces import ImageShape
-from diffpipe.stages.codec import VAECodecConfig
-from diffpipe.stages.ddpm import DDPMConfig
-from diffpipe.stages.latents import LatentCodec
+from diffpipe.interfaces import ImageShape, TrainedStage
 from diffpipe.stages.vae import VAEConfig
 from tests.support.commands import HOME, SHARDS, metrics, train
 
@@ -49,9 +46,10 @@ def test_it_trains(path: Path, tmp_path: Path, colour: Path) -> None:
         shards, resolution = tmp_path / "shards", 8
         shutil.copytree(SHARDS / "test", shards)
     small = [f"data.resolution={resolution}", f"data.train={shards}", "data.workers=0", "train.steps=2"]
-    if isinstance(experiment.stage, DDPMConfig) and isinstance(experiment.stage.codec, VAECodecConfig):
-        train(tmp_path / "vae", *small, config=trained_by(experiment.stage.codec.run))
-        small.append(f"stage.codec.run={tmp_path}/vae")
+    for dependency in experiment.stage.dependencies():
+        if dependency.role == "codec":
+            train(tmp_path / "vae", *small, config=trained_by(dependency.source))
+            small.append(f"{dependency.key}={tmp_path}/vae")
     train(tmp_path / "run", *small, config=path)
     assert sorted(metrics(tmp_path / "run")) == [1, 2]
     assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
@@ -67,15 +65,16 @@ def networks(path: Path) -> dict[str, nn.Module]:
     experiment = load_config(Experiment, path)
     data, stage = experiment.data, experiment.stage
     shape = ImageShape(data.channels, data.resolution, 10 if data.labels else 0)
-    if isinstance(stage, DDPMConfig) and isinstance(stage.codec, VAECodecConfig):
-        vae = load_config(Experiment, trained_by(stage.codec.run)).stage
-        assert isinstance(vae, VAEConfig)
-        coder, c = vae.build(ImageShape(data.channels, data.resolution)), vae.network.latent_channels
-        with torch.device("meta"):
-            coders = coder.networks()
-        built = stage.build(shape, LatentCodec(coder, coders, [0.0] * c, [1.0] * c))
-    else:
-        built = stage.build(shape)
+    dependencies = {}
+    for dependency in stage.dependencies():
+        if dependency.role == "codec":
+            config = load_config(Experiment, trained_by(dependency.source)).stage
+            assert isinstance(config, VAEConfig)
+            vae, c = config.build(shape._replace(classes=0)), config.network.latent_channels
+            with torch.device("meta"):
+                nets = vae.networks()
+            dependencies["codec"] = TrainedStage(path, config, shape, vae, nets, ([0.0] * c, [1.0] * c))
+    built = stage.build(shape, dependencies)
     with torch.device("meta"):
         return built.networks()
 

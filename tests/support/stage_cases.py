@@ -12,10 +12,8 @@ from diffpipe.config import load_config
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.experiment.config import Experiment
-from diffpipe.interfaces import Batch, ImageShape, Stage
-from diffpipe.stages.codec import VAECodecConfig
-from diffpipe.stages.ddpm import DDPMConfig
-from diffpipe.stages.latents import LatentCodec, moments, statistics
+from diffpipe.interfaces import Batch, ImageShape, Stage, TrainedStage
+from diffpipe.stages.latents import moments, statistics
 from diffpipe.stages.vae import VAE
 from tests.support.commands import SHARDS, TINY_RUN, tiny_stage
 
@@ -47,11 +45,8 @@ class Case(NamedTuple):
 
     def stage(self) -> Stage:
         """Built in this process; where it needs a codec, that is a VAE as it is before any training."""
-        config = self.experiment().stage
-        if isinstance(config, DDPMConfig) and isinstance(config.codec, VAECodecConfig):
-            assert self.codec is not None
-            return config.build(SHAPE, _codec(CASES[self.codec]))
-        return config.build(SHAPE)
+        dependencies = {"codec": _untrained(CASES[self.codec])} if self.codec else {}
+        return self.experiment().stage.build(SHAPE, dependencies)
 
 
 CASES = {
@@ -79,11 +74,12 @@ def real_batch(n: int) -> Batch:
     return Batch(images, sequential_reader.labels(shards, range(n)), torch.arange(n), [f"key{i}" for i in range(n)])
 
 
-def _codec(case: Case) -> LatentCodec:
+def _untrained(case: Case) -> TrainedStage:
     vae = case.stage()
     assert isinstance(vae, VAE)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         nets = vae.networks()
     with torch.no_grad():
-        return LatentCodec(vae, nets, *statistics(moments(vae.encode(nets, real_batch(50).images))))
+        latents = statistics(moments(vae.encode(nets, real_batch(50).images)))
+    return TrainedStage(Path("vae"), case.experiment().stage, SHAPE, vae, nets, latents)

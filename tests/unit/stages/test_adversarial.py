@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffpipe.diffusion.process import posterior, q_sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
-from diffpipe.interfaces import ImageShape
+from diffpipe.interfaces import ImageShape, TrainedStage
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import KeyedRNG
@@ -258,7 +259,7 @@ def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev() ->
 
 def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
     unet = trained_unet()
-    stage = config(conditional=True).build(SHAPE, unet.state_dict())
+    stage = AdversarialDiffusion(config(conditional=True), SHAPE, unet.state_dict())
     nets = {name: net.eval() for name, net in stage.networks().items()}
     rng, labels = KeyedRNG(0, torch.arange(4)), torch.tensor([0, 1, 2, 0])
     schedule, fine = stage.config.schedule.build(LEVELS), LEVELS
@@ -276,13 +277,15 @@ def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
 
 
 def test_a_teacher_of_another_kind_is_refused() -> None:
-    teacher = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "schedule": {"kind": "cosine"}})
-    config().fits(teacher)
+    trained = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "schedule": {"kind": "cosine"}})
+    stage = trained.build(SHAPE)
+    teacher = {"teacher": TrainedStage(Path("runs/ddpm"), trained, SHAPE, stage, stage.networks(), None)}
+    config().build(SHAPE, teacher)
     for key, changes in (("network", {"network": UNET | {"blocks": 2}}), ("levels", {"levels": {"kind": "linear"}})):
-        with pytest.raises(UserError, match=f"another stage.{key}: make it"):
-            config(**changes).fits(teacher)
+        with pytest.raises(UserError, match=rf"stage\.teacher\.run: runs/ddpm .* another stage.{key}: make it"):
+            config(**changes).build(SHAPE, teacher)
     with pytest.raises(UserError, match=r"another stage\.conditional: make it False"):
-        config(conditional=True).fits(teacher)
+        config(conditional=True).build(SHAPE, teacher)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -14,7 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
-from diffpipe.stages.latents import LatentCodec, moments, statistics, unfit
+from diffpipe.stages.latents import LatentCodec, codec_problem, moments, statistics
 from diffpipe.stages.vae import VAE, VAEConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -66,7 +66,7 @@ def ddpm(some: LatentCodec | None = None, **changes: Any) -> DDPM:
         "codec": {"kind": "vae", "run": "x"},
         "sampler": {"clip": False, "steps": 3},
     }
-    return DDPMConfig.model_validate(tree | changes).build(SHAPE, some or codec())
+    return DDPM(DDPMConfig.model_validate(tree | changes), SHAPE, some or codec())
 
 
 def test_codes_have_mean_zero_and_deviation_one_in_each_channel() -> None:
@@ -171,19 +171,18 @@ def test_the_network_sees_noised_codes_and_generated_codes_are_decoded() -> None
     ],
 )
 def test_a_vae_that_is_no_codec_says_why(changes: dict[str, Any], complaint: str) -> None:
-    found = unfit(vae(**changes))
+    found = codec_problem(vae(**changes))
     assert found is not None
     assert re.search(complaint, found)
-    assert unfit(vae()) is None
+    assert codec_problem(vae()) is None
 
 
 def test_what_does_not_fit_latents_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.sampler\.clip=true.*set it to false"):
         ddpm(sampler={})
+    config = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "sampler": {"clip": False}})
     with pytest.raises(UserError, match=r"2 × 8 × 8, and data\.channels is 1 and data\.resolution 8"):
-        DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "sampler": {"clip": False}}).build(
-            ImageShape(1, 8), codec()
-        )
+        DDPM(config, ImageShape(1, 8), codec())
     with pytest.raises(UserError, match=r"for latents \[3, 4, 4\] instead of images, .*cannot be halved 3 times"):
         ddpm(network=UNET | {"channel_mult": (1, 1, 1, 1)})
     stage = ddpm()

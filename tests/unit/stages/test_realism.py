@@ -44,7 +44,7 @@ class Maps(nn.Module):
 
 def build(features: Maps | None = None, shape: ImageShape = SHAPE, **changes: Any) -> VAE:
     tree = {"kind": "vae", "network": NETWORK, "perceptual": PERCEPTUAL, "patch": PATCH, **changes}
-    return VAEConfig.model_validate(tree).build(shape, features or Maps())
+    return VAEConfig.model_validate(tree).build(shape, {"features": features or Maps()})
 
 
 def batch(positions: range = range(6)) -> Batch:
