@@ -138,7 +138,7 @@ def test_a_perceptual_loss_keeps_to_its_feature_network_and_only_training_needs_
     module.write_text(MAPS.format(1))
     assert train(VAE, run, "train.steps=2", *words) == 0
     assert {"adversarial/fooling", "adversarial/perceptual", "discriminator/real"} <= metrics(run)[2].keys()
-    first = state(newest(run))["identity"]["stage"]["perceptual"]["sha256"]
+    first = state(newest(run))["experiment"]["stage"]["perceptual"]["sha256"]
     assert train(VAE, run, "train.steps=3", *words) == 0
     nets = {name.split(".")[1] for name in tensors(newest(run)) if name.startswith("net.")}
     assert nets == {"encoder", "decoder", "discriminator"}  # and nothing of the features
@@ -159,7 +159,7 @@ def test_a_perceptual_loss_keeps_to_its_feature_network_and_only_training_needs_
 def test_the_codecs_hash_is_pinned_in_the_run_and_the_codec_is_not_saved_again(vae: Path, latent: Path) -> None:
     sha256 = manifest_sha256(newest(vae))
     assert yaml.safe_load((latent / "config.yaml").read_text())["stage"]["codec"]["sha256"] == sha256
-    assert state(newest(latent))["identity"]["stage"]["codec"] == {"kind": "vae", "sha256": sha256}
+    assert state(newest(latent))["experiment"]["stage"]["codec"] == {"kind": "vae", "run": str(vae), "sha256": sha256}
     assert {name.split(".")[1] for name in tensors(newest(latent))} == {"denoiser"}
 
 
@@ -177,7 +177,7 @@ def test_it_stays_with_its_vae_when_that_trains_on_and_when_it_moves(vae: Path, 
     shutil.copytree(latent, run)
     assert train(VAE, moved, "train.steps=3") == 0
     assert diffuse(run, moved, "train.steps=2") == 0
-    pinned = state(newest(run))["identity"]["stage"]["codec"]["sha256"]
+    pinned = state(newest(run))["experiment"]["stage"]["codec"]["sha256"]
     assert pinned == manifest_sha256(newest(vae)) != manifest_sha256(newest(moved))
 
 
