@@ -13,7 +13,7 @@ from diffpipe.errors import BadSampleError
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.interfaces import ImageShape, Stage
-from diffpipe.stages.latents import moments, statistics, codec_problem
+from diffpipe.stages.latents import codec_problem, moments, statistics
 from diffpipe.stages.vae import VAE
 from diffpipe.train.checkpoint.state import LatentStatistics
 from diffpipe.train.runtime import Runtime
