@@ -30,6 +30,7 @@ from diffpipe.experiment.latent_statistics import measure_latents
 from diffpipe.experiment.preflight import fit_together, short_of_room
 from diffpipe.experiment.resume_compat import accept, accept_data
 from diffpipe.experiment.run import build_stage
+from diffpipe.experiment.start import start_function
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.files import atomic_write
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
@@ -79,6 +80,7 @@ class Job:
             seed=experiment.seed,
             batch_size=experiment.data.batch_size,
             max_bad_samples=experiment.data.max_bad_samples,
+            start=start_function(stage, experiment, shards, runtime) if found is None else None,
         )
         return cls(experiment, runtime, shards, shape, stage, trainer, found, runs, validation)
 

@@ -1,1 +1,1 @@
-"""The loop and what it stands on: processes, optimizers, averages, checkpoints. Any stage is the same to it."""
+"""Training: the loop, and its processes, optimizers, averages and checkpoints. It knows no stage in particular."""

@@ -1,8 +1,8 @@
-"""The repeated parts of a network, and what is done to each of them: sharding, recomputation, compilation."""
+"""The blocks that a network declares, and what is done to each: sharding, recomputation, compilation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any
@@ -11,60 +11,54 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Of one block: with gradients and without, in training and not, with frozen parameters, at a few batch sizes.
+from diffpipe.errors import UserError
+
+# Per block: with and without gradients, in training and in evaluation, with frozen parameters, at a few batch sizes.
 _VERSIONS = 8
 
 
 def blocks(net: nn.Module) -> list[nn.Module]:
-    """The network's repeated parts in the order of their registration, each once and none inside another.
-
-    A block is an element, with parameters, of a list of modules and holds no such list itself; a list is a ModuleList,
-    or a Sequential with elements that are made of modules.
-    """
-    found = list(dict.fromkeys(_elements(net)))
-    inside = {part for block in found for part in block.modules() if part is not block}
-    return [block for block in found if block not in inside]
+    """The network's blocks as it declares them (see `interfaces.Network`); none where it has no such method."""
+    # Of the class: many a network has a ModuleList of this name.
+    declared = getattr(type(net), "blocks", None)
+    return [*declared(net)] if callable(declared) else []
 
 
-def _elements(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if any(_is_list(part) for part in child.modules()):
-            yield from _elements(child)
-        elif _is_list(module) and any(True for _ in child.parameters()):
-            yield child
-
-
-def _is_list(module: nn.Module) -> bool:
-    if isinstance(module, nn.Sequential):
-        return any(any(True for _ in child.children()) for child in module)
-    return isinstance(module, nn.ModuleList)
+def require_blocks(nets: Mapping[str, nn.Module], option: str) -> None:
+    """Raise UserError where a network with parameters declares no block, and the option works on blocks."""
+    for name, net in nets.items():
+        if any(True for _ in net.parameters()) and not blocks(net):
+            raise UserError(
+                f"{option} works on the blocks of a network, and the network {name} ({type(net).__name__}) declares "
+                f"none; give it a method `blocks` that returns its repeated parts, or leave out {option}"
+            )
 
 
 def checkpoint_activations(net: nn.Module) -> None:
-    """Keep only the inputs of each block for the backward pass, which computes the block anew, its dropout the same.
+    """Keep only the inputs of each block for the backward pass, which recomputes the block with the same dropout.
 
-    In place and without wrappers: names stay as they are. Comes before sharding and before `compile_blocks`. What is
-    differentiated once more (`create_graph`) is kept nevertheless.
+    In place and without wrappers: names stay as they are. To be called before sharding and before `compile_blocks`.
+    With `create_graph` the activations are kept all the same.
     """
     for block in blocks(net):
         block.forward = MethodType(_recomputed, block)
 
 
 def compile_blocks(net: nn.Module, backend: str = "inductor") -> None:
-    """Compile each block's forward pass, in place; blocks of a kind share what is compiled.
+    """Compile each block's forward pass, in place; blocks of the same class share the compiled code.
 
-    Nothing falls back to eager in silence: what cannot be compiled as a whole, or only in too many versions, raises at
-    the call. Hooks, those of `fully_shard` among them, stay outside. A compiled block has no second derivative, but
-    within `uncompiled`.
+    There is no silent fallback to eager: a block that cannot be compiled as one graph, or needs too many versions,
+    raises at the call. Hooks, such as those of `fully_shard`, stay outside. A compiled block has no second derivative,
+    except within `uncompiled`.
     """
     # It would cut a large block in pieces, to reduce the first gradients before the last are there.
     torch._dynamo.config.optimize_ddp = False
-    kinds: dict[Any, list[nn.Module]] = {}
+    by_forward: dict[Any, list[nn.Module]] = {}
     for block in blocks(net):
-        kinds.setdefault(block.forward.__func__, []).append(block)
-    for forward, alike in kinds.items():
+        by_forward.setdefault(block.forward.__func__, []).append(block)
+    for forward, alike in by_forward.items():
         # Shapes are constants: sizes that vary from block to block would make them all dynamic, and slow. A cache of
-        # their own: other networks have blocks of the same code.
+        # its own: other networks have blocks of the same code.
         compiled = torch.compile(  # pyright: ignore[reportCallIssue] (its overloads lack the last options)
             forward,
             fullgraph=True,
@@ -78,7 +72,7 @@ def compile_blocks(net: nn.Module, backend: str = "inductor") -> None:
 
 
 def uncompiled(*, apply: bool) -> AbstractContextManager[object]:
-    """Within it, if `apply`, compiled blocks run as they are written: forward, and so in the backward pass."""
+    """If `apply`, compiled blocks run eagerly within it, forward and so also backward."""
     return torch.compiler.set_stance("force_eager") if apply else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, the tracker, the progress bar, and which samples it saw."""
+"""The log files of a run, the tracker and the progress bar."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from diffpipe.train.runtime import Runtime
 
 
 class MetricsLog:
-    """metrics.jsonl and the tracker, written by rank 0, one line a log step.
+    """metrics.jsonl and the tracker, written by rank 0, one line per log step.
 
-    Opened at the step that training goes on from: lines that a killed run wrote beyond it are dropped, since those
-    steps come again.
+    step: the step that training resumes from. Lines of later steps, from a killed run, are dropped: these steps are
+    trained again.
     """
 
     def __init__(self, path: Path, runtime: Runtime, step: int):
@@ -38,7 +38,10 @@ class MetricsLog:
 
 
 class SampleLog:
-    """seen/rank-00000.jsonl: the keys and positions of each step's samples, however often the step is trained."""
+    """seen/rank-00000.jsonl: the keys and positions of each step's samples.
+
+    A step that is trained again after a resume has a second line.
+    """
 
     def __init__(self, run_dir: Path, rank: int):
         path = run_dir / "seen" / f"rank-{rank:05d}.jsonl"
@@ -55,7 +58,7 @@ class SampleLog:
 
 
 def progress_bar(name: str | None, unit: str, total: int, runtime: Runtime, first: int = 0) -> tqdm:
-    """Units done, their rate, and the time left; on rank 0 only. None as name: nothing is shown."""
+    """A progress bar on rank 0. name: None shows none. unit: what is counted. first: the count it begins with."""
     return tqdm(
         initial=first,
         total=total,
@@ -63,23 +66,23 @@ def progress_bar(name: str | None, unit: str, total: int, runtime: Runtime, firs
         unit=unit,
         desc=name,
         dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 15,  # a log file gets a line a redraw
+        mininterval=1 if sys.stderr.isatty() else 15,  # in a log file, each redraw is a line
     )
 
 
 def _reopen(path: Path, lines: list[str]) -> TextIO:
-    """The file with these lines in it, open to append whole lines."""
+    """The file with these lines as its content, open to append lines."""
     atomic_write(path, "".join(lines))
     return path.open("a", buffering=1)
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of the file that end as lines do; a killed run can leave half of one."""
+    """The complete lines of the file; a killed run can leave a partial last line."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
 
 
 def print_on_rank_zero(runtime: Runtime, message: str) -> None:
-    """One line, from rank 0."""
+    """Print a line to stderr, on rank 0 only."""
     if runtime.main:
         print(message, file=sys.stderr, flush=True)

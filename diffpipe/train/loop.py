@@ -17,7 +17,7 @@ from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch, Loss, Phase, Stage
 from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.bad_samples import BadSamples
-from diffpipe.train.blocks import checkpoint_activations, compile_blocks, uncompiled
+from diffpipe.train.blocks import checkpoint_activations, compile_blocks, require_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig, ModelEMA
 from diffpipe.train.hooks import Hook
@@ -61,13 +61,7 @@ class Trainer:
             start_from_data(self.nets, start, seed, runtime.comm)
         self.averages = {name: ModelEMA(ema, net) for name, net in self.nets.items()}
         self.strategy = ParallelStrategy.of(config.parallel, config.shard_size, runtime)
-        for name, net in self.nets.items():
-            if config.activation_checkpointing:
-                checkpoint_activations(net)
-            if config.compile:
-                compile_blocks(net)
-            self.strategy.shard(net)
-            self.strategy.shard(self.averages[name].net)
+        self._prepare_blocks()
         self.wrapped = {name: self.strategy.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
         self.optimizers = self._build_optimizers(optimizer)
@@ -75,6 +69,25 @@ class Trainer:
         self.bad = BadSamples(max_bad_samples, runtime.comm)
         self._meter = Meter()
         self._buckets_settled: set[str] = set()  # networks with a backward pass behind them: see `in_buckets`
+
+    def _prepare_blocks(self) -> None:
+        """Recompute, compile and shard the networks block by block, as the config asks for."""
+        config, mesh = self.config, self.strategy.mesh
+        options = {
+            "train.activation_checkpointing": config.activation_checkpointing,
+            "train.compile": config.compile,
+            "train.parallel=fsdp": mesh is not None and mesh.ndim == 1,
+            "train.parallel=hsdp": mesh is not None and mesh.ndim == 2,
+        }
+        for option in [option for option, chosen in options.items() if chosen]:
+            require_blocks(self.nets, option)
+        for name, net in self.nets.items():
+            if config.activation_checkpointing:
+                checkpoint_activations(net)
+            if config.compile:
+                compile_blocks(net)
+            self.strategy.shard(net)
+            self.strategy.shard(self.averages[name].net)
 
     def _build_optimizers(self, config: OptimizerConfig) -> dict[tuple[str, ...], Optimizer]:
         """One optimizer for the phases that train the same networks."""

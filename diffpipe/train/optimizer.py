@@ -50,10 +50,11 @@ class OptimizerConfig(Config):
 class Optimizer:
     """The optimizer of the phases that train the same networks.
 
-    networks: those, by name. Each has its factor on the learning rate.
+    networks: these networks by name, which gives each its factor on the learning rate. scaled: whether the loss is
+    scaled, as fp16 needs.
 
-    A gradient with a NaN or an infinity in it changes nothing: `step` returns its norm, and the caller finds it there.
-    Under DDP and FSDP the norm is that of the reduced gradient, so every rank takes or leaves the same steps.
+    A non-finite gradient changes no weight, and `step` returns its norm. Under DDP and FSDP it is the norm of the
+    reduced gradient, so all ranks skip the same steps.
     """
 
     def __init__(self, config: OptimizerConfig, networks: Mapping[str, nn.Module], *, scaled: bool):
@@ -72,13 +73,13 @@ class Optimizer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # pyright: ignore[reportPrivateImportUsage]
 
     def backward(self, loss: Float[Tensor, ""]) -> None:
-        """Add the gradient of `loss` to the parameters', scaled where fp16 needs it."""
-        # A loss that is not finite can have a gradient that is: made NaN, it reaches every rank with the reduction.
+        """Add the gradient of `loss` to the gradients of the parameters."""
+        # A non-finite loss can have a finite gradient: as NaN it reaches every rank with the reduction.
         loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float) -> Float[Tensor, ""]:
-        """Clip, update, clear the gradients. Returns the norm before clipping, on the device."""
+        """Clip and update, then clear the gradients. Returns the gradient's norm before clipping, on the device."""
         for group, factor in zip(self.adamw.param_groups, self.factors, strict=True):
             group["lr"] = lr * factor
         self.scaler.unscale_(self.adamw)
@@ -87,7 +88,7 @@ class Optimizer:
             self.scaler.step(self.adamw)
             self.scaler.update()
         else:
-            # The fused kernel leaves parameters and moments alone where found_inf is 1.
+            # The fused kernel leaves parameters and moments unchanged where found_inf is 1.
             self.adamw.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
             self.adamw.step()
         self.zero_grad()
@@ -98,7 +99,7 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def state(self, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
-        """The state's tensors by `parameter.moment`, allocated if no step was taken yet. Loading writes into them."""
+        """The state's tensors, named `parameter.moment`; loading writes into them. names: the parameters' names."""
         if not self.adamw.state:
             self._allocate()
         tensors = {
@@ -112,7 +113,7 @@ class Optimizer:
         return tensors
 
     def _allocate(self) -> None:
-        """AdamW makes its moments at its first step: take one that changes nothing, then set the count back to zero."""
+        """Allocate the moments, as AdamW does in its first step: take a step that changes nothing, at count zero."""
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
         self.adamw.found_inf = torch.ones((), device=self.parameters[0].device)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""One job at a time in a run directory: two would write over each other's checkpoints and logs."""
+"""The lock of a run directory: two jobs in it would overwrite each other's checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from diffpipe.train.distributed import Communicator
 
 @contextmanager
 def locked(folder: Path, comm: Communicator) -> Iterator[None]:
-    """Hold the run directory's `.lock`, by rank 0, until the job ends in whatever way.
+    """Rank 0 holds the run directory's `.lock` until the job ends, in whatever way.
 
     Raises UserError on all ranks where another job holds it, or where the directory cannot be written to.
     """
-    with ExitStack() as held:
-        comm.raise_on_all_ranks(lambda: held.enter_context(_hold(folder / ".lock")) if comm.main else None)
+    with ExitStack() as stack:
+        comm.raise_on_all_ranks(lambda: stack.enter_context(_hold(folder / ".lock")) if comm.main else None)
         yield
 
 
@@ -43,7 +43,7 @@ def _hold(path: Path) -> BinaryIO:
         holder = file.read().decode(errors="replace").strip()
         file.close()
         raise UserError(
-            f"another job trains in {path.parent} ({holder or 'it has not said who'}): wait for it or stop it, or give "
+            f"another job trains in {path.parent} ({holder or 'process unknown'}): wait for it or stop it, or give "
             "another run.dir"
         )
     file.truncate(0)

@@ -1,4 +1,4 @@
-"""What the ranks agree on between two steps, without waiting: that one was asked to stop, or could not save."""
+"""Stop consensus: the ranks agree between two steps, without waiting, that one was asked to stop or could not save."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Agreed(NamedTuple):
-    """What any rank had met one boundary ago: the greatest signal (None: none), and whether a save had failed."""
+    """The flags of all ranks one step ago: the greatest signal (None: none), and whether a save had failed."""
 
     signal: signal.Signals | None
     failed: bool
 
 
 class StopConsensus:
-    """The flags of this rank, and those of all as they were one step ago.
+    """This rank's flags, and the flags of all ranks one step ago.
 
-    A rank may be signalled or fail at any moment, and all have to leave after the same step: the flags of each
-    boundary are reduced over a gloo group of their own while the next step runs, and read after it. The device is never
-    waited for. A process that has died is noticed here, too, where the device's own collectives would wait on.
+    A signal or a failed save may come on any rank at any moment, and all ranks have to leave after the same step. So
+    the flags of each step are reduced over a gloo group of their own while the next step runs, and read after it. The
+    device is never waited for. A dead process is noticed here, too; the device's own collectives would keep waiting.
     """
 
     def __init__(self, comm: Communicator):
@@ -42,26 +42,26 @@ class StopConsensus:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, a signal to stop ends the run after the step that it falls in or the next one, and no process."""
+        """Within it, a signal to stop does not end the process, but the run, after this step or the next one."""
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
             if self._reduction is not None:
-                self._reduction.wait()  # nobody leaves while another is still talking
+                self._reduction.wait()  # no rank leaves while another one still takes part in it
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # The launcher of a job passes on what the terminal sent already; by itself, who insists gets his way.
+        # A second Ctrl-C aborts at once; not under a launcher, which repeats the signal that the terminal sent already.
         if number == self._received == signal.SIGINT and "RANK" not in os.environ:
             raise KeyboardInterrupt
         self._received = number
 
     def poll(self, *, failed: bool = False) -> Agreed:
-        """To be called by all ranks after each step. Raises RuntimeError where one no longer does.
+        """The flags of all ranks. All ranks call it after each step; raises RuntimeError where one no longer does.
 
-        failed: whether something that the others have to be told of has failed on this rank.
+        failed: whether a save has failed on this rank.
         """
         if self._comm.world == 1:
             return Agreed(_named(self._received), failed)

@@ -55,6 +55,9 @@ class Widths(nn.Module):
         torch.manual_seed(0)
         self.layers = nn.ModuleList(Square(width) for width in widths)
 
+    def blocks(self) -> list[nn.Module]:
+        return [*self.layers]
+
     def forward(self, x: Tensor) -> Tensor:
         return sum(layer(x[:, : layer.linear.in_features]).sum(1) for layer in self.layers)  # pyright: ignore
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Loss
+from diffpipe.interfaces import Batch, Loss, Stage
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
@@ -182,8 +182,23 @@ def test_what_accelerate_is_told_and_is_not_ours_is_refused(monkeypatch: pytest.
         assert runtime.launched_for_fsdp
 
 
+class OneBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.linear]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
 class Overflowing(Toy):
     """The loss of position 5, on rank 1 of two, is finite, and the scaled one is not."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"point": OneBlock()}
 
     def loss(self, phase, nets, batch, rng):
         loss = super().loss(phase, nets, batch, rng)
@@ -212,6 +227,20 @@ def overflow() -> tuple[list[float], list[bool], bool]:
 def test_an_overflow_on_one_rank_is_skipped_and_halves_the_scale_on_all() -> None:
     first, second = run(2, overflow)
     assert first == second == ([65536.0, 32768.0, 32768.0], [True, False, True], True)
+
+
+def without_blocks(parallel: str, stage: Stage) -> str:
+    with Runtime.start("fp32", "cpu") as runtime:
+        config = TrainConfig.model_validate({"steps": 1, "parallel": parallel})
+        with pytest.raises(UserError) as refusal:
+            Trainer(stage, runtime, config, OptimizerConfig(), EMAConfig(), seed=5, batch_size=4)
+        return str(refusal.value)
+
+
+@pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
+def test_a_network_without_blocks_is_not_sharded(parallel: str) -> None:
+    for refusal in run(2, without_blocks, parallel, Toy()):
+        assert f"train.parallel={parallel} works on the blocks of a network, and the network point (Linear)" in refusal
 
 
 def reductions(parallel: str, accumulate: int) -> int:

@@ -1,4 +1,4 @@
-"""Blocks, over every network of every stage, and their recomputation: the same gradients from less memory."""
+"""Declared blocks, over every network of every stage, and their recomputation: the same gradients from less memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffpipe.config import load_config
+from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import KeyedRNG
-from diffpipe.train.blocks import blocks, checkpoint_activations
+from diffpipe.train.blocks import blocks, checkpoint_activations, require_blocks
+from diffpipe.train.config import TrainConfig
+from diffpipe.train.ema import EMAConfig
+from diffpipe.train.loop import Trainer
+from diffpipe.train.optimizer import OptimizerConfig
+from diffpipe.train.runtime import Runtime
 from tests.support.stage_cases import CASES, FASHION, real_batch
+from tests.support.toy_stages import Toy
 
 CIFAR = FASHION.parent.parent / "configs" / "cifar10"
 UNET = UNetConfig(channels=8, channel_mult=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.3)
@@ -30,26 +37,37 @@ def _keep_generator() -> Iterator[None]:
         yield
 
 
-class Pair(nn.Module):
-    def __init__(self, first: nn.Module | None = None) -> None:
-        super().__init__()
-        self.first = first or nn.Linear(2, 2)
-        self.second = nn.Linear(2, 2)
+class Listed(nn.Linear):
+    """A network with a list that happens to have the name of the method."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.blocks = nn.ModuleList([nn.Linear(1, 1)])
 
 
-def test_blocks_are_the_elements_of_the_innermost_lists() -> None:
-    a, b, c, d, e = (Pair() for _ in range(5))
-    down, head = nn.Conv2d(1, 1, 1), nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    deep = nn.Module()
-    deep.start, deep.layers = nn.Linear(2, 2), nn.ModuleList([a, nn.Identity()])
-    net = nn.Module()
-    net.stem = nn.Linear(2, 2)
-    net.down = nn.ModuleList([deep, nn.ModuleList([b, nn.Identity()]), down])
-    net.levels = nn.ModuleList([nn.Sequential(c, d)])
-    net.heads = nn.ModuleList([head])
-    net.again = nn.ModuleList([b, Pair(first=e), e])
-    net.style = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
-    assert blocks(net) == [a, b, down, c, d, head, net.again[1]]
+class Empty(nn.Linear):
+    """A network that declares an empty list."""
+
+    def blocks(self) -> list[nn.Module]:
+        return []
+
+
+@pytest.mark.parametrize("net", [nn.Linear(1, 1), Listed(), Empty(1, 1)])
+@pytest.mark.parametrize("option", ["activation_checkpointing", "compile"])
+def test_an_option_that_finds_no_block_is_refused(net: nn.Module, option: str) -> None:
+    class Stage(Toy):
+        def networks(self) -> dict[str, nn.Module]:
+            return {"point": net}
+
+    assert blocks(net) == []
+    message = rf"train\.{option} works on .* the network point \({type(net).__name__}\) declares none; give it a method"
+    config = TrainConfig.model_validate({"steps": 1, option: True})
+    with Runtime.start("fp32", "cpu") as runtime, pytest.raises(UserError, match=message):
+        Trainer(Stage(), runtime, config, OptimizerConfig(), EMAConfig(), seed=0, batch_size=8)
+
+
+def test_a_network_without_parameters_needs_no_block() -> None:
+    require_blocks({"scale": nn.Identity()}, "train.compile")
 
 
 @pytest.mark.parametrize("name", CASES)
