@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +102,6 @@ def test_class_conditional_latents_need_the_labels(config: dict[str, Any]) -> No
     assert not torch.equal(stage.encode_latents(nets, images, torch.tensor([1, 2, 0]), rng), z)
     with pytest.raises(UserError, match="labels"):
         stage.decode_latents(nets, z, None)
-
-
-@pytest.fixture
-def runtime() -> Iterator[Runtime]:
-    with Runtime.start("fp32", "cpu") as started:
-        yield started
 
 
 def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path, runtime: Runtime) -> None:

@@ -20,9 +20,7 @@ from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion, SDEStepsConfig, TimestepsConfig
 from diffpipe.stages.ddpm import DDPMConfig
-from tests.unit.stages.test_gan import batch, part, random_networks, runtime, trainer
-
-__all__ = ["runtime"]
+from tests.support.tiny_gans import batch, random_networks, rows_of, trainer
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 SHAPE = ImageShape(channels=1, resolution=8, classes=3)
@@ -201,7 +199,7 @@ def test_losses_do_not_depend_on_how_a_batch_is_split(game: str) -> None:
     whole = batch()
     for phase in stage.phases():
         together = stage.loss(phase, nets, whole, KeyedRNG(0, whole.positions)).per_sample
-        few = part(whole, slice(3, 8))
+        few = rows_of(whole, slice(3, 8))
         apart = stage.loss(phase, nets, few, KeyedRNG(0, few.positions)).per_sample
         torch.testing.assert_close(apart, together[3:], rtol=1e-3, atol=1e-3)
 

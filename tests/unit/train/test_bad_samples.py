@@ -20,14 +20,8 @@ from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
+from tests.support.operator_counts import OperatorCounts
 from tests.support.toy_stages import Duel, Toy, batch
-from tests.unit.train.test_loop import Calls
-
-
-@pytest.fixture
-def runtime() -> Iterator[Runtime]:
-    with Runtime.start("fp32", "cpu") as started:
-        yield started
 
 
 def trainer(runtime: Runtime, stage: Stage, batch_size: int = 8, max_bad_samples: int = 0, **config: Any) -> Trainer:
@@ -114,7 +108,7 @@ def test_the_host_waits_for_no_device_to_count_the_valid(runtime: Runtime) -> No
     micro = [spoiled(range(4), [2]), spoiled(range(4, 8), [])]
     for _ in range(2):
         t.train_step(micro)
-    with Calls() as calls:
+    with OperatorCounts() as calls:
         t.train_step(micro)
     assert calls.counts["_fused_adamw_"] > 0
     assert calls.counts["_local_scalar_dense"] == 0

@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Stage
@@ -24,15 +22,10 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.nonfinite import NonFiniteError
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
+from tests.support.operator_counts import OperatorCounts
 from tests.support.toy_stages import Duel, Toy, batch
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (2,), "groups": 4, "dropout": 0.1}
-
-
-@pytest.fixture
-def runtime() -> Iterator[Runtime]:
-    with Runtime.start("fp32", "cpu") as started:
-        yield started
 
 
 def trainer(runtime: Runtime, stage: Stage, **config: Any) -> Trainer:
@@ -44,18 +37,6 @@ def stream(start: int = 0, size: int = 8) -> Iterator[Batch]:
     return (batch(range(i * size, (i + 1) * size)) for i in itertools.count(start))
 
 
-class Calls(TorchDispatchMode):
-    """Counts the operators that are dispatched within it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.name().partition("::")[2].partition(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_between_two_log_steps_never_waits_for_the_device(precision: Any) -> None:
     stage = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "conditional": True}).build(ImageShape(1, 4, 3))
@@ -63,11 +44,11 @@ def test_a_step_between_two_log_steps_never_waits_for_the_device(precision: Any)
         t = trainer(runtime, stage, accumulate=2)
         micro = [batch(range(4))._replace(labels=torch.arange(4) % 3) for _ in range(2)]
         t.train_step(micro)  # the first step allocates what later ones reuse
-        with Calls() as calls:
+        with OperatorCounts() as calls:
             t.train_step(micro)
         assert calls.counts["_fused_adamw_"] > 0  # the mode did see the step
         assert calls.counts["_local_scalar_dense"] == 0
-        with Calls() as calls:
+        with OperatorCounts() as calls:
             t._log_values()
         assert calls.counts["_local_scalar_dense"] > 0  # and would have seen a wait
 
