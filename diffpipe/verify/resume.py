@@ -1,8 +1,10 @@
-"""Trainings that are killed and resumed, and those that are not."""
+"""`verify`: trains the runs of a resume plan, kills and resumes them, and compares what they saw and what they hold."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,108 +18,144 @@ from tqdm import tqdm
 from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.distributed import Communicator
-from diffpipe.verify import subprocess_jobs
-from diffpipe.verify.checkpoint_diff import Record, read_seen
-from diffpipe.verify.resume_plan import Moment, Plan, Training
-from diffpipe.verify.verdict import Kill, Trained
+from diffpipe.verify.resume_plan import KillPoint, PlannedRun, ResumePlan
+from diffpipe.verify.sample_diff import SampleRecord, read_seen
+from diffpipe.verify.subprocess_jobs import StartJob, StepWatcher, SubprocessJob, last_lines
+from diffpipe.verify.verdict import FinishedRun, KillEvent, ResumeVerdict, compare_runs
 
-LOOK = 0.01  # seconds between two looks at a training
+POLL_SECONDS = 0.01  # between two looks at a training
 
 
-def train(plan: Plan, training: Training, runs: Path, pace: float) -> Trained:
-    """The run, from its start to its last step, killed where it is to be; `pace` is the seconds a step took before.
+def verify(
+    plan: ResumePlan, out: Path | None = None, *, keep: bool = False, start: StartJob = SubprocessJob
+) -> ResumeVerdict:
+    """Train, kill and resume the plan's runs and compare them.
 
-    Raises UserError where it fails by itself.
+    out: an empty folder for verdict.txt, verdict.json and the runs; a temporary one by default. The runs are deleted
+    unless they differ or `keep`. start: starts a training job. Raises UserError where a training fails by itself.
     """
-    attempts: list[list[Record]] = []
-    kills: list[Kill] = []
-    run_dir = runs / training.name
-    for i, world in enumerate(training.worlds):
-        moment = training.moments[i] if i < len(training.moments) else None
-        step, pace = _attempt(plan, training.name, world, moment, run_dir, pace)
-        # Each attempt its own: what one has lost another must not hide.
+    folder = _make_folder(out)
+    runs = folder / "runs"
+    try:
+        with exit_on_signals():
+            finished: list[FinishedRun] = []
+            for run in plan.runs():
+                seconds_per_step = finished[-1].seconds_per_step if finished else 0.0
+                finished.append(_train(plan, run, runs, seconds_per_step, start))
+            verdict = compare_runs(plan, finished)
+        keep = keep or not verdict.exact
+        verdict = verdict._replace(kept=runs if keep else None)
+        if out is not None:
+            (folder / "verdict.txt").write_text(verdict.text() + "\n", encoding="utf-8")
+            (folder / "verdict.json").write_text(json.dumps(verdict.tree(), indent=1) + "\n", encoding="utf-8")
+    finally:
+        if not keep:
+            shutil.rmtree(folder if out is None else runs, ignore_errors=True)
+    return verdict
+
+
+def _train(plan: ResumePlan, run: PlannedRun, runs: Path, seconds_per_step: float, start: StartJob) -> FinishedRun:
+    """The run trained to its last step, killed at its kill points. seconds_per_step: a first estimate."""
+    attempts: list[list[SampleRecord]] = []
+    kills: list[KillEvent] = []
+    run_dir = runs / run.name
+    for i, world in enumerate(run.worlds):
+        kill_point = run.kill_points[i] if i < len(run.kill_points) else None
+        step, seconds_per_step = _attempt(plan, run.name, world, kill_point, run_dir, seconds_per_step, start)
+        # A folder for each attempt, so that one attempt's records cannot hide what another has lost.
         seen = run_dir / f"seen-{i + 1}"
-        with contextlib.suppress(FileNotFoundError):  # it may not have come to a step
+        with contextlib.suppress(FileNotFoundError):  # it may have been killed before its first step
             (run_dir / "seen").rename(seen)
         attempts.append(read_seen(seen))
-        if moment is not None:
-            kills.append(Kill(world, moment.step, moment.share, step, _newest(run_dir), training.worlds[i + 1]))
-            print(f"{training.name}: {kills[-1]}", file=sys.stderr, flush=True)
+        if kill_point is not None:
+            resumed_from = _newest_step(run_dir)
+            kills.append(KillEvent(world, *kill_point, step, resumed_from, run.worlds[i + 1]))
+            print(f"{run.name}: {kills[-1]}", file=sys.stderr, flush=True)
     checkpoint, _ = checkpoints.newest_valid(run_dir / "checkpoints", Communicator())
     assert checkpoint is not None, "a training that ends well has saved its last step"
-    return Trained(training.name, training.worlds, tuple(kills), attempts, checkpoint, pace)
+    return FinishedRun(run.name, run.worlds, tuple(kills), attempts, checkpoint, seconds_per_step)
 
 
-def _attempt(plan: Plan, name: str, world: int, moment: Moment | None, run_dir: Path, pace: float) -> tuple[int, float]:
-    """One start of training, to its end or until it is killed: the last step it was in, and the seconds a step."""
+def _attempt(
+    plan: ResumePlan,
+    name: str,
+    world: int,
+    kill_point: KillPoint | None,
+    run_dir: Path,
+    seconds_per_step: float,
+    start: StartJob,
+) -> tuple[int, float]:
+    """One job, to its end or until it is killed: the last step it was in, and its seconds per step."""
     log = run_dir.with_suffix(".log")
-    progress, clock = subprocess_jobs.Progress(run_dir), _Clock(pace)
+    watcher, clock = StepWatcher(run_dir), _StepClock(seconds_per_step)
     settings: Any = {"unit": "step", "dynamic_ncols": True, "mininterval": 1 if sys.stderr.isatty() else 15}
-    bar = tqdm(desc=f"{name}, world {world}", initial=_newest(run_dir), total=plan.steps, **settings)
-    with contextlib.closing(bar), subprocess_jobs.start(plan.words(run_dir), world, log, plan.threads) as job:
+    bar = tqdm(desc=f"{name}, world {world}", initial=_newest_step(run_dir), total=plan.steps, **settings)
+    with contextlib.closing(bar), start(plan.train_command(run_dir), world, log, plan.threads) as job:
         while (status := job.status()) is None:
-            step = progress.look()
+            step = watcher.look()
             if step is not None:
                 bar.update(step - bar.n)
-                clock.tick(step)
-                # Without a checkpoint to come back to, a start afresh would pass for a resume.
-                if moment is not None and step >= moment.step and _newest(run_dir):
-                    time.sleep(moment.share * clock.pace)
+                clock.see(step)
+                # Only once there is a checkpoint: without one, a fresh start would pass for a resume.
+                if kill_point is not None and step >= kill_point.step and _newest_step(run_dir):
+                    time.sleep(kill_point.fraction * clock.seconds_per_step)
                     if (status := job.status()) is not None:
                         break
                     job.kill()
-                    return progress.look() or step, clock.pace
-            time.sleep(LOOK)
+                    return watcher.look() or step, clock.seconds_per_step
+            time.sleep(POLL_SECONDS)
     if status:
-        print(subprocess_jobs.last_words(log), file=sys.stderr)
+        print(last_lines(log), file=sys.stderr)
         raise UserError(f"the training of {name} at world {world} failed by itself with exit status {status}")
-    if moment is not None:
-        raise UserError(f"the training was over before it could be killed in step {moment.step}; give more --steps")
-    return plan.steps - 1, clock.pace
+    if kill_point is not None:
+        raise UserError(f"the training was over before it could be killed in step {kill_point.step}; give more --steps")
+    return plan.steps - 1, clock.seconds_per_step
 
 
-class _Clock:
-    """How long a step takes, by looks at the step that a training is in; what it took before, until that is known."""
+class _StepClock:
+    """The seconds per step, from the times at which new steps are first seen; an estimate until there are two."""
 
-    def __init__(self, pace: float):
-        self.pace = pace
+    def __init__(self, seconds_per_step: float):
+        self.seconds_per_step = seconds_per_step
         self._first: tuple[int, float] | None = None
         self._last = (-1, 0.0)
 
-    def tick(self, step: int) -> None:
+    def see(self, step: int) -> None:
         if step != self._last[0]:
             self._last = (step, time.perf_counter())
             self._first = self._first or self._last
             if step != self._first[0]:
-                self.pace = (self._last[1] - self._first[1]) / (step - self._first[0])
+                self.seconds_per_step = (self._last[1] - self._first[1]) / (step - self._first[0])
 
 
-def _newest(run_dir: Path) -> int:
+def _newest_step(run_dir: Path) -> int:
     """The step of the newest checkpoint, 0 where there is none."""
-    found = checkpoints.committed(run_dir / "checkpoints")
-    return checkpoints.step_of(found[0]) if found else 0
+    committed = checkpoints.committed(run_dir / "checkpoints")
+    return checkpoints.step_of(committed[0]) if committed else 0
 
 
-def make_folders(out: Path | None) -> tuple[Path, Path]:
-    """The folder of the verdict, and that of the runs in it."""
+def _make_folder(out: Path | None) -> Path:
+    """An empty folder, with `runs` in it. Raises UserError where `out` holds files or cannot be written."""
     if out is None:
-        home = Path(tempfile.mkdtemp(prefix="diffpipe-verify-resume-"))
+        folder = Path(tempfile.mkdtemp(prefix="diffpipe-verify-resume-"))
     else:
-        home = out
+        folder = out
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            if any(home.iterdir()):
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
                 raise UserError(f"--out {out} holds files already; give an empty folder")
         except OSError as error:
             raise UserError(f"--out {out}: {error.strerror}; give a folder that can be written") from error
-    runs = home / "runs"
-    runs.mkdir()
-    return home, runs
+    (folder / "runs").mkdir()
+    return folder
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and Ctrl-C unwind the stack, which kills the trainings: in sessions of their own they hear neither."""
+def exit_on_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C raise SystemExit here, so that leaving the job's context kills the training.
+
+    The trainings are in sessions of their own, and get neither signal.
+    """
 
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)

@@ -1,12 +1,11 @@
-"""What `verify-resume` trains: how often it is killed and when, and what it lays over the user's config for it."""
+"""The plan of `verify-resume`: the runs to train, when each is killed, and the overrides that this needs."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,149 +16,166 @@ from diffpipe.config import load_config
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 
-# At one world size all must be the same in every bit, whatever the precision and the optimizer. At others sums have
-# another order, and what that makes of the weights is to be told from what a broken resume makes of them: float32 keeps
-# it small. And Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms it.
-CALM = 1e-3
+# At one world size every bit must be the same, whatever the precision and the optimizer. At several, sums are taken in
+# another order, and its effect on the weights must stay smaller than that of a broken resume. float32 keeps it small.
+# A large eps keeps it small in Adam, whose first steps are as long for a gradient of rounding errors as for any other.
+MIN_EPS = 1e-3
 
 
-class Moment(NamedTuple):
-    """When to kill: so far into this step, counted from 0, as a share of a step's time."""
+class KillPoint(NamedTuple):
+    """When to kill: in this step, counted from 0, after this fraction of the time that a step takes."""
 
     step: int
-    share: float
+    fraction: float
 
 
-class Training(NamedTuple):
-    """A run to be made: the number of processes of each attempt, and when each but the last is killed."""
+class PlannedRun(NamedTuple):
+    """One run to train: the number of processes of each attempt, and a kill point for each attempt but the last."""
 
     name: str
     worlds: tuple[int, ...]
-    moments: tuple[Moment, ...] = ()
+    kill_points: tuple[KillPoint, ...] = ()
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is trained, how often it is killed, and what is laid over the config for it."""
+class ResumePlan:
+    """The user's config with overrides, and how often and at which numbers of processes it is trained and killed.
+
+    forced_overrides: `key=value` words that the check needs, applied after the user's. kills: of the run that changes
+    its world size. threads: OMP threads per process, None on GPUs.
+    """
 
     config: str
     overrides: tuple[str, ...]
-    laid_over: tuple[str, ...]
+    forced_overrides: tuple[str, ...]
     steps: int
     worlds: tuple[int, ...]
     kills: int
     seed: int
-    every: int
+    checkpoint_every: int
     batch_size: int
     precision: str
     threads: int | None
 
     @classmethod
-    def make(cls, args: argparse.Namespace) -> Plan:
-        """Raises UserError for what cannot work, before anything is trained."""
+    def make(
+        cls, config: str, overrides: Sequence[str], *, steps: int, worlds: str | None, kills: int | None, seed: int
+    ) -> ResumePlan:
+        """The plan for the options of `verify-resume`. Raises UserError, before any training, for what cannot work."""
         if "RANK" in os.environ:
-            raise UserError("verify-resume starts its processes itself; run it by itself, without a launcher")
-        experiment = load_config(Experiment, args.config, args.overrides)
+            raise UserError("verify-resume starts its processes itself; run it without a launcher")
+        experiment = load_config(Experiment, config, overrides)
         cpu = experiment.train.device == "cpu" or not torch.cuda.is_available()
-        worlds = _worlds(args.worlds, None if cpu else torch.cuda.device_count())
-        kills = len(worlds) if args.kills is None else args.kills
-        if args.steps < 4:
-            raise UserError(f"--steps {args.steps} leaves no room to be killed and resumed in; give 4 or more")
-        least = max(1, len(worlds) - 1)
-        if kills < least:
-            raise UserError(f"--kills {kills} is too few to come to {len(worlds)} world sizes; give {least} or more")
-        needed = max(worlds) * experiment.train.accumulate
-        if experiment.data.batch_size < needed:
-            raise UserError(
-                f"data.batch_size={experiment.data.batch_size} cannot be split over {max(worlds)} processes and "
-                f"{experiment.train.accumulate} micro-batches; make it {needed} or more, or give smaller --worlds"
-            )
-        every = max(2, (args.steps - 1) // (2 * kills + 1))
+        world_sizes = _parse_worlds(worlds, None if cpu else torch.cuda.device_count())
+        kills = len(world_sizes) if kills is None else kills
+        _require_enough(steps, world_sizes, kills, experiment)
+        checkpoint_every = max(2, (steps - 1) // (2 * kills + 1))
         precision = "fp32" if experiment.train.precision == "auto" else experiment.train.precision
-        laid_over = [f"train.steps={args.steps}", f"checkpoint.every={every}", "train.record_samples=true"]
-        laid_over += ["sample.every=0", "eval.every=0", "eval.reconstruction=0", "validate.every=0"]
-        if len(set(worlds)) > 1:
-            laid_over += [f"train.precision={precision}", f"optimizer.eps={max(CALM, experiment.optimizer.eps)}"]
-            # Dropout is by rank, so that other numbers of processes drop others.
-            laid_over += [f"{key}=0" for key in _dropouts(experiment.stage.model_dump(), "stage")]
+        forced = [f"train.steps={steps}", f"checkpoint.every={checkpoint_every}", "train.record_samples=true"]
+        forced += ["sample.every=0", "eval.every=0", "eval.reconstruction=0", "validate.every=0"]
+        if len(set(world_sizes)) > 1:
+            forced += [f"train.precision={precision}", f"optimizer.eps={max(MIN_EPS, experiment.optimizer.eps)}"]
+            # Dropout depends on the rank, so another number of processes drops other units.
+            forced += [f"{key}=0" for key in _dropout_keys(experiment.stage.model_dump(), "stage")]
         plan = cls(
-            args.config,
-            tuple(args.overrides),
-            tuple(laid_over),
-            args.steps,
-            worlds,
-            kills,
-            args.seed,
-            every,
-            experiment.data.batch_size,
-            precision,
-            1 if cpu else None,
+            config=config,
+            overrides=tuple(overrides),
+            forced_overrides=tuple(forced),
+            steps=steps,
+            worlds=world_sizes,
+            kills=kills,
+            seed=seed,
+            checkpoint_every=checkpoint_every,
+            batch_size=experiment.data.batch_size,
+            precision=precision,
+            threads=1 if cpu else None,
         )
-        plan.trainings()
+        plan.runs()
         return plan
 
     @property
-    def first(self) -> int:
+    def first_world(self) -> int:
         """The world size that the others are compared with."""
         return self.worlds[0]
 
     @property
-    def most(self) -> int:
+    def largest_world(self) -> int:
         return max(self.worlds)
 
     @property
-    def other(self) -> int:
-        """The world size whose uninterrupted run says what another order of sums makes of the same training."""
-        return self.most if self.most != self.first else min(self.worlds)
+    def other_world(self) -> int:
+        """The world size of the second uninterrupted run, which shows the effect of another order of sums."""
+        return self.largest_world if self.largest_world != self.first_world else min(self.worlds)
 
-    def trainings(self) -> list[Training]:
-        """Raises UserError where the steps are too few for the kills."""
-        straight = [Training(f"straight-{world}", (world,)) for world in dict.fromkeys((self.first, self.other))]
-        if self.first == self.other:
-            worlds = (self.first,) * (self.kills + 1)
-            return [*straight, Training("control", worlds, self.moments("control", self.kills))]
-        worlds = tuple(self.worlds[i % len(self.worlds)] for i in range(self.kills + 1))
-        elastic = Training("elastic", worlds, self.moments("elastic", self.kills))
-        return [*straight, elastic, Training("control", (self.most,) * 2, self.moments("control", 1))]
+    def runs(self) -> list[PlannedRun]:
+        """The runs in order: uninterrupted ones, `elastic` with several world sizes, `control`, killed at one.
 
-    def moments(self, name: str, kills: int) -> tuple[Moment, ...]:
-        """Random ones, one in each of equal spans of the steps, and at a step after which something is to be lost."""
-        draw = random.Random(f"{self.seed} {name}")
-        # The last quarter is left out: steps can be so quick that a late kill would come when all is over.
-        steps = [step for step in range(1, max(3, self.steps * 3 // 4)) if step % self.every]
-        resumable = [step for step in steps if step > self.every]  # there is a checkpoint to come back to
-        steps = resumable if len(resumable) >= kills else steps
+        Raises UserError where the steps are too few for the kills.
+        """
+        worlds = dict.fromkeys((self.first_world, self.other_world))
+        uninterrupted = [PlannedRun(f"uninterrupted-{world}", (world,)) for world in worlds]
+        if self.first_world == self.other_world:
+            same_worlds = (self.first_world,) * (self.kills + 1)
+            return [*uninterrupted, PlannedRun("control", same_worlds, self._kill_points("control", self.kills))]
+        cycle = tuple(self.worlds[i % len(self.worlds)] for i in range(self.kills + 1))
+        elastic = PlannedRun("elastic", cycle, self._kill_points("elastic", self.kills))
+        control = PlannedRun("control", (self.largest_world,) * 2, self._kill_points("control", 1))
+        return [*uninterrupted, elastic, control]
+
+    def _kill_points(self, name: str, kills: int) -> tuple[KillPoint, ...]:
+        """Random kill points: one in each of `kills` equal spans of the steps, never right after a checkpoint."""
+        rng = random.Random(f"{self.seed} {name}")
+        # Not in the last quarter: steps can be so quick that a late kill would come after the end.
+        steps = [step for step in range(1, max(3, self.steps * 3 // 4)) if step % self.checkpoint_every]
+        after_checkpoint = [step for step in steps if step > self.checkpoint_every]
+        steps = after_checkpoint if len(after_checkpoint) >= kills else steps
         if len(steps) < kills:
             raise UserError(
                 f"--steps {self.steps} are too few to be killed {kills} times in; give more, or fewer --kills"
             )
         edges = [i * len(steps) // kills for i in range(kills + 1)]
         spans = [steps[a:b] for a, b in itertools.pairwise(edges)]
-        return tuple(Moment(draw.choice(span), draw.random()) for span in spans)
+        return tuple(KillPoint(rng.choice(span), rng.random()) for span in spans)
 
-    def words(self, run_dir: Path) -> list[str]:
-        """The training as `diffpipe` takes it."""
-        return ["train", self.config, *self.overrides, *self.laid_over, f"run.dir={run_dir}"]
+    def train_command(self, run_dir: Path) -> list[str]:
+        """The arguments of `diffpipe` that train, or resume, in this directory."""
+        return ["train", self.config, *self.overrides, *self.forced_overrides, f"run.dir={run_dir}"]
 
 
-def _worlds(text: str | None, devices: int | None) -> tuple[int, ...]:
-    """The numbers of processes. devices: GPUs, of which each process takes one; None on CPUs."""
+def _require_enough(steps: int, worlds: Sequence[int], kills: int, experiment: Experiment) -> None:
+    """Raise UserError for too few steps, kills or images in a batch."""
+    if steps < 4:
+        raise UserError(f"--steps {steps} leaves no room to be killed and resumed in; give 4 or more")
+    min_kills = max(1, len(worlds) - 1)
+    if kills < min_kills:
+        raise UserError(f"--kills {kills} is too few to reach {len(worlds)} world sizes; give {min_kills} or more")
+    min_batch = max(worlds) * experiment.train.accumulate
+    if experiment.data.batch_size < min_batch:
+        raise UserError(
+            f"data.batch_size={experiment.data.batch_size} cannot be split over {max(worlds)} processes and "
+            f"{experiment.train.accumulate} micro-batches; make it {min_batch} or more, or give smaller --worlds"
+        )
+
+
+def _parse_worlds(text: str | None, gpus: int | None) -> tuple[int, ...]:
+    """The numbers of processes in "1,2,4". gpus: how many there are, one per process; None on CPUs."""
     if text is None:
-        return tuple(world for world in (1, 2, 4) if devices is None or world <= devices)
+        return tuple(world for world in (1, 2, 4) if gpus is None or world <= gpus)
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdecimal() and int(word) for word in words):
         raise UserError(f"--worlds {text!r} is not a list of numbers of processes; write 1,2,4")
     worlds = tuple(int(word) for word in words)
-    if devices is not None and max(worlds) > devices:
+    if gpus is not None and max(worlds) > gpus:
         raise UserError(
-            f"--worlds {text} takes {max(worlds)} GPUs and there are {devices}; give smaller ones, or train.device=cpu"
+            f"--worlds {text} takes {max(worlds)} GPUs and there are {gpus}; give smaller ones, or train.device=cpu"
         )
     return worlds
 
 
-def _dropouts(tree: dict[str, Any], prefix: str) -> Iterator[str]:
+def _dropout_keys(tree: dict[str, Any], prefix: str) -> Iterator[str]:
+    """The dotted keys of all non-zero dropout rates."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _dropouts(value, f"{prefix}.{key}")
+            yield from _dropout_keys(value, f"{prefix}.{key}")
         elif key == "dropout" and value:
             yield f"{prefix}.{key}"
