@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     keys: the samples' names in their shards.
     valid: bool [b], false for a sample that could not be had: its pixels are zeros and its label 0, and it counts
     nowhere. None, the same for all batches of a run: all are, for a bad one would end it.
-    complaints: what is wrong with each sample that is not valid.
+    errors: what is wrong with each sample that is not valid.
     """
 
     images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     positions: Int[Tensor, " b"]
     keys: Sequence[str]
     valid: Bool[Tensor, " b"] | None = None
-    complaints: Sequence[str] = ()
+    errors: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

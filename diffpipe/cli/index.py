@@ -8,9 +8,10 @@ from pathlib import Path
 
 from diffpipe.data.index.parallel_scan import remote_shards
 from diffpipe.data.index.scan import MAX_MEMBER
-from diffpipe.data.index.shard_index import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.data.index.shard_index import INDEX_NAME, ShardIndex
 from diffpipe.data.index.shard_set import expand
 from diffpipe.data.index.summary import describe, missing_members, pickles
+from diffpipe.data.index.write_index import write_index, write_remote_index
 from diffpipe.data.remote.urls import is_remote
 from diffpipe.errors import UserError
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _report(folder: Path, line: str) -> None:
     print(line)
-    table = Table(str(folder / INDEX_NAME))
+    table = ShardIndex(str(folder / INDEX_NAME))
     for note in [*missing_members(table), *pickles(table)]:
         print(f"{folder}: {note}")
 

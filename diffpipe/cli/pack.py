@@ -13,19 +13,15 @@ from PIL import ImageColor
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import load
 from diffpipe.data.index.summary import describe
-from diffpipe.data.packing.hub import SCHEME, is_saved
-from diffpipe.data.packing.idx import find_idx
-from diffpipe.data.packing.pack import (
-    CifarSource,
-    Encoding,
-    FolderSource,
-    HubSource,
-    IdxSource,
-    ShardSource,
-    Source,
-    Split,
-    pack,
-)
+from diffpipe.data.packing.choose import Split
+from diffpipe.data.packing.cifar import CifarSource
+from diffpipe.data.packing.encode import Encoding
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.hub import SCHEME, HubSource, is_saved
+from diffpipe.data.packing.idx import IdxSource, find_idx
+from diffpipe.data.packing.pack import pack
+from diffpipe.data.packing.shards import ShardSource
+from diffpipe.data.packing.source import Source
 from diffpipe.errors import UserError
 
 # Which options go with which sources, and what each kind of source is called.
@@ -128,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             prefix=args.prefix,
             workers=len(os.sched_getaffinity(0)) if args.workers is None else args.workers,
-            max_bad=args.max_bad,
+            max_bad_samples=args.max_bad,
         )
     except KeyboardInterrupt:
         raise _StoppedError(f"stopped by a signal; {args.out} was not made, and nothing is left of it") from None

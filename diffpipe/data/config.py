@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from diffpipe.config import Config
 from diffpipe.data.decode.image import MAX_PIXELS
-from diffpipe.data.remote.cache import LIMIT, Cache
+from diffpipe.data.remote.cache import DEFAULT_LIMIT, ShardCache
 from diffpipe.data.remote.urls import is_remote, parse
 
 
@@ -69,7 +69,7 @@ class DataConfig(Config):
     """Pixels of the largest image that is decoded, by its header; a larger one is a bad sample."""
     cache: str | None = None
     """Folder for copies of remote shards; null: $DIFFPIPE_CACHE, else ~/.cache/diffpipe/shards."""
-    cache_bytes: int = Field(default=LIMIT, ge=1)
+    cache_bytes: int = Field(default=DEFAULT_LIMIT, ge=1)
     """Bytes that the copies of remote shards may take on a machine; the default is 64 GiB."""
 
     @model_validator(mode="after")
@@ -88,9 +88,9 @@ class DataConfig(Config):
         return self
 
     @property
-    def shard_cache(self) -> Cache:
+    def shard_cache(self) -> ShardCache:
         """Where remote shards are kept."""
-        return Cache(self.cache, self.cache_bytes)
+        return ShardCache(self.cache, self.cache_bytes)
 
     @property
     def trained_on(self) -> str | list[str]:

@@ -1,7 +1,8 @@
-"""Processes that work ahead: each answers its requests in turn, over a pipe of its own.
+"""Forked worker processes that compute ahead of the process that reads their results.
 
-Torch's DataLoader has queues with threads of their own on either side, which cost as much a batch as five small images
-cost to decode, and it answers signals and deaths by itself. Here the caller alone says when they end.
+Torch's DataLoader passes batches through queues with threads on either side. For each batch these cost as much as
+decoding five small images, and the DataLoader handles signals and dead workers by itself. Here each worker has a pipe
+of its own, and the process that owns the pool decides when the workers end.
 """
 
 from __future__ import annotations
@@ -14,135 +15,145 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from diffpipe.errors import UserError
 
-Q = TypeVar("Q")
-A = TypeVar("A")
-_PATIENCE = 2.0
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+_TIMEOUT = 2.0  # seconds that a worker has to end by itself
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class DiedError(Exception):
-    """A process has ended by itself; says how."""
+class WorkerDiedError(Exception):
+    """A worker has ended unasked; the message says how."""
 
 
-def answers(answer: Callable[[Q], A], requests: Iterable[Q], processes: int, ahead: int) -> Generator[A, None, None]:
-    """The answer to each request, in order, by so many forked processes, each `ahead` of the caller by so many.
+class WorkerPool(Generic[Request, Result]):
+    """Workers that apply `function` to requests. Without workers, this process does.
 
-    By this process, where there are none. A request is taken when it is given out, and must be small, for nobody waits
-    for it to be read. What an answer raises is raised here, and so is DiedError. Close the iterator to end them.
+    They are forked at once, share what this process holds, and end when the pool is closed or its process ends in
+    whatever way. They ignore the signals that a whole job or process group gets: this process handles those.
     """
-    if not processes:
-        yield from map(answer, requests)
-        return
-    requests = iter(requests)
-    crew = _Crew(processes, answer)
-    try:
-        asked = 0
-        for request in itertools.islice(requests, processes * ahead):
-            crew.ask(asked % processes, request)
-            asked += 1
-        for done in itertools.count():
-            if done == asked:
+
+    def __init__(self, function: Callable[[Request], Result], workers: int):
+        self._function = function
+        self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        self.close = Finalize(self, _close, (self._pipes, self._processes), exitpriority=100)
+        for _ in range(workers):
+            self._start_worker()
+
+    def __enter__(self) -> WorkerPool[Request, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def imap(self, requests: Iterable[Request], *, prefetch: int) -> Iterator[Result]:
+        """The results, in the order of the requests; each worker has up to `prefetch` requests that are not yet read.
+
+        A request is taken from `requests` when it is sent to a worker. It must be small, since sending it must not
+        block. Raises what `function` raised, and WorkerDiedError.
+        """
+        if not self._processes:
+            yield from map(self._function, requests)
+            return
+        workers, requests = len(self._processes), iter(requests)
+        sent = 0
+        for request in itertools.islice(requests, workers * prefetch):
+            self._send(sent % workers, request)
+            sent += 1
+        for received in itertools.count():
+            if received == sent:
                 return
-            found = crew.answer(done % processes)
+            result = self._receive(received % workers)
             for request in itertools.islice(requests, 1):
-                crew.ask(asked % processes, request)
-                asked += 1
-            yield found
-            del found  # what it holds may be used again
-    finally:
-        crew.end()
+                self._send(sent % workers, request)
+                sent += 1
+            yield result
+            del result  # the memory that it refers to may be reused from here on
 
-
-class _Crew:
-    """The processes. They ignore the signals that a whole job or process group gets: the caller answers those."""
-
-    def __init__(self, n: int, answer: Callable[[Any], Any]):
-        context = multiprocessing.get_context("fork")  # which shares what the caller holds, and pickles nothing
-        self.pipes: list[Connection] = []
-        self.processes: list[BaseProcess] = []
-        self.end = Finalize(self, _end, (self.pipes, self.processes), exitpriority=100)
-        for _ in range(n):
-            here, there = context.Pipe()
-            self.pipes.append(here)
-            process = context.Process(target=_serve, args=(there, self.pipes, answer), daemon=True)
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # until it ignores them
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            self.processes.append(process)
-            there.close()
-
-    def ask(self, i: int, request: Any) -> None:
+    def _start_worker(self) -> None:
+        context = multiprocessing.get_context("fork")
+        pipe, workers_end = context.Pipe()
+        self._pipes.append(pipe)
+        process = context.Process(target=_work, args=(workers_end, self._pipes, self._function), daemon=True)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)  # until the worker ignores them
         try:
-            self.pipes[i].send(request)
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._processes.append(process)
+        workers_end.close()
+
+    def _send(self, worker: int, request: Request) -> None:
+        try:
+            self._pipes[worker].send(request)
         except OSError as error:
-            raise self._died(i) from error
+            raise self._died(worker) from error
 
-    def answer(self, i: int) -> Any:
+    def _receive(self, worker: int) -> Result:
         try:
-            found = self.pipes[i].recv()
+            result = self._pipes[worker].recv()
         except (OSError, EOFError) as error:
-            raise self._died(i) from error
-        if isinstance(found, Exception):
-            raise found
-        return found
+            raise self._died(worker) from error
+        if isinstance(result, Exception):
+            raise result
+        return result
 
-    def _died(self, i: int) -> DiedError:
-        self.processes[i].join(_PATIENCE)
-        code = self.processes[i].exitcode
-        if code is not None and code < 0:
-            return DiedError(f"by {signal.Signals(-code).name}")
-        return DiedError(f"exit status {code}")
+    def _died(self, worker: int) -> WorkerDiedError:
+        self._processes[worker].join(_TIMEOUT)
+        status = self._processes[worker].exitcode
+        if status is not None and status < 0:
+            return WorkerDiedError(f"by {signal.Signals(-status).name}")
+        return WorkerDiedError(f"exit status {status}")
 
 
-def _end(pipes: list[Connection], processes: list[BaseProcess]) -> None:
+def _close(pipes: list[Connection], processes: list[BaseProcess]) -> None:
     for pipe in pipes:
         pipe.close()
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _TIMEOUT
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():  # in the midst of something long
+        if process.is_alive():  # in the middle of a long request
             process.kill()
             process.join()
         process.close()
 
 
-def _serve(pipe: Connection, others: list[Connection], answer: Callable[[Any], Any]) -> None:
-    """What a process does until its caller closes the pipe, or is gone."""
-    for other in others:  # while one is open here, it does not end for those at its other side
-        other.close()
+def _work(pipe: Connection, owners_pipes: list[Connection], function: Callable[[Any], Any]) -> None:
+    """Serve requests until the owner closes the pipe or ends."""
+    for inherited in owners_pipes:  # while a copy is open here, the other workers would not see theirs end
+        inherited.close()
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-    threading.Thread(target=_follow, daemon=True).start()
+    threading.Thread(target=_end_with_owner, daemon=True).start()
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request = pipe.recv()
             try:
-                found = answer(request)
+                result = function(request)
             except UserError as error:
-                found = error
-            except Exception:  # noqa: BLE001 -- the caller raises it
-                found = RuntimeError(f"in a process of its own:\n{traceback.format_exc()}")
-            pipe.send(found)
-            del found
+                result = error
+            except Exception:  # noqa: BLE001 -- the owner raises it
+                result = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+            pipe.send(result)
+            del result
 
 
-def _follow() -> None:
-    """End with a caller that was killed, in the midst of an answer, too."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+def _end_with_owner() -> None:
+    """End the worker when its owner is killed, even in the middle of a request."""
+    owner = multiprocessing.parent_process()
+    assert owner is not None
+    owner.join()
     os._exit(1)

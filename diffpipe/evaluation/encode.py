@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tarfile
@@ -10,10 +9,11 @@ from pathlib import Path
 
 from diffpipe.data.decode import latents
 from diffpipe.data.index import shard_set
-from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader import sequential_reader
 from diffpipe.data.loader.reader import Reader
+from diffpipe.data.packing.shard_writer import TarWriter
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import on_rank_zero
 from diffpipe.metrics.evaluate import chunks
@@ -70,16 +70,17 @@ def _write_shard(codec: LatentCodec, shards: ShardSet, number: int, folder: Path
     shard, reader = shards.shards[number], Reader(shards)
     first, shape = int(shards.counts[:number].sum()), codec.vae.shape
     try:
-        with tarfile.open(folder / f"latents-{number:06d}.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        with TarWriter(folder / f"latents-{number:06d}.tar", tarfile.GNU_FORMAT) as tar:
             for chunk in chunks(shard.samples):
                 images = sequential_reader.images(shards, [first + i for i in chunk], shape.resolution, shape.channels)
                 with runtime.autocast():
                     encoded = codec.describe(images.to(runtime.device)).cpu().numpy()
                 for i, row in zip(chunk, encoded, strict=True):
                     sample = shards.sample(number, i)
-                    _add(tar, f"{sample.key}.{latents.LATENTS}", latents.to_bytes(row))
+                    members = {latents.LATENTS: latents.to_bytes(row)}
                     if "cls" in sample.members:
-                        _add(tar, f"{sample.key}.cls", reader.read(number, sample, "cls"))
+                        members["cls"] = reader.read(number, sample, "cls")
+                    tar.add(sample.key, members)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); free some space") from error
 
@@ -91,9 +92,3 @@ def _commit(temporary: Path, out: Path, shards: ShardSet, sha256: str) -> None:
         temporary.replace(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index import shard_set
-from diffpipe.data.loader.dataset import Samples, check
+from diffpipe.data.loader.dataset import Dataset, check
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.config import Experiment
@@ -41,7 +41,7 @@ class Validation(NamedTuple):
     """
 
     stage: Stage
-    samples: Samples
+    dataset: Dataset
     n: int
 
     @classmethod
@@ -61,11 +61,11 @@ class Validation(NamedTuple):
                 f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "
                 f"give that many or fewer"
             )
-        return cls(stage, Samples(data, shards, SEED), n)
+        return cls(stage, Dataset(data, shards, SEED), n)
 
     def about(self) -> ValidationSet:
         """The held-out samples: losses are comparable where they are the same."""
-        return ValidationSet(fingerprint=self.samples.reader.shard_set.fingerprint, n=self.n)
+        return ValidationSet(fingerprint=self.dataset.reader.shard_set.fingerprint, n=self.n)
 
     def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
         """`validation_loss` and each metric, by phase where there are several. step: the last one trained.
@@ -92,7 +92,7 @@ class Validation(NamedTuple):
     def _sums(
         self, nets: Mapping[str, nn.Module], phases: list[Phase], chunk: range, runtime: Runtime
     ) -> tuple[Sums, list[str]]:
-        batch = _on_device(self.samples.batch(np.arange(chunk.start, chunk.stop)), runtime)
+        batch = _on_device(self.dataset.batch(np.arange(chunk.start, chunk.stop)), runtime)
         several = len(self.stage.phases()) > 1
         found: Sums = {}
         for phase in phases:
@@ -101,7 +101,7 @@ class Validation(NamedTuple):
             prefix = f"{phase.name}/" if several else ""
             for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
                 found[f"{prefix}validation_{name}"] = _sum(value.detach(), batch.valid)
-        return found, [*batch.complaints]
+        return found, [*batch.errors]
 
 
 def _sum(value: Tensor, valid: Tensor | None) -> tuple[float, int]:

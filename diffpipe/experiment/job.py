@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffpipe.config import dump_yaml
 from diffpipe.data.index import shard_set
-from diffpipe.data.index.dataset_diff import keep_listing
+from diffpipe.data.index.dataset_diff import save_listing
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.stream import batches
 from diffpipe.evaluation.image_grid import grid
@@ -97,7 +97,7 @@ class Job:
             print_on_rank_zero(runtime, f"codec {codec.path}: {in_words(codec.state.reconstruction)}")
         if runtime.main:
             atomic_write(experiment.run.path / "config.yaml", dump_yaml(experiment))
-            keep_listing(self.shards, experiment.run.path)
+            save_listing(self.shards, experiment.run.path)
             experiment.run.interrupted.unlink(missing_ok=True)
         runtime.start_tracking({"config": dump_yaml(experiment)})
         stream = batches(

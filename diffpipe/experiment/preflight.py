@@ -73,6 +73,6 @@ def fit_latents(experiment: Experiment, shards: ShardSet) -> None:
 def short_of_room(experiment: Experiment, shards: ShardSet, world: int) -> str | None:
     """What is to be said where the cache of a machine is too small for the remote shards that its ranks read of."""
     data = experiment.data
-    order = mixture.order_of(shards, experiment.seed, data.interleave, data.shuffle_window)
+    order = mixture.build_order(shards, experiment.seed, data.interleave, data.shuffle_window)
     share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
-    return mixture.short_of_room(shards, order, data.cache_bytes, share)
+    return mixture.cache_warning(shards, order, data.cache_bytes, share)

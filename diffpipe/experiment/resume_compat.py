@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffpipe.data.index.dataset_diff import what_changed
+from diffpipe.data.index.dataset_diff import describe_changes
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
@@ -79,7 +79,7 @@ def accept_data(found: Checkpoint, experiment: Experiment, shards: ShardSet, lis
     before = found.state.fingerprint
     if before == shards.fingerprint:
         return None
-    changed = what_changed(before, shards, listings)
+    changed = describe_changes(before, shards, listings)
     if not experiment.data.allow_changes:
         raise UserError(
             f"{found.path} was trained on other data: {changed}; restore it, say that it is meant by "

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.data.loader.dataset import Samples
+from diffpipe.data.loader.dataset import Dataset
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Stage, Starts
 from diffpipe.rng import KeyedRNG
@@ -25,7 +25,7 @@ def start_function(stage: Stage, experiment: Experiment, shards: ShardSet, runti
         return None
 
     def start(nets: Mapping[str, nn.Module]) -> None:
-        dataset = Samples(experiment.data, shards, experiment.seed)
+        dataset = Dataset(experiment.data, shards, experiment.seed)
         batch = runtime.to_device(dataset.batch(np.arange(stage.start_samples)))
         stage.start(nets, batch, KeyedRNG(experiment.seed, batch.positions))
 

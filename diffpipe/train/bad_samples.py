@@ -30,7 +30,7 @@ class BadSamples:
 
     def add(self, step: int, micro_batches: Sequence[Batch]) -> None:
         """Print the new ones among this rank's samples of a step."""
-        for complaint in (complaint for batch in micro_batches for complaint in batch.complaints):
+        for complaint in (complaint for batch in micro_batches for complaint in batch.errors):
             if complaint not in self.known and complaint not in self._local:
                 self._local.append(complaint)
                 warning = f"warning: step {step}, rank {self.comm.rank}: {complaint}; the sample is left out"

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from webdataset.compat import WebDataset
 
 from diffpipe.data import DataConfig, batches, load
-from diffpipe.data.index.shard_index import INDEX_NAME, write_index
+from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.reader import Reader
 from eval.speed import jobs
 from eval.speed.subject import table

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 
 _SHARDS = 8
 _CLASSES = 10

@@ -6,13 +6,13 @@ import hashlib
 import os
 import sys
 
-from diffpipe.data.remote.cache import Cache, Item
+from diffpipe.data.remote.cache import CachedFile, ShardCache
 
 
 def main(folder: str, *words: str) -> None:
-    cache = Cache(folder)
+    cache = ShardCache(folder)
     for url, size, sha256 in zip(words[::3], words[1::3], words[2::3], strict=True):
-        with os.fdopen(cache.open(Item(url, int(size), sha256)), "rb") as file:
+        with os.fdopen(cache.open(CachedFile(url, int(size), sha256)), "rb") as file:
             print(hashlib.file_digest(file, "sha256").hexdigest(), flush=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 from tests.support.commands import CONFIG, HOME, TINY, diffpipe, metrics, seen, tensors, train
 from tests.support.tars import png, random_pixels, write_tar
 

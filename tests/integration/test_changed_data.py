@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from diffpipe.data import load
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.mixture import Mixture
 from diffpipe.data.loader.order import Order
 from tests.support.commands import CONFIG, SHARDS, TINY, metrics, refused, seen, train

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpipe.data.packing.pack import FolderSource, pack
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.pack import pack
 from tests.support.commands import HOME, diffpipe, metrics, refused, train
 
 FASHION = HOME / "configs" / "fashion_mnist"

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from diffpipe.config import load_config
-from diffpipe.data.packing.pack import FolderSource, pack
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.pack import pack
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape, TrainedStage
 from diffpipe.stages.vae import VAEConfig

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffpipe.data.packing.pack import FolderSource, pack
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.pack import pack
 from diffpipe.metrics import protocol
 from tests.support.commands import HOME, SHARDS, refused, succeeds, train
 

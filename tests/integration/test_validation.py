@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffpipe.data import images, labels, load
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.order import Order
 from diffpipe.evaluation.validation import SEED
 from diffpipe.experiment.run import open_run

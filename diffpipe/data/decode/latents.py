@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.remote.storage import MissingError, RemoteFile
-from diffpipe.data.remote.urls import beside, folder, is_remote, redacted
+from diffpipe.data.remote.urls import is_remote, join, parent, redacted
 from diffpipe.errors import BadSampleError, UserError
 
 LATENTS = "latents.npy"
@@ -26,9 +26,9 @@ def are_latents(shard_set: ShardSet) -> bool:
 def encoder(shard_set: ShardSet) -> str:
     """The sha256 of the checkpoint that encoded the shards. Raises UserError where they do not say, or not the same."""
     found: set[str] = set()
-    remote = {redacted(s.remote.item.url): s.remote.item.url for s in shard_set.shards if s.remote is not None}
+    remote = {redacted(s.remote.file.url): s.remote.file.url for s in shard_set.shards if s.remote is not None}
     places = {str(Path(path).parent / CODEC) for path in shard_set.paths if path not in remote}
-    for place in sorted(places | {beside(folder(url), CODEC) for url in remote.values()}):
+    for place in sorted(places | {join(parent(url), CODEC) for url in remote.values()}):
         try:
             found.add(str(json.loads(_text(place))["sha256"]))
         except (OSError, ValueError, KeyError, TypeError) as error:

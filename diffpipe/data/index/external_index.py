@@ -1,10 +1,10 @@
-"""Lists of a tar's members that other tools have left beside it, held against what a scan has found.
+"""Indices of a tar that other tools have written beside it, compared with the result of a scan.
 
-`NAME.idx` is NVIDIA DALI's (`wds2idx`): text. Its first line is the version and the number of samples, and each
-further line a sample: for each member its extension, the offset and the size of its data and, from v1.2 on, its name.
-`NAME.tar.idx` is Megatron Energon's: the offset of each sample's first header and that of the archive's end, as
-little-endian 64-bit words. Neither says what the bytes hash to, so neither spares a scan. But both tell what was in the
-tar when they were made: a tar that has lost samples since then, and was closed again, is whole in itself.
+`NAME.idx` is NVIDIA DALI's (`wds2idx`), a text. Its first line is the version and the number of samples, and each
+further line is a sample: for each member its extension, the offset and the size of its data and, from v1.2 on, its
+name. `NAME.tar.idx` is Megatron Energon's: the offset of each sample's first header and of the archive's end, as
+little-endian 64-bit words. Neither has hashes, so the tar is scanned all the same. But both record what the tar
+contained: a tar that has lost samples since then, and was closed properly, looks whole by itself.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from diffpipe.errors import UserError
 _FIELDS = {"v1.1": 3, "v1.2": 4}
 
 
-def lists_beside(path: str) -> list[str]:
-    """The lists of the tar `path` that are there."""
+def external_indices(path: str) -> list[str]:
+    """The paths of the external indices beside the tar `path`."""
     tar = Path(path)
-    found = [tar.with_name(f"{tar.name}.idx")]
+    paths = [tar.with_name(f"{tar.name}.idx")]
     text = tar.with_name(f"{tar.name.partition('.')[0]}.idx")
-    if text != found[0] and text.is_file() and _is_text(text):  # many a file has the suffix .idx
-        found.append(text)
-    return [str(file) for file in found if file.is_file()]
+    if text != paths[0] and text.is_file() and _is_text(text):  # many a file has the suffix .idx
+        paths.append(text)
+    return [str(file) for file in paths if file.is_file()]
 
 
-def check_lists(path: str, scan: Scan) -> None:
-    """Raise UserError where a list beside the tar does not say what the scan found."""
-    for file in map(Path, lists_beside(path)):
+def check_external_indices(path: str, scan: Scan) -> None:
+    """Raise UserError where an external index beside the tar does not match the scan."""
+    for file in map(Path, external_indices(path)):
         try:
-            same = _text(file, scan) if _is_text(file) else _binary(file, scan)
+            difference = _text_difference(file, scan) if _is_text(file) else _binary_difference(file, scan)
         except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not a readable list of {path} ({error}); make it anew or remove it") from error
-        if same is not None:
+            raise UserError(f"{file}: not a readable list of {path} ({error}); write it again or remove it") from error
+        if difference is not None:
             raise UserError(
-                f"{path} is not the tar that {file} lists: {same}; it was changed after the list was made: restore the "
-                "tar, or remove the list"
+                f"{path} is not the tar that {file} lists: {difference}; it was changed after that: restore "
+                "the tar, or remove the list"
             )
 
 
@@ -48,8 +48,8 @@ def _is_text(file: Path) -> bool:
         return lines.read(2) == b"v1"
 
 
-def _text(file: Path, scan: Scan) -> str | None:
-    """What differs from a list of wds2idx."""
+def _text_difference(file: Path, scan: Scan) -> str | None:
+    """The first difference between a list of wds2idx and the scan, or None."""
     offset, size = scan.columns["member.offset"], scan.columns["member.size"]
     at = 0
     with file.open(encoding="utf-8", errors="surrogateescape") as lines:
@@ -73,8 +73,8 @@ def _text(file: Path, scan: Scan) -> str | None:
     return None if at == len(size) else f"it has {len(size)} members, not {at}"
 
 
-def _binary(file: Path, scan: Scan) -> str | None:
-    """What differs from a list of Energon."""
+def _binary_difference(file: Path, scan: Scan) -> str | None:
+    """The first difference between a list of Energon and the scan, or None."""
     data = file.read_bytes()
     if not data or len(data) % 8:
         raise ValueError(f"{len(data)} bytes")

@@ -1,4 +1,4 @@
-"""The scans of many shards, in parallel; each is kept in a hidden folder until the index of all of them is whole."""
+"""Scans of many shards in parallel. Their results are kept in a hidden folder until the index is written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import numpy as np
 from braceexpand import braceexpand
 from tqdm import tqdm
 
-from diffpipe.data.index.external_index import check_lists, lists_beside
-from diffpipe.data.index.mmapped_safetensors import Column, map_arrays, write_arrays
+from diffpipe.data.index.external_index import check_external_indices, external_indices
+from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, write_arrays
 from diffpipe.data.index.scan import scan_file
 from diffpipe.data.index.tar_stream import Readable
-from diffpipe.data.remote.storage import RemoteFile, is_remote, parse, redacted, tars
-from diffpipe.data.worker_pool import DiedError, answers
+from diffpipe.data.remote.storage import RemoteFile, tars
+from diffpipe.data.remote.urls import is_remote, parse, redacted
+from diffpipe.data.worker_pool import WorkerDiedError, WorkerPool
 from diffpipe.errors import UserError
 from diffpipe.files import lock, open_regular
 
@@ -29,44 +30,44 @@ _VERSION = 1
 _NAMED_ERRORS = 5
 
 
-class Job(NamedTuple):
-    """One shard to scan, by its path or URL. part: the file that keeps what was found."""
+class ScanJob(NamedTuple):
+    """One shard to scan, by its path or URL. result: the file for what the scan finds."""
 
     name: str
     path: str
-    part: Path
+    result: Path
     max_member: int
 
 
-class Part(NamedTuple):
-    """What a scan found, in a file. head: bytes, sha256, samples, members (how many by extension), classes."""
+class ShardScan(NamedTuple):
+    """The result of a scan, in a file. header: bytes, sha256, samples, members (how many by extension), classes."""
 
     path: Path
-    head: dict[str, Any]
+    header: dict[str, Any]
 
-    def column(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
         return map_arrays(self.path)[0][name]
 
 
-def remote_shards(places: Sequence[str]) -> list[str]:
-    """The URLs of the tars that URLs name: tars, brace patterns, or folders that can be listed. Raises UserError."""
+def remote_shards(patterns: Sequence[str]) -> list[str]:
+    """The URLs of remote tars: from URLs of tars, brace patterns, and folders that can be listed. Raises UserError."""
     urls: list[str] = []
-    for url in [url for place in places for url in braceexpand(place)]:
-        found = [url] if parse(url).path.endswith(".tar") else tars(url)
-        if not found:
+    for url in [url for pattern in patterns for url in braceexpand(pattern)]:
+        shards = [url] if parse(url).path.endswith(".tar") else tars(url)
+        if not shards:
             raise UserError(
                 f"{redacted(url)}: no *.tar is listed there; name the tars themselves, with a brace pattern"
             )
-        urls.extend(found)
-    twice = next((url for url, n in Counter(urls).items() if n > 1), None)
-    if twice is not None:
-        raise UserError(f"{redacted(twice)} is named twice; name each shard once")
+        urls.extend(shards)
+    repeated = next((url for url, n in Counter(urls).items() if n > 1), None)
+    if repeated is not None:
+        raise UserError(f"{redacted(repeated)} is named twice; name each shard once")
     return urls
 
 
 @contextmanager
-def parts_folder(directory: Path) -> Iterator[Path]:
-    """The hidden folder of a directory's scans, held for this process alone. It goes at the end, unless by an error.
+def scans_folder(directory: Path) -> Iterator[Path]:
+    """The hidden folder for the scans of a directory, locked by this process. It stays after an error.
 
     Raises UserError where another process is at work there, and OSError.
     """
@@ -80,80 +81,78 @@ def parts_folder(directory: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def scan_all(shards: Sequence[tuple[str, str]], folder: Path, workers: int, max_member: int) -> list[Part]:
-    """The scans of shards (name, path or URL), in order, by so many processes or (0, 1) by this one.
+def scan_all(shards: Sequence[tuple[str, str]], folder: Path, workers: int, max_member: int) -> list[ShardScan]:
+    """The scans of shards (name, path or URL), in order, by `workers` processes, or by this one if they are 0 or 1.
 
-    A shard that an earlier call has scanned into `folder`, and that has not changed since, is not read again. All are
-    read even where some are refused. Raises UserError.
+    A shard that an earlier call has scanned into `folder`, and that has not changed since, is not read again. All
+    others are read even if some are refused. Raises UserError.
     """
     jobs = [
-        Job(name, path, folder / hashlib.sha256(name.encode()).hexdigest()[:32], max_member) for name, path in shards
+        ScanJob(name, path, folder / hashlib.sha256(name.encode()).hexdigest()[:32], max_member)
+        for name, path in shards
     ]
     workers = min(workers, len(jobs))
     errors: dict[str, UserError] = {}
-    with tqdm(total=len(jobs), unit="shard", disable=None) as progress:
-        for name, error in _run(jobs, workers):
-            if error is not None:
-                errors[name] = error
-            progress.update()
+    # The workers are forked before the progress bar starts its thread.
+    with (
+        WorkerPool(_run, workers if workers > 1 else 0) as pool,
+        tqdm(total=len(jobs), unit="shard", disable=None) as progress,
+    ):
+        try:
+            for name, error in pool.imap(jobs, prefetch=2):
+                if error is not None:
+                    errors[name] = error
+                progress.update()
+        except WorkerDiedError as error:
+            raise UserError(
+                f"a worker process died while scanning ({error}); if memory ran out, lower --workers; the same command "
+                f"goes on with the shards that are left"
+            ) from error
     if errors:
-        raise _together([errors[job.name] for job in jobs if job.name in errors], len(jobs))
-    return [Part(job.part, _head(job.part)) for job in jobs]
+        raise _combined([errors[job.name] for job in jobs if job.name in errors], len(jobs))
+    return [ShardScan(job.result, _header(job.result)) for job in jobs]
 
 
-def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, UserError | None]]:
-    scans = answers(_scanned, jobs, workers if workers > 1 else 0, ahead=2)
-    try:
-        yield from scans
-    except DiedError as error:
-        raise UserError(
-            f"a process that scans has died ({error}); where it was for want of memory, lower --workers; the same "
-            f"command goes on with the shards that are left"
-        ) from error
-    finally:
-        scans.close()
-
-
-def _scanned(job: Job) -> tuple[str, UserError | None]:
+def _run(job: ScanJob) -> tuple[str, UserError | None]:
     return job.name, _scan(job)
 
 
-def _scan(job: Job) -> UserError | None:
-    """Scan one shard into its file, unless it is there. Errors are returned, to be told together."""
+def _scan(job: ScanJob) -> UserError | None:
+    """Scan one shard into its file, unless the file is up to date. Errors are returned, to be reported together."""
     try:
-        with _opened(job.path) as (file, state):
+        with _open_shard(job.path) as (file, state):
             key = None if state is None else {"state": state, "max_member": job.max_member, "version": _VERSION}
-            if key is not None and _key(job.part) == key:
+            if key is not None and _key(job.result) == key:
                 return None
-            found = scan_file(file, redacted(job.path) if is_remote(job.path) else job.path, job.max_member)
+            scan = scan_file(file, redacted(job.path) if is_remote(job.path) else job.path, job.max_member)
         if not is_remote(job.path):
-            check_lists(job.path, found)
+            check_external_indices(job.path, scan)
             if _local_state(job.path) != state:
                 raise UserError(f"{job.path} was changed while it was read; index it again when nothing writes to it")
     except UserError as error:
         return error
     except OSError as error:
         return UserError(f"{job.path}: cannot be read ({error.strerror}); check the path and its permissions")
-    counts = np.bincount(found.columns["member.extension"], minlength=len(found.extensions)).tolist()
-    head = {
+    counts = np.bincount(scan.columns["member.extension"], minlength=len(scan.extensions)).tolist()
+    header = {
         "key": key,
-        "bytes": found.bytes,
-        "sha256": found.sha256,
-        "samples": len(found.starts),
-        "members": dict(zip(found.extensions, counts, strict=True)),
-        "classes": found.classes,
+        "bytes": scan.bytes,
+        "sha256": scan.sha256,
+        "samples": len(scan.starts),
+        "members": dict(zip(scan.extensions, counts, strict=True)),
+        "classes": scan.classes,
     }
-    columns = {name: Column(array.dtype, len(array), [array]) for name, array in found.columns.items()}
+    arrays = {name: StreamedArray(array.dtype, len(array), [array]) for name, array in scan.columns.items()}
     try:
-        write_arrays(job.part, columns, {"part": json.dumps(head)})
+        write_arrays(job.result, arrays, {"part": json.dumps(header)})
     except OSError as error:
-        return UserError(f"{job.part}: cannot be written ({error.strerror}); free some space or change the rights")
+        return UserError(f"{job.result}: cannot be written ({error.strerror}); free some space or change the rights")
     return None
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[tuple[Readable, dict[str, Any] | None]]:
-    """The shard, open at its beginning, and what changes where it does, or None where a server does not say."""
+def _open_shard(path: str) -> Iterator[tuple[Readable, dict[str, Any] | None]]:
+    """The shard, and a state that changes whenever the shard does, or None where a server gives none."""
     if is_remote(path):
         with RemoteFile(path) as file:
             state = {"url": redacted(path), "bytes": file.size, "etag": file.etag}
@@ -164,23 +163,23 @@ def _opened(path: str) -> Iterator[tuple[Readable, dict[str, Any] | None]]:
 
 
 def _local_state(path: str) -> dict[str, Any]:
-    """The lengths and times of a shard and of the lists beside it."""
-    stats = {Path(file).name: Path(file).stat() for file in [path, *lists_beside(path)]}
+    """The lengths and modification times of a shard and of the external indices beside it."""
+    stats = {Path(file).name: Path(file).stat() for file in [path, *external_indices(path)]}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _key(part: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or none that is whole
-        return _head(part)["key"]
+def _key(result: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # there is no result, or it is not whole
+        return _header(result)["key"]
     return None
 
 
-def _head(part: Path) -> dict[str, Any]:
-    return json.loads(map_arrays(part)[1]["part"])
+def _header(result: Path) -> dict[str, Any]:
+    return json.loads(map_arrays(result)[1]["part"])
 
 
-def _together(errors: Sequence[UserError], total: int) -> UserError:
-    """One error that says the first in full and of the others how many there are."""
+def _combined(errors: Sequence[UserError], total: int) -> UserError:
+    """One error: the first in full, and the number and names of the others."""
     if len(errors) == 1:
         return errors[0]
     others = ", ".join(str(error).partition(": ")[0] for error in errors[1 : 1 + _NAMED_ERRORS])

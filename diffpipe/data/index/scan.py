@@ -1,4 +1,4 @@
-"""One tar, read through once: where its members lie and what they hash to. Nothing is extracted or unpickled."""
+"""A scan of one tar: where its members are, and their hashes. Nothing is extracted or unpickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.files import open_regular
 
 MAX_MEMBER = 256 << 20
-_META = re.compile(r"__[^/]*__($|/)")
+_METADATA = re.compile(r"__[^/]*__($|/)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_EXTENSIONS = 256
 _CLASS_DIGITS = 18  # an int64 holds them
@@ -25,10 +25,10 @@ _CLASS_DIGITS = 18  # an int64 holds them
 class Scan(NamedTuple):
     """The members of one tar, grouped into samples, in the order of the archive.
 
-    classes: 1 + the largest `.cls`, or None where a sample has none or one is not an integer ≥ 0. end: where the
-    archive's end begins. The columns are those of an index (see shard_index.py), with offsets from the shard's
-    own first byte of keys and first member, and extensions numbered in their order here; starts: the offset at which
-    each sample's first header begins, int64 [samples].
+    classes: 1 + the largest `.cls`, or None where a sample has none or one is not an integer ≥ 0. end: the offset of
+    the archive's end marker. columns: those of an index (see write_index.py), counting key bytes and members from the
+    beginning of this shard, with extensions numbered as in `extensions`. starts: the offset of each sample's first
+    header, int64 [samples].
     """
 
     bytes: int
@@ -50,14 +50,15 @@ def scan(path: str, max_member: int = MAX_MEMBER) -> Scan:
 
 
 def scan_file(file: Readable, where: str, max_member: int = MAX_MEMBER) -> Scan:
-    """Read an uncompressed tar from its beginning to its end, once, without a step back.
+    """Read an uncompressed tar from its beginning to its end, once, without seeking back.
 
-    Holds some tens of bytes a member, and no member's content. Raises UserError that begins with `where` and says the
-    member and the remedy, where it is not a WebDataset shard whose samples can each be read alone: damaged or cut,
-    compressed, links, unsafe names, a member of more than `max_member` bytes, members of a key that stand apart.
+    Memory: some tens of bytes per member, no content. Raises UserError, which begins with `where` and names the member
+    and the remedy, unless it is a WebDataset shard in which each sample can be read alone. So these are refused:
+    damage, compression, links, unsafe names, members of more than `max_member` bytes, members of a key that are not
+    adjacent.
     """
     stream = TarStream(file, where)
-    samples = _Samples(where)
+    samples = _SampleColumns(where)
     end = 0
     for info in headers(stream, where):
         if info.size < 0 or info.offset < end:
@@ -73,7 +74,7 @@ def scan_file(file: Readable, where: str, max_member: int = MAX_MEMBER) -> Scan:
         crc32, content = _read_member(stream, where, info, keep=parts[1] == "cls" and info.size <= BLOCK)
         samples.add(info, parts, start, crc32, content)
     size = stream.drain()
-    # tarfile takes a missing end, a damaged header or a zeroed one for the end of the archive, without a word
+    # tarfile takes a missing end, a damaged header or a zeroed one for the end of the archive
     if size - end < 2 * BLOCK:
         raise damaged(where, "its end is missing")
     if stream.last > end:
@@ -89,7 +90,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    if not stem or not extension or _META.match(name):
+    if not stem or not extension or _METADATA.match(name):
         return None
     return folder + slash + stem, extension.lower()
 
@@ -100,8 +101,8 @@ def parse_class(data: bytes) -> int | None:
     return int(text) if text.isdigit() and len(text) <= _CLASS_DIGITS else None
 
 
-class _Samples:
-    """The columns of a scan while they grow."""
+class _SampleColumns:
+    """The columns of a scan, filled member by member."""
 
     def __init__(self, where: str):
         self.where = where
@@ -110,22 +111,22 @@ class _Samples:
         self.extension, self.offset, self.size, self.crc32 = array("B"), array("q"), array("q"), array("I")
         self.numbers: dict[str, int] = {}
         self.key: str | None = None
-        self.here: set[str] = set()
+        self.key_extensions: set[str] = set()
         self.labelled, self.largest = 0, -1
 
     def add(self, info: tarfile.TarInfo, parts: tuple[str, str], start: int, crc32: int, content: bytes) -> None:
         key, extension = parts
         if key != self.key:
             self.key = key
-            self.here.clear()
+            self.key_extensions.clear()
             self.starts.append(start)
             self.first.append(len(self.size))
             self.keys += key.encode("utf-8", "surrogateescape")
             self.key_end.append(len(self.keys))
             self.hashes.append(hash(key))
-        if extension in self.here:
-            raise UserError(f"{self.where}: {info.name} comes twice; write the tar anew with unique names")
-        self.here.add(extension)
+        if extension in self.key_extensions:
+            raise UserError(f"{self.where}: {info.name} comes twice; write the tar again with unique names")
+        self.key_extensions.add(extension)
         number = self.numbers.setdefault(extension, len(self.numbers))
         if number == _MAX_EXTENSIONS:
             raise UserError(
@@ -161,7 +162,10 @@ class _Samples:
         return Scan(size, sha256, classes, end, list(self.numbers), columns, starts)
 
     def _check_unique(self) -> None:
-        """A hash of 8 bytes a key finds the suspects: a set of all keys would hold a hundred bytes for each."""
+        """Raise UserError where a key comes twice.
+
+        Hashes of 8 bytes per key find the candidates: a set of all keys would take a hundred bytes for each.
+        """
         hashes = np.frombuffer(self.hashes, dtype=np.int64)
         values, counts = np.unique(hashes, return_counts=True)
         seen: set[bytes] = set()
@@ -171,14 +175,14 @@ class _Samples:
                 text = key.decode("utf-8", "surrogateescape")
                 extension = list(self.numbers)[self.extension[self.first[i]]]
                 raise UserError(
-                    f"{self.where}: {text}.{extension}: the members of {text} do not stand together, or the key comes "
-                    "twice; write the tar anew with sorted and unique names (tar --sort=name)"
+                    f"{self.where}: {text}.{extension}: the members of {text} are not adjacent, or the key comes "
+                    "twice; write the tar again with sorted and unique names (tar --sort=name)"
                 )
             seen.add(key)
 
 
 def _read_member(stream: TarStream, where: str, info: tarfile.TarInfo, keep: bool) -> tuple[int, bytes]:
-    """The crc32 of a member and, where asked, its bytes."""
+    """The crc32 of a member, and its bytes if `keep`."""
     stream.seek(info.offset_data)
     crc32, left, kept = 0, info.size, b""
     for piece in stream.views(info.size):
@@ -192,13 +196,15 @@ def _read_member(stream: TarStream, where: str, info: tarfile.TarInfo, keep: boo
 
 def _check_member(where: str, info: tarfile.TarInfo, max_member: int) -> None:
     if _CONTROL.search(info.name):
-        raise UserError(f"{where}: {info.name!r}: the name has control characters; write the tar anew with plain names")
+        raise UserError(
+            f"{where}: {info.name!r}: the name has control characters; write the tar again with plain names"
+        )
     if info.issym() or info.islnk():
-        raise UserError(f"{where}: {info.name} is a link; write the tar anew with the file itself (tar --dereference)")
+        raise UserError(f"{where}: {info.name} is a link; write the tar again with the file itself (tar --dereference)")
     if not info.isreg() or info.issparse():
-        raise UserError(f"{where}: {info.name} is not a plain file; write the tar anew with plain files alone")
+        raise UserError(f"{where}: {info.name} is not a plain file; write the tar again with plain files alone")
     if info.name.startswith("/") or ".." in info.name.split("/"):
-        raise UserError(f"{where}: {info.name}: the name leaves the folder; write the tar anew with relative names")
+        raise UserError(f"{where}: {info.name}: the name leaves the folder; write the tar again with relative names")
     if info.size > max_member:
         raise UserError(
             f"{where}: {info.name} has {info.size} bytes, more than the {max_member} that a member may have; "

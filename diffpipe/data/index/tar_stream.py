@@ -22,15 +22,15 @@ _COMPRESSED = {
 
 @runtime_checkable
 class Readable(Protocol):
-    """What a scan needs of a file: to be read from its beginning to its end."""
+    """A file that can be read from its beginning to its end: all that a scan needs."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class TarStream:
-    """A file that is read once and in order, as `tarfile` may read it. All that passes is hashed.
+    """A file that is read once and in order, with the interface that `tarfile` needs. All its bytes are hashed.
 
-    last: where the last byte that is not zero ends.
+    last: the offset after the last byte that is not zero.
     """
 
     def __init__(self, file: Readable, where: str):
@@ -54,8 +54,8 @@ class TarStream:
         return b"".join(self.views(size))
 
     def views(self, size: int) -> Iterator[memoryview]:
-        """The next `size` bytes, or as many as there are, piece by piece. A piece is good until the next is taken."""
-        while size > 0 and (self._at < len(self._chunk) or self._more()):
+        """The next `size` bytes, or as many as there are, piece by piece. Each is valid until the next one."""
+        while size > 0 and (self._at < len(self._chunk) or self._read_chunk()):
             piece = self._chunk[self._at : self._at + size]
             self._at += len(piece)
             size -= len(piece)
@@ -63,11 +63,11 @@ class TarStream:
 
     def drain(self) -> int:
         """Read to the end. Returns the length of the file."""
-        while self._more():
+        while self._read_chunk():
             pass
         return self._start + len(self._chunk)
 
-    def _more(self) -> bool:
+    def _read_chunk(self) -> bool:
         data = self.file.read(_CHUNK)
         if not data:
             return False
@@ -87,12 +87,12 @@ class TarStream:
 
 
 def headers(stream: TarStream, where: str) -> Iterator[tarfile.TarInfo]:
-    """The headers in order, by `tarfile`, which may fail in any of these ways over one that is damaged."""
+    """The headers in order. Raises UserError for any of the errors that `tarfile` raises over a damaged one."""
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:  # type: ignore[arg-type]
             while (info := tar.next()) is not None:
                 yield info
-                tar.members.clear()  # else it would keep them all
+                tar.members.clear()  # otherwise it would keep all of them
     except UserError:
         raise
     except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
@@ -100,4 +100,4 @@ def headers(stream: TarStream, where: str) -> Iterator[tarfile.TarInfo]:
 
 
 def damaged(where: str, what: str) -> UserError:
-    return UserError(f"{where}: not a whole, plain tar: {what}; copy or write it anew")
+    return UserError(f"{where}: not a whole, plain tar: {what}; copy or write it again")

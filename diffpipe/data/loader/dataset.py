@@ -1,9 +1,10 @@
-"""The map from positions of the stream to batches, of which each sample depends on (seed, position) alone."""
+"""Batches by position in the stream: each sample depends on (seed, position) alone."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,117 +14,132 @@ from diffpipe.data.config import DataConfig
 from diffpipe.data.decode.image import decode_to
 from diffpipe.data.decode.latents import LATENTS, are_latents, from_bytes
 from diffpipe.data.index.scan import parse_class
-from diffpipe.data.index.shard_index import Places
+from diffpipe.data.index.shard_index import Member, MemberLocations
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
-from diffpipe.data.loader.buffer_pool import room
-from diffpipe.data.loader.mixture import Mixture, order_of
+from diffpipe.data.loader.buffer_pool import empty_batch
+from diffpipe.data.loader.mixture import Mixture, build_order
 from diffpipe.data.loader.order import Order
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import BadSampleError, UserError
 from diffpipe.interfaces import Batch
 from diffpipe.rng import KeyedRNG
 
-_OPEN = 512  # of the 1024 files that a process may usually have open
-
-_LABEL = ("cls",)
-_Where = tuple[int, int, str]
-"""A sample's shard, its number in it, and its key."""
-_Place = tuple[int, int, int]
-"""A member's offset, size and crc32."""
+_OPEN_FILES = 512  # of the 1024 that a process usually may have
 
 
-class Samples:
-    """Batches by position. It holds nothing of what was asked for before but open files and windows of the order."""
+class _Entry(NamedTuple):
+    """One sample to load: its shard, its number there, its key, and where its image (or latents) and label are."""
+
+    shard: int
+    number: int
+    key: str
+    image: Member
+    label: Member | None
+
+
+class Dataset:
+    """A map from positions of the stream to batches. It is stateless but for open files and cached shuffle windows."""
 
     def __init__(self, config: DataConfig, shard_set: ShardSet, seed: int):
         self.config = config
         self.seed = seed
-        self.order = order_of(shard_set, seed, config.interleave, config.shuffle_window)
-        self.reader = Reader(shard_set, open_files=min(_OPEN, 2 * self.order.at_a_time))
-        self._ahead = (
-            order_of(shard_set, seed, config.interleave, config.shuffle_window) if self.reader.remote else None
-        )
-        self._begun = False
+        self.order = build_order(shard_set, seed, config.interleave, config.shuffle_window)
+        self.reader = Reader(shard_set, open_files=min(_OPEN_FILES, 2 * self.order.concurrent_shards))
         self.latents = are_latents(shard_set)
+        # An order caches the windows that were used last, so looking ahead needs one of its own.
+        self._order_ahead: Order | Mixture | None = None
+        if self.reader.remote:
+            self._order_ahead = build_order(shard_set, seed, config.interleave, config.shuffle_window)
+        self._prefetching = False
 
     def batch(self, positions: Int64[np.ndarray, " b"], into: Num[np.ndarray, "b c h w"] | None = None) -> Batch:
-        """The samples at these positions; their images or latents fill `into`, if it is given. Raises UserError."""
-        config, shard_set, n = self.config, self.reader.shard_set, len(positions)
+        """The samples at these positions. Their images or latents are written to `into`, if given. Raises UserError."""
+        config, n = self.config, len(positions)
         words = None
         if config.flip or config.crop == "random":
             words = KeyedRNG(self.seed, torch.from_numpy(positions)).bits("augment", 3).numpy()
-        shards, indices = self.order.at(positions)
-        if self._ahead is not None:
-            self._expect(self._ahead, shards, positions)
-        keys = shard_set.keys(shards, indices)
-        where = [*zip(shards.tolist(), indices.tolist(), keys, strict=True)]
-        members = _rows(shard_set.places(shards, indices, (LATENTS,) if self.latents else IMAGE_EXTENSIONS))
-        labels = _rows(shard_set.places(shards, indices, _LABEL)) if config.labels else None
-        numbers, valid, complaints = np.zeros(n, np.int64), np.ones(n, bool), []
+        entries = self._entries(positions)
+        labels, valid, errors = np.zeros(n, np.int64), np.ones(n, bool), []
         images = into
-        for i in range(n):
+        for i, entry in enumerate(entries):
             try:
-                number = self._label(where[i], labels[i]) if labels is not None else 0
-                image = self._image(where[i], members[i], None if words is None else words[i])
+                label = 0 if entry.label is None else self._label(entry, entry.label)
+                image = self._image(entry, None if words is None else words[i])
             except BadSampleError as error:
                 if not config.max_bad_samples:
                     raise
-                number, image, valid[i] = 0, self._blank, False
-                complaints.append(str(error))
+                label, image, valid[i] = 0, self._blank, False
+                errors.append(str(error))
             if images is None:
-                images = room((n, *image.shape), image.dtype)
+                images = empty_batch((n, *image.shape), image.dtype)
             if image.shape != images.shape[1:]:
                 raise UserError(
-                    f"{shard_set.paths[where[i][0]]}: {keys[i]}: latents of {image.shape}, and others of "
-                    f"{images.shape[1:]}; train on the shards of one codec"
+                    f"{self._path(entry)}: {entry.key}: latents of {image.shape}, and others of {images.shape[1:]}; "
+                    "train on the shards of one codec"
                 )
-            numbers[i], images[i] = number, image
+            labels[i], images[i] = label, image
         assert images is not None
         return Batch(
             images=torch.from_numpy(images),
-            labels=torch.from_numpy(numbers) if config.labels else None,
+            labels=torch.from_numpy(labels) if config.labels else None,
             positions=torch.from_numpy(positions),
-            keys=keys,
+            keys=[entry.key for entry in entries],
             valid=torch.from_numpy(valid) if config.max_bad_samples else None,
-            complaints=complaints,
+            errors=errors,
         )
 
-    def _expect(self, order: Order | Mixture, shards: np.ndarray, positions: np.ndarray) -> None:
-        """Have the remote shards of this batch fetched, and then those that come within two windows.
+    def _entries(self, positions: np.ndarray) -> list[_Entry]:
+        """The samples at these positions, after asking for their shards to be fetched if they are remote."""
+        shard_set = self.reader.shard_set
+        shards, numbers = self.order.at(positions)
+        if self._order_ahead is not None:
+            self._prefetch(self._order_ahead, shards, positions)
+        keys = shard_set.keys(shards, numbers)
+        extensions = (LATENTS,) if self.latents else IMAGE_EXTENSIONS
+        images = _members(shard_set.locations(shards, numbers, extensions))
+        labels: list[Member] | list[None] = [None] * len(positions)
+        if self.config.labels:
+            labels = _members(shard_set.locations(shards, numbers, ("cls",)))
+        return [_Entry(*entry) for entry in zip(shards.tolist(), numbers.tolist(), keys, images, labels, strict=True)]
 
-        The order is one of its own, for each keeps the windows that it was asked for last.
-        """
-        self.reader.expect(shards.tolist(), due=True)
+    def _prefetch(self, order: Order | Mixture, shards: np.ndarray, positions: np.ndarray) -> None:
+        """Fetch the remote shards of this batch in the background, then those that come within two shuffle windows."""
+        self.reader.prefetch(shards.tolist(), due=True)
         end = min(2 * self.config.shuffle_window, self.reader.shard_set.total)
-        steps = np.array([end]) if self._begun else np.arange(0, end + 1, self.config.batch_size)
-        self.reader.expect(order.at((steps[:, None] + positions).ravel())[0].tolist(), due=False)
-        self._begun = True
+        steps = np.array([end]) if self._prefetching else np.arange(0, end + 1, self.config.batch_size)
+        self.reader.prefetch(order.at((steps[:, None] + positions).ravel())[0].tolist(), due=False)
+        self._prefetching = True
 
-    def _label(self, where: _Where, place: _Place) -> int:
-        shard, index, _ = where
-        data = self._member(shard, place)
-        number = None if data is None else parse_class(data)
-        return self.reader.label(shard, self.reader.shard_set.sample(shard, index)) if number is None else number
+    def _label(self, entry: _Entry, location: Member) -> int:
+        data = self._member(entry, location)
+        label = None if data is None else parse_class(data)
+        if label is None:  # missing, damaged or not a number: read again with every check
+            return self.reader.label(entry.shard, self.reader.shard_set.sample(entry.shard, entry.number))
+        return label
 
-    def _image(self, where: _Where, place: _Place, words: np.ndarray | None) -> np.ndarray:
-        (shard, index, key), config, reader = where, self.config, self.reader
-        data = self._member(shard, place)
-        if data is None:
-            sample = reader.shard_set.sample(shard, index)
-            data = reader.read(shard, sample, LATENTS) if self.latents else reader.image(shard, sample)
-        name = f"{reader.shard_set.paths[shard]}: {key}"
+    def _image(self, entry: _Entry, words: np.ndarray | None) -> np.ndarray:
+        config, reader = self.config, self.reader
+        data = self._member(entry, entry.image)
+        if data is None:  # missing or damaged: read again with every check
+            sample = reader.shard_set.sample(entry.shard, entry.number)
+            data = reader.read(entry.shard, sample, LATENTS) if self.latents else reader.image(entry.shard, sample)
+        where = f"{self._path(entry)}: {entry.key}"
         if self.latents:
-            return from_bytes(data, name)
-        size, most = config.resolution, config.max_pixels
-        return decode_to(data, config.channels, name, size, config.crop, config.flip, words, most)
+            return from_bytes(data, where)
+        return decode_to(
+            data, config.channels, where, config.resolution, config.crop, config.flip, words, config.max_pixels
+        )
 
-    def _member(self, shard: int, place: _Place) -> bytes | None:
-        """What lies there, or None where it is to be read with more care: it is missing, or not what was indexed."""
-        return self.reader.at(shard, *place) if place[1] >= 0 else None
+    def _member(self, entry: _Entry, location: Member) -> bytes | None:
+        """The bytes of a member, or None where it is missing or its bytes are not those that were indexed."""
+        return self.reader.at(entry.shard, *location) if location.size >= 0 else None
+
+    def _path(self, entry: _Entry) -> str:
+        return self.reader.shard_set.paths[entry.shard]
 
     @functools.cached_property
     def _blank(self) -> np.ndarray:
-        """What stands for a bad sample: zeros, of the shape of a good one."""
+        """Zeros in the shape of a good sample; they take the place of a bad one."""
         config, shard_set = self.config, self.reader.shard_set
         if not self.latents:
             return np.zeros((config.channels, config.resolution, config.resolution), dtype=np.uint8)
@@ -135,12 +151,12 @@ class Samples:
         raise UserError(f"{shard_set.paths[0]} and its set: none of the latents can be read; encode the images again")
 
 
-def _rows(places: Places) -> list[_Place]:
-    return [*zip(*(column.tolist() for column in places), strict=True)]
+def _members(locations: MemberLocations) -> list[Member]:
+    return [Member(*row) for row in zip(*(column.tolist() for column in locations), strict=True)]
 
 
 def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:
-    """Raise UserError where the shards or the batch size cannot serve the config."""
+    """Raise UserError where the shards or the batch size do not fit the config."""
     if config.batch_size < world * accumulate:
         raise UserError(
             f"data.batch_size={config.batch_size} cannot be split over {world} processes and {accumulate} "

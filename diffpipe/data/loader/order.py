@@ -1,14 +1,14 @@
-"""Which sample stands at a position of the endless, shuffled stream, without any state.
+"""The order of the endless, shuffled stream of samples: a pure function of the position, without any state.
 
-Each epoch permutes the shards; their samples, put end to end, are cut into lanes; each lane is shuffled within windows.
-Position p of an epoch is entry p // L of lane p % L. Neighbours in the stream thus come from L distant places of the
-data set, and each lane reads a shard or two at a time.
+Each epoch permutes the shards. Their samples, put end to end, are cut into L lanes of equal length, and each lane is
+shuffled within windows. Position p of an epoch is entry p // L of lane p % L. So neighbours in the stream come from L
+distant places of the data set, while each lane reads only a shard or two at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,79 +16,95 @@ from diffpipe.rng import permutation
 
 
 class Order:
-    """The order of the stream: a pure function of (seed, counts, lanes, window), in which each epoch is a permutation.
+    """The sample at each position of the stream, for a seed and the number of samples in each shard.
 
-    counts: samples of each shard. window: how many samples are shuffled among each other, over all lanes together, so
-    that each lane has its share of it. Data of at most one window is one lane, shuffled uniformly. There are no more
-    lanes than the root of the window, and always a power of two.
-    A rank that takes every W-th position of each global batch, with W dividing both the batch and the number of lanes,
-    stays in its own lanes throughout an epoch, and so reads a W-th of the shards.
+    interleave: the largest number of lanes. shuffle_window: how many samples are shuffled among each other, over all
+    lanes together; each lane shuffles its share. The number of lanes is a power of two, at most the square root of the
+    window. Data that fits into one window is a single lane, shuffled uniformly.
+
+    A rank that takes every W-th position of each global batch reads a W-th of the shards, if W divides both the batch
+    and the number of lanes: it then stays in the same lanes throughout an epoch.
     """
 
-    def __init__(self, seed: int, counts: Sequence[int] | np.ndarray, lanes: int = 64, window: int = 16384):
+    def __init__(
+        self, seed: int, counts: Sequence[int] | np.ndarray, interleave: int = 64, shuffle_window: int = 16384
+    ):
         self.seed = seed
         self.counts = np.asarray(counts, dtype=np.int64)
         self.total = int(self.counts.sum())
         assert self.total > 0
-        most = 1 if self.total <= window else min(lanes, math.isqrt(window))
+        most = 1 if self.total <= shuffle_window else min(interleave, math.isqrt(shuffle_window))
         self.lanes = 1 << (most.bit_length() - 1)
-        self._per_lane, self._longer = divmod(self.total, self.lanes)  # the first `longer` lanes have one sample more
-        self._width = min(window // self.lanes, self._per_lane + 1)
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._rows: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._lane_length, self._longer_lanes = divmod(self.total, self.lanes)  # the first lanes have one sample more
+        self._lane_window = min(shuffle_window // self.lanes, self._lane_length + 1)
+        self._shard_orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._windows: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     @property
-    def at_a_time(self) -> int:
-        """About how many shards the lanes together read of while the stream goes on by a window."""
+    def concurrent_shards(self) -> int:
+        """About how many shards all lanes together read from while the stream advances by one window."""
         mean = self.total / len(self.counts)
-        return min(len(self.counts), self.lanes * (1 + math.ceil(self._width / mean)))
+        return min(len(self.counts), self.lanes * (1 + math.ceil(self._lane_window / mean)))
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Shard and sample within the shard, each int64 [b], for positions int64 [b] ≥ 0."""
+        """Shard and sample within the shard, each int64 [b], at positions int64 [b] ≥ 0."""
         shard, sample = np.empty_like(positions), np.empty_like(positions)
         epochs, within = np.divmod(positions, self.total)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            shards, ends = self._epoch(int(epoch))
-            virtual = self._virtual(int(epoch), within[here])
-            slot = np.searchsorted(ends, virtual, side="right")
-            shard[here] = shards[slot]
-            sample[here] = virtual - (ends[slot] - self.counts[shards[slot]])
+            rows = epochs == epoch
+            shards, ends = self._shard_order(int(epoch))
+            index = self._shuffled(int(epoch), within[rows])
+            slot = np.searchsorted(ends, index, side="right")
+            shard[rows] = shards[slot]
+            sample[rows] = index - (ends[slot] - self.counts[shards[slot]])
         return shard, sample
 
-    def _virtual(self, epoch: int, within: np.ndarray) -> np.ndarray:
-        """Indices into the epoch's concatenated shards for positions within the epoch."""
-        index, lane = np.divmod(within, self.lanes)
-        start = lane * self._per_lane + np.minimum(lane, self._longer)
-        number, offset = np.divmod(index, self._width)
+    def _shuffled(self, epoch: int, within: np.ndarray) -> np.ndarray:
+        """Indices into the shards of an epoch, put end to end, for positions within the epoch."""
+        entry, lane = np.divmod(within, self.lanes)
+        lane_start = lane * self._lane_length + np.minimum(lane, self._longer_lanes)
+        window, offset = np.divmod(entry, self._lane_window)
         shuffled = np.empty_like(offset)
-        for row in np.unique(number):
-            here = number == row
-            shuffled[here] = self._row(epoch, int(row), lane[here])[lane[here], offset[here]]
-        return start + number * self._width + shuffled
+        for number in np.unique(window):
+            rows = window == number
+            shuffled[rows] = self._window(epoch, int(number), lane[rows])[lane[rows], offset[rows]]
+        return lane_start + window * self._lane_window + shuffled
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's shards in order and where each ends in their concatenation."""
-        if epoch not in self._epochs:
-            if len(self._epochs) == 2:  # a batch may straddle two
-                self._epochs.pop(min(self._epochs))
+    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards of an epoch in order, and the index at which each ends when they are put end to end."""
+        if epoch not in self._shard_orders:
+            if len(self._shard_orders) == 2:  # a batch may straddle two epochs
+                self._shard_orders.pop(min(self._shard_orders))
             shards = permutation(len(self.counts), self.seed, "shards", epoch)
-            self._epochs[epoch] = shards, np.cumsum(self.counts[shards])
-        return self._epochs[epoch]
+            self._shard_orders[epoch] = shards, np.cumsum(self.counts[shards])
+        return self._shard_orders[epoch]
 
-    def _row(self, epoch: int, number: int, lanes: np.ndarray) -> np.ndarray:
-        """The permutations of the lanes' windows of this number, [lanes, width]; those of `lanes` are there."""
-        if (epoch, number) not in self._rows:
-            if len(self._rows) == 2:
-                self._rows.pop(next(iter(self._rows)))
-            row = np.empty((self.lanes, self._width), dtype=np.int64)
-            self._rows[epoch, number] = row, np.zeros(self.lanes, dtype=bool)
-        row, known = self._rows[epoch, number]
-        for lane in np.unique(lanes[~known[lanes]]):
-            size = min(self._width, self._per_lane + (lane < self._longer) - number * self._width)
-            row[lane, :size] = permutation(int(size), self.seed, "window", epoch, int(lane), number)
-            known[lane] = True
-        return row
+    def _window(self, epoch: int, number: int, lanes: np.ndarray) -> np.ndarray:
+        """The permutations of window `number` of each lane, [lanes, window]; only the rows in `lanes` are filled in."""
+        if (epoch, number) not in self._windows:
+            if len(self._windows) == 2:  # a batch may straddle two windows
+                self._windows.pop(next(iter(self._windows)))
+            shuffled = np.empty((self.lanes, self._lane_window), dtype=np.int64)
+            self._windows[epoch, number] = shuffled, np.zeros(self.lanes, dtype=bool)
+        shuffled, filled = self._windows[epoch, number]
+        for lane in np.unique(lanes[~filled[lanes]]):
+            left = self._lane_length + (lane < self._longer_lanes) - number * self._lane_window
+            size = int(min(self._lane_window, left))
+            shuffled[lane, :size] = permutation(size, self.seed, "window", epoch, int(lane), number)
+            filled[lane] = True
+        return shuffled
+
+
+def rank_positions(batch_size: int, start: int, rank: int, world: int, accumulate: int) -> Iterator[range]:
+    """The positions of each micro-batch of a rank, without end, `accumulate` micro-batches to a step.
+
+    Global batch k is the k-th `batch_size` positions from `start`. A rank takes every `world`-th of them, beginning at
+    its own number, and micro-batch m every `accumulate`-th of those, beginning at the m-th.
+    """
+    while True:
+        for micro_batch in range(accumulate):
+            yield range(start + rank + world * micro_batch, start + batch_size, world * accumulate)
+        start += batch_size
 
 
 def sequential(counts: Sequence[int] | np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

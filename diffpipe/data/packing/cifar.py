@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 
 from diffpipe.data.packing.pickles import load_plain
-from diffpipe.data.packing.source import Item
+from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
 
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -48,8 +48,8 @@ class CifarSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def item(self, i: int) -> Item:
-        return Item(f"{self.path}: image {i}", self.images[i])
+    def item(self, i: int) -> PackItem:
+        return PackItem(f"{self.path}: image {i}", self.images[i])
 
     def names(self) -> list[str]:
         if len(self._files) != len(self):

@@ -12,7 +12,7 @@ from PIL import Image
 from diffpipe.data.decode.image import decode, fit
 from diffpipe.data.decode.image_header import format_of
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS
-from diffpipe.data.packing.source import Item
+from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
 
 Format = Literal["keep", "png", "jpeg", "webp"]
@@ -34,7 +34,7 @@ class Encoding:
     quality: int = 95
     background: str | None = None
 
-    def members(self, item: Item) -> dict[str, bytes]:
+    def members(self, item: PackItem) -> dict[str, bytes]:
         """The sample's members by extension, its image first. Raises UserError."""
         if item.image is None:
             return item.members
@@ -44,7 +44,7 @@ class Encoding:
             raise UserError(f"{item.where}: has a .{twice} beside its image; pack such samples as they are")
         return {extension: data, **item.members}
 
-    def _encode(self, item: Item, data: bytes | np.ndarray) -> tuple[str, bytes]:
+    def _encode(self, item: PackItem, data: bytes | np.ndarray) -> tuple[str, bytes]:
         if isinstance(data, bytes):
             image = decode(data, None, item.where, self.background or "white")
             kind = _KEPT.get(format_of(data))

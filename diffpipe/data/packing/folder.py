@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffpipe.data.packing.labels import read_labels
-from diffpipe.data.packing.source import Item, numbered
+from diffpipe.data.packing.source import PackItem, numbered
 from diffpipe.data.packing.tree import Folder, Zip, in_order
 from diffpipe.errors import UserError
 
@@ -51,8 +51,8 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def item(self, i: int) -> Item:
-        return Item(self.tree.where(self.paths[i]), self.tree.read(self.paths[i]))
+    def item(self, i: int) -> PackItem:
+        return PackItem(self.tree.where(self.paths[i]), self.tree.read(self.paths[i]))
 
     def names(self) -> list[str]:
         return self.paths

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffpipe.data.packing.source import Item, numbered
+from diffpipe.data.packing.source import PackItem, numbered
 from diffpipe.errors import UserError
 
 SCHEME = "hf:"
@@ -40,14 +40,14 @@ class HubSource:
     def __len__(self) -> int:
         return len(self._images)
 
-    def item(self, i: int) -> Item:
+    def item(self, i: int) -> PackItem:
         where = f"{self.place}: row {i}"
         value = self._images[i][self._image]
         if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
             raise UserError(f"{where}: its {self._image} is empty; remove the row")
         data = value.get("bytes")
         try:
-            return Item(where, bytes(data) if data else Path(value["path"]).read_bytes())
+            return PackItem(where, bytes(data) if data else Path(value["path"]).read_bytes())
         except OSError as error:
             raise UserError(f"{where}: {value['path']} cannot be read ({error.strerror}); restore it") from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffpipe.data.packing.source import Item
+from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
 
 _UNSIGNED_BYTE = 8
@@ -39,8 +39,8 @@ class IdxSource:
     def __len__(self) -> int:
         return len(self.images)
 
-    def item(self, i: int) -> Item:
-        return Item(f"{self.path}: image {i}", self.images[i])
+    def item(self, i: int) -> PackItem:
+        return PackItem(f"{self.path}: image {i}", self.images[i])
 
     def names(self) -> list[str]:
         raise UserError(f"{self.path}: idx files have no names to split by; they come split: see --split")

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""An output folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from diffpipe.files import open_locked, release, sync
 
 
 @contextlib.contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` when the block ends well and is removed when it does not.
+def output_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to. It becomes `out` when the block ends without an error; otherwise it is removed.
 
-    It lies beside `out`, in `.NAME.packing`. What a process that was killed has left there is removed first; while
-    another process is alive that writes the same `out`, this one is refused. Raises UserError, of OSErrors within the
-    block too.
+    Until then it is in `.NAME.packing` beside `out`. The remains of a killed process are removed first. While another
+    process writes the same `out`, this one is refused. Raises UserError, also for OSErrors in the block.
     """
     target = out.absolute()
-    home = target.parent / f".{target.name}.packing"
-    folder = home / "whole"
+    parent = target.parent / f".{target.name}.packing"
+    folder = parent / "whole"
     try:
-        lock = _owned(home, out)
+        lock = _lock(parent, out)
         try:
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise UserError(f"{out} exists already; remove it or give another name")
@@ -35,18 +34,18 @@ def whole(out: Path) -> Iterator[Path]:
             folder.replace(target)
             sync(target.parent)
         finally:
-            shutil.rmtree(home, ignore_errors=True)
+            shutil.rmtree(parent, ignore_errors=True)
             release(lock)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); free some space or change the rights") from error
 
 
-def _owned(home: Path, out: Path) -> int:
-    """The open lock file of `home`, which is made where it is missing. The lock is not inherited by workers."""
+def _lock(folder: Path, out: Path) -> int:
+    """The locked lock file in `folder`, which is created where it is missing. Workers do not inherit the lock."""
     while True:
-        home.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock = open_locked(home / "lock")
+            lock = open_locked(folder / "lock")
         except FileNotFoundError:
             continue  # the previous owner removed the folder between these two lines
         if lock is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.loader.reader import Reader
-from diffpipe.data.packing.source import Item
+from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
 
 
@@ -35,15 +35,15 @@ class ShardSource:
             self.reader.label(shard, self.shards.sample(shard, i)) for shard, i in map(self._place, range(len(self)))
         ]
 
-    def item(self, i: int) -> Item:
+    def item(self, i: int) -> PackItem:
         shard, place = self._place(i)
         sample = self.shards.sample(shard, place)
         where = f"{self.shards.paths[shard]}: {sample.key}"
         members = {extension: self.reader.read(shard, sample, extension) for extension in sample.members}
         extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
         if extension is None:
-            return Item(where, None, None, members)
-        return Item(f"{where}.{extension}", members.pop(extension), extension, members)
+            return PackItem(where, None, None, members)
+        return PackItem(f"{where}.{extension}", members.pop(extension), extension, members)
 
     def names(self) -> list[str]:
         return [self.shards.sample(*self._place(i)).key for i in range(len(self))]

@@ -13,7 +13,7 @@ from diffpipe.errors import UserError
 
 
 @dataclass(frozen=True)
-class Item:
+class PackItem:
     """One sample as its source has it.
 
     where: what an error calls it. image: encoded, or pixels [h w] or [h w 3]; None where there is none. extension: the
@@ -41,7 +41,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def item(self, i: int) -> Item:
+    def item(self, i: int) -> PackItem:
         """Sample i. Raises UserError where it cannot be had."""
         ...
 

@@ -1,105 +1,80 @@
-"""Samples encoded by several processes and written by one, in an order that does not depend on how many there are."""
+"""Samples encoded by several processes and written by one, in an order that does not depend on their number."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import io
-import itertools
-import tarfile
 from collections.abc import Generator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from diffpipe.data.packing.encode import Encoding
+from diffpipe.data.packing.shard_writer import ShardWriter
 from diffpipe.data.packing.source import Source
-from diffpipe.data.worker_pool import DiedError, answers
+from diffpipe.data.worker_pool import WorkerDiedError, WorkerPool
 from diffpipe.errors import UserError
 
 _CHUNK = 16  # samples that a worker encodes at a time
 _NAMED = 20  # bad samples that an error names
 
-
-class Budget:
-    """The samples that could not be packed, each with its reason, and how many of them are put up with."""
-
-    def __init__(self, most: int):
-        self.most = most
-        self.bad: list[str] = []
-
-    def spend(self, reason: str) -> None:
-        self.bad.append(reason)
-        if len(self.bad) > self.most:
-            named = "; ".join(f"({i}) {reason}" for i, reason in enumerate(self.bad[-_NAMED:], 1))
-            which = "" if len(self.bad) <= _NAMED else f" (the last {_NAMED})"
-            plural = "s" if len(self.bad) > 1 else ""
-            raise UserError(f"{len(self.bad)} bad sample{plural}, more than --max-bad {self.most}{which}: {named}")
+_Encoded = tuple[int, dict[str, bytes] | str]
+"""The index of a sample in its source, and its members by extension, or the reason why it is bad."""
 
 
-class Shards:
-    """The shards of a folder, filled one after the other. samples: how many they hold by now."""
+class BadSampleLimit:
+    """The samples that could not be packed, with the reason for each, and how many of them are tolerated."""
 
-    def __init__(self, folder: Path, prefix: str, shard_samples: int):
-        self.folder, self.prefix, self.shard_samples = folder, prefix, shard_samples
-        self.samples = 0
-        self._tar: tarfile.TarFile | None = None
+    def __init__(self, max_bad_samples: int):
+        self.max_bad_samples = max_bad_samples
+        self.reasons: list[str] = []
 
-    def add(self, key: str, members: dict[str, bytes]) -> None:
-        if self.samples % self.shard_samples == 0:
-            self.close()
-            path = self.folder / f"{self.prefix}-{self.samples // self.shard_samples:06d}.tar"
-            self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        assert self._tar is not None
-        for extension, content in members.items():
-            info = tarfile.TarInfo(f"{key}.{extension}")  # its owner and time are zero: the same input, the same bytes
-            info.size = len(content)
-            self._tar.addfile(info, io.BytesIO(content))
-        self.samples += 1
-
-    def close(self) -> None:
-        if self._tar is not None:
-            self._tar.close()
+    def count(self, reason: str) -> None:
+        """Count a bad sample. Raises UserError past the limit."""
+        self.reasons.append(reason)
+        bad = len(self.reasons)
+        if bad > self.max_bad_samples:
+            named = "; ".join(f"({i}) {reason}" for i, reason in enumerate(self.reasons[-_NAMED:], 1))
+            which = "" if bad <= _NAMED else f" (the last {_NAMED})"
+            plural = "s" if bad > 1 else ""
+            raise UserError(f"{bad} bad sample{plural}, more than --max-bad {self.max_bad_samples}{which}: {named}")
 
 
-def write(
-    source: Source, indices: np.ndarray, encoding: Encoding, shards: Shards, budget: Budget, workers: int
+def write_samples(
+    source: Source, indices: np.ndarray, encoding: Encoding, shards: ShardWriter, limit: BadSampleLimit, workers: int
 ) -> None:
-    """Write these samples of the source, in this order, but for the bad ones. Raises UserError past the budget."""
+    """Write these samples of the source in this order, without the bad ones. Raises UserError past the limit."""
     with contextlib.closing(shards), contextlib.closing(encoded(source, encoding, indices, workers)) as samples:
         for i, members in samples:
             if isinstance(members, str):
-                budget.spend(members)
+                limit.count(members)
             else:
                 shards.add(f"{i:08d}", members)
 
 
-def encoded(
-    source: Source, encoding: Encoding, indices: np.ndarray, workers: int
-) -> Generator[tuple[int, dict[str, bytes] | str], None, None]:
-    """The index and the members of each sample, or what is wrong with it, in the order of `indices`."""
+def encoded(source: Source, encoding: Encoding, indices: np.ndarray, workers: int) -> Generator[_Encoded, None, None]:
+    """The encoded samples, in the order of `indices`. Raises UserError where a worker dies."""
     chunks = [indices[start : start + _CHUNK].tolist() for start in range(0, len(indices), _CHUNK)]
     workers = min(workers, len(chunks)) if len(chunks) > 1 else 0
-    done = answers(functools.partial(_members, source, encoding), chunks, workers, ahead=4)
-    try:
-        first = [*itertools.islice(done, 1)]  # the workers start before the progress bar's thread
-        with tqdm(total=len(indices), unit="image", disable=None) as progress:
-            for chunk in itertools.chain(first, done):
+    # The workers are forked before the progress bar starts its thread.
+    with (
+        WorkerPool(functools.partial(_encode_chunk, source, encoding), workers) as pool,
+        tqdm(total=len(indices), unit="image", disable=None) as progress,
+    ):
+        try:
+            for chunk in pool.imap(chunks, prefetch=4):
                 yield from chunk
                 progress.update(len(chunk))
-    except DiedError as error:
-        raise UserError(f"a worker process has died ({error}); where memory ran out, give fewer --workers") from error
-    finally:
-        done.close()
+        except WorkerDiedError as error:
+            raise UserError(f"a worker process died ({error}); if memory ran out, lower --workers") from error
 
 
-def _members(source: Source, encoding: Encoding, chunk: list[int]) -> list[tuple[int, dict[str, bytes] | str]]:
-    """What becomes of samples. An error of the user's is its message: it must not end the packing."""
-    return [(i, _sample(source, encoding, i)) for i in chunk]
+def _encode_chunk(source: Source, encoding: Encoding, chunk: list[int]) -> list[_Encoded]:
+    return [(i, _encode(source, encoding, i)) for i in chunk]
 
 
-def _sample(source: Source, encoding: Encoding, i: int) -> dict[str, bytes] | str:
+def _encode(source: Source, encoding: Encoding, i: int) -> dict[str, bytes] | str:
+    """The members of sample i. A UserError is returned as its message: it must not end the packing."""
     try:
         members = encoding.members(source.item(i))
     except UserError as error:

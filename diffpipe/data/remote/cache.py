@@ -1,9 +1,11 @@
-"""A folder of whole remote files that the processes of a machine share: each is fetched once, checked, and kept.
+"""A folder of whole remote files that the processes of a machine share: each is fetched once, checked and kept.
 
-A file is named by a hash of its full URL and of what tells its versions apart: for a shard the length and sha256 in
-its index, which say more than an etag does and cost no request; for an index the server's etag. While it is fetched,
-`NAME.BYTES.part` takes it in, locked by whoever fetches. The lock ends with its process, however that ends, and the
-next one goes on from the bytes that are there; the file has its name when its hash is right, and never before.
+The name of a file is a hash of its full URL and its version. The version of a shard is the length and sha256 in its
+index, which say more than an etag and need no request; that of an index is the server's etag.
+
+While a file is fetched, it is `NAME.BYTES.part`, locked by the process that fetches it. The lock ends with that
+process, however it ends, and the next process continues from the bytes that are there. The file gets its name only once
+its hash is right.
 """
 
 from __future__ import annotations
@@ -18,20 +20,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from diffpipe.data.remote.storage import RemoteFile, redacted
+from diffpipe.data.remote.storage import RemoteFile
+from diffpipe.data.remote.urls import parent, redacted
 from diffpipe.errors import UserError
 from diffpipe.files import has_name, lock, open_locked, open_regular, release
 
-LIMIT = 1 << 36
+DEFAULT_LIMIT = 1 << 36
 _CHUNK = 1 << 18
-_POLL = 0.05
-_RECENT = 300.0
+_POLL = 0.05  # seconds
+_RECENT = 300.0  # seconds
 _INDEX = ".index"
 _PART = ".part"
 
 
-class Item(NamedTuple):
-    """A version of a remote file. sha256: what its bytes hash to, or of an index, of which nobody knows, its etag."""
+class CachedFile(NamedTuple):
+    """A version of a remote file. sha256: of its bytes; of an index, whose hash is not known, its etag."""
 
     url: str
     bytes: int
@@ -45,83 +48,84 @@ class Item(NamedTuple):
 
 
 class ChangedError(UserError):
-    """The server has another file than the one that was indexed."""
+    """The server's file is not the one that was indexed."""
 
 
-class Cache:
+class ShardCache:
     """At most `limit` bytes in a folder: `folder`, $DIFFPIPE_CACHE or ~/.cache/diffpipe/shards.
 
-    The files that were used longest ago make room for others. Who has one open reads on in it, for an open file stays
-    whole without its name; readers let go of such files when they open others.
+    The least recently used files make room for others. A process that has a removed file open can still read it;
+    readers close such files when they open others.
     """
 
-    def __init__(self, folder: str | None = None, limit: int = LIMIT):
+    def __init__(self, folder: str | None = None, limit: int = DEFAULT_LIMIT):
         default = os.environ.get("DIFFPIPE_CACHE") or "~/.cache/diffpipe/shards"
         self.folder = Path(folder or default).expanduser().absolute()
         self.limit = limit
 
-    def open(self, item: Item) -> int:
-        """A descriptor of the file, fetched where it is not here. Raises UserError."""
+    def open(self, file: CachedFile) -> int:
+        """A descriptor of the file, which is fetched where it is missing. Raises UserError."""
         while True:
-            file = self._found(item)
-            if file is None:
-                file = self._fetched(item, ahead=False)
-            if file is not None:
-                return file
-            time.sleep(_POLL)  # others are fetching, and there is room when they have done
+            descriptor = self._open_cached(file)
+            if descriptor is None:
+                descriptor = self._fetch(file, ahead=False)
+            if descriptor is not None:
+                return descriptor
+            time.sleep(_POLL)  # other processes are fetching; there is room when they are done
 
-    def fetch(self, item: Item) -> None:
-        """Fetch the file if nobody has, nobody does, and there is room that nobody has used of late."""
-        file = self._found(item)
-        if file is None:
-            file = self._fetched(item, ahead=True)
-        if file is not None:
-            os.close(file)
+    def fetch(self, file: CachedFile) -> None:
+        """Fetch the file, unless it is here, another process fetches it, or recently used files would have to go."""
+        descriptor = self._open_cached(file)
+        if descriptor is None:
+            descriptor = self._fetch(file, ahead=True)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def index(self, url: str) -> str:
-        """The path of the file at `url` in its present version, of which the server's etag and length tell."""
+        """The local path of the file at `url`, in the version that the server's etag and length give now."""
         with RemoteFile(url) as remote:
             if remote.size is None:
                 raise UserError(f"{redacted(url)}: the server does not say how long it is; use one that does")
-            item = Item(url, remote.size, remote.etag, index=True)
-        os.close(self.open(item))
-        return str(self.folder / item.name)
+            file = CachedFile(url, remote.size, remote.etag, index=True)
+        os.close(self.open(file))
+        return str(self.folder / file.name)
 
-    def drop(self, item: Item) -> None:
-        """Forget a file that turned out to be damaged."""
-        (self.folder / item.name).unlink(missing_ok=True)
+    def drop(self, file: CachedFile) -> None:
+        """Remove a file that turned out to be damaged."""
+        (self.folder / file.name).unlink(missing_ok=True)
 
-    def _found(self, item: Item) -> int | None:
+    def _open_cached(self, file: CachedFile) -> int | None:
+        """A descriptor of the file, or None where it is not here as a whole."""
         try:
-            file = open_regular(self.folder / item.name)
+            descriptor = open_regular(self.folder / file.name)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unusable(error) from error
-        if os.fstat(file).st_size != item.bytes:
-            os.close(file)
-            self.drop(item)
+        if os.fstat(descriptor).st_size != file.bytes:
+            os.close(descriptor)
+            self.drop(file)
             return None
-        use(file)
-        return file
+        mark_used(descriptor)
+        return descriptor
 
-    def _fetched(self, item: Item, ahead: bool) -> int | None:
-        """A descriptor of the file, which this call has fetched, or None where that is for others or for later."""
-        if item.bytes > self.limit:
+    def _fetch(self, file: CachedFile, ahead: bool) -> int | None:
+        """A descriptor of the file, which this call has fetched; None where others fetch it or there is no room now."""
+        if file.bytes > self.limit:
             raise UserError(
-                f"{redacted(item.url)} has {item.bytes} bytes, more than data.cache_bytes={self.limit}; raise it"
+                f"{redacted(file.url)} has {file.bytes} bytes, more than data.cache_bytes={self.limit}; raise it"
             )
-        part_path = self._part_path(item)
+        part_path = self._part_path(file)
         try:
-            with self._part(item, ahead) as part:
+            with self._locked_part(file, ahead) as part:
                 if part is None:
                     return None
                 try:
-                    if (self.folder / item.name).exists():
+                    if (self.folder / file.name).exists():
                         part_path.unlink()
                         return None
-                    self._fill(item, part)
-                    part_path.replace(self.folder / item.name)
+                    self._fill(file, part)
+                    part_path.replace(self.folder / file.name)
                 except (OSError, ChangedError):
                     part_path.unlink(missing_ok=True)
                     raise
@@ -131,61 +135,61 @@ class Cache:
             raise self._unusable(error) from error
 
     @contextmanager
-    def _part(self, item: Item, ahead: bool) -> Iterator[int | None]:
-        """The locked file that takes the item in, with room for all of it; None where there is none, or others do."""
-        path = self._part_path(item)
+    def _locked_part(self, file: CachedFile, ahead: bool) -> Iterator[int | None]:
+        """The locked file to download into, with room for all of it; None where there is no room or others hold it."""
+        path = self._part_path(file)
         self.folder.mkdir(parents=True, exist_ok=True)
         part = None
         with self._lock():
-            if path.exists() or self._make_room(item.bytes, time.time() - _RECENT if ahead else math.inf):
+            if path.exists() or self._make_room(file.bytes, time.time() - _RECENT if ahead else math.inf):
                 part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if part is None:
             yield None
             return
         try:
-            owned = lock(part, wait=not ahead, owner="file") and has_name(part, path)
-            yield part if owned else None
+            locked = lock(part, wait=not ahead, owner="file") and has_name(part, path)
+            yield part if locked else None
         finally:
             release(part)
 
-    def _fill(self, item: Item, part: int) -> None:
-        """Bring the part to the item's bytes. Raises ChangedError where the server has others."""
-        begun = os.fstat(part).st_size
-        if item.index or begun > item.bytes:  # nothing would tell whether the rest of an index goes with it
+    def _fill(self, file: CachedFile, part: int) -> None:
+        """Download the missing bytes. Raises ChangedError where the server has other bytes than were indexed."""
+        present = os.fstat(part).st_size
+        if file.index or present > file.bytes:  # the beginning of an index may be of another version
             os.truncate(part, 0)
-            begun = 0
-        found = self._download(item, part)
-        if begun and found != item.sha256 and not item.index:
-            os.truncate(part, 0)  # what an earlier process had left may be what is wrong
-            found = self._download(item, part)
-        if found != item.sha256 and not item.index:
-            raise _changed(item, "its sha256 is another")
+            present = 0
+        digest = self._download(file, part)
+        if present and digest != file.sha256 and not file.index:
+            os.truncate(part, 0)  # the bytes that an earlier process left may be the wrong ones
+            digest = self._download(file, part)
+        if digest != file.sha256 and not file.index:
+            raise _changed(file, "its sha256 is another")
         os.fsync(part)
 
-    def _download(self, item: Item, part: int) -> str:
-        """Append what is missing. Returns the sha256 of the whole."""
+    def _download(self, file: CachedFile, part: int) -> str:
+        """Append the missing bytes. Returns the sha256 of the whole."""
         digest, length = hashlib.sha256(), 0
-        with os.fdopen(part, "r+b", closefd=False) as file:
-            file.seek(0)
-            while block := file.read(_CHUNK):
+        with os.fdopen(part, "r+b", closefd=False) as local:
+            local.seek(0)
+            while block := local.read(_CHUNK):
                 digest.update(block)
                 length += len(block)
-            if length < item.bytes:
-                with RemoteFile(item.url, length) as remote:
-                    if remote.size not in (None, item.bytes):
-                        raise _changed(item, f"it has {remote.size} bytes, not {item.bytes}")
-                    if item.index and remote.etag != item.sha256:
-                        raise _changed(item, "it changed a moment ago")
-                    while length < item.bytes and (block := remote.read(_CHUNK)):
-                        file.write(block)
+            if length < file.bytes:
+                with RemoteFile(file.url, length) as remote:
+                    if remote.size not in (None, file.bytes):
+                        raise _changed(file, f"it has {remote.size} bytes, not {file.bytes}")
+                    if file.index and remote.etag != file.sha256:
+                        raise _changed(file, "it changed a moment ago")
+                    while length < file.bytes and (block := remote.read(_CHUNK)):
+                        local.write(block)
                         digest.update(block)
                         length += len(block)
-        if length != item.bytes:
-            raise _changed(item, f"it has {length} bytes, not {item.bytes}")
+        if length != file.bytes:
+            raise _changed(file, f"it has {length} bytes, not {file.bytes}")
         return digest.hexdigest()
 
     def _make_room(self, need: int, before: float) -> bool:
-        """Whether there is room for `need` bytes more, after what was used before that time has gone if it must."""
+        """Whether `need` more bytes fit, after removing files that were last used before that time, if necessary."""
         kept: list[tuple[bool, float, int, Path]] = []
         for entry in os.scandir(self.folder):
             stem, _, kind = entry.name.partition(".")
@@ -198,21 +202,22 @@ class Cache:
         for _, used, size, path in sorted(kept):
             if over <= 0 or used > before:
                 break
-            if _removed(path):
+            if _remove(path):
                 over -= size
         return over <= 0
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        file = open_locked(self.folder / "lock", wait=True, owner="file")
-        assert file is not None
+        """Hold the lock of the whole folder."""
+        descriptor = open_locked(self.folder / "lock", wait=True, owner="file")
+        assert descriptor is not None
         try:
             yield
         finally:
-            release(file)
+            release(descriptor)
 
-    def _part_path(self, item: Item) -> Path:
-        return self.folder / f"{item.name}.{item.bytes}{_PART}"
+    def _part_path(self, file: CachedFile) -> Path:
+        return self.folder / f"{file.name}.{file.bytes}{_PART}"
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(
@@ -221,32 +226,31 @@ class Cache:
         )
 
 
-class Remote(NamedTuple):
+class RemoteShard(NamedTuple):
     """A remote file and the cache that it is read through."""
 
-    cache: Cache
-    item: Item
+    cache: ShardCache
+    file: CachedFile
 
     def open(self) -> int:
-        return self.cache.open(self.item)
+        return self.cache.open(self.file)
 
 
-def _changed(item: Item, what: str) -> ChangedError:
-    place = redacted(item.url)
+def _changed(file: CachedFile, what: str) -> ChangedError:
     return ChangedError(
-        f"{place}: not the file that was indexed: {what}; restore it there, or, where it is meant to be another, "
-        f"run: diffpipe index {place.rpartition('/')[0]}"
+        f"{redacted(file.url)}: not the file that was indexed: {what}; restore it there, or, where it was changed on "
+        f"purpose, run: diffpipe index {redacted(parent(file.url))}"
     )
 
 
-def use(file: int) -> None:
-    """Note that an open file of the cache is in use now."""
-    with suppress(OSError):  # another user's
-        os.utime(file)
+def mark_used(descriptor: int) -> None:
+    """Record that an open file of the cache is in use now."""
+    with suppress(OSError):  # another user's file
+        os.utime(descriptor)
 
 
-def _removed(path: Path) -> bool:
-    """Remove a file, unless it is a part that somebody is filling."""
+def _remove(path: Path) -> bool:
+    """Remove a file and return True, unless it is a part that another process is filling."""
     if path.suffix != _PART:
         path.unlink(missing_ok=True)
         return True

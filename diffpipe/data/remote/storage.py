@@ -1,4 +1,4 @@
-"""Remote files, through fsspec: read from any byte on, and taken up again where a connection broke."""
+"""Remote files, read through fsspec from any byte on; a broken connection is resumed where it broke."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import fsspec
 from fsspec.asyn import sync
 
-from diffpipe.data.remote.urls import beside, is_remote, parse, redacted, resolved
+from diffpipe.data.remote.urls import join, parse, redacted, resolve
 from diffpipe.errors import UserError
 
-__all__ = ["MissingError", "RemoteFile", "beside", "is_remote", "parse", "redacted", "tars"]
-
 WAITS = (0.1, 0.4, 1.6, 6.4, 25.6)
-"""Seconds before each further attempt. They begin anew with every block of bytes that arrives."""
+"""Seconds before each further attempt. They start over with every block of bytes that arrives."""
 TIMEOUTS = {"sock_connect": 15.0, "sock_read": 60.0}
 BLOCK = 8 << 20
 
 T = TypeVar("T")
 
-_AGAIN = {408, 425, 429}
+_RETRIED = {408, 425, 429}
 _ACCESS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login",
@@ -35,30 +33,30 @@ _ACCESS = {
 
 def tars(folder: str) -> list[str]:
     """The URLs of the `*.tar` in a remote folder, sorted, as the store or the page at that URL lists them."""
-    address = parse(folder)
-    place, store = resolved(address._replace(path=address.path.rstrip("/") + "/")), _STORES[address.scheme]
-    found = _patiently(store, redacted(folder), lambda: store.system().ls(place, detail=False))
-    names = {each.rpartition("/")[2] for each in found}
-    if address.scheme.startswith("http"):
+    url = parse(folder)
+    full_url, store = resolve(url._replace(path=url.path.rstrip("/") + "/")), _STORES[url.scheme]
+    listing = _retry(store, redacted(folder), lambda: store.system().ls(full_url, detail=False))
+    names = {entry.rpartition("/")[2] for entry in listing}
+    if url.scheme.startswith("http"):
         names = {urllib.parse.unquote(name.partition("?")[0]) for name in names}
-    return [beside(folder, name) for name in sorted(names) if name.endswith(".tar")]
+    return [join(folder, name) for name in sorted(names) if name.endswith(".tar")]
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file, from byte `start` on. It may be sought, at the cost of a new request.
+    """A remote file, from byte `start` on. Seeking costs a new request.
 
-    size: its bytes, or None where the server does not say. etag: what changes when the file does, or "" where the
-    server says nothing of the kind. Raises UserError, at once for a file that is not there or not allowed, after the
-    last of `WAITS` for a server that does not answer, and where the file changes while it is read.
+    size: its length in bytes, or None where the server does not say. etag: changes when the file does, or "" where the
+    server gives none. Raises UserError: at once for a file that is missing or forbidden, after the last of `WAITS` for
+    a server that does not answer, and where the file changes while it is read.
     """
 
     def __init__(self, url: str, start: int = 0):
         super().__init__()
-        address = parse(url)
+        parts = parse(url)
         self.name = redacted(url)
-        self._place, self._store = resolved(address), _STORES[address.scheme]
+        self._url, self._store = resolve(parts), _STORES[parts.scheme]
         self._position = start
-        self._body: _Body | None = _patiently(self._store, self.name, lambda: self._store.open(self._place, start))
+        self._body: _Body | None = _retry(self._store, self.name, lambda: self._store.open(self._url, start))
         self.size, self.etag = self._body.size, self._body.etag
 
     def readable(self) -> bool:
@@ -75,27 +73,27 @@ class RemoteFile(io.RawIOBase):
             raise io.UnsupportedOperation("the server does not say how long the file is")
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size or 0}[whence]
         if position != self._position:
-            self._hang_up()
+            self._disconnect()
             self._position = position
         return position
 
     def readinto(self, buffer: Any) -> int:
         if self.size is not None and self._position >= self.size:
             return 0
-        data = _patiently(self._store, self.name, lambda: self._read(len(buffer)))
+        data = _retry(self._store, self.name, lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def close(self) -> None:
         if not self.closed:
-            self._hang_up()
+            self._disconnect()
         super().close()
 
     def _read(self, n: int) -> bytes:
         try:
             if self._body is None:
-                self._body = self._store.open(self._place, self._position)
+                self._body = self._store.open(self._url, self._position)
                 if (self._body.size, self._body.etag) != (self.size, self.etag):
                     raise UserError(f"{self.name}: changed while it was read; run the same command again")
             data = self._body.read(min(n, BLOCK))
@@ -103,10 +101,10 @@ class RemoteFile(io.RawIOBase):
                 raise ConnectionError("the connection ended too soon")
             return data
         except BaseException:
-            self._hang_up()
+            self._disconnect()
             raise
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         body, self._body = getattr(self, "_body", None), None
         if body is not None:
             body.close()
@@ -118,7 +116,7 @@ class MissingError(UserError):
 
 @runtime_checkable
 class _Body(Protocol):
-    """What one request, or a row of them, gives of a file from some byte on."""
+    """The bytes of a file from some byte on, as one request or several deliver them."""
 
     size: int | None
     etag: str
@@ -128,7 +126,7 @@ class _Body(Protocol):
 
 
 class _HTTPBody:
-    """The answer to one GET. A server that knows no ranges sends all of the file, and what is not wanted is dropped."""
+    """The response to one GET. A server without ranges sends the whole file; the bytes before `start` are dropped."""
 
     def __init__(self, system: Any, url: str, start: int):
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -137,17 +135,17 @@ class _HTTPBody:
             return await (await system.set_session()).get(system.encode_url(url), headers=headers)
 
         self._loop = system.loop
-        self._handle_nonfinite: Any = sync(self._loop, ask)
+        self._response: Any = sync(self._loop, ask)
         try:
-            status, said = self._handle_nonfinite.status, self._handle_nonfinite.headers
+            status, response_headers = self._response.status, self._response.headers
             if status >= HTTPStatus.BAD_REQUEST:
                 raise _RefusalError(status)
-            length = said.get("Content-Length", "")
+            length = response_headers.get("Content-Length", "")
             if status == HTTPStatus.PARTIAL_CONTENT:
-                length = said.get("Content-Range", "").rpartition("/")[2]
+                length = response_headers.get("Content-Range", "").rpartition("/")[2]
                 start = 0
             self.size = int(length) if length.isdigit() else None
-            self.etag = said.get("ETag") or said.get("Last-Modified") or ""
+            self.etag = response_headers.get("ETag") or response_headers.get("Last-Modified") or ""
             while start and (skipped := self.read(min(start, BLOCK))):
                 start -= len(skipped)
         except BaseException:
@@ -155,15 +153,15 @@ class _HTTPBody:
             raise
 
     def read(self, n: int) -> bytes:
-        data: Any = sync(self._loop, self._handle_nonfinite.content.read, n)
+        data: Any = sync(self._loop, self._response.content.read, n)
         return data
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._handle_nonfinite.close)
+        self._loop.call_soon_threadsafe(self._response.close)
 
 
 class _RefusalError(OSError):
-    """A server's answer that is not the file."""
+    """A response that is not the file."""
 
     def __init__(self, status: int):
         super().__init__()
@@ -171,7 +169,7 @@ class _RefusalError(OSError):
 
 
 class _ObjectBody:
-    """An object in a bucket, asked for by ranges of `BLOCK` bytes."""
+    """An object in a bucket, requested in ranges of `BLOCK` bytes."""
 
     def __init__(self, system: Any, url: str, start: int):
         self._system, self._url, self._position, self._ready = system, url, start, b""
@@ -195,7 +193,7 @@ class _ObjectBody:
 
 
 class _Store:
-    """A kind of place, the file system of fsspec that reads it, and the errors that this one raises."""
+    """A kind of storage, by its URL scheme: the fsspec file system that reads it, and the errors that this raises."""
 
     def __init__(self, scheme: str, package: str, extra: str, errors: dict[str, tuple[str, ...]]):
         self.scheme, self._package, self._extra, self._errors = scheme, package, extra, errors
@@ -211,12 +209,14 @@ class _Store:
             options = {"client_kwargs": {"trust_env": True, "timeout": timeout}}  # proxies, and ~/.netrc
         return fsspec.filesystem(self.scheme, **options)
 
-    def open(self, place: str, start: int) -> _Body:
-        return (_HTTPBody if self._package == "aiohttp" else _ObjectBody)(self.system(), place, start)
+    def open(self, url: str, start: int) -> _Body:
+        return (_HTTPBody if self._package == "aiohttp" else _ObjectBody)(self.system(), url, start)
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
-        loaded = {m: names for m, names in self._errors.items() if m in sys.modules}  # what is not, raises nothing
+        loaded = {
+            m: names for m, names in self._errors.items() if m in sys.modules
+        }  # others cannot have raised anything
         return (OSError, *(getattr(sys.modules[m], name) for m, names in loaded.items() for name in names))
 
 
@@ -231,16 +231,16 @@ _STORES = {
 }
 
 
-def _patiently(store: _Store, name: str, attempt: Callable[[], T]) -> T:
-    """What `attempt` returns at last. The errors of libraries are not passed on: they hold the whole URL."""
+def _retry(store: _Store, name: str, attempt: Callable[[], T]) -> T:
+    """The result of the first attempt that succeeds. Library errors are not chained: they contain the whole URL."""
     for wait in (*WAITS, None):
         try:
             return attempt()
         except store.errors as error:
-            reason, lasting = _reason(error)
-        if lasting:
+            reason, permanent = _reason(error)
+        if permanent:
             access = _ACCESS.get(store.scheme, "give user and password for the host in ~/.netrc")
-            missing = lasting is FileNotFoundError
+            missing = permanent is FileNotFoundError
             remedy = "check the address" if missing else access
             raise (MissingError if missing else UserError)(f"{name}: cannot be read ({reason}); {remedy}")
         if wait is not None:
@@ -252,7 +252,7 @@ def _patiently(store: _Store, name: str, attempt: Callable[[], T]) -> T:
 
 
 def _reason(error: BaseException) -> tuple[str, type[OSError] | None]:
-    """Why a read failed, without anything of the URL; and for what trying again cannot help, what kind of failure."""
+    """Why a read failed, without any part of the URL; and its kind, if it is permanent: trying again cannot help."""
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return "there is no such file", FileNotFoundError
@@ -260,7 +260,10 @@ def _reason(error: BaseException) -> tuple[str, type[OSError] | None]:
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in kind or kind == "RefreshError":
         return "access is denied", PermissionError
     if isinstance(status, int) and status in set(HTTPStatus):
-        return f"{status} {HTTPStatus(status).phrase}", None if status in _AGAIN or status >= 500 else FileNotFoundError
+        return (
+            f"{status} {HTTPStatus(status).phrase}",
+            None if status in _RETRIED or status >= 500 else FileNotFoundError,
+        )
     if isinstance(error, TimeoutError):
         return "no answer in time", None
     cause = getattr(error, "os_error", error)

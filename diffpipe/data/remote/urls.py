@@ -1,7 +1,7 @@
-"""The names of remote files: URLs whose secrets stand in the environment.
+"""URLs of remote files, without secrets in them.
 
-What a URL may hold that nobody else should see, its credentials and its query, is written `${NAME}`. So a config, a
-log, an error or a checkpoint never has more than a name; `redacted` drops even that.
+Credentials and query values are written `${NAME}`: the name of an environment variable. So a config, a log, an error
+message or a checkpoint never holds more than the name; `redacted` drops even that.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _QUERY = re.compile(r"\?([\w.-]+=)?\$\{\w+\}(&([\w.-]+=)?\$\{\w+\})*")
 _HOST = re.compile(r"([^:\[\]]*|\[[0-9A-Fa-f:.]+\])(:\d+)?")
 
 
-class Address(NamedTuple):
-    """A URL in its parts. user and rest (the query) are empty or hold `${NAME}` in place of each secret."""
+class RemoteURL(NamedTuple):
+    """The parts of a URL. user and rest (the query) are empty or have `${NAME}` in place of each secret."""
 
     scheme: str
     user: str
@@ -37,9 +37,9 @@ class Address(NamedTuple):
         return f"{self.scheme}://{self.user}{'@' if self.user else ''}{self.host}{self.path}{self.rest}"
 
 
-def is_remote(place: str) -> bool:
-    """Whether a place is a URL rather than a path."""
-    return _PARTS.match(place) is not None
+def is_remote(path: str) -> bool:
+    """Whether this is a URL rather than a path."""
+    return _PARTS.match(path) is not None
 
 
 def redacted(url: str) -> str:
@@ -49,51 +49,49 @@ def redacted(url: str) -> str:
     return f"{match['scheme']}://{match['host']}{match['path']}"
 
 
-def parse(url: str) -> Address:
-    """The parts of a URL that can be read. Raises UserError where it is none, or holds a secret itself."""
+def parse(url: str) -> RemoteURL:
+    """The parts of a URL. Raises UserError where it is malformed, of an unknown scheme, or contains a secret itself."""
     match = _PARTS.fullmatch(url)
     assert match is not None
-    address = Address(*(match[name] or "" for name in Address._fields))
-    address = address._replace(scheme=address.scheme.lower())
-    if address.scheme not in SCHEMES:
-        raise UserError(f"{address.scheme}://: no such place can be read; known are {', '.join(SCHEMES)} and paths")
-    if not _HOST.fullmatch(address.host) or not address.host:
+    parts = RemoteURL(*(match[name] or "" for name in RemoteURL._fields))
+    parts = parts._replace(scheme=parts.scheme.lower())
+    if parts.scheme not in SCHEMES:
+        raise UserError(f"{parts.scheme}://: this scheme cannot be read; known are {', '.join(SCHEMES)} and paths")
+    if not _HOST.fullmatch(parts.host) or not parts.host:
         raise UserError(
-            f"{address.scheme}://...: not a URL: what stands after :// is no host or bucket; write / ? # and @ in a "
-            "password or a name as %2F %3F %23 and %40"
+            f"{parts.scheme}://...: not a URL: no host or bucket follows ://; write / ? # and @ in a password or a "
+            "name as %2F %3F %23 and %40"
         )
-    secret = (address.user and not _USER.fullmatch(address.user)) or (
-        address.rest and not _QUERY.fullmatch(address.rest)
-    )
+    secret = (parts.user and not _USER.fullmatch(parts.user)) or (parts.rest and not _QUERY.fullmatch(parts.rest))
     if secret:
         raise UserError(
-            f"{redacted(url)}: its URL has a password or a query in it, which would stand in logs and checkpoints; put "
-            "${NAME} in the place of each value, such as ?token=${NAME}, and set that environment variable, or give "
-            "the password in ~/.netrc"
+            f"{redacted(url)}: it has a password or a query in it, which would be written to logs and checkpoints; "
+            "put ${NAME} in place of each value, such as ?token=${NAME}, and set that environment variable, or put the "
+            "password into ~/.netrc"
         )
-    return address
+    return parts
 
 
-def beside(url: str, name: str) -> str:
+def join(url: str, name: str) -> str:
     """The URL of `name` in the folder `url`."""
-    address = parse(url)
-    return str(address._replace(path=f"{address.path.rstrip('/')}/{name}"))
+    parts = parse(url)
+    return str(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def folder(url: str) -> str:
-    """The URL of the folder that a file is in."""
-    address = parse(url)
-    return str(address._replace(path=address.path.rpartition("/")[0]))
+def parent(url: str) -> str:
+    """The URL of the folder that contains a file."""
+    parts = parse(url)
+    return str(parts._replace(path=parts.path.rpartition("/")[0]))
 
 
-def resolved(address: Address) -> str:
-    """The URL with its secrets in it."""
+def resolve(url: RemoteURL) -> str:
+    """The URL with the values of its environment variables in it: never print it."""
 
     def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise UserError(f"{redacted(str(address))}: the environment variable {match[1]} is not set; set it")
-        return found
+        secret = os.environ.get(match[1])
+        if secret is None:
+            raise UserError(f"{redacted(str(url))}: the environment variable {match[1]} is not set; set it")
+        return secret
 
-    user = _NAME.sub(lambda match: urllib.parse.quote(value(match), safe=""), address.user)
-    return str(address._replace(user=user, rest=_NAME.sub(value, address.rest)))
+    user = _NAME.sub(lambda match: urllib.parse.quote(value(match), safe=""), url.user)
+    return str(url._replace(user=user, rest=_NAME.sub(value, url.rest)))

@@ -37,7 +37,7 @@ def test_what_cannot_be_indexed_is_one_line_and_a_status(tmp_path: Path, capsys:
         ([str(tmp_path), "--out", str(tmp_path / "x")], "--out is for remote shards"),
         (["http://localhost/x.tar"], "name it with --out"),
         (["http://localhost/x.tar", str(tmp_path), "--out", str(tmp_path / "x")], "index local folders by another"),
-        (["ftp://localhost/x.tar", "--out", str(tmp_path / "x")], "no such place can be read"),
+        (["ftp://localhost/x.tar", "--out", str(tmp_path / "x")], "this scheme cannot be read"),
     ):
         assert main(["index", *words]) == 2
         error = capsys.readouterr().err

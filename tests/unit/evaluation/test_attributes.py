@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.attributes import STRENGTHS, along, direction, move, share_nearer
 from diffpipe.evaluation.latent_space import LatentSpace, drawn_of_class, labelled_shards

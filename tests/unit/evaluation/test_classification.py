@@ -15,7 +15,8 @@ from torch import nn
 
 from diffpipe.config import validate
 from diffpipe.data.index import shard_set
-from diffpipe.data.packing.pack import FolderSource, pack
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
 from diffpipe.evaluation.classification import classify, log_likelihoods, log_prior
 from diffpipe.evaluation.image_sources import ShardImages

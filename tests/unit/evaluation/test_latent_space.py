@@ -11,7 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.evaluation.latent_space import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards

@@ -37,8 +37,8 @@ def spoiled(positions: Sequence[int], bad: Sequence[int]) -> Batch:
     whole = batch(positions)
     valid = torch.tensor([position not in bad for position in positions])
     images = whole.images * valid[:, None, None, None]
-    complaints = [f"shard: key{position}: no image" for position in positions if position in bad]
-    return whole._replace(images=images, valid=valid, complaints=complaints)
+    errors = [f"shard: key{position}: no image" for position in positions if position in bad]
+    return whole._replace(images=images, valid=valid, errors=errors)
 
 
 def stream(bad: Sequence[int], start: int = 0) -> Iterator[Batch]:

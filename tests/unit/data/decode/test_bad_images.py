@@ -17,7 +17,7 @@ from PIL import Image
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.decode.image import decode, decode_to, pixels
 from diffpipe.data.decode.latents import to_bytes
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import BadSampleError, UserError
 from tests.support.tars import png, random_pixels, write_tar
 
@@ -312,7 +312,7 @@ def test_what_is_refused_keeps_its_place_in_a_batch(tmp_path: Path, workers: int
         assert label == 7 * good
         assert np.array_equal(image, random_pixels(int(key[4:]), (24, 24, 3)).transpose(2, 0, 1) if good else 0 * image)
     bad = [key for key in batch.keys if key.startswith("bad")]
-    for key, complaint in zip(bad, batch.complaints, strict=True):
+    for key, complaint in zip(bad, batch.errors, strict=True):
         assert complaint.startswith(f"{tmp_path}/shard.tar: {key}: ")
 
 
@@ -332,7 +332,7 @@ def test_bytes_that_were_changed_behind_the_index_are_a_bad_sample(tmp_path: Pat
     batch = next(stream)
     assert batch.valid is not None
     assert [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if not valid] == ["a"]
-    assert "a.png was changed after indexing" in batch.complaints[0]
+    assert "a.png was changed after indexing" in batch.errors[0]
 
 
 def test_a_shard_that_is_gone_is_no_bad_sample(tmp_path: Path) -> None:

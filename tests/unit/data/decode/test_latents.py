@@ -12,7 +12,7 @@ import pytest
 from diffpipe.data.config import DataConfig
 from diffpipe.data.decode.latents import CODEC, LATENTS, are_latents, encoder, from_bytes, to_bytes
 from diffpipe.data.index import shard_set
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.dataset import check
 from diffpipe.data.loader.stream import batches
 from diffpipe.errors import UserError

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from diffpipe.data import load
-from diffpipe.data.index.dataset_diff import differences, keep_listing, what_changed
-from diffpipe.data.index.shard_index import write_index
+from diffpipe.data.index.dataset_diff import describe_changes, differences, save_listing
+from diffpipe.data.index.write_index import write_index
 from tests.support.tars import write_shards
 
 A, B, C = ["a.tar", 10, "a" * 64], ["b.tar", 20, "b" * 64], ["c.tar", 30, "c" * 64]
@@ -41,18 +41,18 @@ def test_the_listing_of_a_fingerprint_vouches_for_itself(tmp_path: Path) -> None
     write_index(tmp_path / "two")
     both, one = load(str(tmp_path / "two")), load(str(tmp_path / "two" / "shard-000.tar"))
     gone = f"its fingerprint was {both.fingerprint} and is {one.fingerprint} ("
-    assert what_changed(both.fingerprint, one, tmp_path).startswith(gone)
-    keep_listing(both, tmp_path)
-    assert what_changed(both.fingerprint, one, tmp_path) == "shard-001.tar is missing"
+    assert describe_changes(both.fingerprint, one, tmp_path).startswith(gone)
+    save_listing(both, tmp_path)
+    assert describe_changes(both.fingerprint, one, tmp_path) == "shard-001.tar is missing"
     (kept,) = tmp_path.glob("shards-*.json")
     kept.write_text(kept.read_text().replace("shard-001", "shard-002"))
-    assert what_changed(both.fingerprint, one, tmp_path).startswith(gone)
+    assert describe_changes(both.fingerprint, one, tmp_path).startswith(gone)
 
 
 def test_of_many_changes_the_first_are_named(tmp_path: Path) -> None:
     write_shards(tmp_path, [1] * 9)
     write_index(tmp_path)
     every, one = load(str(tmp_path)), load(str(tmp_path / "shard-000.tar"))
-    keep_listing(every, tmp_path)
+    save_listing(every, tmp_path)
     named = "; ".join(f"shard-00{i}.tar is missing" for i in (1, 2, 3, 4))
-    assert what_changed(every.fingerprint, one, tmp_path) == f"{named} and 4 more changes"
+    assert describe_changes(every.fingerprint, one, tmp_path) == f"{named} and 4 more changes"

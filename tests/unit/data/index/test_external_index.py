@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.data.index.shard_index import INDEX_NAME, write_index
+from diffpipe.data.index.shard_index import INDEX_NAME
+from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from tests.support.tars import write_tar
 

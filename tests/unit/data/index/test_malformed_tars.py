@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from diffpipe.cli.index import _report
 from diffpipe.data.index.scan import scan
-from diffpipe.data.index.shard_index import INDEX_NAME, write_index
+from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import load
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from tests.support.tars import png, random_pixels, write_tar
@@ -118,8 +119,8 @@ REFUSED = {
     "bzip2": (lambda path: tarfile.open(path, "w:bz2").close(), "compressed with bzip2"),
     "zstd": (lambda path: path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(2000)), "compressed with zstd"),
     "same member twice": (members([("a.png", b"1"), ("a.PNG", b"2")]), "a.PNG comes twice"),
-    "same key apart": (members({"a.png": b"1", "b.png": b"2", "a.cls": b"3"}), "a.cls: the members of a do not"),
-    "same key twice": (members([("a.png", b"1"), ("b.png", b"2"), ("a.png", b"3")]), "a.png: the members of a do not"),
+    "same key apart": (members({"a.png": b"1", "b.png": b"2", "a.cls": b"3"}), "a.cls: the members of a are not"),
+    "same key twice": (members([("a.png", b"1"), ("b.png", b"2"), ("a.png", b"3")]), "a.png: the members of a are not"),
     "absolute name": (members({"/a.png": b"1"}), "/a.png: the name leaves"),
     "name outside": (members({"b/../../a.png": b"1"}), "b/../../a.png: the name leaves"),
     "name with control characters": (members({"a\x1b[2J.png": b"1"}), r"'a\x1b[2J.png': the name has control"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from diffpipe.data.index.mmapped_safetensors import Column, map_arrays, write_arrays
+from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, write_arrays
 
 ARRAYS = {
     "b": np.arange(7, dtype=np.int64),
@@ -19,8 +19,8 @@ ARRAYS = {
 }
 
 
-def columns() -> dict[str, Column]:
-    return {name: Column(array.dtype, len(array), np.array_split(array, 3)) for name, array in ARRAYS.items()}
+def columns() -> dict[str, StreamedArray]:
+    return {name: StreamedArray(array.dtype, len(array), np.array_split(array, 3)) for name, array in ARRAYS.items()}
 
 
 def test_what_is_written_in_pieces_is_byte_for_byte_what_safetensors_writes(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
     (tmp_path / "x").write_bytes(b"old")
     with pytest.raises(OSError, match="no space"):
-        write_arrays(tmp_path / "x", {"a": Column(np.dtype(np.int64), 4, fails())}, {})
+        write_arrays(tmp_path / "x", {"a": StreamedArray(np.dtype(np.int64), 4, fails())}, {})
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 

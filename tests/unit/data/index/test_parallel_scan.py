@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data.index import parallel_scan
-from diffpipe.data.index.shard_index import INDEX_NAME, Table, write_index, write_remote_index
+from diffpipe.data.index.shard_index import INDEX_NAME, ShardIndex
 from diffpipe.data.index.shard_set import load
+from diffpipe.data.index.write_index import write_index, write_remote_index
 from diffpipe.errors import UserError
 from tests.support.tars import write_shards, write_tar
 from tests.support.web_server import serving
@@ -179,7 +180,7 @@ def test_remote_shards_are_read_through_once_and_resumed_by_their_etag(tmp_path:
         assert sorted(scanned) == ["shard-001.tar", "shard-003.tar"]
     assert [path.name for path in here.iterdir()] == [INDEX_NAME]
     write_index(there)
-    local, remote = Table(str(there / INDEX_NAME)), Table(str(here / INDEX_NAME))
+    local, remote = ShardIndex(str(there / INDEX_NAME)), ShardIndex(str(here / INDEX_NAME))
     assert (local.base, remote.base) == (None, web.url)
     assert remote.shards == local.shards
     assert [remote.sample(i) for i in range(11)] == [local.sample(i) for i in range(11)]
@@ -187,7 +188,7 @@ def test_remote_shards_are_read_through_once_and_resumed_by_their_etag(tmp_path:
 
 def test_remote_shards_of_several_folders_or_over_local_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=re.escape("http://h/a and http://h/b: an index is of the shards of one folder")
+        UserError, match=re.escape("http://h/a and http://h/b: an index covers the shards of one folder")
     ):
         write_remote_index(["http://h/a/x.tar?${A}", "http://h/b/x.tar"], tmp_path / "out")
     with pytest.raises(UserError, match=r"http://h/x\.tar is named twice"):
@@ -204,7 +205,7 @@ def test_a_remote_folder_is_listed(tmp_path: Path) -> None:
         urls = parallel_scan.remote_shards([f"{web.url}/"])
         assert urls == [f"{web.url}/shard-000.tar", f"{web.url}/shard-001.tar"]
         write_remote_index(urls, tmp_path / "here", workers=2)
-    assert len(Table(str(tmp_path / "here" / INDEX_NAME)).shards) == 2
+    assert len(ShardIndex(str(tmp_path / "here" / INDEX_NAME)).shards) == 2
 
 
 def test_only_the_same_file_by_its_etag_is_taken_for_scanned(tmp_path: Path, scanned: list[str]) -> None:

@@ -97,7 +97,7 @@ def test_keys_whose_hashes_collide_are_still_told_apart(tmp_path: Path, monkeypa
     monkeypatch.setattr(module, "hash", lambda key: 7, raising=False)
     assert len(scan(str(write_tar(tmp_path / "x.tar", FILES))).starts) == 5
     again = [*FILES.items(), ("a/001.json", b"")]
-    with pytest.raises(UserError, match=re.escape("a/001.json: the members of a/001 do not stand together")):
+    with pytest.raises(UserError, match=re.escape("a/001.json: the members of a/001 are not adjacent")):
         scan(str(write_tar(tmp_path / "y.tar", again)))
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from diffpipe.data import load
-from diffpipe.data.index.mmapped_safetensors import Column, write_arrays
-from diffpipe.data.index.shard_index import INDEX_NAME, Member, Sample, Table, write_index
+from diffpipe.data.index.mmapped_safetensors import StreamedArray, write_arrays
+from diffpipe.data.index.shard_index import INDEX_NAME, Member, Sample, ShardIndex
+from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from tests.support.tars import write_shards, write_tar
 
@@ -41,7 +42,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = {"bytes": 2048 * each + 1024, "sha256": "0" * 64, "samples": each, "members": members, "classes_count": 1}
     shards = [{"name": f"{i:06d}.tar", **row} for i in range(SHARDS)]
     head = {"version": 1, "shards": shards, "extensions": ["cls", "png"], "classes": None}
-    columns = {name: Column(array.dtype, len(array), [array]) for name, array in arrays.items()}
+    columns = {name: StreamedArray(array.dtype, len(array), [array]) for name, array in arrays.items()}
     write_arrays(path, columns, {"diffpipe": json.dumps(head)})
     return path
 
@@ -53,12 +54,12 @@ def expected(i: int) -> Sample:
 
 def test_a_million_samples_are_opened_in_a_second_and_take_no_memory(large: Path) -> None:
     start = time.perf_counter()
-    table = Table(str(large))
+    table = ShardIndex(str(large))
     assert table.sample(SAMPLES - 1) == expected(SAMPLES - 1)
     assert time.perf_counter() - start < 1
     tracemalloc.start()
     try:
-        table = Table(str(large))
+        table = ShardIndex(str(large))
         for i in range(0, SAMPLES, 1009):
             assert table.sample(i) == expected(i)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20  # of a file of 79 MB
@@ -68,14 +69,14 @@ def test_a_million_samples_are_opened_in_a_second_and_take_no_memory(large: Path
 
 
 def test_many_samples_are_looked_up_at_once(large: Path) -> None:
-    table = Table(str(large))
+    table = ShardIndex(str(large))
     samples = np.array([0, SAMPLES - 1, 1, 77_777, 1])
     each = [expected(i) for i in samples.tolist()]
     assert table.keys(samples) == [sample.key for sample in each]
     for extensions in (("png",), ("cls",), ("jpg", "png"), ("cls", "png")):
         first = next(e for e in extensions if e != "jpg")
-        assert np.array_equal(np.stack(table.places(samples, extensions), 1), [s.members[first] for s in each])
-    assert table.places(samples, ("jpg",)).size.tolist() == [-1] * 5
+        assert np.array_equal(np.stack(table.locations(samples, extensions), 1), [s.members[first] for s in each])
+    assert table.locations(samples, ("jpg",)).size.tolist() == [-1] * 5
 
 
 def test_of_samples_with_different_members_each_gives_the_first_it_has(tmp_path: Path) -> None:
@@ -89,16 +90,16 @@ def test_of_samples_with_different_members_each_gives_the_first_it_has(tmp_path:
     shards = load([str(tmp_path / "1.tar"), str(tmp_path / "other"), str(tmp_path / "2.tar")])
     where = np.array([2, 0, 1, 0, 2, 0]), np.array([0, 1, 0, 2, 3, 0])
     assert shards.keys(*where) == ["ä", "b", "e", "c", "d", "ä"]
-    places = shards.places(*where, ("png", "jpg"))
-    assert places.size.tolist() == [1, -1, 2, 1, -1, 1]
-    for shard, i, *place in np.stack([*where, *places], 1).tolist():
+    locations = shards.locations(*where, ("png", "jpg"))
+    assert locations.size.tolist() == [1, -1, 2, 1, -1, 1]
+    for shard, i, *place in np.stack([*where, *locations], 1).tolist():
         members = shards.sample(shard, i).members
         assert place[1] == -1 or Member(*place) == members.get("png", members.get("jpg"))
 
 
-def read_all(table: Table, connection: Connection) -> None:
+def read_all(table: ShardIndex, connection: Connection) -> None:
     """Touch every page of the index, wait for the others, and say what it takes of this process's memory, in kB."""
-    for array in (table._key_bytes, table._key_end, table._first, table._extension, *table._place):
+    for array in (table._key_bytes, table._key_end, table._first_member, table._extension, *table._location):
         array.sum()
     connection.send("read")
     connection.recv()
@@ -114,7 +115,7 @@ def read_all(table: Table, connection: Connection) -> None:
 
 
 def test_the_processes_of_a_node_share_one_index(large: Path) -> None:
-    table = Table(str(large))
+    table = ShardIndex(str(large))
     pairs = []
     for method in ("fork", "fork", "spawn"):
         ours, theirs = multiprocessing.Pipe()
@@ -159,7 +160,7 @@ def test_an_index_whose_arrays_do_not_fit_together_is_refused(tmp_path: Path, na
         arrays[name] = change(arrays[name])
     save_file(arrays, path, metadata)
     with pytest.raises(UserError, match=f"{path}: not a readable index .* diffpipe index {tmp_path}"):
-        Table(str(path))
+        ShardIndex(str(path))
 
 
 def test_an_index_of_a_later_version_is_refused(tmp_path: Path) -> None:
@@ -167,13 +168,13 @@ def test_an_index_of_a_later_version_is_refused(tmp_path: Path) -> None:
     write_index(tmp_path)
     path = tmp_path / INDEX_NAME
     path.write_bytes(path.read_bytes().replace(rb"\"version\": 1", rb"\"version\": 9"))
-    with pytest.raises(UserError, match="index version 9, which this diffpipe does not read; make it anew"):
-        Table(str(path))
+    with pytest.raises(UserError, match="index version 9, which this diffpipe does not read; write it again"):
+        ShardIndex(str(path))
 
 
 def test_the_format_is_that_of_the_indices_in_this_repository(tmp_path: Path) -> None:
     there = Path(__file__).parents[4] / "configs" / "fashion_mnist" / "shards" / "test"
     for tar in there.glob("*.tar"):
         (tmp_path / tar.name).symlink_to(tar)
-    write_index(tmp_path, classes=Table(str(there / INDEX_NAME)).classes)
+    write_index(tmp_path, classes=ShardIndex(str(there / INDEX_NAME)).classes)
     assert (tmp_path / INDEX_NAME).read_bytes() == (there / INDEX_NAME).read_bytes()

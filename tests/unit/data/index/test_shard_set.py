@@ -17,8 +17,9 @@ from webdataset.tariterators import base_plus_ext
 from webdataset.writer import ShardWriter
 
 from diffpipe.data.index.scan import split_name
-from diffpipe.data.index.shard_index import INDEX_NAME, write_index
+from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet, load, number_of_classes
+from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from tests.support.tars import png, random_pixels, write_shards, write_tar
 

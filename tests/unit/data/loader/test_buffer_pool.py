@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffpipe.data import DataConfig, batches, load
-from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.data.loader.buffer_pool import Ring
+from diffpipe.data.index.write_index import write_index
+from diffpipe.data.loader.buffer_pool import BufferPool
 from tests.support.tars import write_shards
 
 
@@ -29,7 +29,7 @@ def config(workers: int) -> DataConfig:
 
 
 def test_a_slot_is_free_again_once_nothing_refers_to_it() -> None:
-    ring = Ring(2, (4, 3, 5, 6), np.uint8)
+    ring = BufferPool(2, (4, 3, 5, 6), np.uint8)
     slots = [ring.take(), ring.take()]
     assert sorted(slots) == [0, 1]  # type: ignore[type-var]
     assert ring.take() is None
@@ -46,7 +46,7 @@ def test_a_slot_is_free_again_once_nothing_refers_to_it() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_a_forked_process_writes_what_this_one_reads(dtype: type) -> None:
-    ring = Ring(3, (2, 3, 4, 4), dtype)
+    ring = BufferPool(3, (2, 3, 4, 4), dtype)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4)).astype(dtype)
     slot = ring.take()
     assert slot is not None
@@ -86,8 +86,8 @@ def test_pinned_batches_are_copies_that_leave_the_slots_free(shards: ShardSet, m
     """Without a GPU, a copy stands for a pinned one. A copy to the device may go on when the batch is forgotten."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     taken: list[int] = []
-    view = Ring.view
-    monkeypatch.setattr(Ring, "view", lambda ring, slot, n: taken.append(slot) or view(ring, slot, n))
+    view = BufferPool.view
+    monkeypatch.setattr(BufferPool, "view", lambda ring, slot, n: taken.append(slot) or view(ring, slot, n))
     held = list(itertools.islice(batches(config(0), shards, 0, pin_memory=True), 10))
     expected = list(itertools.islice(batches(config(0), shards, 0), 10))
     assert all(torch.equal(a.images, b.images) for a, b in zip(held, expected, strict=True))

@@ -14,12 +14,12 @@ from diffpipe.config import validate
 from diffpipe.data import DataConfig, load
 from diffpipe.data.config import SourceConfig
 from diffpipe.data.index.dataset_diff import differences
-from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.data.loader.dataset import Samples
-from diffpipe.data.loader.mixture import Mixed, Mixture, load_sources, shares, short_of_room
+from diffpipe.data.index.write_index import write_index
+from diffpipe.data.loader.dataset import Dataset
+from diffpipe.data.loader.mixture import MixedShardSet, Mixture, cache_warning, load_sources, shares
 from diffpipe.data.loader.order import Order
-from diffpipe.data.remote.cache import Cache, Item, Remote
+from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
 from tests.support.tars import png, random_pixels, write_shards, write_tar
@@ -40,9 +40,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(home / "a"), str(home / "b")]
 
 
-def mixed(folders: list[str], *weights: float) -> Mixed:
+def mixed(folders: list[str], *weights: float) -> MixedShardSet:
     found = load_sources(None, [SourceConfig(url=url, weight=w) for url, w in zip(folders, weights, strict=True)])
-    assert isinstance(found, Mixed)
+    assert isinstance(found, MixedShardSet)
     return found
 
 
@@ -60,24 +60,24 @@ def test_weights_without_small_proportions_are_rounded(weights: list[float]) -> 
         with pytest.raises(UserError, match=r"less than 1/4096 of all"):
             shares(weights)
         return
-    found = np.array(shares(weights))
-    assert np.abs(found / found.sum() - np.array(weights) / sum(weights)).max() <= 1 / 4096
+    rounded = np.array(shares(weights))
+    assert np.abs(rounded / rounded.sum() - np.array(weights) / sum(weights)).max() <= 1 / 4096
 
 
-class Made(NamedTuple):
-    """How a mixture is made: beartype draws random numbers, which a strategy must not, so the test makes it."""
+class MixtureArguments(NamedTuple):
+    """The arguments of a mixture. A strategy cannot build it, since beartype draws random numbers."""
 
     seed: int
     shares: list[int]
-    lanes: int
-    window: int
+    interleave: int
+    shuffle_window: int
 
-    def make(self) -> Mixture:
-        return Mixture(self.seed, COUNTS[: len(self.shares)], self.shares, self.lanes, self.window)
+    def build(self) -> Mixture:
+        return Mixture(self.seed, COUNTS[: len(self.shares)], self.shares, self.interleave, self.shuffle_window)
 
 
 mixtures = st.builds(
-    Made,
+    MixtureArguments,
     st.integers(0, 2**40),
     st.lists(st.integers(1, 5), min_size=2, max_size=3),
     st.integers(1, 9),
@@ -87,8 +87,8 @@ mixtures = st.builds(
 
 @settings(max_examples=40)
 @given(mixtures)
-def test_each_source_has_its_share_and_comes_to_each_of_its_positions_once(made: Made) -> None:
-    mixture = made.make()
+def test_each_source_has_its_share_and_comes_to_each_of_its_positions_once(arguments: MixtureArguments) -> None:
+    mixture = arguments.build()
     block = mixture.columns * int(mixture._share.sum())
     positions = np.arange(3 * block)
     source, own = mixture.split(positions)
@@ -101,11 +101,11 @@ def test_each_source_has_its_share_and_comes_to_each_of_its_positions_once(made:
 
 @settings(max_examples=40)
 @given(mixtures, st.lists(st.integers(0, 10**5), min_size=1, max_size=20), st.integers(0, 2**40))
-def test_a_position_does_not_depend_on_what_was_asked_before(made: Made, asked: list[int], far: int) -> None:
+def test_a_position_does_not_depend_on_earlier_calls(arguments: MixtureArguments, asked: list[int], far: int) -> None:
     positions = np.array([*asked, far])
-    together = np.stack(made.make().at(positions))
+    together = np.stack(arguments.build().at(positions))
     for i in range(len(positions)):
-        assert np.array_equal(np.stack(made.make().at(positions[i : i + 1]))[:, 0], together[:, i])
+        assert np.array_equal(np.stack(arguments.build().at(positions[i : i + 1]))[:, 0], together[:, i])
 
 
 def test_every_rank_has_every_source_in_its_share() -> None:
@@ -126,7 +126,7 @@ def test_sources_of_the_same_size_are_shuffled_each_in_its_own_way() -> None:
 
 
 def test_a_rank_stays_in_its_own_shards_of_each_source() -> None:
-    mixture = Mixture(0, [np.full(32, 100), np.full(64, 100)], [1, 2], lanes=16, window=400)
+    mixture = Mixture(0, [np.full(32, 100), np.full(64, 100)], [1, 2], interleave=16, shuffle_window=400)
     shard, _ = mixture.at(np.arange(32 * 100 * 3))  # an epoch of each
     assert len(set(shard.tolist())) == 96
     owned = [set(shard[rank::4].tolist()) for rank in range(4)]
@@ -139,7 +139,7 @@ def test_the_epochs_of_each_source_are_permutations(folders: list[str]) -> None:
         sources=tuple(SourceConfig(url=url, weight=w) for url, w in zip(folders, (1, 3), strict=True)),
         batch_size=8, resolution=8, channels=1, labels=True, interleave=4,
     )  # fmt: skip
-    dataset = Samples(config, shard_set, seed=6)
+    dataset = Dataset(config, shard_set, seed=6)
     assert isinstance(dataset.order, Mixture)
     positions = np.arange(4 * 64 * 4)
     batch = dataset.batch(positions)
@@ -179,17 +179,17 @@ def test_sources_that_do_not_go_together_are_refused(folders: list[str], tmp_pat
         mixed([c, e], 1, 1)
 
 
-def test_too_little_room_for_remote_shards_is_said(folders: list[str]) -> None:
+def test_a_cache_too_small_for_remote_shards_is_warned_of(folders: list[str]) -> None:
     local = load(folders[0])
-    order = Order(0, [100] * 32, lanes=8, window=400)  # two shards a lane
-    assert short_of_room(local, order, 1) is None
-    remote = Remote(Cache("unused"), Item("http://host/a.tar", 1, ""))
+    order = Order(0, [100] * 32, interleave=8, shuffle_window=400)  # two shards a lane
+    assert cache_warning(local, order, 1) is None
+    remote = RemoteShard(ShardCache("unused"), CachedFile("http://host/a.tar", 1, ""))
     far = ShardSet([local.shards[0]._replace(remote=remote, bytes=50) for _ in range(32)])
-    assert short_of_room(far, order, 16 * 50) is None
-    said = short_of_room(far, order, 16 * 50 - 1)
-    assert said is not None
-    assert "the 16 shards that are read of at a time have 800" in said
-    assert short_of_room(far, order, 8 * 50, share=0.5) is None
+    assert cache_warning(far, order, 16 * 50) is None
+    warning = cache_warning(far, order, 16 * 50 - 1)
+    assert warning is not None
+    assert "the 16 shards that are read from at a time have 800" in warning
+    assert cache_warning(far, order, 8 * 50, rank_share=0.5) is None
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,13 @@ def everything(counts: list[int]) -> set[tuple[int, int]]:
 def test_each_epoch_is_an_exact_permutation(counts: list[int], lanes: int, window: int, seed: int, epoch: int) -> None:
     order = Order(seed, counts, lanes, window)
     shard, sample = order.at(np.arange(order.total) + epoch * order.total)
-    places = list(zip(shard.tolist(), sample.tolist(), strict=True))
-    assert len(set(places)) == len(places)
-    assert set(places) == everything(counts)
+    samples = list(zip(shard.tolist(), sample.tolist(), strict=True))
+    assert len(set(samples)) == len(samples)
+    assert set(samples) == everything(counts)
 
 
 @given(counts_of_shards, st.integers(1, 70), st.integers(1, 100), st.data())
-def test_a_position_does_not_depend_on_what_was_asked_before(
+def test_a_position_does_not_depend_on_earlier_calls(
     counts: list[int], lanes: int, window: int, data: st.DataObject
 ) -> None:
     used = Order(3, counts, lanes, window)
@@ -73,7 +73,7 @@ def test_data_of_one_window_is_shuffled_uniformly() -> None:
 
 def test_a_rank_stays_in_its_own_shards() -> None:
     lanes, world = 8, 4
-    order = Order(0, [100] * 32, lanes=lanes, window=400)
+    order = Order(0, [100] * 32, interleave=lanes, shuffle_window=400)
     assert order.lanes == lanes
     shard, _ = order.at(np.arange(order.total))
     owned = [set(shard[rank::world].tolist()) for rank in range(world)]
@@ -82,15 +82,15 @@ def test_a_rank_stays_in_its_own_shards() -> None:
 
 
 @given(counts_of_shards, st.integers(1, 16), st.integers(1, 100))
-def test_as_many_shards_as_it_says_are_read_of_at_a_time(counts: list[int], lanes: int, window: int) -> None:
+def test_no_more_shards_are_read_at_a_time_than_it_says(counts: list[int], lanes: int, window: int) -> None:
     order = Order(0, [40 for _ in counts], lanes, window)
     shard, _ = order.at(np.arange(order.total))
-    span = order._width * order.lanes
-    assert max(len(set(shard[i : i + span].tolist())) for i in range(0, order.total, span)) <= order.at_a_time
+    span = order._lane_window * order.lanes
+    assert max(len(set(shard[i : i + span].tolist())) for i in range(0, order.total, span)) <= order.concurrent_shards
 
 
 def test_a_lane_reads_within_its_share_of_the_window() -> None:
-    order = Order(0, [1000] * 8, lanes=4, window=400)
+    order = Order(0, [1000] * 8, interleave=4, shuffle_window=400)
     shard, _ = order.at(np.arange(order.total))
     for lane in range(4):
         for window in range(0, 2000, 100):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.index.shard_set import ShardSet, load
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from tests.support.tars import png, random_pixels, write_shards, write_tar

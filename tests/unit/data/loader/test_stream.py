@@ -20,9 +20,9 @@ from PIL import Image
 
 from diffpipe.config import validate
 from diffpipe.data import DataConfig, batches, images, labels, load
-from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.data.loader.stream import _Positions
+from diffpipe.data.index.write_index import write_index
+from diffpipe.data.loader.order import rank_positions
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
 from tests.support.tars import png, random_pixels, write_shards, write_tar
@@ -77,7 +77,7 @@ def test_ranks_and_micro_batches_partition_the_global_batch(
     shares = [
         share
         for rank in range(world)
-        for share in itertools.islice(_Positions(size, start, rank, world, accumulate), accumulate)
+        for share in itertools.islice(rank_positions(size, start, rank, world, accumulate), accumulate)
     ]
     assert sorted(itertools.chain(*shares)) == list(range(start, start + size))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -142,10 +142,11 @@ def test_resuming_far_in_reads_its_own_samples_alone(shards: ShardSet, monkeypat
 def test_each_shard_is_opened_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, [2] * 100)
     write_index(tmp_path)
+    shard_set = load(str(tmp_path))  # which hashes each of them
     opened: list[str] = []
     real = os.open
     monkeypatch.setattr(os, "open", lambda *a, **b: opened.append(str(a[0])) or real(*a, **b))
-    take(50, batches(changed(batch_size=4, shuffle_window=200), load(str(tmp_path)), 0))  # from all of them at a time
+    take(50, batches(changed(batch_size=4, shuffle_window=200), shard_set, 0))  # from all of them at a time
     tars = [path for path in opened if path.endswith(".tar")]
     assert len(tars) == len(set(tars)) == 100
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.config import SourceConfig
-from diffpipe.data.index.shard_index import write_index
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.data.loader.dataset import Samples
+from diffpipe.data.index.write_index import write_index
+from diffpipe.data.loader.dataset import Dataset
 from diffpipe.data.loader.mixture import load_sources
-from diffpipe.data.loader.stream import _Positions
+from diffpipe.data.loader.order import rank_positions
 from diffpipe.interfaces import Batch
 from tests.support.tars import write_shards
 
@@ -66,19 +66,19 @@ def rows(batch: Batch) -> dict[int, Row]:
     return {p: (key, label, image.tobytes()) for p, key, label, image in zip(*columns, strict=True)}
 
 
-def share(dataset: Samples, leg: Leg, start: int, rank: int) -> list[Batch]:
+def share(dataset: Dataset, leg: Leg, start: int, rank: int) -> list[Batch]:
     """The micro-batches of a rank, each by the copy of the data set that its loader process would have."""
     copies = [pickle.loads(pickle.dumps(dataset)) for _ in range(leg.workers)] or [dataset]
-    sampler = _Positions(leg.batch_size, start, rank, leg.world, leg.accumulate)
+    sampler = rank_positions(leg.batch_size, start, rank, leg.world, leg.accumulate)
     asked = itertools.islice(sampler, (leg.steps + leg.lost) * leg.accumulate)
     return [at(copy, np.array(each)) for copy, each in zip(itertools.cycle(copies), asked, strict=False)]
 
 
-def at(dataset: Samples, positions: np.ndarray) -> Batch:
+def at(dataset: Dataset, positions: np.ndarray) -> Batch:
     return dataset.batch(positions)
 
 
-def run(dataset: Samples, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
+def run(dataset: Dataset, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
     """What the run saw at each position, and the position it came to. What comes again must be what it was."""
     seen: dict[int, Row] = {}
     position = 0
@@ -109,9 +109,9 @@ def test_a_run_that_changes_at_each_resume_sees_what_one_never_stopped_sees(
     pool: Path, shards: list[int], several: list[Leg], seed: int, lanes: int, window: int
 ) -> None:
     of: ShardSet = load([str(pool / f"shard-{i:03d}.tar") for i in shards])
-    dataset = Samples(config(interleave=lanes, shuffle_window=window), of, seed)
+    dataset = Dataset(config(interleave=lanes, shuffle_window=window), of, seed)
     seen, end = run(dataset, several)
-    straight = rows(at(Samples(config(interleave=lanes, shuffle_window=window), of, seed), np.arange(max(seen) + 1)))
+    straight = rows(at(Dataset(config(interleave=lanes, shuffle_window=window), of, seed), np.arange(max(seen) + 1)))
     assert seen == straight
     # Nothing is lost and nothing repeated: each epoch that is over has every sample once.
     keys = Counter(of.sample(shard, i).key for shard, n in enumerate(of.counts) for i in range(n))
@@ -136,13 +136,13 @@ def test_several_sources_are_as_exact(
     )
     mixed = config(train=None, sources=sources, interleave=lanes, shuffle_window=16)
     of = load_sources(None, sources)
-    seen, _ = run(Samples(mixed, of, seed), several)
-    assert seen == rows(at(Samples(mixed, of, seed), np.arange(max(seen) + 1)))
+    seen, _ = run(Dataset(mixed, of, seed), several)
+    assert seen == rows(at(Dataset(mixed, of, seed), np.arange(max(seen) + 1)))
 
 
 def test_loader_processes_of_any_number_see_the_same(pool: Path) -> None:
     of = load(str(pool))
-    expected = rows(at(Samples(config(), of, 4), np.arange(160)))
+    expected = rows(at(Dataset(config(), of, 4), np.arange(160)))
     found: dict[int, Row] = {}
     position = 0
     for workers, size, world in ((4, 24, 2), (0, 20, 4), (3, 36, 1)):  # 160 positions of 55 samples

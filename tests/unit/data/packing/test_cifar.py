@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffpipe.data import images, labels, load
-from diffpipe.data.packing.pack import CifarSource, pack
+from diffpipe.data.packing.cifar import CifarSource
+from diffpipe.data.packing.pack import pack
 from diffpipe.data.packing.pickles import load_plain
 from diffpipe.errors import UserError
 from tests.support.archives import (

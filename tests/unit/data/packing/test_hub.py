@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data import labels, load
-from diffpipe.data.packing.pack import HubSource, pack
+from diffpipe.data.packing.hub import HubSource
+from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
 from tests.support.archives import by_bytes, write_folder
 from tests.support.tars import png, random_pixels

@@ -11,9 +11,12 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 from diffpipe.data import images, labels, load, number_of_classes
-from diffpipe.data.index.shard_index import write_index
-from diffpipe.data.packing.idx import find_idx, read_idx
-from diffpipe.data.packing.pack import Encoding, FolderSource, IdxSource, ShardSource, pack
+from diffpipe.data.index.write_index import write_index
+from diffpipe.data.packing.encode import Encoding
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.idx import IdxSource, find_idx, read_idx
+from diffpipe.data.packing.pack import pack
+from diffpipe.data.packing.shards import ShardSource
 from diffpipe.errors import UserError
 from tests.support.tars import png, random_pixels, write_tar
 

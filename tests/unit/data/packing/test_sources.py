@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data import labels, load
+from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.labels import read_labels
-from diffpipe.data.packing.pack import FolderSource, pack
+from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
 from tests.support.archives import by_bytes, write_folder, write_zip
 from tests.support.tars import png, random_pixels
@@ -118,7 +119,7 @@ def test_numbers_in_a_labels_file_are_the_labels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a label is 7, but there are only 3 class names"):
         FolderSource(folder, file, list("abc"))
     file.write_text("cat/1.png 7\ncat/3.png 2\n")
-    assert pack(FolderSource(folder, file), tmp_path / "out", max_bad=1) == [
+    assert pack(FolderSource(folder, file), tmp_path / "out", max_bad_samples=1) == [
         f"{folder}/cat/3.png: no such file; mend its name or remove what names it"
     ]
     assert labels(load(str(tmp_path / "out")), [0]).tolist() == [7]

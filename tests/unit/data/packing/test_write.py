@@ -14,9 +14,14 @@ import pytest
 from PIL import Image
 
 from diffpipe.data import images, load
-from diffpipe.data.index.shard_index import write_index
-from diffpipe.data.packing.output_folder import whole
-from diffpipe.data.packing.pack import Encoding, FolderSource, Item, ShardSource, Split, pack
+from diffpipe.data.index.write_index import write_index
+from diffpipe.data.packing.choose import Split
+from diffpipe.data.packing.encode import Encoding
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.output_folder import output_folder
+from diffpipe.data.packing.pack import pack
+from diffpipe.data.packing.shards import ShardSource
+from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
 from tests.support.tars import png, random_pixels, write_tar
 
@@ -28,7 +33,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def written(data: bytes, **options) -> Image.Image:
-    ((_, result),) = Encoding(**options).members(Item("here", data)).items()
+    ((_, result),) = Encoding(**options).members(PackItem("here", data)).items()
     return Image.open(io.BytesIO(result))
 
 
@@ -53,10 +58,10 @@ COLOUR = Image.fromarray(random_pixels(0, (8, 8, 3)))
 def test_bytes_are_kept_where_nothing_has_to_change(kind: str, extension: str) -> None:
     data = encoded(COLOUR, kind)
     for resolution in (None, 8):
-        assert Encoding(resolution).members(Item("here", data)) == {extension: data}
-    assert Encoding(background="black").members(Item("here", data)) == {extension: data}
+        assert Encoding(resolution).members(PackItem("here", data)) == {extension: data}
+    assert Encoding(background="black").members(PackItem("here", data)) == {extension: data}
     for resized in (Encoding(4), Encoding(format="png")):
-        ((name, result),) = resized.members(Item("here", data)).items()
+        ((name, result),) = resized.members(PackItem("here", data)).items()
         assert (name, result[:8]) == ("png", b"\x89PNG\r\n\x1a\n")
 
 
@@ -65,7 +70,7 @@ def test_png_is_lossless_and_quality_is_obeyed() -> None:
     assert np.array_equal(np.asarray(written(data)), np.asarray(COLOUR))
     for kind in ("jpeg", "webp"):
         assert written(data, format=kind).format == kind.upper()
-        sizes = [len(Encoding(format=kind, quality=q).members(Item("", data)).popitem()[1]) for q in (10, 60, 100)]
+        sizes = [len(Encoding(format=kind, quality=q).members(PackItem("", data)).popitem()[1]) for q in (10, 60, 100)]
         assert sizes == sorted(set(sizes))
     red = Image.new("RGB", (16, 16), "blue")
     red.paste("red", (3, 3, 4, 16))  # one pixel wide: at half the chroma resolution it would be purple
@@ -96,7 +101,7 @@ def test_transparency_is_laid_over_the_background(mode: str) -> None:
     image = COLOUR.convert(mode)
     image.putalpha(Image.fromarray(random_pixels(5)))
     data = encoded(image)
-    assert Encoding().members(Item("here", data)) == {"png": data}
+    assert Encoding().members(PackItem("here", data)) == {"png": data}
     rgba = np.asarray(image.convert("RGBA")).astype(float)
     alpha = rgba[..., 3:] / 255
     for colour, value in (("#ff8000", [255, 128, 0]), ("black", [0, 0, 0]), (None, [255, 255, 255])):
@@ -109,7 +114,12 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(photos: Path, tmp_pa
     bad = {}
     for workers in (0, 1, 2):
         out = tmp_path / f"{workers}"
-        options = {"max_bad": 2, "shard_samples": 13, "encoding": Encoding(8), "split": Split(r"subject\d", 0.4)}
+        options = {
+            "max_bad_samples": 2,
+            "shard_samples": 13,
+            "encoding": Encoding(8),
+            "split": Split(r"subject\d", 0.4),
+        }
         bad[workers] = pack(FolderSource(photos), out, workers=workers, **options)
     assert bad[0] == bad[1] == bad[2]
     assert bytes_of(tmp_path / "0") == bytes_of(tmp_path / "1") == bytes_of(tmp_path / "2")
@@ -122,7 +132,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(photos: Path, tmp_pa
 def test_bad_samples_are_named_and_past_the_budget_nothing_is_packed(photos: Path, tmp_path: Path) -> None:
     source = FolderSource(photos)
     paths = [str(photos / "cat" / "subject7_07.png"), str(photos / "dog" / "subject0_40.png")]
-    bad = pack(source, tmp_path / "out", max_bad=2)
+    bad = pack(source, tmp_path / "out", max_bad_samples=2)
     assert sorted(reason.split(": ")[0] for reason in bad) == paths
     assert all("not an image that can be decoded" in reason for reason in bad)
     keys = [int(load(str(tmp_path / "out")).sample(0, i).key) for i in range(58)]
@@ -130,7 +140,7 @@ def test_bad_samples_are_named_and_past_the_budget_nothing_is_packed(photos: Pat
     before = sorted(tmp_path.iterdir())
     for workers in (0, 2):
         with pytest.raises(UserError, match="2 bad samples, more than --max-bad 1") as caught:
-            pack(source, tmp_path / "none", max_bad=1, workers=workers)
+            pack(source, tmp_path / "none", max_bad_samples=1, workers=workers)
         assert all(path in str(caught.value) for path in paths)
         assert sorted(tmp_path.iterdir()) == before
 
@@ -139,7 +149,7 @@ def test_a_source_whose_samples_are_all_bad_is_no_set(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"no samples are left to pack; the first bad one is .*a\.png"):
-        pack(FolderSource(tmp_path / "src"), tmp_path / "out", max_bad=9)
+        pack(FolderSource(tmp_path / "src"), tmp_path / "out", max_bad_samples=9)
     assert not (tmp_path / "out").exists()
 
 
@@ -149,7 +159,7 @@ def test_no_group_is_in_both_parts_and_its_hash_alone_decides(photos: Path, tmp_
 
     def parts(name: str, **options) -> dict[str, set[str]]:
         source = FolderSource(photos)
-        pack(source, tmp_path / name, max_bad=2, split=Split(r"(subject\d)_", 0.4), **options)
+        pack(source, tmp_path / name, max_bad_samples=2, split=Split(r"(subject\d)_", 0.4), **options)
         sets = {part: load(str(tmp_path / name / part)) for part in ("train", "test")}
         return {
             part: {source.paths[int(each.sample(0, i).key)] for i in range(each.total)} for part, each in sets.items()
@@ -230,7 +240,7 @@ def test_a_full_disk_leaves_nothing(photos: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"out: cannot be written .*free some space"):
-            pack(FolderSource(photos), tmp_path / "out", max_bad=2, workers=workers)
+            pack(FolderSource(photos), tmp_path / "out", max_bad_samples=2, workers=workers)
         assert sorted(tmp_path.iterdir()) == before
 
 
@@ -249,13 +259,13 @@ def test_a_process_that_was_killed_when_all_was_done_leaves_nothing_for_long(tmp
     (tmp_path / ".out.packing").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "shard-000000.tar").write_bytes(b"whole")
-    with pytest.raises(UserError, match="out exists already"), whole(tmp_path / "out"):
+    with pytest.raises(UserError, match="out exists already"), output_folder(tmp_path / "out"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
-    with contextlib.suppress(KeyboardInterrupt), whole(tmp_path / "out") as folder:
+    with contextlib.suppress(KeyboardInterrupt), output_folder(tmp_path / "out") as folder:
         (folder / "half").write_bytes(b"")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data.remote import storage
-from diffpipe.data.remote.cache import Cache, Item, Remote
+from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
 from diffpipe.errors import UserError
 from tests.support.web_server import Web, serving
 
@@ -28,18 +28,18 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(str(tmp_path / "cache"))
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(str(tmp_path / "cache"))
 
 
-def put(web: Web, name: str, data: bytes | None = None) -> Item:
+def put(web: Web, name: str, data: bytes | None = None) -> CachedFile:
     data = os.urandom(SIZE) if data is None else data
     (web.folder / name).parent.mkdir(exist_ok=True)
     (web.folder / name).write_bytes(data)
-    return Item(f"{web.url}/{name}", len(data), hashlib.sha256(data).hexdigest())
+    return CachedFile(f"{web.url}/{name}", len(data), hashlib.sha256(data).hexdigest())
 
 
-def content(cache: Cache, item: Item) -> bytes:
+def content(cache: ShardCache, item: CachedFile) -> bytes:
     file = cache.open(item)
     try:
         return os.pread(file, item.bytes + 1, 0)
@@ -47,16 +47,16 @@ def content(cache: Cache, item: Item) -> bytes:
         os.close(file)
 
 
-def kept(cache: Cache) -> list[str]:
+def kept(cache: ShardCache) -> list[str]:
     return sorted(path.name for path in cache.folder.iterdir() if path.name != "lock")
 
 
-def age(cache: Cache, item: Item, seconds: float) -> None:
+def age(cache: ShardCache, item: CachedFile, seconds: float) -> None:
     then = time.time() - seconds
     os.utime(cache.folder / item.name, (then, then))
 
 
-def test_a_file_is_fetched_once_and_kept_under_a_name_that_tells_nothing(web: Web, cache: Cache) -> None:
+def test_a_file_is_fetched_once_and_kept_under_a_name_that_tells_nothing(web: Web, cache: ShardCache) -> None:
     item = put(web, "secret.tar")
     for _ in range(3):
         assert content(cache, item) == (web.folder / "secret.tar").read_bytes()
@@ -65,7 +65,7 @@ def test_a_file_is_fetched_once_and_kept_under_a_name_that_tells_nothing(web: We
     assert re.fullmatch("[0-9a-f]{64}", name)
 
 
-def test_files_of_one_name_in_two_folders_are_two_files(web: Web, cache: Cache) -> None:
+def test_files_of_one_name_in_two_folders_are_two_files(web: Web, cache: ShardCache) -> None:
     train, test = put(web, "train/0.tar"), put(web, "test/0.tar")  # webdataset's FileCache mixes them up
     assert content(cache, train) == (web.folder / "train/0.tar").read_bytes()
     assert content(cache, test) == (web.folder / "test/0.tar").read_bytes()
@@ -74,13 +74,13 @@ def test_files_of_one_name_in_two_folders_are_two_files(web: Web, cache: Cache) 
 def test_the_default_folder_is_the_users_or_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DIFFPIPE_CACHE", raising=False)
     monkeypatch.setenv("HOME", "/home/me")
-    assert Cache().folder == Path("/home/me/.cache/diffpipe/shards")
+    assert ShardCache().folder == Path("/home/me/.cache/diffpipe/shards")
     monkeypatch.setenv("DIFFPIPE_CACHE", "/scratch/shards")
-    assert Cache().folder == Path("/scratch/shards")
-    assert Cache("/data").folder == Path("/data")
+    assert ShardCache().folder == Path("/scratch/shards")
+    assert ShardCache("/data").folder == Path("/data")
 
 
-def test_a_file_that_is_not_the_indexed_one_is_refused_and_not_kept(web: Web, cache: Cache) -> None:
+def test_a_file_that_is_not_the_indexed_one_is_refused_and_not_kept(web: Web, cache: ShardCache) -> None:
     item = put(web, "a.tar")
     for other, words in ((b"x" * SIZE, "sha256"), (b"x" * 900, "900 bytes, not 1000"), (b"x" * 1100, "1100 bytes")):
         (web.folder / "a.tar").write_bytes(other)
@@ -94,7 +94,7 @@ def test_a_file_that_is_not_the_indexed_one_is_refused_and_not_kept(web: Web, ca
         content(cache, item)
 
 
-def test_what_another_process_has_begun_is_completed(web: Web, cache: Cache) -> None:
+def test_what_another_process_has_begun_is_completed(web: Web, cache: ShardCache) -> None:
     item = put(web, "a.tar")
     data = (web.folder / "a.tar").read_bytes()
     part = cache.folder / f"{item.name}.{SIZE}.part"
@@ -108,7 +108,7 @@ def test_what_another_process_has_begun_is_completed(web: Web, cache: Cache) -> 
         assert kept(cache) == [item.name]
 
 
-def test_what_broke_off_for_good_is_there_for_the_next_attempt(web: Web, cache: Cache) -> None:
+def test_what_broke_off_for_good_is_there_for_the_next_attempt(web: Web, cache: ShardCache) -> None:
     item = put(web, "a.tar", os.urandom(4_000_000))
     web.drop, web.bodies = 1000, 1
     data = (web.folder / "a.tar").read_bytes()
@@ -123,7 +123,7 @@ def test_what_broke_off_for_good_is_there_for_the_next_attempt(web: Web, cache: 
     assert kept(cache) == [item.name]
 
 
-def test_the_bound_in_bytes_holds_and_the_longest_unused_go_first(web: Web, cache: Cache) -> None:
+def test_the_bound_in_bytes_holds_and_the_longest_unused_go_first(web: Web, cache: ShardCache) -> None:
     cache.limit = 3 * SIZE + 500
     items = [put(web, f"{i}.tar") for i in range(5)]
     for i in range(3):
@@ -139,7 +139,7 @@ def test_the_bound_in_bytes_holds_and_the_longest_unused_go_first(web: Web, cach
     assert kept(cache) == sorted(items[i].name for i in (0, 3, 4))
 
 
-def test_what_is_open_stays_readable_after_it_has_made_room(web: Web, cache: Cache) -> None:
+def test_what_is_open_stays_readable_after_it_has_made_room(web: Web, cache: ShardCache) -> None:
     cache.limit = SIZE
     first, second = put(web, "a.tar"), put(web, "b.tar")
     file = cache.open(first)
@@ -149,7 +149,7 @@ def test_what_is_open_stays_readable_after_it_has_made_room(web: Web, cache: Cac
     os.close(file)
 
 
-def test_what_was_left_half_fetched_makes_room_too(web: Web, cache: Cache) -> None:
+def test_what_was_left_half_fetched_makes_room_too(web: Web, cache: ShardCache) -> None:
     cache.limit = 2 * SIZE
     cache.folder.mkdir()
     gone, item = put(web, "a.tar"), put(web, "b.tar")
@@ -158,7 +158,7 @@ def test_what_was_left_half_fetched_makes_room_too(web: Web, cache: Cache) -> No
     assert kept(cache) == [item.name]
 
 
-def test_to_fetch_ahead_evicts_nothing_that_was_used_of_late(web: Web, cache: Cache) -> None:
+def test_to_fetch_ahead_evicts_nothing_that_was_used_of_late(web: Web, cache: ShardCache) -> None:
     cache.limit = 2 * SIZE
     old, new, ahead = (put(web, f"{i}.tar") for i in range(3))
     content(cache, old)
@@ -171,7 +171,7 @@ def test_to_fetch_ahead_evicts_nothing_that_was_used_of_late(web: Web, cache: Ca
     assert len(web.asked("2.tar")) == 1
 
 
-def test_many_threads_fetch_each_file_once(web: Web, cache: Cache) -> None:
+def test_many_threads_fetch_each_file_once(web: Web, cache: ShardCache) -> None:
     web.rate = 1e5
     items = [put(web, f"{i}.tar", os.urandom(20_000)) for i in range(3)]
     found: list[str] = []
@@ -188,7 +188,7 @@ def test_many_threads_fetch_each_file_once(web: Web, cache: Cache) -> None:
     assert len(web.requests) == 3
 
 
-def test_the_bound_holds_while_many_fetch_at_once(web: Web, cache: Cache) -> None:
+def test_the_bound_holds_while_many_fetch_at_once(web: Web, cache: ShardCache) -> None:
     cache.limit = 50_000
     web.rate = 4e5
     items = [put(web, f"{i}.tar", os.urandom(20_000)) for i in range(6)]
@@ -204,14 +204,14 @@ def test_the_bound_holds_while_many_fetch_at_once(web: Web, cache: Cache) -> Non
     assert len(web.requests) == 6
 
 
-def test_a_damaged_file_is_fetched_again(web: Web, cache: Cache) -> None:
+def test_a_damaged_file_is_fetched_again(web: Web, cache: ShardCache) -> None:
     item = put(web, "a.tar")
     content(cache, item)
     (cache.folder / item.name).write_bytes(b"cut")
     assert content(cache, item) == (web.folder / "a.tar").read_bytes()
 
 
-def test_an_index_is_fetched_again_when_it_has_changed(web: Web, cache: Cache) -> None:
+def test_an_index_is_fetched_again_when_it_has_changed(web: Web, cache: ShardCache) -> None:
     for data in (b"first", b"other"):  # of one length
         put(web, "index.safetensors", data)
         paths = {cache.index(f"{web.url}/index.safetensors") for _ in range(2)}
@@ -219,14 +219,14 @@ def test_an_index_is_fetched_again_when_it_has_changed(web: Web, cache: Cache) -
     assert len(kept(cache)) == 2
 
 
-def test_a_part_of_an_index_is_not_trusted(web: Web, cache: Cache) -> None:
+def test_a_part_of_an_index_is_not_trusted(web: Web, cache: ShardCache) -> None:
     put(web, "index.safetensors", b"whole")
     path = Path(cache.index(f"{web.url}/index.safetensors"))
     path.rename(path.with_name(f"{path.name}.5.part")).write_bytes(b"xxx")
     assert Path(cache.index(f"{web.url}/index.safetensors")).read_bytes() == b"whole"
 
 
-def test_shards_make_room_before_indices_do(web: Web, cache: Cache) -> None:
+def test_shards_make_room_before_indices_do(web: Web, cache: ShardCache) -> None:
     cache.limit = 3 * SIZE
     put(web, "index.safetensors")
     index = Path(cache.index(f"{web.url}/index.safetensors"))
@@ -239,9 +239,9 @@ def test_shards_make_room_before_indices_do(web: Web, cache: Cache) -> None:
 def test_a_folder_that_cannot_be_used_is_named(web: Web, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"file/cache: remote shards cannot be kept there .*data\.cache"):
-        Cache(str(tmp_path / "file" / "cache")).open(put(web, "a.tar"))
+        ShardCache(str(tmp_path / "file" / "cache")).open(put(web, "a.tar"))
 
 
-def test_a_remote_opens_through_its_cache(web: Web, cache: Cache) -> None:
-    os.close(Remote(cache, put(web, "a.tar")).open())
+def test_a_remote_opens_through_its_cache(web: Web, cache: ShardCache) -> None:
+    os.close(RemoteShard(cache, put(web, "a.tar")).open())
     assert len(kept(cache)) == 1

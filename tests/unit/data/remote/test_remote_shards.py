@@ -15,12 +15,13 @@ import torch
 
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.decode.latents import encoder
-from diffpipe.data.index.shard_index import INDEX_NAME, write_index, write_remote_index
+from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.index.write_index import write_index, write_remote_index
 from diffpipe.data.loader.order import Order
 from diffpipe.data.loader.reader import Reader
 from diffpipe.data.remote import storage
-from diffpipe.data.remote.cache import Cache
+from diffpipe.data.remote.cache import ShardCache
 from diffpipe.errors import BadSampleError, UserError
 from diffpipe.interfaces import Batch
 from tests.support.tars import png, random_pixels, write_shards, write_tar
@@ -39,8 +40,8 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(str(tmp_path / "cache"))
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(str(tmp_path / "cache"))
 
 
 def local(web: Web) -> ShardSet:
@@ -51,7 +52,7 @@ def names(shards: ShardSet) -> list[str]:
     return [path.rpartition("/")[2] for path in shards.paths]
 
 
-def test_urls_name_shards_as_paths_do(web: Web, cache: Cache) -> None:
+def test_urls_name_shards_as_paths_do(web: Web, cache: ShardCache) -> None:
     folder = f"{web.url}/a"
     everything = [f"shard-00{i}.tar" for i in range(4)]
     for pattern in (folder, f"{folder}/", f"{folder}/*.tar", f"{folder}/shard-{{000..003}}.tar"):
@@ -66,7 +67,7 @@ def test_urls_name_shards_as_paths_do(web: Web, cache: Cache) -> None:
     assert shards.paths[0] == f"{folder}/shard-000.tar"
 
 
-def test_a_local_folder_may_hold_the_index_of_remote_shards(web: Web, tmp_path: Path, cache: Cache) -> None:
+def test_a_local_folder_may_hold_the_index_of_remote_shards(web: Web, tmp_path: Path, cache: ShardCache) -> None:
     (web.folder / "a" / INDEX_NAME).rename(tmp_path / "elsewhere")
     write_remote_index([f"{web.url}/a/shard-00{i}.tar" for i in range(4)], tmp_path / "here")
     for pattern, expected in (("", COUNTS), ("/*.tar", COUNTS), ("/shard-00{0,2}.tar", [3, 5])):
@@ -79,7 +80,7 @@ def test_a_local_folder_may_hold_the_index_of_remote_shards(web: Web, tmp_path: 
         load(f"{tmp_path}/here/none.tar", cache=cache)
 
 
-def test_what_cannot_be_loaded_is_named_with_the_remedy(web: Web, cache: Cache) -> None:
+def test_what_cannot_be_loaded_is_named_with_the_remedy(web: Web, cache: ShardCache) -> None:
     def refused(pattern: str | list[str], *words: str) -> None:
         with pytest.raises(UserError) as caught:
             load(pattern, cache=cache)
@@ -93,7 +94,7 @@ def test_what_cannot_be_loaded_is_named_with_the_remedy(web: Web, cache: Cache) 
 
 
 def test_secrets_reach_the_server_and_nothing_else(
-    web: Web, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    web: Web, cache: ShardCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TOKEN", "hunter2")
     shards = load(f"{web.url}/a/shard-{{000..001}}.tar?token=${{TOKEN}}", cache=cache)
@@ -116,7 +117,7 @@ def test_secrets_reach_the_server_and_nothing_else(
             DataConfig.model_validate({"batch_size": 1, "resolution": 8, **named})
 
 
-def test_members_are_read_and_only_what_is_read_is_fetched(web: Web, cache: Cache) -> None:
+def test_members_are_read_and_only_what_is_read_is_fetched(web: Web, cache: ShardCache) -> None:
     shards, here = load(f"{web.url}/a", cache=cache), local(web)
     reader = Reader(shards)
     for shard, i in ((2, 0), (1, 3), (2, 4)):
@@ -128,13 +129,13 @@ def test_members_are_read_and_only_what_is_read_is_fetched(web: Web, cache: Cach
     assert again.image(2, shards.sample(2, 1)) == reader.image(2, shards.sample(2, 1))  # from the cache
 
 
-def test_a_shard_damaged_in_the_cache_is_fetched_again(web: Web, cache: Cache) -> None:
+def test_a_shard_damaged_in_the_cache_is_fetched_again(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     reader, sample = Reader(shards), shards.sample(0, 0)
     good = reader.image(0, sample)
     remote = shards.shards[0].remote
     assert remote is not None
-    path = cache.folder / remote.item.name
+    path = cache.folder / remote.file.name
     data = path.read_bytes()
     at = sample.members["png"].offset
     path.write_bytes(data[:at] + b"?" + data[at + 1 :])
@@ -145,7 +146,7 @@ def test_a_shard_damaged_in_the_cache_is_fetched_again(web: Web, cache: Cache) -
         reader.read(0, sample._replace(members={"png": member._replace(crc32=member.crc32 ^ 1)}), "png")
 
 
-def test_a_reader_lets_go_of_what_has_made_room(web: Web, cache: Cache) -> None:
+def test_a_reader_lets_go_of_what_has_made_room(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     cache.limit = max(shard.bytes for shard in shards.shards) + (web.folder / "a" / INDEX_NAME).stat().st_size
     reader = Reader(shards)
@@ -157,12 +158,12 @@ def test_a_reader_lets_go_of_what_has_made_room(web: Web, cache: Cache) -> None:
     assert len(gone) <= 2  # what made room for the last
 
 
-def test_what_is_expected_is_there_before_it_is_read(web: Web, cache: Cache) -> None:
+def test_what_is_expected_is_there_before_it_is_read(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     web.requests.clear()
     reader = Reader(shards)
-    reader.expect([2, 1, 2], due=True)
-    reader.expect([1, 3], due=False)
+    reader.prefetch([2, 1, 2], due=True)
+    reader.prefetch([1, 3], due=False)
     deadline = time.monotonic() + 10
     while len(list(cache.folder.glob("*"))) < 5 or list(cache.folder.glob("*.part")):  # three, the index, and the lock
         assert time.monotonic() < deadline
@@ -174,7 +175,7 @@ def test_what_is_expected_is_there_before_it_is_read(web: Web, cache: Cache) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, cache: Cache, workers: int) -> None:
+def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, cache: ShardCache, workers: int) -> None:
     web.drop = 3
     config = DataConfig(
         train="unused",
@@ -203,7 +204,9 @@ def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, ca
         assert sum(request.start + request.sent == shard.bytes for request in answers) == 1  # the rest broke off
 
 
-def test_the_shards_of_the_next_two_windows_are_fetched_and_no_others(web: Web, cache: Cache, tmp_path: Path) -> None:
+def test_the_shards_of_the_next_two_windows_are_fetched_and_no_others(
+    web: Web, cache: ShardCache, tmp_path: Path
+) -> None:
     write_shards(tmp_path / "web" / "b", [4] * 40)
     write_index(tmp_path / "web" / "b")
     shards = load(f"{web.url}/b", cache=cache)
@@ -224,7 +227,7 @@ def test_the_shards_of_the_next_two_windows_are_fetched_and_no_others(web: Web, 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_changed_on_the_server_is_refused(web: Web, cache: Cache, workers: int) -> None:
+def test_a_shard_that_changed_on_the_server_is_refused(web: Web, cache: ShardCache, workers: int) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     for path in (web.folder / "a").glob("*.tar"):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -233,7 +236,7 @@ def test_a_shard_that_changed_on_the_server_is_refused(web: Web, cache: Cache, w
         next(batches(config, shards, 0))
 
 
-def test_remote_latents_say_who_encoded_them(web: Web, cache: Cache, tmp_path: Path) -> None:
+def test_remote_latents_say_who_encoded_them(web: Web, cache: ShardCache, tmp_path: Path) -> None:
     (web.folder / "l").mkdir()
     write_tar(web.folder / "l" / "x.tar", {"a.latents.npy": b"1"})
     write_index(web.folder / "l")
@@ -247,7 +250,7 @@ def test_remote_latents_say_who_encoded_them(web: Web, cache: Cache, tmp_path: P
         encoder(shards)
 
 
-def test_a_server_that_is_gone_ends_the_stream_with_one_sentence(web: Web, cache: Cache) -> None:
+def test_a_server_that_is_gone_ends_the_stream_with_one_sentence(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     web.failing = [503] * 1000
     config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=0)

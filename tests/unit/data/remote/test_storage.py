@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diffpipe.data.remote import storage
 from diffpipe.data.remote.storage import RemoteFile, tars
-from diffpipe.data.remote.urls import beside, is_remote, parse, redacted
+from diffpipe.data.remote.urls import is_remote, join, parse, redacted
 from diffpipe.errors import UserError
 from tests.support.web_server import Web, serving
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_read_says_why_and_what_to_do(web: Web, monkeypatch: pyte
     gone = message("http://127.0.0.1:9/x.tar")
     assert gone.startswith("http://127.0.0.1:9/x.tar: cannot be read (")
     assert "tried 3 times" in gone
-    assert "ftp://: no such place" in message("ftp://host/x.tar")
+    assert "ftp://: this scheme" in message("ftp://host/x.tar")
     assert "NONE is not set" in message("http://host/x.tar?a=${NONE}")
 
 
@@ -157,7 +157,7 @@ def test_places_are_told_apart() -> None:
     assert all(map(is_remote, ["http://h/x", "s3://b/x", "gs://b", "ftp://h"]))
     assert not any(map(is_remote, ["/a/b", "a://b"[2:], "a/b.tar", "c:\\x", "{a,b}.tar", "~/x"]))
     assert str(parse("HTTP://u:${A}@h:80/a/b.tar?${B}")) == "http://u:${A}@h:80/a/b.tar?${B}"
-    assert beside("https://h/a/?t=${T}", "x.tar") == "https://h/a/x.tar?t=${T}"
+    assert join("https://h/a/?t=${T}", "x.tar") == "https://h/a/x.tar?t=${T}"
 
 
 def test_the_tars_of_a_page_are_found(web: Web, tmp_path: Path) -> None:
