@@ -74,7 +74,7 @@ class Bench:
 
     def in_flight(self) -> bool:
         """Whether the thread of a save runs on any rank."""
-        return any(self.runtime.comm.gather(any(thread.name == "saver" for thread in threading.enumerate())))
+        return any(self.runtime.comm.gather(any(thread.name == "checkpointer" for thread in threading.enumerate())))
 
     def save(self, checkpointer: AsyncCheckpointer) -> float:
         """The seconds for which training stands still."""

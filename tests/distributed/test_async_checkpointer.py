@@ -197,4 +197,4 @@ def test_trouble_on_one_rank_is_trouble_on_all_and_harms_nothing(tmp_path: Path)
     assert step == 2
     assert "rank-00000.safetensors has 0 bytes instead of" in warning
     assert "damaged-step-00000004" in warning
-    assert "saver" not in first["threads"]
+    assert "checkpointer" not in first["threads"]

@@ -95,7 +95,7 @@ def test_all_damaged_is_an_error_that_names_each_and_never_a_fresh_start(tmp_pat
         error = fails(run, "train.steps=4", *KEEP_ALL, processes=processes)
         assert "step-00000001" in error
         assert "step-00000002" in error
-        assert "start afresh" in error
+        assert "start from scratch" in error
         assert (run / "metrics.jsonl").read_bytes() == journal
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints that are committed whole and verified, or do not exist.
+"""Checkpoints: each one is complete and verified, or does not exist.
 
 A checkpoint is a directory `step-00001000` of safetensors shards (torch.distributed.checkpoint, written by all ranks),
-`state.json`, and `manifest.json` with the size and sha256 of each file.
+`state.json`, and `manifest.json` with the size and sha256 of each file. The newest one has the highest number in its
+name; times and other files do not count. Nothing is parsed before its hash has been checked, and nothing is unpickled.
 """
 
 from diffpipe.train.checkpoint.config import CheckpointConfig

@@ -1,4 +1,4 @@
-"""Saving beside training: the step waits for a copy in memory, and a thread takes that to the disk and commits it."""
+"""Saving beside training: the step waits for a copy in memory only, and a thread writes and commits the copy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from diffpipe.train.distributed import Communicator
 class AsyncCheckpointer:
     """Saves checkpoints into `directory`, one at a time. All ranks call its methods together.
 
-    As a context manager it waits, at the end of the block, for the save in flight; but not where this rank alone has
-    failed, since the others' part of that save may never come.
+    As a context manager it waits for the save in flight at the end of the block; not where this rank alone has failed,
+    since the other ranks' part of that save may never come.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, comm: Communicator):
-        """`comm` has a group of its own (Communicator.new_group): the thread talks while training does."""
+        """comm: with a group of its own (`Communicator.new_group`), for the thread."""
         self.directory, self.config, self.comm = directory, config, comm
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -38,14 +38,14 @@ class AsyncCheckpointer:
 
     @property
     def failed(self) -> bool:
-        """Whether the save in flight has ended in an error on this rank, which `wait` will raise. No collective."""
+        """Whether the save in flight has failed on this rank: `wait` will raise the error. Not a collective."""
         return self._error is not None
 
     def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
-        """Save `tensors`, plain (the same on all ranks) or DTensors, as they are now, and `state`.
+        """Save `state`, and `tensors` as they are now: plain ones, which are the same on all ranks, and DTensors.
 
-        Waits for the save in flight, copies the tensors to host memory and returns; with `checkpoint.async=false`, when
-        it is committed. A step that it has just saved is not saved again. Raises what `wait` raises.
+        Waits for the save in flight, copies the tensors to host memory and returns; with `checkpoint.async=false` it
+        returns when the checkpoint is committed. The step that was saved last is not saved again. Raises as `wait`.
         """
         self.wait()
         if state.step == self._step:
@@ -55,16 +55,16 @@ class AsyncCheckpointer:
         arguments = (state.step, staged, text, copied)
         self._step = state.step
         self._awaited.clear()
-        self._thread = threading.Thread(target=self._save, args=arguments, name="saver", daemon=True)
+        self._thread = threading.Thread(target=self._save, args=arguments, name="checkpointer", daemon=True)
         self._thread.start()
         if not self.config.asynchronous:
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is in flight and all that was saved is committed.
+        """Return when the save in flight, if any, is committed.
 
-        Raises, once, the error of a save that failed: a UserError on all ranks where a disk refused, anything else,
-        such as the RuntimeError of a group that has lost a process, on this one. What was committed before stays.
+        Raises the error of a failed save, once: a UserError on all ranks where a disk refused; any other error, such as
+        the RuntimeError of a group that has lost a process, on this rank. Earlier checkpoints stay.
         """
         if self._thread is not None:
             self._awaited.set()
@@ -84,29 +84,30 @@ class AsyncCheckpointer:
         elif isinstance(error, UserError) and not isinstance(error, RankError):
             try:
                 self.wait()
-            except Exception as second:  # noqa: BLE001 (what ended the job is what is to be told)
+            except Exception as second:  # noqa: BLE001 (the first error is reported)
                 error.add_note(f"and the last save failed: {second}")
 
     def _stage(self, tensors: dict[str, Tensor]) -> tuple[dict[str, TensorShard], torch.cuda.Event | None]:
-        """Copies, in kept host memory, of what this rank writes; and the event after which a GPU's are there.
+        """Copies in host memory of what this rank writes, and the event after which copies from a GPU are complete.
 
-        A GPU copies in the order of its stream, so that the next step changes nothing too early, and no one waits.
+        A GPU copies in the order of its stream: the next step cannot change a tensor too early, and nothing waits. The
+        memory is kept for the next save.
         """
-        mine = _share({name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}, self.comm)
+        names = _share({name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}, self.comm)
         staged, event = {}, None
         for i, (name, tensor) in enumerate(tensors.items()):
             if isinstance(tensor, DTensor):
-                local, (copy, copies) = tensor.to_local(), _replica(tensor)
-                if copy != i % copies or local.numel() == 0 < tensor.numel():
-                    continue  # another's turn, or an uneven shard of nothing
+                local, (replica, replicas) = tensor.to_local(), _replica(tensor)
+                if replica != i % replicas or local.numel() == 0 < tensor.numel():
+                    continue  # another replica writes it, or the shard is empty
                 offsets = tuple(tensor.__create_chunk_list__()[0].offsets)
             else:
                 local, offsets = tensor, (0,) * tensor.ndim
-                if name not in mine:
+                if name not in names:
                     continue
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
-                # Contiguous: safetensors knows no channels_last.
+                # Contiguous: safetensors has no channels_last.
                 buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
                 self._buffers[name] = buffer
             staged[name] = TensorShard(buffer.copy_(local.detach(), non_blocking=True), offsets)
@@ -117,44 +118,44 @@ class AsyncCheckpointer:
         return staged, event
 
     def _save(self, step: int, shards: dict[str, TensorShard], state: str, copied: torch.cuda.Event | None) -> None:
-        """The thread: writes and commits. Whatever goes wrong is kept for `wait`."""
+        """Write and commit, in the thread. An error is kept for `wait`."""
         try:
             self._yield_to_training()
             if copied is not None:
-                torch.cuda.set_device(copied.device)  # a new thread's would be the first GPU, another process's
+                torch.cuda.set_device(copied.device)  # a new thread has the first GPU, which is another process's
                 copied.synchronize()
             commit(self.directory, step, shards, state, self.config, self.comm)
-        except BaseException as error:  # noqa: BLE001 (it is raised again by `wait`)
+        except BaseException as error:  # noqa: BLE001 (`wait` raises it)
             self._error = error
 
     def _yield_to_training(self) -> None:
-        """Let this thread compute only where training does not, unless that waits for it: before a job's end, say.
+        """Lower this thread's priority, unless training waits for it already, as at the end of a job.
 
-        Not the other way round: a thread may lower its priority, on Linux its own alone, and never raise it again. And
-        not by more: at 19, on a machine that others use, too, what takes a second takes a minute.
+        A thread on Linux may lower its own priority but never raise it again. A still lower priority, 19, takes a
+        minute for a second's work on a machine that others use, too.
         """
         if not self._awaited.wait(0.01) and sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 14)
 
 
 def _share(tensors: dict[str, Tensor], comm: Communicator) -> set[str]:
-    """The names of those tensors, the same on all ranks, that this rank writes: about its share of the bytes."""
+    """The tensors, of those that are the same on all ranks, that this rank writes: an equal share of the bytes."""
     loads = [(0, rank) for rank in range(comm.world)]
-    mine = set()
+    names = set()
     for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
         load, rank = loads[0]
         heapq.heapreplace(loads, (load + tensors[name].nbytes, rank))
         if rank == comm.rank:
-            mine.add(name)
-    return mine
+            names.add(name)
+    return names
 
 
 def _replica(tensor: DTensor) -> tuple[int, int]:
-    """Which one this rank's is, of how many equal copies of its part of the tensor."""
-    which, copies = 0, 1
+    """The index of this rank's replica of its shard, and the number of replicas."""
+    index, replicas = 0, 1
     coordinate = tensor.device_mesh.get_coordinate()
     assert coordinate is not None, "this rank is in the mesh"
     for size, at, placement in zip(tensor.device_mesh.shape, coordinate, tensor.placements, strict=True):
         if placement.is_replicate():
-            which, copies = which * size + at, copies * size
-    return which, copies
+            index, replicas = index * size + at, replicas * size
+    return index, replicas

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: their names, and the manifest that vouches for them."""
+"""The files of a checkpoint: their names, and the manifest with their sizes and hashes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from diffpipe.train.checkpoint.state import FORMAT
 MANIFEST = "manifest.json"
 STATE = "state.json"
 DAMAGED = "damaged-"
-"""What the name of a checkpoint that was found damaged and put aside begins with."""
+"""The prefix of a quarantined checkpoint's name."""
 NAME = re.compile("step-[0-9]+")
 
 
 class Entry(BaseModel, extra="forbid", strict=True):
-    """What the manifest says of one file."""
+    """The size and hash of one file."""
 
     size: int
     sha256: str
 
 
 class Manifest(BaseModel, extra="forbid", strict=True):
-    """The list of a checkpoint's files, by name; the last to be written."""
+    """The list of a checkpoint's files, by name. It is the last file to be written."""
 
     format: int = Field(default=FORMAT, ge=1, le=FORMAT)
     step: int = Field(ge=0)
@@ -38,7 +38,7 @@ def step_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """The step in a checkpoint's name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -51,7 +51,7 @@ def committed(directory: Path) -> list[Path]:
 
 
 def manifest_sha256(path: Path) -> str | None:
-    """The hash by which others name the checkpoint at `path`: its manifest's; None where that cannot be read."""
+    """The manifest's hash, which identifies the checkpoint at `path`; None where it cannot be read."""
     try:
         return sha256_of(path / MANIFEST)
     except OSError:

@@ -1,10 +1,7 @@
-"""Checkpoints that are committed whole and verified, or do not exist: what they are, which to take, how to read them.
+"""Verify a checkpoint, find the newest valid one, and load its tensors.
 
-A checkpoint is a directory `step-00001000` of safetensors shards (torch.distributed.checkpoint, written by all ranks),
-`state.json`, and `manifest.json` with the size and sha256 of each file. Which is the newest is by the number in its
-name: never by times or by what else lies there. Nothing in it is parsed before the manifest has vouched for it, and
-nothing is unpickled: torch.distributed.checkpoint would unpickle a `.metadata` file (FileSystemReader) and entries that
-are no tensors (DefaultLoadPlanner.load_bytes), and the reader of safetensors that is used here knows neither.
+torch.distributed.checkpoint unpickles a `.metadata` file (FileSystemReader) and entries that are not tensors
+(DefaultLoadPlanner.load_bytes). Its reader of safetensors, which is used here, does neither.
 """
 
 from __future__ import annotations
@@ -39,13 +36,13 @@ from diffpipe.train.distributed import Communicator
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint whose every byte has been checked against its manifest."""
+    """A checkpoint whose every byte has been checked against its manifest."""
 
     path: Path
     state: RunState
     manifest_sha256: str
     format: int = FORMAT
-    """The format that it was written in; `state` is of today's."""
+    """The format that it was written in. `state` has been migrated to the current one."""
 
     @property
     def step(self) -> int:
@@ -58,7 +55,7 @@ class Checkpoint:
 
 
 class Damage(NamedTuple):
-    """A checkpoint that is not whole, and what is wrong with it."""
+    """A checkpoint that differs from its manifest, and how."""
 
     path: Path
     complaint: str
@@ -68,24 +65,24 @@ class Damage(NamedTuple):
 
 
 def newest_valid(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, list[Damage]]:
-    """The newest checkpoint that its manifest vouches for, and what is wrong with each newer one. A collective.
+    """The newest valid checkpoint, and what is wrong with each newer one. A collective.
 
-    None where there is none at all. Raises UserError where there are some and all are damaged, those among them that
-    were put aside before: to start afresh then would bury the loss under a new run.
+    None where there is no checkpoint at all. Raises UserError where there are checkpoints, quarantined ones included,
+    and none is valid: starting from scratch would hide the loss.
     """
     damaged: list[Damage] = []
-    # Rank 0's listing: on a filesystem that is slow to show what others wrote, ranks would walk different lists.
+    # Rank 0's list: on a shared file system, ranks may for a while see different ones.
     for path in comm.gather(committed(directory))[0]:
         complaint = damage(path, comm)
         if complaint is None:
             return _open(path), damaged
         damaged.append(Damage(path, complaint))
-    aside = sorted(directory.glob(f"{DAMAGED}*")) if directory.is_dir() else []
-    complaints = [*map(str, damaged), *(f"{path}: put aside before" for path in comm.gather(aside)[0])]
+    quarantined = sorted(directory.glob(f"{DAMAGED}*")) if directory.is_dir() else []
+    complaints = [*map(str, damaged), *(f"{path}: found damaged before" for path in comm.gather(quarantined)[0])]
     if complaints:
         raise UserError(
             f"no checkpoint in {directory} is whole ({'; '.join(complaints)}); restore one from a copy, "
-            f"or move the directory away to start afresh"
+            f"or move the directory away to start from scratch"
         )
     return None, []
 
@@ -109,20 +106,20 @@ def _open(path: Path) -> Checkpoint:
 
 
 def damage(path: Path, comm: Communicator) -> str | None:
-    """What is wrong with the checkpoint at `path`, or None; the hashing is shared out over the ranks. A collective."""
+    """What is wrong with the checkpoint at `path`, or None. Each rank hashes a share of the files. A collective."""
     complaint, files = _inspect(path)
-    # Ranks may see different files on a filesystem that is not shared; they must still decide together.
+    # Ranks may see different files where the file system is not shared; they must still decide together.
     complaint = next((c for c in comm.gather(complaint) if c is not None), None)
     if complaint is not None:
         return complaint
-    mine = sorted(files)[comm.rank :: comm.world]
-    complaints = (_difference(path / name, files[name]) for name in mine)
+    names = sorted(files)[comm.rank :: comm.world]
+    complaints = (_difference(path / name, files[name]) for name in names)
     complaint = next((c for c in complaints if c is not None), None)
     return next((c for c in comm.gather(complaint) if c is not None), None)
 
 
 def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
-    """What is wrong with the checkpoint at `path` at first sight, and its files by the manifest."""
+    """What is wrong with the checkpoint at `path` before any hashing, and the files that its manifest lists."""
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
         present = {p.name: p.stat().st_size for p in path.iterdir() if p.name != MANIFEST}
@@ -131,7 +128,7 @@ def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
     except ValidationError:
         return f"{MANIFEST} is not what a save writes", {}
     if not NAME.fullmatch(path.name) or step_of(path) != manifest.step:
-        return f"it says step {manifest.step}", {}
+        return f"its {MANIFEST} is of step {manifest.step}", {}
     return _first_difference(manifest.files, present), manifest.files
 
 
@@ -155,9 +152,9 @@ def _difference(path: Path, entry: Entry) -> str | None:
 
 
 def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator) -> None:
-    """Copy the checkpoint's tensors into `tensors`, plain or DTensors, whoever saved them however sharded.
+    """Copy the checkpoint's tensors into `tensors`, plain ones or DTensors, however they were sharded when saved.
 
-    A collective; `Communicator()` reads alone. Each rank reads what it holds, straight into it. Raises UserError,
+    Each rank reads only what it holds. A collective; with `Communicator()` one process reads alone. Raises UserError,
     before anything is changed, where the checkpoint lacks a tensor or has it in another shape.
     """
     reader = dcp.HuggingFaceStorageReader(str(checkpoint.path))
@@ -179,15 +176,14 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator)
 
 
 def _forged(path: Path, error: Exception) -> UserError:
-    """What the manifest vouches for and no save has written."""
     return UserError(
-        f"{path}: {MANIFEST} vouches for it, but no save has written it ({error}); take another checkpoint"
+        f"{path}: its hash is right, but it is not what diffpipe writes ({error}); take another checkpoint"
     )
 
 
 def hush() -> None:
-    """One process without a process group is a way to train here, not an oversight for torch to warn of.
+    """Suppress torch's warning that there is no process group: a single process needs none.
 
-    The filter stays: to take it away again is not safe beside a thread.
+    The filter stays in place: removing it is not safe beside a thread.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 FORMAT = 2
-"""The format that is written. Every older one is read, by way of `MIGRATIONS`."""
+"""The format that is written. Every older one is read, through `MIGRATIONS`."""
 
 RENAMED_PARTS = {1: {"denoiser": "unet", "flow_blocks": "blocks"}}
 """By format: today's name of a network or of a part of one, and the name in checkpoints of that format."""
 
 
 class LatentStatistics(BaseModel, extra="forbid", frozen=True):
-    """Mean and standard deviation of each latent channel of an autoencoder, over so many images."""
+    """Mean and standard deviation of each latent channel of an autoencoder, over `images` images."""
 
     mean: list[float]
     std: list[float]
@@ -23,14 +23,14 @@ class LatentStatistics(BaseModel, extra="forbid", frozen=True):
 
 
 class ValidationSet(BaseModel, extra="forbid", frozen=True):
-    """The held-out samples of a run's validation losses: these are comparable where it is the same."""
+    """The held-out samples of a run's validation losses. Losses are comparable where the samples are the same."""
 
     fingerprint: str
     n: int = Field(ge=1)
 
 
 class Shape(BaseModel, extra="forbid", frozen=True):
-    """What the data hands to the stage: see `interfaces.ImageShape`."""
+    """The shape of the data: see `interfaces.ImageShape`."""
 
     channels: int = Field(ge=1)
     resolution: int = Field(ge=1)
@@ -38,11 +38,11 @@ class Shape(BaseModel, extra="forbid", frozen=True):
 
 
 class RunState(BaseModel, extra="forbid", frozen=True):
-    """Where a run stands: all that a resume needs and that is no tensor.
+    """The progress of a run: all that a resume needs besides the tensors.
 
-    step: finished optimizer steps. position: of the next sample in the stream. skipped: updates that were left out for
-    a loss or gradient that was not finite. bad_samples: what is wrong with each sample that could not be read.
-    fingerprint: of the shards. experiment: the resolved config, plain values, as its format had it.
+    step: the number of finished optimizer steps. position: the next sample's position in the stream. skipped: the
+    number of updates left out as not finite. bad_samples: the error message of each sample that could not be read.
+    fingerprint: the shards'. experiment: the resolved config as plain values, with the keys of the checkpoint's format.
     """
 
     format: Literal[2] = FORMAT
@@ -59,20 +59,20 @@ class RunState(BaseModel, extra="forbid", frozen=True):
 
 
 def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 said `bad`, and had beside the config what a resume compares, of which only the fingerprint is new."""
+    """Format 1 has `bad` for `bad_samples`. Its `identity` repeats the config, except for the data's fingerprint."""
     tree = dict(tree)
     identity = tree.pop("identity")
     return {"format": 2, "bad_samples": tree.pop("bad"), "fingerprint": identity["data"]["fingerprint"], **tree}
 
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
-"""By format: from its tree to that of the next one."""
+"""By format: from its tree to the next format's."""
 
 
 def parse_state(tree: Any, written: int) -> RunState:
-    """The state from the JSON's tree, which a checkpoint of format `written` holds.
+    """The state from the parsed JSON of a checkpoint in format `written`.
 
-    Raises ValueError, KeyError or TypeError where it is none.
+    Raises ValueError, KeyError or TypeError where it is not a state.
     """
     for version in range(written, FORMAT):
         tree = MIGRATIONS[version](tree)

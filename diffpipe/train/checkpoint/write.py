@@ -1,6 +1,6 @@
-"""How a checkpoint comes to be: whole, or not at all, at whatever moment a process or a machine dies.
+"""Write and commit a checkpoint: it is complete or absent, at whatever moment a process or a machine dies.
 
-It is written under a temporary name, synced, hashed, listed in its manifest, and then renamed, which commits it.
+It is written under a temporary name, synced, hashed, and listed in its manifest. Renaming it commits it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diffpipe.train.distributed import Communicator
 
 
 class TensorShard(NamedTuple):
-    """What one rank writes of a tensor: contiguous on the host, and where in the tensor it begins."""
+    """One rank's part of a tensor: contiguous on the host, with its offset in each dimension."""
 
     values: Tensor
     offsets: tuple[int, ...]
@@ -39,10 +39,10 @@ def commit(
     config: CheckpointConfig,
     comm: Communicator,
 ) -> None:
-    """Write this rank's part of a checkpoint, commit it with the others, and remove what `config` keeps no longer.
+    """Write this rank's part of a checkpoint, commit it with the other ranks, and prune older checkpoints.
 
-    parts: what this rank has to write, by the tensors' names. state: the text of `state.json`. A collective. Raises
-    UserError, on all ranks, where the disk refuses; the debris goes then.
+    shards: this rank's parts, by the tensors' names. state: the text of `state.json`. A collective. Raises UserError on
+    all ranks where the disk refuses; the partial checkpoint is removed then.
     """
     final = directory / step_name(step)
     temp = final.with_name(TEMPORARY + final.name)
@@ -51,7 +51,7 @@ def commit(
         comm.raise_on_all_ranks(lambda: _begin(temp) if comm.main else None)
         comm.raise_on_all_ranks(lambda: _write(shard, shards, comm))
         described = comm.gather(comm.raise_on_all_ranks(lambda: _describe(shard)))
-        files = {name: entry for each in described for name, entry in each.items()}
+        files = {name: entry for rank in described for name, entry in rank.items()}
         comm.raise_on_all_ranks(lambda: _commit(temp, final, step, files, state) if comm.main else None)
     except UserError:
         if comm.main:
@@ -75,17 +75,17 @@ def _begin(temp: Path) -> None:
 
 
 def _write(shard: Path, shards: Mapping[str, TensorShard], comm: Communicator) -> None:
-    """A shard as torch.distributed.checkpoint's HuggingFaceStorageWriter lays it out, and its reader takes it.
+    """Write a file in the layout of torch.distributed.checkpoint's HuggingFaceStorageWriter, for its reader.
 
-    That writer's planning would stop training for tens of milliseconds: it is Python, as training is.
+    The writer itself plans in Python, which would hold up training for tens of milliseconds.
     """
     if not shards:
         return
-    places = {name: {SAVED_OFFSETS_KEY: list(part.offsets)} for name, part in shards.items()}
+    offsets = {name: {SAVED_OFFSETS_KEY: list(part.offsets)} for name, part in shards.items()}
     try:
-        # One key of metadata: safetensors writes several in an order drawn by chance.
+        # One key of metadata only: safetensors writes several in random order.
         save_file(
-            {name: part.values for name, part in shards.items()}, shard, {CUSTOM_METADATA_KEY: json.dumps(places)}
+            {name: part.values for name, part in shards.items()}, shard, {CUSTOM_METADATA_KEY: json.dumps(offsets)}
         )
         sync(shard)
     except (OSError, SafetensorError) as error:

@@ -110,7 +110,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot be read",
     ),
     "an empty manifest": (lambda p: manifest(p, files={}), "not in manifest"),
-    "another name": (lambda p: p.rename(p.with_name("step-00000003")), "it says step 2"),
+    "another name": (lambda p: p.rename(p.with_name("step-00000003")), "its manifest.json is of step 2"),
 }
 
 
@@ -128,7 +128,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, kind: str
 def test_where_all_are_damaged_nothing_starts_afresh(tmp_path: Path) -> None:
     for step in (1, 2):
         flip(shard(save(tmp_path, step)))
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole .*step-00000002.*step-00000001.*start afresh"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* is whole .*step-00000002.*step-00000001.*start from scratch"
+    ):
         checkpoints.newest_valid(tmp_path, ALONE)
 
 

@@ -1,4 +1,4 @@
-"""What is kept, removed, swept and put aside among a run's checkpoints."""
+"""What is kept, removed, swept and quarantined among a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def test_the_damaged_are_put_aside_each_under_a_name_of_its_own(tmp_path: Path) 
     # The one older than what the run goes on from was not looked at.
     assert lie(tmp_path) == ["01", "02", "damaged-03", "damaged-03-2", "damaged-03-3", "damaged-04"]
     assert [w.split(";")[-1] for w in warnings] == [
-        " it is damaged-step-00000004 now",
-        " it is damaged-step-00000003-3 now",
+        " renamed to damaged-step-00000004",
+        " renamed to damaged-step-00000003-3",
     ]
     save(tmp_path, 3, 4, keep_last=2)  # they are neither counted nor removed
     assert lie(tmp_path) == ["03", "04", "damaged-03", "damaged-03-2", "damaged-03-3", "damaged-04"]
@@ -103,6 +103,6 @@ def test_where_nothing_is_valid_the_damaged_are_evidence_and_stay_where_they_are
         if aside:
             (tmp_path / f"step-{step:08d}").rename(tmp_path / f"damaged-step-{step:08d}")
     before = lie(tmp_path)
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole .*step-00000002.*start afresh"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole .*step-00000002.*start from scratch"):
         recover(tmp_path, ALONE)
     assert lie(tmp_path) == before
