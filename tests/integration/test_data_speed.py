@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from eval.speed import first_batch, locality, order
-from tests.integration.test_speed import rows
+from tests.support.markdown_tables import table_rows
 
 
 def test_a_rank_reads_of_few_shards_at_a_time_and_fetches_each_about_once(capsys: pytest.CaptureFixture[str]) -> None:
     # Shards of 512 samples and lanes of 4 shards: a lane's window of 256 lies in one shard.
     locality.main(["--shards", "256", "--samples", "512", "--worlds", "1,8", "--batch", "64", "--rooms", "128,16"])
-    found = {row["order"]: row for row in rows(capsys.readouterr().out)}
+    found = {row["order"]: row for row in table_rows(capsys.readouterr().out)}
     assert found["rank 0 of 1"]["at a time"] == "64"
     assert found["rank 0 of 8"]["at a time"] == "8"
     assert found["rank 0 of 8"]["shards"] == "32"
@@ -27,7 +27,7 @@ def test_a_rank_reads_of_few_shards_at_a_time_and_fetches_each_about_once(capsys
 
 def test_the_cost_of_the_order_is_within_its_bounds(capsys: pytest.CaptureFixture[str]) -> None:
     order.main(["--n", "5000", "--rounds", "1"])
-    found = rows(capsys.readouterr().out)
+    found = table_rows(capsys.readouterr().out)
     assert len(found) == 5
     assert all(float(row["CPU a position"].removesuffix(" us")) <= 10 for row in found)
     assert all(float(row["memory"].removesuffix(" MB")) <= 100 for row in found)
@@ -39,7 +39,7 @@ def test_a_resume_reads_its_own_samples_alone(tmp_path: Path, capsys: pytest.Cap
         ["--dir", str(tmp_path / "shards"), "--samples", "600", "--shards", "4", "--batch", "8", "--rounds", "1"]
     )
     gc.collect()
-    found = rows(capsys.readouterr().out)
+    found = table_rows(capsys.readouterr().out)
     assert [row["samples read"] for row in found] == ["8", "8"]
     assert found[0]["bytes read"] == found[1]["bytes read"]
     assert [row["samples that webdataset reads"] for row in found] == ["8", "548"]

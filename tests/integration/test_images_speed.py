@@ -11,7 +11,7 @@ import pytest
 
 from eval.speed import images
 from eval.speed.noise import KINDS, make
-from tests.integration.test_speed import rows
+from tests.support.markdown_tables import table_rows
 
 # webdataset leaves the shard open that it is not read to its end
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -44,7 +44,7 @@ def test_each_kind_and_number_of_workers_is_a_row(tmp_path: Path, capsys: pytest
     few = ["--n", "16", "--batch", "2", "--rounds", "1", "--seconds", "0.01"]
     images.main([*few, "--kinds", "png", "--workers", "0", "2", "--dir", str(tmp_path)])
     gc.collect()
-    found = rows(capsys.readouterr().out)
+    found = table_rows(capsys.readouterr().out)
     assert [row["workers"] for row in found] == ["0", "2"]
     for row in found:
         assert all(float(row[name].removesuffix(" us")) > 0 for name in ("read", "decode, resize"))

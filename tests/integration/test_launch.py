@@ -1,7 +1,4 @@
-"""What launch/ holds for accelerate and Slurm does what it says.
-
-`python -m tests.integration.test_launch …` is `python -m diffpipe …` that says what part of its tensors it held.
-"""
+"""The files in launch/ for accelerate and Slurm."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -23,10 +20,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import _filter_args, prepare_multi_gpu_env
 from torch.distributed.launcher.api import LaunchConfig
-from torch.distributed.tensor import DTensor
 
-from diffpipe.__main__ import main
-from diffpipe.train.loop import Trainer
 from tests.support.commands import CONFIG, HOME, TINY, metrics, seen
 
 LAUNCH = HOME / "launch"
@@ -90,7 +84,7 @@ def test_only_fsdp_asks_for_sharding() -> None:
 
 def test_fsdp_without_a_gpu_shards_over_processes_on_cpus(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / "fsdp.yaml")]
-    launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "tests.integration.test_launch"]
+    launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "tests.integration.held_tensors"]
     words = ["train", str(CONFIG), f"run.dir={tmp_path}", *SMALL, "train.steps=2", "train.record_samples=true"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
@@ -222,20 +216,3 @@ def test_a_slurm_job_that_fails_is_not_requeued_for_an_interruption_of_long_ago(
     job.communicate(timeout=30)
     assert job.returncode == 3
     assert slurm.asked == ""
-
-
-def run(words: Sequence[str]) -> int:
-    train = Trainer.run
-
-    def told(self: Trainer, *args: Any) -> Any:
-        tensors = self.state().values()
-        local = sum(tensor.to_local().numel() if isinstance(tensor, DTensor) else tensor.numel() for tensor in tensors)
-        sys.stdout.write(f"held {local / sum(tensor.numel() for tensor in tensors)}\n")
-        return train(self, *args)
-
-    setattr(Trainer, "run", told)  # noqa: B010 (another signature)
-    return main(words)
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

@@ -8,6 +8,7 @@ import pytest
 
 from eval.speed import jobs, loading, processes
 from tests.support.commands import TINY, diffpipe
+from tests.support.markdown_tables import table_rows
 
 SMALL = [*TINY, "data.resolution=8", "train.device=cpu", "train.precision=fp32"]
 
@@ -17,21 +18,6 @@ def script(name: str, *words: object, processes: int = 0) -> str:
     ended = diffpipe(*words, *SMALL, processes=processes, module=f"eval.speed.{name}")
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    """The rows of all Markdown tables, by column name."""
-    found: list[dict[str, str]] = []
-    head: list[str] = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
-        if not cells or set(cells[0]) == {"-"}:
-            head = head if cells else []
-        elif head:
-            found.append(dict(zip(head, cells, strict=True)))
-        else:
-            head = cells
-    return found
 
 
 @pytest.fixture
@@ -50,14 +36,14 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_saving(tmp_path: Path) -> None:
     for ranks in (0, 2):
-        (row,) = rows(script("saving", "--rounds", 1, "--steps", 1, "--dir", tmp_path, processes=ranks))
+        (row,) = table_rows(script("saving", "--rounds", 1, "--steps", 1, "--dir", tmp_path, processes=ranks))
         assert float(row["stall/synchronous"].rstrip("%")) > 0
         assert row["save_state"].endswith(" s")
     assert not list(tmp_path.iterdir())
 
 
 def test_each_of_two_sharded_processes_holds_half_and_recomputation_keeps_less() -> None:
-    *states, kept, recomputed = rows(script("memory", processes=2))
+    *states, kept, recomputed = table_rows(script("memory", processes=2))
     ddp, fsdp, hsdp = (float(row["of ddp's"]) for row in states)
     assert ddp == 1
     assert 0.5 <= fsdp <= 0.55
@@ -67,7 +53,7 @@ def test_each_of_two_sharded_processes_holds_half_and_recomputation_keeps_less()
 
 
 def test_costs() -> None:
-    said = rows(script("costs", "--rounds", 1, "--steps", 2, processes=2))
+    said = table_rows(script("costs", "--rounds", 1, "--steps", 2, processes=2))
     assert [row["step"].split(",")[0] for row in said] == ["ddp", "fsdp", "ddp with its boundary", "the boundary alone"]
 
 
@@ -76,7 +62,7 @@ def test_each_byte_is_hashed_once_a_node_and_copied_once_by_whom_it_concerns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loading.main(["--rounds", "1", "--dir", str(tmp_path), *SMALL])
-    ddp, shared, fsdp = rows(capsys.readouterr().out)
+    ddp, shared, fsdp = table_rows(capsys.readouterr().out)
 
     def total(row: dict[str, str], what: str) -> float:
         return float(row[what].partition("= ")[2])
@@ -91,7 +77,7 @@ def test_each_byte_is_hashed_once_a_node_and_copied_once_by_whom_it_concerns(
 @pytest.mark.usefixtures("forked")
 def test_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     processes.main(["--rounds", "1", "--steps", "3", "--dir", str(tmp_path), *SMALL])
-    alone, two = rows(capsys.readouterr().out)
+    alone, two = table_rows(capsys.readouterr().out)
     assert float(alone["ratio"]) == 1
     assert float(two["images/s"]) > 0
     assert not list(tmp_path.iterdir())

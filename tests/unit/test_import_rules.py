@@ -1,4 +1,4 @@
-"""What import-linter cannot say: contracts about single modules of other packages."""
+"""What import-linter cannot check: single modules of other packages, and the layout of the tests."""
 
 from __future__ import annotations
 
@@ -25,3 +25,34 @@ def test_data_and_metrics_are_told_rank_and_world_size() -> None:
     for package in ("data", "metrics"):
         for path in (HOME / package).rglob("*.py"):
             assert not any(name.startswith("torch.distributed") for name in imported(path)), path
+
+
+TESTS = HOME.parent / "tests"
+# Suites of one property over many modules, and tests of what is no module.
+PROPERTY_SUITES = {
+    "cli/test_start.py",
+    "config/test_readme.py",
+    "data/decode/test_bad_images.py",
+    "data/index/test_malformed_tars.py",
+    "data/loader/test_stream_properties.py",
+    "data/packing/test_sources.py",
+    "data/remote/test_remote_shards.py",
+    "test_all_stages.py",
+    "test_import_rules.py",
+}
+
+
+def test_no_module_of_the_tests_imports_a_test_module() -> None:
+    for path in TESTS.rglob("*.py"):
+        for name in imported(path):
+            parts = name.split(".")
+            assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), (path, name)
+
+
+def test_unit_tests_mirror_the_package_file_by_file() -> None:
+    for path in (TESTS / "unit").rglob("test_*.py"):
+        name = path.relative_to(TESTS / "unit")
+        mirrored = HOME / name.with_name(name.name.removeprefix("test_"))
+        assert mirrored.is_file() or name.as_posix() in PROPERTY_SUITES, f"{name} tests no module at {mirrored}"
+    for name in PROPERTY_SUITES:
+        assert (TESTS / "unit" / name).is_file(), name

@@ -14,7 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.metrics.perceptual import build_feature_maps
 from diffpipe.stages.realism import perceptual_distance
 from tests.support.commands import SHARDS
-from tests.unit.metrics.test_features import lite0_modules
+from tests.support.lite0_modules import lite0_modules
 
 
 def pictures() -> Tensor:

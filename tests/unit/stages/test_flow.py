@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
@@ -16,6 +15,7 @@ from diffpipe.nn.flow import Dequantizer, InvertibleConv
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.flow import FlowConfig, FlowStage
+from tests.support.operator_counts import OperatorCounts
 
 GLOW = {"kind": "glow", "levels": 1, "steps": 2, "hidden": 8}
 TARFLOW = {"kind": "tarflow", "patch": 2, "width": 16, "blocks": 2, "layers": 1, "heads": 2}
@@ -45,18 +45,6 @@ def pixels(n: int, shape: ImageShape = SHAPE, seed: int = 1) -> Batch:
     size = (n, shape.channels, shape.resolution, shape.resolution)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Batch(images, torch.arange(n) % 3, torch.arange(n), [str(i) for i in range(n)])
-
-
-class Calls(TorchDispatchMode):
-    """The names of the operators that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.name().split(".")[0])
-        return func(*args, **(kwargs or {}))
 
 
 def normal(*shape: int) -> Tensor:
@@ -311,11 +299,10 @@ def test_every_parameter_learns(network: dict[str, object]) -> None:
 def test_a_training_step_never_waits_for_the_device(network: dict[str, object]) -> None:
     stage = config(network=network, conditional=True, dequantization={"kind": "variational"}).build(SHAPE)
     nets, batch = networks(stage), pixels(6)
-    calls = Calls()
-    with calls:
+    with OperatorCounts() as calls:
         stage.loss(stage.phases()[0], nets, batch, KeyedRNG(0, batch.positions)).per_sample.sum().backward()
-    assert calls.names
-    assert not calls.names & {"aten::_local_scalar_dense", "aten::nonzero"}
+    assert calls.counts
+    assert not calls.counts.keys() & {"_local_scalar_dense", "nonzero"}
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -151,9 +151,10 @@ def test_what_trains_is_resized_as_pil_does_it_but_for_rounding(
 
 def test_a_resize_has_the_same_bits_on_every_processor() -> None:
     code = (
-        "import hashlib; from itertools import product; from tests.unit.data.decode.test_image import *\n"
+        "import hashlib, torch; from itertools import product\n"
+        "from diffpipe.data.decode.image import decode_to; from tests.support.tars import png, random_pixels\n"
         "digest = hashlib.sha256()\n"
-        "for (size, resolution), channels in product(SIZES, (1, 3)):\n"
+        f"for (size, resolution), channels in product({SIZES}, (1, 3)):\n"
         "    data = png(random_pixels(0, size if channels == 1 else (*size, 3)))\n"
         "    digest.update(decode_to(data, channels, 'here', resolution).tobytes())\n"
         "print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), digest.hexdigest())"
