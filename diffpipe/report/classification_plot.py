@@ -9,40 +9,40 @@ from matplotlib.figure import Figure
 from diffpipe.evaluation.classification import Classification
 from diffpipe.metrics.calibration import Reliability
 
-NAMED = 30  # classes that a picture still has room to name and to count
+MAX_NAMED = 30  # more classes are neither named nor counted in the plot: there is no room
 
 
-def plot_classification(found: Classification, names: list[str], title: str) -> Figure:
-    """The confusion matrix, in shares of each true class, and the reliability of the raw and the tempered posterior."""
+def plot_classification(result: Classification, names: list[str], title: str) -> Figure:
+    """The confusion matrix, as shares of each true class, and the reliability of the raw and the tempered posterior."""
     k = len(names)
     figure = Figure(figsize=(11, 6.4), dpi=150, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[2, 1])
     matrix = figure.add_subplot(grid[:, 0])
-    shares = found.confusion / found.confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    shares = result.confusion / result.confusion.sum(dim=1, keepdim=True).clamp(min=1)
     matrix.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     matrix.set(xlabel="predicted class", ylabel="true class", title="confusion: images, shaded by share of the row")
-    if k <= NAMED:
+    if k <= MAX_NAMED:
         matrix.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
         matrix.set_yticks(range(k), names)
-        for true, predicted in found.confusion.nonzero().tolist():
+        for true, predicted in result.confusion.nonzero().tolist():
             colour = "white" if shares[true, predicted] > 0.5 else "black"
-            count = int(found.confusion[true, predicted])
+            count = int(result.confusion[true, predicted])
             matrix.text(predicted, true, str(count), ha="center", va="center", color=colour, fontsize=120 / (k + 8))
-    panels = {"raw posterior": found.raw, f"at temperature {found.temperature:.3g}": found.tempered}
-    for row, (name, each) in enumerate(panels.items()):
-        _reliability(figure.add_subplot(grid[row, 1]), each.reliability, name)
+    panels = {"raw posterior": result.raw, f"at temperature {result.temperature:.3g}": result.tempered}
+    for row, (name, calibration) in enumerate(panels.items()):
+        _reliability(figure.add_subplot(grid[row, 1]), calibration.reliability, name)
     figure.suptitle(title)
     return figure
 
 
-def _reliability(axes: Axes, found: Reliability, name: str) -> None:
-    count, confidence, accuracy = (column.numpy() for column in found)
-    there, left, width = count > 0, np.arange(len(count)) / len(count), 1 / len(count)
-    axes.bar(left[there], accuracy[there], width, align="edge", edgecolor="white")
-    axes.plot(confidence[there], accuracy[there], ".", color="black", markersize=4)
+def _reliability(axes: Axes, reliability: Reliability, name: str) -> None:
+    count, confidence, accuracy = (column.numpy() for column in reliability)
+    non_empty, left, width = count > 0, np.arange(len(count)) / len(count), 1 / len(count)
+    axes.bar(left[non_empty], accuracy[non_empty], width, align="edge", edgecolor="white")
+    axes.plot(confidence[non_empty], accuracy[non_empty], ".", color="black", markersize=4)
     axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     axes.bar(left, count / count.sum(), width, align="edge", fill=False, edgecolor="tab:orange")
     axes.text(0.03, 0.93, "share of images", color="tab:orange", fontsize=8, va="top")
     axes.text(0.03, 0.84, "accuracy in the bin", color="tab:blue", fontsize=8, va="top")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of the predicted class")
-    axes.set_title(f"{name}: ECE {found.error:.3f}", fontsize=10)
+    axes.set_title(f"{name}: ECE {reliability.error:.3f}", fontsize=10)

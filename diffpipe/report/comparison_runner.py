@@ -114,7 +114,7 @@ class ComparisonRunner(NamedTuple):
         images, caption, scored = None, "", None
         if isinstance(run.stage, Generates):
             print_on_rank_zero(self.runtime, "  sampling speed")
-            images, measured["sampling"] = run_summary.sampled(run, self.runtime, self.settings.seed)
+            images, measured["sampling"] = run_summary.time_sampling(run, self.runtime, self.settings.seed)
             images, caption = images[: len(self.real)], "samples"
             if not measured["sampling"]["evaluations"]:
                 missing["evaluations"] = "it generates without calling its network's forward pass"
@@ -132,7 +132,7 @@ class ComparisonRunner(NamedTuple):
             run=path,
             stage=run.experiment.stage.describe(),
             conditional=is_conditional(run),
-            parameters=run_summary.parameters(run),
+            parameters=run_summary.count_parameters(run),
             missing=missing,
             **{key: about[key] for key in ("checkpoint", "step", "images_seen", "weights", "sampler")},
             **measured,

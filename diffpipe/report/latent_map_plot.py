@@ -1,4 +1,4 @@
-"""A map of latents as a plot."""
+"""The plot of a latent map."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from diffpipe.evaluation.image_grid import grid
 from diffpipe.evaluation.latent_map import SIDE, Map, Plane
 
 
-def plot_latent_map(found: Map, names: Sequence[str], title: str) -> Figure:
-    """The map coloured by class, and beside it what the stage decodes on its plane."""
-    panels = 1 if found.decoded is None else 2
+def plot_latent_map(latents: Map, names: Sequence[str], title: str) -> Figure:
+    """The latents coloured by class, and beside them the images that the stage decodes on their plane."""
+    panels = 1 if latents.decoded is None else 2
     figure = Figure(figsize=(1.6 + 6 * panels, 6.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     k = len(names)
     colours = colormaps["tab10" if k <= 10 else "tab20" if k <= 20 else "turbo"]
     shades = [colours(i if k <= 20 else i / (k - 1)) for i in range(k)]
-    axes[0].scatter(*found.points.T, c=[shades[label] for label in found.labels.tolist()], s=9, linewidths=0, alpha=0.8)
+    axes[0].scatter(
+        *latents.points.T, c=[shades[label] for label in latents.labels.tolist()], s=9, linewidths=0, alpha=0.8
+    )
     axes[0].set_title("images by their class")
     dots = [Line2D([], [], marker="o", linestyle="", color=shade) for shade in shades]
     figure.legend(dots, names, loc="outside right upper", ncols=-(-k // 25), frameon=False)
-    if found.decoded is not None:
-        (left, bottom), (right, top) = found.corners.tolist()
+    if latents.decoded is not None:
+        (left, bottom), (right, top) = latents.corners.tolist()
         axes[0].add_patch(
             Rectangle((left, bottom), right - left, top - bottom, fill=False, linestyle="--", edgecolor="grey")
         )
-        cells = np.asarray(grid(found.decoded, columns=SIDE))
+        cells = np.asarray(grid(latents.decoded, columns=SIDE))
         axes[1].imshow(cells, extent=(left, right, bottom, top), aspect="auto", cmap="gray", vmin=0, vmax=255)
-        axes[1].set_title("decoded: what lies where, in the dashed frame")
-    for each in axes:
-        each.set(xlabel=_axis(found.plane, 0), ylabel=_axis(found.plane, 1))
+        axes[1].set_title("decoded images in the dashed frame")
+    for axis in axes:
+        axis.set(xlabel=_axis(latents.plane, 0), ylabel=_axis(latents.plane, 1))
     figure.suptitle(title)
     return figure
 

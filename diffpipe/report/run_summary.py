@@ -57,29 +57,29 @@ class RunSummary:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-class Sampled(NamedTuple):
-    """The first chunk of images that a run generated, and how fast it generates."""
+class TimedSamples(NamedTuple):
+    """The first chunk of generated images, and the sampling speed: images_per_second, evaluations, timed_chunks."""
 
     images: UInt8[Tensor, "b c h w"]
     speed: dict[str, Any]
 
 
-def networks(opened: Run) -> dict[str, nn.Module]:
+def _all_networks(run: Run) -> dict[str, nn.Module]:
     """The run's networks by name, and those of other runs that it generates with."""
-    return opened.nets | (opened.stage.borrowed_networks() if isinstance(opened.stage, Borrows) else {})
+    return run.nets | (run.stage.borrowed_networks() if isinstance(run.stage, Borrows) else {})
 
 
-def parameters(opened: Run) -> dict[str, int | None]:
-    """How many numbers the networks hold: those that generate (None: the stage generates nothing), and all."""
-    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in networks(opened).items()}
-    stage = opened.stage
+def count_parameters(run: Run) -> dict[str, int | None]:
+    """The number of parameters: of the networks that generate (None where the stage does not), and of all."""
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in _all_networks(run).items()}
+    stage = run.stage
     generating = sum(sizes[name] for name in stage.generating) if isinstance(stage, Generates) else None
     return {"generating": generating, "all": sum(sizes.values())}
 
 
-def sampled(opened: Run, runtime: Runtime, seed: int) -> Sampled:
-    """Generate a first chunk that warms up, then time some more on every process. A collective."""
-    source = generated_images(opened, runtime, n=CHUNK, seed=seed, label=None)
+def time_sampling(run: Run, runtime: Runtime, seed: int) -> TimedSamples:
+    """Generate a first chunk to warm up, then time more on every process. A collective."""
+    source = generated_images(run, runtime, n=CHUNK, seed=seed, label=None)
 
     def measure() -> tuple[Tensor, list[float]]:
         first = source.images(range(CHUNK))
@@ -95,7 +95,7 @@ def sampled(opened: Run, runtime: Runtime, seed: int) -> Sampled:
     rates = runtime.comm.gather(CHUNK / statistics.median(seconds))
     evaluations = source.stage.evaluations()
     speed = {"images_per_second": sum(rates), "evaluations": evaluations, "timed_chunks": len(seconds)}
-    return Sampled(first, speed)
+    return TimedSamples(first, speed)
 
 
 def training_speed(run: Run) -> dict[str, float] | None:

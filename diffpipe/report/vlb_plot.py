@@ -1,4 +1,4 @@
-"""The terms of a diffusion's bound over time, as a plot."""
+"""The plot of the variational bound's terms by timestep."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def plot_vlb(course: VLBByTimestep, prior: float, decoder: float, title: str) ->
     lengths = [1, *(len(stratum) for stratum in course.strata)]
     terms = torch.cat([torch.tensor([decoder], dtype=torch.float64), course.terms])
     figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    each, total = figure.subplots(1, 2)
-    each.loglog(middle, terms / torch.tensor(lengths), ".-", markersize=4, linewidth=1)
-    each.annotate("$L_0$", (1, decoder), xytext=(6, 0), textcoords="offset points")
-    each.set(ylabel="bits/dim a timestep", title="each term $L_{t-1}$")
+    terms_axes, total_axes = figure.subplots(1, 2)
+    terms_axes.loglog(middle, terms / torch.tensor(lengths), ".-", markersize=4, linewidth=1)
+    terms_axes.annotate("$L_0$", (1, decoder), xytext=(6, 0), textcoords="offset points")
+    terms_axes.set(ylabel="bits/dim per timestep", title="each term $L_{t-1}$")
     last = course.strata[-1].stop + 1
     sums = torch.cat([terms, torch.tensor([prior], dtype=torch.float64)]).flip(0).cumsum(0).flip(0)
-    total.semilogx([*first, last], sums, ".-", markersize=4, linewidth=1)
-    total.set(ylabel="bits/dim", title="$L_T$ and the terms from $t$ to $T$, added up", ylim=(0, None))
-    for axes in (each, total):
+    total_axes.semilogx([*first, last], sums, ".-", markersize=4, linewidth=1)
+    total_axes.set(ylabel="bits/dim", title="$L_T$ and the terms from $t$ to $T$, added up", ylim=(0, None))
+    for axes in (terms_axes, total_axes):
         axes.set_xlabel("timestep $t$")
         axes.grid(visible=True, alpha=0.3)
     figure.suptitle(title)

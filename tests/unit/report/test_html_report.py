@@ -1,0 +1,57 @@
+"""The HTML page of a comparison: well-formed, escaped, and without other files."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import torch
+
+from diffpipe.report.html_report import comparison_page
+from diffpipe.report.image_rows import row_image
+from tests.support.comparisons import comparison
+
+
+class Page(HTMLParser):
+    """Requires every element that is opened to be closed in turn, and collects what a test asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for seen, attributes in self.seen if seen == tag]
+
+
+def test_the_page_needs_no_other_file_and_describes_each_image() -> None:
+    images = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 1, 8, 8)
+    text = comparison_page(
+        comparison(), {"a <b>": ("gan: samples", row_image(images)), "two": ("gan: samples", row_image(images))}
+    )
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert "a <b>" in page.text
+    assert not page.all("b")
+    assert [image["alt"] for image in page.all("img")] == ["a <b>: gan: samples", "two: gan: samples"]
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in page.all("img"))
+    assert "http" not in text
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.seen}
+    assert len(page.all("caption")) == len(page.all("table")) == 2
+    assert all(head["scope"] in {"col", "row"} for head in page.all("th"))
+    assert {"title": "makes none & co"} in page.all("td")
+    assert "makes none & co" in page.text
+    assert [cell for cell in page.all("td") if cell.get("class") == "best"]
