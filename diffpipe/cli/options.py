@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
+from typing import Any
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -15,6 +16,11 @@ def example(*commands: str, notes: str = "") -> str:
     """The end of a command's --help, which is printed as it is: notes, filled to the line, and examples."""
     lines = ["example:", *(f"  {command}" for command in commands)]
     return "\n".join([*textwrap.wrap(notes, 100), *([""] if notes else []), *lines])
+
+
+def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """These options by name, for a library call that has arguments of the same names."""
+    return {name: getattr(args, name) for name in names}
 
 
 def add_run(parser: argparse.ArgumentParser, text: str = "a run directory, or one checkpoint in it") -> None:

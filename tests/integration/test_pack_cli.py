@@ -125,7 +125,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name]
 
 
-def test_bad_files_are_said_one_by_one_and_left_out(tmp_path: Path) -> None:
+def test_bad_files_are_skipped_with_a_warning_for_each(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     for i in range(6):
         (tmp_path / "src" / f"{i}.png").write_bytes(b"<html>" if i == 2 else png(i))
@@ -134,9 +134,9 @@ def test_bad_files_are_said_one_by_one_and_left_out(tmp_path: Path) -> None:
     )
     result = diffpipe("pack", tmp_path / "src", tmp_path / "out", "--max-bad", "1", "--format", "webp")
     assert result.returncode == 0
-    assert result.stdout.splitlines()[1] == f"{tmp_path}/src: left out 1 bad sample"
+    assert result.stdout.splitlines()[1] == f"{tmp_path}/src: skipped 1 bad sample"
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"left out: {tmp_path}/src/2.png: not an image")
+    assert line.startswith(f"skipped: {tmp_path}/src/2.png: not an image")
 
 
 def test_a_split_by_group_makes_two_sets(tmp_path: Path) -> None:

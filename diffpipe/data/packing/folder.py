@@ -28,7 +28,7 @@ class FolderSource:
         self.paths = [path for path in self.tree.paths if path.lower().endswith(SUFFIXES)]
         self.skipped = len(self.tree.paths) - len(self.paths)
         self.unlabelled = 0
-        self._labels_file = labels_file
+        self.labels_file = labels_file
         self._rows: dict[str, dict[str, str]] = {}
         if labels_file is not None:
             self._rows = read_labels(labels_file)
@@ -58,12 +58,12 @@ class FolderSource:
         return self.paths
 
     def column(self, name: str) -> list[str]:
-        if self._labels_file is None:
+        if self.labels_file is None:
             raise UserError(f"{self.tree.place}: no labels file, so no column {name!r}; give one with --labels-file")
         for path in self.paths:
             if name not in self._rows[path]:
                 known = ", ".join(self._rows[path])
-                raise UserError(f"{self._labels_file}: {path} has no column {name!r}, but {known}; give one of them")
+                raise UserError(f"{self.labels_file}: {path} has no column {name!r}, but {known}; give one of them")
         return [self._rows[path][name] for path in self.paths]
 
     def _labels_of_folders(self, place: Path) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 from diffpipe.__main__ import COMMANDS
 
 HEAVY = ("torch", "numpy", "pydantic", "PIL", "matplotlib", "accelerate")
-PENDING = {"pack", "index", "verify-resume"}
+PENDING = {"verify-resume"}
 
 PROGRAM = f"""
 import contextlib, sys

@@ -1,0 +1,77 @@
+"""The kind of a source follows from what is at its path, and an option of another kind is refused."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffpipe.data.index.write_index import write_index
+from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.open_source import open_source, unpacked_files
+from diffpipe.data.packing.shards import ShardSource
+from diffpipe.errors import UserError
+from tests.support.tars import png, random_pixels, write_shards
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "0.png").write_bytes(png(random_pixels(0)))
+    return tmp_path / "photos"
+
+
+def test_folders_and_archives_are_folder_sources(photos: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in photos.rglob("*.png"):
+            archive.write(path, path.relative_to(photos))
+    for path in (photos, tmp_path / "photos.zip"):
+        source = open_source(str(path))
+        assert isinstance(source, FolderSource)
+        assert (len(source), source.classes) == (2, ["cat", "dog"])
+        assert unpacked_files(source, []) == []
+
+
+def test_files_that_are_not_packed_are_counted(photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "labels.csv").write_text("cat/0.png,0")
+    source = open_source(str(photos), labels_file=tmp_path / "labels.csv")
+    assert unpacked_files(source, ["bad"]) == [
+        "skipped 1 files that are no images by their names",
+        f"skipped 1 images that {tmp_path / 'labels.csv'} does not name",
+        "skipped 1 bad sample",
+    ]
+
+
+def test_shards_are_packed_again_once_they_have_an_index(tmp_path: Path) -> None:
+    write_shards(tmp_path, [3])
+    with pytest.raises(UserError, match="holds tars without an index; run: diffpipe index"):
+        open_source(str(tmp_path))
+    write_index(tmp_path)
+    assert isinstance(open_source(str(tmp_path)), ShardSource)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"labels": Path("labels")},
+            "--labels is for idx files, but SRC is none of these (image folders); leave it out",
+        ),
+        ({"split": "test"}, "--split is for folders of idx files, the CIFAR-10 archive"),
+        ({"columns": ["image"]}, "--columns is for Hugging Face datasets, saved datasets"),
+        ({"classes": ["cat"]}, "the classes of an image folder are its subfolders"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(photos: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_source(str(photos), **options)
+
+
+def test_nothing_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_source(str(tmp_path / "missing"))
