@@ -51,7 +51,7 @@ def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
 
 def survivor() -> str:
     """Rank 1 leaves without a word; what rank 0 is told at a boundary."""
-    with Runtime.start("fp32", "cpu", timeout=20) as runtime:
+    with Runtime.start("fp32", "cpu", timeout=120) as runtime:
         stop_consensus = StopConsensus(runtime.comm)
         stop_consensus.poll()
         if runtime.rank == 1:

@@ -199,7 +199,7 @@ class Packing:
         with (self.home / "said").open("w") as said:
             packing = server().start([*map(str, self.words)], HOME, os.environ, said, said)
         (main,) = children(packing.pid)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not (self.home / ".out.packing" / "whole" / "shard-000001.tar").exists():
             assert Path(f"/proc/{main}").exists()
             assert time.monotonic() < deadline
@@ -214,7 +214,7 @@ def children(pid: int) -> list[int]:
 
 
 def gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)

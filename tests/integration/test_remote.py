@@ -92,7 +92,7 @@ def server(*words: str, ready: str, method: str = "GET") -> Iterator[str]:
     command = [sys.executable, "-W", "ignore", "-m", *words, str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while True:
                 try:
                     send(url + ready, b"", method)

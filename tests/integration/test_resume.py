@@ -31,7 +31,7 @@ def kill_all_at(run_dir: Path, step: int) -> int:
     with subprocess.Popen(
         command(*words, processes=2), cwd=HOME, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as launcher:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 500
         while True:
             assert time.monotonic() < deadline, "the step was never reached"
             assert launcher.poll() is None, "the run ended before it was killed"
@@ -42,7 +42,7 @@ def kill_all_at(run_dir: Path, step: int) -> int:
         family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
         for process in family:
             process.kill()
-    psutil.wait_procs(family, timeout=30)
+    psutil.wait_procs(family, timeout=120)
     return len(journal.read_text().splitlines())
 
 

@@ -51,7 +51,7 @@ class ForkedJob:
         for process in self._processes:
             if process.is_running():
                 process.kill()
-        psutil.wait_procs(self._processes, timeout=30)
+        psutil.wait_procs(self._processes, timeout=120)
         if self._status is None:
             self._status = self._command.wait(1)
 

@@ -63,7 +63,7 @@ def diffpipe(
     *words: object,
     processes: int = 0,
     real: bool = False,
-    timeout: float = 200,
+    timeout: float = 600,
     module: str = "diffpipe",
     env: Mapping[str, str] | None = None,
     cwd: Path = HOME,
@@ -104,7 +104,7 @@ def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CON
 
 def refused(*words: object, processes: int = 0, real: bool = False) -> str:
     """The one line of a command that must fail; a launcher adds its own traceback, and its own exit status."""
-    result = diffpipe(*words, processes=processes, real=real, timeout=90)
+    result = diffpipe(*words, processes=processes, real=real)
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith(f"diffpipe {words[0]}: error: ")]
     assert len(lines) == 1, result.stderr

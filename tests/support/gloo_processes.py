@@ -17,7 +17,7 @@ from typing import Any
 from tests.support.commands import diffpipe
 
 
-def run(world: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+def run(world: int, function: Callable[..., Any], *args: Any, timeout: float = 600) -> list[Any]:
     """What `function(*args)` returns on each of `world` ranks. Raises RuntimeError with a failed rank's traceback."""
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder) / "call"

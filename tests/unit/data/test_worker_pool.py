@@ -86,7 +86,7 @@ def test_a_worker_that_dies_is_noticed_when_its_result_is_due(code: str, message
     start = time.monotonic()
     with WorkerPool(die, 2) as pool, pytest.raises(WorkerDiedError, match=message):
         list(pool.imap(range(9), prefetch=2))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # rather than never
     assert multiprocessing.active_children() == []
 
 
@@ -95,7 +95,7 @@ def test_a_worker_in_the_middle_of_a_long_request_is_ended() -> None:
     next(pool.imap([0, 1000, 1000], prefetch=1))
     start = time.monotonic()
     pool.close()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # of 1,000 seconds
     assert multiprocessing.active_children() == []
 
 
@@ -121,11 +121,11 @@ print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 @pytest.mark.parametrize("seconds", [0, 1000])  # with short requests, and in the middle of a long one
 def test_workers_end_with_their_owner_however_it_ends(ending: str, status: int, seconds: int) -> None:
     code = END.replace("SECONDS", str(seconds)) + ending
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == status, run.stderr
     pids = [int(word) for word in run.stdout.split()]
     assert len(pids) == 2
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
