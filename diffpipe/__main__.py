@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
-from diffpipe import __version__
+from diffpipe import __version__, plugins
 from diffpipe.errors import RankError, UserError
 
 # A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`.
@@ -35,15 +35,19 @@ COMMANDS = {
 }
 
 
+PLUGIN_HELP = "a module, or the path of a .py file, that adds stages, networks, …; may be given several times"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: the command's own, or that of a UserError.
 
     Rank 0 prints the error on one line. A rank with an error of its own prints it and exits at once: to shut down in
     order, it would have to wait for the others.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words, modules = _without_plugins(list(sys.argv[1:] if argv is None else argv))
     parser = argparse.ArgumentParser(prog="diffpipe", description="Distributed training of image generators.")
     parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
+    parser.add_argument("--plugin", metavar="MODULE", help=PLUGIN_HELP)  # `_without_plugins` has taken it
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
@@ -53,10 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines of the example
         )
         if name in words[:1]:
+            command.add_argument("--plugin", metavar="MODULE", help=PLUGIN_HELP)
             _module(name).add_arguments(command)
     args = parser.parse_args(words)
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     try:
+        for module in modules:
+            plugins.load(module)
         return _module(args.command).run(args) or 0
     except UserError as error:
         exits_alone = isinstance(error, RankError) and not alone
@@ -72,6 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         os._exit(1)
+
+
+def _without_plugins(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without `--plugin MODULE`, wherever it stands, and the modules."""
+    rest, modules = [], []
+    while words:
+        word = words.pop(0)
+        if word == "--plugin" and words:
+            modules.append(words.pop(0))
+        elif word.startswith("--plugin="):
+            modules.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return rest, modules
 
 
 def _module(command: str) -> ModuleType:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from diffpipe.config import kinds
 from diffpipe.config.base import Config
+from diffpipe.config.kinds import Kinds, kinds_of, models_in
 from diffpipe.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
@@ -85,8 +86,8 @@ def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:
             return _unknown_key(path, siblings, renamed)
         case "missing":
             return f"{key} is missing; add it to the file or give {key}=VALUE"
-        case "union_tag_invalid":
-            return f"{key}.kind is {error['ctx']['tag']!r}; it is one of {error['ctx']['expected_tags']}"
+        case "union_tag_invalid" | kinds.UNKNOWN:
+            return _unknown_kind(key, error)
         case "union_tag_not_found":
             return f"{key}.kind is missing; it says which kind of {key} this is"
         case "value_error":
@@ -95,6 +96,14 @@ def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
             return f"{key}: {message}, not {error['input']!r}"
+
+
+def _unknown_kind(key: str, error: dict[str, Any]) -> str:
+    """The kinds that are known, in the place of one that is not, and where others come from."""
+    where = key if key.endswith(".kind") or key[-1].isdigit() else f"{key}.kind"
+    known = f"{where} is {error['ctx']['tag']!r}; it is one of {error['ctx']['expected_tags']}"
+    pluggable = error["type"] == kinds.UNKNOWN
+    return known + ("; others come with --plugin MODULE or an installed package" if pluggable else "")
 
 
 def _unknown_key(path: list[str], siblings: list[str], renamed: dict[str, str]) -> str:
@@ -107,7 +116,7 @@ def _unknown_key(path: list[str], siblings: list[str], renamed: dict[str, str]) 
     return f"unknown key {key}" + (f" in section {section}" if section and not near else "") + f"; {known}"
 
 
-def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str], dict[str, str]]:
+def _walk(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str], dict[str, str]]:
     """The dotted path of an error's location, without pydantic's own tags.
 
     And, beside its last part, the keys that are known and those that were renamed.
@@ -115,23 +124,22 @@ def _walk(model: Any, loc: Sequence[int | str]) -> tuple[list[str], list[str], d
     path: list[str] = []
     siblings: list[str] = []
     renamed: dict[str, str] = {}
+    models = [model]
     for part in loc:
         if isinstance(part, int):  # in a list
             path.append(str(part))
-            model = next(iter(get_args(model)), None)
             continue
-        models = models_in(model)
         tagged = [m for m in models if len(models) > 1 and "kind" in m.model_fields and part in kinds_of(m)]
         if tagged:
-            model = tagged[0]
+            models = tagged
             continue
         fields = {key: field for m in models for key, field in fields_of(m).items()}
         siblings = sorted(fields)
         renamed = {old: new for m in models if issubclass(m, Config) for old, new in m.renamed.items()}
-        if models and part not in siblings and part in {"str", "int", "float", "bool"}:
+        if part not in siblings and part in {"str", "int", "float", "bool"}:
             continue  # a member of a plain union
-        path.append(str(part))
-        model = fields[str(part)].annotation if str(part) in fields else None
+        path.append(part)
+        models = field_models(fields[part]) if part in fields else []
     return path, siblings, renamed
 
 
@@ -140,24 +148,11 @@ def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def kinds_of(model: type[BaseModel]) -> tuple[Any, ...]:
-    """The values of `kind` that select this class among others."""
-    return get_args(model.model_fields["kind"].annotation)
-
-
 def field_models(field: FieldInfo) -> list[type[BaseModel]]:
-    """The config classes that a field's value, or an item of it, can have."""
+    """The config classes that a field's value, or an item of it, can have, those of plug-ins included."""
     args = get_args(field.annotation) if get_origin(field.annotation) is tuple else [field.annotation]
-    return [model for arg in args for model in models_in(arg)]
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The config classes in a type annotation, members of unions included."""
-    if get_origin(annotation) is Annotated:
-        return models_in(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [m for a in get_args(annotation) for m in models_in(a)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    models = [model for arg in args for model in models_in(arg)]
+    return [*models, *(model for mark in field.metadata if isinstance(mark, Kinds) for model in mark.models())]
 
 
 def rename_keys(model: Any, tree: Any) -> Any:

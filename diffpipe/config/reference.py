@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from diffpipe.config.load import field_models, fields_of, kinds_of
+from diffpipe.config.kinds import Names, kinds_of
+from diffpipe.config.load import field_models, fields_of
 
 
 class Key(NamedTuple):
@@ -100,6 +101,8 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """The type in words, with the bounds in its metadata."""
     args = get_args(annotation)
     match get_origin(annotation):
+        case None if names := [mark for mark in metadata if isinstance(mark, Names)]:
+            words = " | ".join(names[0].all())
         case None:
             words = "true | false" if annotation is bool else annotation.__name__
         case origin if origin is Annotated:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from diffpipe import plugins
 from diffpipe.config import Config
+from diffpipe.config.kinds import Names
 from diffpipe.diffusion.process import over_pixels, posterior, posterior_variance, predict_eps, predict_x0
 from diffpipe.diffusion.schedule import Schedule, Spacing
 from diffpipe.rng import KeyedRNG
@@ -37,7 +39,7 @@ class _ReverseStep(NamedTuple):
 class SamplerConfig(Config):
     """How images are drawn."""
 
-    kind: Literal["ancestral", "ddim"] = "ddim"
+    kind: Annotated[str, Names("samplers", ("ancestral", "ddim"))] = "ddim"
     """The sampler: ancestral (Ho et al. 2020, algorithm 2) or ddim (Song et al. 2021), which needs fewer steps."""
     steps: int = Field(default=50, ge=1)
     """Network evaluations per image, at most the schedule's timesteps."""
@@ -60,7 +62,8 @@ def sample(
     Raises UserError where the config asks for more steps than the schedule has.
     """
     x_T = rng.normal("start", shape)  # noqa: N806 - the field's name for it
-    sampler = {"ancestral": ancestral, "ddim": ddim}[config.kind]
+    sampler = {"ancestral": ancestral, "ddim": ddim}.get(config.kind) or plugins.find("samplers", config.kind)
+    assert sampler is not None, "the config was validated while the plug-in was loaded"
     return sampler(denoise, schedule, x_T, config, lambda i: rng.normal("reverse", shape, stream=i))
 
 

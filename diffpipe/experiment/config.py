@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 
 from diffpipe.config import Config
+from diffpipe.config.kinds import Kinds
 from diffpipe.data.config import DataConfig
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.autoencoder import AutoencoderConfig
@@ -95,6 +96,7 @@ class Experiment(Config):
     stage: Annotated[
         AdversarialConfig | AutoencoderConfig | DDPMConfig | FlowConfig | GANConfig | VAEConfig,
         Field(discriminator="kind"),
+        Kinds("stages"),
     ]
     """The model family: its networks, its loss, how it samples."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -30,6 +30,10 @@ class GlowConfig(Config):
     hidden: Positive = 512
     """Hidden channels of the couplings' networks."""
 
+    def build(self, channels: int, resolution: int, classes: int = 0) -> Glow:
+        """The network for images of this shape. Raises UserError where they do not fit."""
+        return Glow(self, channels, resolution, classes)
+
 
 class Glow(nn.Module):
     """An invertible map x → (z, log|det dz/dx|), z of x's shape and standard normal under the model.

@@ -42,6 +42,10 @@ class TarFlowConfig(Config):
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         return self
 
+    def build(self, channels: int, resolution: int, classes: int = 0) -> TarFlow:
+        """The network for images of this shape. Raises UserError where they do not fit."""
+        return TarFlow(self, channels, resolution, classes)
+
 
 class Cache:
     """Keys and values of the tokens decoded so far."""

@@ -43,6 +43,10 @@ class UNetConfig(NormalizedLevelsConfig):
             raise ValueError(f"channels {self.channels} must be a multiple of heads {self.heads}")
         return self
 
+    def build(self, channels: int, resolution: int, classes: int = 0) -> UNet:
+        """The network for images of this shape. Raises UserError where they do not fit."""
+        return UNet(self, channels, resolution, classes)
+
 
 class DownPath(nn.Module):
     """The UNet's way down and its middle: conditioned on (t, label), it halves the resolution level by level.

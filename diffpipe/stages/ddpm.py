@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffpipe.config.kinds import Kinds
 from diffpipe.diffusion.bound import BoundScore, timestep_strata, variational_bound
 from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
-from diffpipe.nn.unet import UNet, UNetConfig
+from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 from diffpipe.stages.config import StageConfig
@@ -48,7 +49,7 @@ class DDPMConfig(StageConfig):
     """Denoising diffusion (Ho et al. 2020), in pixels or in the latents of a VAE."""
     codec: CodecConfig = PixelCodecConfig()
     """What is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
-    network: UNetConfig = UNetConfig()
+    network: Annotated[UNetConfig, Kinds("networks")] = UNetConfig()
     """The network that predicts the noise."""
     schedule: ScheduleConfig = ScheduleConfig()
     """The noise schedule."""
@@ -111,7 +112,7 @@ class DDPM:
 
     def networks(self) -> dict[str, nn.Module]:
         channels, resolution, _ = self.code_shape
-        return {DENOISER: UNet(self.config.network, channels, resolution, self.classes)}
+        return {DENOISER: self.config.network.build(channels, resolution, self.classes)}
 
     def phases(self) -> Sequence[Phase]:
         return (Phase("denoise", trains=(DENOISER,)),)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
+from diffpipe.config.kinds import Kinds
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.flow import Dequantizer
@@ -66,7 +67,9 @@ class FlowConfig(StageConfig):
 
     kind: Literal["flow"]
     """A normalizing flow, trained by maximum likelihood."""
-    network: Annotated[GlowConfig | TarFlowConfig, Field(discriminator="kind")] = GlowConfig(kind="glow")
+    network: Annotated[GlowConfig | TarFlowConfig, Field(discriminator="kind"), Kinds("networks")] = GlowConfig(
+        kind="glow"
+    )
     """The invertible network."""
     dequantization: Annotated[Uniform | Variational | Gaussian, Field(discriminator="kind")] = Uniform(kind="uniform")
     """How 8-bit pixels become continuous."""
@@ -115,9 +118,9 @@ class FlowStage:
     def networks(self) -> dict[str, nn.Module]:
         network, noise = self.config.network, self.config.dequantization
         size = self.shape.channels, self.shape.resolution, self.classes
-        nets: dict[str, nn.Module] = {
-            "flow": Glow(network, *size) if isinstance(network, GlowConfig) else TarFlow(network, *size)
-        }
+        nets: dict[str, nn.Module] = {"flow": network.build(*size)}
+        if not hasattr(nets["flow"], "inverse"):
+            raise UserError(f"stage.network.kind={network.kind} cannot be inverted; give a kind that a flow can train")
         if isinstance(noise, Variational):
             nets["dequantizer"] = Dequantizer(self.shape.channels, noise.steps, noise.hidden)
         return nets

@@ -1,0 +1,98 @@
+"""Parts that are not in this package: stages, networks, samplers, packing sources and trackers, each by its name.
+
+They come from the entry points of installed packages (group `diffpipe.stages`, `diffpipe.networks`, …) and from modules
+that the command line names (`--plugin MODULE`), which hold them in plain dictionaries: `diffpipe_stages`,
+`diffpipe_networks`, … A config or a checkpoint only names a part: it makes Python import nothing. An entry point is
+imported when its name is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+from diffpipe.errors import UserError
+
+Group = Literal["stages", "networks", "samplers", "packing_sources", "trackers"]
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+_parts: dict[Group, dict[str, Any]] = {group: {} for group in GROUPS}
+_modules: list[str] = []
+
+
+def load(name: str) -> None:
+    """Import a plug-in, and take the parts that it holds. Raises UserError.
+
+    name: of a module that Python can import, or the path of a `.py` file.
+    """
+    if name in _modules:
+        return
+    module = _import(name)
+    parts: dict[Group, dict[str, Any]] = {group: getattr(module, f"diffpipe_{group}", {}) for group in GROUPS}
+    if not any(parts.values()):
+        known = ", ".join(f"diffpipe_{group}" for group in GROUPS)
+        raise UserError(f"--plugin {name}: the module holds no parts; give it a dictionary called one of {known}")
+    for group, named in parts.items():
+        for part in named:
+            if part in names(group):
+                raise UserError(f"--plugin {name}: another plug-in has {part} in {group} already; rename one of them")
+        _parts[group] |= named
+    _modules.append(name)
+
+
+def find(group: Group, name: str) -> Any | None:
+    """The part of this name, or None where no plug-in has it. Raises UserError where its package cannot be imported."""
+    if name in _parts[group]:
+        return _parts[group][name]
+    entry = _entries(group).get(name)
+    if entry is None:
+        return None
+    try:
+        return entry.load()
+    except Exception as error:
+        raise UserError(
+            f"plug-in {name}: cannot import {entry.value} ({error}); repair or remove its package"
+        ) from error
+
+
+def names(group: Group) -> list[str]:
+    """The names of all parts of a group, in alphabetical order."""
+    return sorted({*_parts[group], *_entries(group)})
+
+
+def options() -> list[str]:
+    """The words of the command line that load the same modules in another process."""
+    return [word for name in _modules for word in ("--plugin", name)]
+
+
+@functools.cache
+def _entries(group: Group) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"diffpipe.{group}")}
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        path = Path(name).resolve(strict=True)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        if path.stem in sys.modules:
+            raise UserError(f"--plugin {name}: a module called {path.stem} is loaded already; rename the file")
+        module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"--plugin {name}: cannot be imported ({type(error).__name__}: {error}); give the path of a .py file, or "
+            f"the name of a module that Python finds"
+        ) from error
