@@ -9,7 +9,6 @@ from typing import Any
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
-SAMPLERS = ("ddim", "ancestral")
 
 
 def example(*commands: str, notes: str = "") -> str:
@@ -64,7 +63,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The options of every command that generates. The run's config has the defaults."""
     add_seed(parser, "image i depends on the seed and i alone")
     parser.add_argument("--label", type=int, help="class of all images (default: image i has class i mod classes)")
-    parser.add_argument("--sampler", choices=SAMPLERS, help="sampler of a diffusion")
+    parser.add_argument("--sampler", metavar="NAME", help="ddim, ancestral or a plug-in's, for a diffusion")
     parser.add_argument("--steps", type=int, help="network evaluations per image")
     parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")
     parser.add_argument(

@@ -13,7 +13,8 @@ from diffpipe.cli.interrupts import stop_cleanly
 from diffpipe.errors import UserError
 
 _SRC = """a folder of images or of class folders, nested at will, or a zip archive of one; an images idx file, or a
-folder of an MNIST's; cifar-10-python.tar.gz; hf:NAME, hf:NAME:CONFIG or a saved Hugging Face dataset; or shards"""
+folder of an MNIST's; cifar-10-python.tar.gz; hf:NAME, hf:NAME:CONFIG or a saved Hugging Face dataset; shards;
+or NAME:PATH for a plug-in's source"""
 _LABELS_FILE = """labels by image path relative to SRC, instead of class folders: CSV or TSV (columns path and label, or
 these two without a header), JSON lines ({path, label}), or text (a path, a space, a label)"""
 _SPLIT_BY = """write OUT/train and OUT/test; a hash of its name puts each group into one. 'group': the first folder of a

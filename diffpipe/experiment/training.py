@@ -19,7 +19,8 @@ def train(experiment: Experiment) -> signal.Signals | None:
     Returns the signal that stopped it, after a checkpoint was saved, or None at the last step. Raises UserError.
     """
     config, home = experiment.train, experiment.run.path
-    with Runtime.start(config.precision, config.device, home, config.timeout) as runtime, lost_peer_errors():
+    runtime = Runtime.start(config.precision, config.device, home, config.timeout, config.trackers)
+    with runtime, lost_peer_errors():
         stop_consensus = StopConsensus(runtime.comm)
         # Caught up to the last line: once one rank has left, the launcher signals the others.
         with stop_consensus.listening():

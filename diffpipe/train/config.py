@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from diffpipe.config import Config
+from diffpipe.config.kinds import Names
 from diffpipe.train.parallel import Parallel
 from diffpipe.train.runtime import Device, Precision
 
@@ -44,5 +45,7 @@ class TrainConfig(Config):
     next log step names its samples. stop: the run ends there. skip: it goes on."""
     max_skips: int = Field(default=10, ge=1)
     """Updates that a run with train.non_finite=skip may skip; one more ends it."""
+    trackers: tuple[Annotated[str, Names("trackers", ("tensorboard",))], ...] = ("tensorboard",)
+    """Where the values of metrics.jsonl are sent, too. Others than tensorboard come with plug-ins; []: nowhere."""
     record_samples: bool = False
     """Write the keys and positions of every step's samples to seen/ in the run directory."""

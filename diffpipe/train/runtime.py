@@ -6,7 +6,7 @@ The same command runs alone, under `accelerate launch` and under torchrun, on CP
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
+from diffpipe import plugins
 from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch
 from diffpipe.train.distributed import Communicator
@@ -52,10 +53,12 @@ class Runtime:
         device: Device = "auto",
         log_dir: str | Path | None = None,
         timeout: float = 600,
+        trackers: Sequence[str] = ("tensorboard",),
     ) -> Runtime:
         """Join the job that the launcher describes in the environment, or run as a single process.
 
-        log_dir: where trackers write. timeout: the seconds that a collective waits for a process.
+        log_dir: where trackers write; None: nothing is tracked. timeout: the seconds that a collective waits for a
+        process. trackers: names of accelerate's or of plug-ins'.
 
         Raises UserError for a device that the machine does not have, and for a launcher option without effect here.
         """
@@ -68,7 +71,7 @@ class Runtime:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # its autocast patches the module's forward: `autocast` below instead
-            log_with="tensorboard" if log_dir else None,
+            log_with=[_tracker(name, log_dir) for name in trackers] if log_dir else None,
             project_config=ProjectConfiguration(project_dir=str(log_dir), logging_dir=str(log_dir))
             if log_dir
             else None,
@@ -142,6 +145,12 @@ class Runtime:
             self.accelerator.end_training()
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _tracker(name: str, log_dir: str | Path) -> Any:
+    """What accelerate takes: a name of its own, or a plug-in's tracker."""
+    tracker = plugins.find("trackers", name) or name
+    return tracker(str(log_dir)) if callable(tracker) else tracker
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffpipe import plugins
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import load
 from diffpipe.data.packing.cifar import CifarSource
@@ -36,14 +37,17 @@ def open_source(
     classes: Sequence[str] = (),
     columns: Sequence[str] = (),
 ) -> Source:
-    """The samples at `src`: a path, or `hf:NAME` or `hf:NAME:CONFIG` for a dataset of the Hugging Face hub.
+    """The samples at `src`: a path, a dataset of the Hugging Face hub, or a plug-in's source.
 
+    src: a path, `hf:NAME`, `hf:NAME:CONFIG`, or `NAME:PATH` for the source that a plug-in calls NAME.
     labels_file: labels of images by their relative paths. labels: the labels file of an images idx file. split: "train"
     (the default), "test", or a split of a Hugging Face dataset. classes: class names, for idx and labels files.
     columns: the image and the label column of a Hugging Face dataset. Raises UserError, also for an option of another
     kind of source.
     """
-    kind = _kind(src)
+    name, _, place = src.partition(":")
+    plugin = plugins.find("packing_sources", name)
+    kind = _kind(src) if plugin is None else f"a plug-in's {name}"
     options = {"labels_file": labels_file, "labels": labels, "split": split, "classes": classes, "columns": columns}
     for option, kinds in _KINDS_OF_OPTION.items():
         if options[option] and kind not in kinds:
@@ -53,6 +57,20 @@ def open_source(
         raise UserError(
             "--classes is for idx files and labels files; the classes of an image folder are its subfolders"
         )
+    if plugin is not None:
+        return plugin(place)
+    return _open(kind, src, labels_file, labels, split, classes, columns)
+
+
+def _open(
+    kind: str,
+    src: str,
+    labels_file: Path | None,
+    labels: Path | None,
+    split: str | None,
+    classes: Sequence[str],
+    columns: Sequence[str],
+) -> Source:
     path = Path(src)
     if kind == _SHARDS:
         return ShardSource(load(src))
