@@ -1,4 +1,4 @@
-"""Decode: encoded images and latents as arrays."""
+"""Decode: encoded images and latents to arrays."""
 
 from diffpipe.data.decode.image import decode, decode_to, fit
 

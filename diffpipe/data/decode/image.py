@@ -1,4 +1,4 @@
-"""From encoded bytes to uint8 pixels of one size: decode, convert, resize, crop, flip."""
+"""Encoded bytes to uint8 pixels of one size: decode, convert, resize, crop, flip."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Crop = Literal["center", "random"]
 
 
 class _TooLargeError(Exception):
-    """Width and height of an image of more pixels than may be."""
+    """An image has too many pixels; the arguments are its width and height."""
 
 
 def decode(
     data: bytes, channels: int | None, where: str, background: str = "white", max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """The image in mode L (1 channel), RGB (3), or whichever is nearer to its own (None), turned as its EXIF says.
+    """The image in mode L (1 channel), RGB (3), or the closer of the two (None), oriented by its EXIF data.
 
-    Transparency is laid over the background (a colour as PIL names it), 16 bits are scaled to 8, of an animation it is
-    the first frame. The header's size is checked before any pixel is decoded. Raises BadSampleError that begins with
-    `where`.
+    Transparent pixels are blended with the background (a colour as PIL names it), 16 bits are scaled to 8, and an
+    animation gives its first frame. The size is checked before any pixel is decoded. Raises BadSampleError, which
+    begins with `where`.
     """
     with _refused(where, max_pixels):
-        image = _turned(data, max_pixels)
+        image = _oriented(data, max_pixels)
         return _convert(image if isinstance(image, Image.Image) else Image.fromarray(image), channels, background)
 
 
@@ -55,13 +55,13 @@ def decode_to(
     words: np.ndarray | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "c h w"]:
-    """What trains: `decode`d over white, resized so that its shorter side is `resolution`, and cropped to a square.
+    """The image for training: decoded over white, its shorter side resized to `resolution`, cropped to a square.
 
-    words: three random 32-bit words, int64 [3], for a random crop's left and top and for the flip; None where there is
-    neither. Raises BadSampleError that begins with `where`.
+    words: three random 32-bit words, int64 [3], for the left and top of a random crop and for the flip; None: neither.
+    Raises BadSampleError, which begins with `where`.
     """
     with _refused(where, max_pixels):
-        array = _turned(data, max_pixels)
+        array = _oriented(data, max_pixels)
         if isinstance(array, Image.Image) or array.ndim != (2 if channels == 1 else 3):
             image = array if isinstance(array, Image.Image) else Image.fromarray(array)
             array = np.asarray(_convert(image, channels, "white"))
@@ -70,13 +70,13 @@ def decode_to(
     left, top = _corner(array.shape[1], array.shape[0], resolution, words if crop == "random" else None)
     array = array[top : top + resolution, left : left + resolution]
     if flip and words is not None and int(words[2]) >> 31:
-        array = _tensor(array).flip(1).numpy()  # a copy, twenty times as fast as one of numpy's view from behind
+        array = _tensor(array).flip(1).numpy()  # a copy, twenty times as fast as copying numpy's reversed view
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 @contextlib.contextmanager
 def _refused(where: str, max_pixels: int) -> Iterator[None]:
-    """What is raised within, as an error that says which sample it was."""
+    """Turn errors in the block into a BadSampleError that names the sample."""
     try:
         yield
     except (_TooLargeError, *_BOMBS) as error:
@@ -85,15 +85,15 @@ def _refused(where: str, max_pixels: int) -> Iterator[None]:
             f"{where}: {large}more than {max_pixels / 10**6:g} megapixels; make the image smaller"
         ) from error
     except _BROKEN as error:
-        # PIL names the object in memory here.
-        reason = "its header makes no sense" if isinstance(error, UnidentifiedImageError) else error
+        # For this error, PIL's message is only the repr of the buffer.
+        reason = "its header is invalid" if isinstance(error, UnidentifiedImageError) else error
         raise BadSampleError(f"{where}: not an image that can be decoded ({reason}); replace or remove it") from error
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """The image resized so that its shorter side is `resolution`, and cropped at the centre: what packing stores.
+    """The image resized so that its shorter side is `resolution`, and cropped at the centre, as packing stores it.
 
-    It is PIL's resize, which others have, too; torch's, a fifth of its time, differs from it by 1 in a pixel of 200.
+    PIL resizes it, as other tools do. Torch needs a fifth of the time, but differs by 1 in one pixel of 200.
     """
     if min(image.size) != resolution:
         width, height = _size(*image.size, resolution)
@@ -105,27 +105,27 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def _resized(array: UInt8[np.ndarray, "h w *rgb"], resolution: int) -> UInt8[np.ndarray, "H W *rgb"]:
-    """As `fit` resizes it, by torch: bicubic with antialiasing as well, in integers, the same on every processor."""
+    """Resized as in `fit`, but by torch: bicubic with antialiasing, in integers, the same on every processor."""
     width, height = _size(array.shape[1], array.shape[0], resolution)
     source = _tensor(array)[None]
-    planes = source[None] if array.ndim == 2 else source.permute(0, 3, 1, 2)  # which torch knows as channels_last
+    planes = source[None] if array.ndim == 2 else source.permute(0, 3, 1, 2)  # channels last
     planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
     return (planes[0, 0] if array.ndim == 2 else planes.permute(0, 2, 3, 1)[0]).numpy()
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor, which is never one that may not be written."""
+    """The array as a tensor. A read-only array is copied: torch warns of it."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """Width and height once the shorter of them is `resolution`."""
+    """Width and height after resizing so that the shorter one is `resolution`."""
     short = min(width, height)
     return max(resolution, round(width * resolution / short)), max(resolution, round(height * resolution / short))
 
 
 def _corner(width: int, height: int, resolution: int, words: np.ndarray | None) -> tuple[int, int]:
-    """Left and top of the square: at the centre, or where random words say."""
+    """Left and top of the square: at the centre, or as the random words say."""
     spare_x, spare_y = width - resolution, height - resolution
     if words is None:
         return spare_x // 2, spare_y // 2
@@ -133,31 +133,31 @@ def _corner(width: int, height: int, resolution: int, words: np.ndarray | None) 
 
 
 def pixels(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
-    """The pixels of an image in mode L or RGB."""
+    """The pixels of an image in mode L or RGB, channels first."""
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _turned(data: bytes, max_pixels: int) -> Image.Image | UInt8[np.ndarray, "h w *rgb"]:
-    """The image as it is stored, turned as its EXIF says; or just its pixels, where they are grey or RGB already."""
+def _oriented(data: bytes, max_pixels: int) -> Image.Image | UInt8[np.ndarray, "h w *rgb"]:
+    """The image in its own mode and the orientation of its EXIF data; only its pixels, if they are grey or RGB."""
     kind = format_of(data)
-    array = _jpeg(data, max_pixels) if kind == "JPEG" else None
+    array = _decode_jpeg(data, max_pixels) if kind == "JPEG" else None
     if array is None:
-        return _by_pil(data, kind, max_pixels)
+        return _decode_with_pil(data, kind, max_pixels)
     metadata = before_scan(data)
     if b"Exif\0\0" not in metadata and b"tiff:Orientation" not in metadata:
         return array
     image = Image.fromarray(array)
     image.info |= Image.open(io.BytesIO(data), formats=("JPEG",)).info
-    _turn(image)
+    _apply_orientation(image)
     return image
 
 
-def _jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w *rgb"] | None:
-    """The pixels of a JPEG by libjpeg-turbo's own interface; None for one left to PIL, which is slower and less strict.
+def _decode_jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w *rgb"] | None:
+    """The pixels of a JPEG, by libjpeg-turbo; None if PIL should decode it, which is slower and less strict.
 
-    Where both decode, they give the same bits. A smaller scale, which JPEG would give for less, is not asked for: its
-    pixels are not those of the whole image resized.
+    Where both decode it, the bits are the same. JPEG could be decoded at a smaller scale in less time, but the pixels
+    would not be those of the resized whole.
     """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -166,21 +166,21 @@ def _jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w *rgb"] | None:
             return None
         array = simplejpeg.decode_jpeg(data, _SPACES[space])
     except ValueError as error:
-        # Of its complaints this is the one that PIL passes over: codes that make no sense, or bytes that are left over.
+        # PIL ignores this error: invalid codes, or bytes that are left over.
         if str(error).startswith("Corrupt JPEG data"):
             raise
         return None
     return array[..., 0] if space == "Gray" else array
 
 
-def _by_pil(data: bytes, kind: str, max_pixels: int) -> Image.Image:
+def _decode_with_pil(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=(kind,))
     _check_size(image.size, max_pixels)
     if kind == "PNG":
         check_png(data)
     image.load()
     if kind != "PNG" or any(word in str(name).lower() for name in image.info for word in ("exif", "xmp")):
-        _turn(image)
+        _apply_orientation(image)
     return image
 
 
@@ -189,8 +189,8 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise _TooLargeError(*size)
 
 
-def _turn(image: Image.Image) -> None:
-    # Editors cut metadata short often enough; an image whose orientation cannot be read is taken as it lies.
+def _apply_orientation(image: Image.Image) -> None:
+    # Editors often truncate metadata. An image whose orientation cannot be read stays as it is.
     with contextlib.suppress(*_BROKEN):
         ImageOps.exif_transpose(image, in_place=True)
 
@@ -199,9 +199,9 @@ def _convert(image: Image.Image, channels: int | None, background: str) -> Image
     image = _eight_bits(image)
     grey = image.mode in _GREY
     if image.has_transparency_data:
-        below = Image.new("RGBA", image.size, background)
+        under = Image.new("RGBA", image.size, background)
         grey = grey and len({*ImageColor.getrgb(background)[:3]}) == 1
-        image = Image.alpha_composite(below, image.convert("RGBA"))
+        image = Image.alpha_composite(under, image.convert("RGBA"))
     mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
     if image.mode == mode:
         return image
@@ -209,14 +209,14 @@ def _convert(image: Image.Image, channels: int | None, background: str) -> Image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image itself, or what PIL would clamp to 255 scaled from 65535 to it."""
+    """The image with 8 bits per channel. Wider integers are scaled from 65535 to 255; PIL would clamp them."""
     if image.mode == "F":
         raise ValueError("its pixels are floats")
     if not image.mode.startswith("I"):
         return image
     wide = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
     scaled = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    if "transparency" in image.info:  # the one value that is not seen
-        seen = Image.fromarray(np.where(wide == image.info["transparency"], 0, 255).astype(np.uint8))
-        return Image.merge("LA", [scaled, seen])
+    if "transparency" in image.info:  # the one value that is transparent
+        opaque = Image.fromarray(np.where(wide == image.info["transparency"], 0, 255).astype(np.uint8))
+        return Image.merge("LA", [scaled, opaque])
     return scaled

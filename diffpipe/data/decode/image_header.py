@@ -1,4 +1,4 @@
-"""What can be said of an encoded image without decoding it: its format, where its metadata are, whether it is whole."""
+"""Properties of an encoded image that need no decoding: its format, its metadata, whether it is whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What PIL calls the formats that are read, by how their files begin. What a file is named says nothing.
+# The first bytes of each supported format, by PIL's name for it. File names are not trusted.
 _MAGIC = {
     "PNG": re.compile(re.escape(_PNG)),
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -19,7 +19,7 @@ _MAGIC = {
 
 
 def format_of(data: bytes) -> str:
-    """The name that PIL has for the format of an image. Raises ValueError where it is none that is read."""
+    """PIL's name for the format of an image. Raises ValueError where the format is not supported."""
     for name, magic in _MAGIC.items():
         if magic.match(data):
             return name
@@ -27,7 +27,7 @@ def format_of(data: bytes) -> str:
 
 
 def before_scan(data: bytes) -> bytes:
-    """A JPEG up to its pixels, with all of its metadata; or all of it, where it is laid out in no ordinary way."""
+    """A JPEG up to its pixels, with all its metadata; or the whole JPEG, where its layout is unusual."""
     at = 2
     while data[at : at + 1] == b"\xff":
         if data[at + 1 : at + 2] == b"\xda":
@@ -37,9 +37,9 @@ def before_scan(data: bytes) -> bytes:
 
 
 def check_png(data: bytes) -> None:
-    """Raise ValueError where a chunk of a PNG is cut short or has another checksum than it says.
+    """Raise ValueError where a chunk of a PNG is cut short or its checksum is wrong.
 
-    PIL checks all chunks but those with the pixels.
+    PIL checks all chunks except those with the pixels.
     """
     view, at, kind = memoryview(data), len(_PNG), b""
     while kind != b"IEND":

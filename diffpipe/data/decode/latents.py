@@ -1,4 +1,4 @@
-"""Shards of latents: a member `latents.npy` instead of an image, and `codec.json`, which says who encoded them."""
+"""Shards of latents: `latents.npy` instead of an image in each sample, and `codec.json`, which names the encoder."""
 
 from __future__ import annotations
 
@@ -24,40 +24,41 @@ def are_latents(shard_set: ShardSet) -> bool:
 
 
 def encoder(shard_set: ShardSet) -> str:
-    """The sha256 of the checkpoint that encoded the shards. Raises UserError where they do not say, or not the same."""
-    found: set[str] = set()
+    """The sha256 of the checkpoint that encoded the shards. Raises UserError if it is missing or not unique."""
+    checkpoints: set[str] = set()
     remote = {redacted(s.remote.file.url): s.remote.file.url for s in shard_set.shards if s.remote is not None}
-    places = {str(Path(path).parent / CODEC) for path in shard_set.paths if path not in remote}
-    for place in sorted(places | {join(parent(url), CODEC) for url in remote.values()}):
+    local = {str(Path(path).parent / CODEC) for path in shard_set.paths if path not in remote}
+    for path in sorted(local | {join(parent(url), CODEC) for url in remote.values()}):
         try:
-            found.add(str(json.loads(_text(place))["sha256"]))
+            checkpoints.add(str(json.loads(_read(path))["sha256"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError) and not isinstance(error, MissingError):
                 raise
-            name = redacted(place) if is_remote(place) else place
+            name = redacted(path) if is_remote(path) else path
             raise UserError(
-                f"{name}: it does not say which checkpoint made the latents beside it; write them with: diffpipe encode"
+                f"{name}: it does not name the checkpoint that encoded the latents; write them with: diffpipe encode"
             ) from error
-    if len(found) > 1:
+    if len(checkpoints) > 1:
         raise UserError(f"{shard_set.paths[0]} and others: encoded by several checkpoints; use the shards of one")
-    return found.pop()
+    return checkpoints.pop()
 
 
-def _text(place: str) -> str | bytes:
-    if not is_remote(place):
-        return Path(place).read_text(encoding="utf-8")
-    with RemoteFile(place) as file:
+def _read(path: str) -> str | bytes:
+    if not is_remote(path):
+        return Path(path).read_text(encoding="utf-8")
+    with RemoteFile(path) as file:
         return file.readall()
 
 
 def to_bytes(latents: Float32[np.ndarray, "c h w"]) -> bytes:
+    """The content of a `latents.npy` member."""
     buffer = io.BytesIO()
     np.save(buffer, latents, allow_pickle=False)
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes, where: str) -> Float32[np.ndarray, "c h w"]:
-    """The inverse of `to_bytes`. Raises BadSampleError that begins with `where`."""
+    """The latents in a `latents.npy` member. Raises BadSampleError, which begins with `where`."""
     try:
         latents = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Which samples of a source are packed, and which of them are held out."""
+"""The choice of the samples of a source that are packed, and of those that are held out."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from diffpipe.rng import permutation
 
 @dataclass(frozen=True)
 class Split:
-    """A division into train and test, which no group of samples straddles.
+    """A split into train and test that keeps each group of samples together.
 
     by: "group" for the first folder of each name, "column:NAME" for a column of the labels file or the table, or a
-    regular expression that finds the group in each name (its first pair of parentheses, or all that it matches).
-    fraction: of the groups that are tested on, on average. Which ones depends on their names alone.
+    regular expression that finds the group in each name: its first parentheses, or the whole match. fraction: the
+    expected fraction of groups in test. Which groups these are depends on their names alone.
     """
 
     by: str
@@ -46,24 +46,24 @@ class Split:
             return list(source.column(self.by.removeprefix("column:")))
         names = source.names()
         if self.by == "group":
-            found = [name.partition("/")[0] if "/" in name else None for name in names]
+            groups = [name.partition("/")[0] if "/" in name else None for name in names]
         else:
             try:
                 pattern = re.compile(self.by)
             except re.error as error:
-                raise UserError(f"--split-by {self.by}: not a regular expression ({error}); mend it") from error
+                raise UserError(f"--split-by {self.by}: not a regular expression ({error}); correct it") from error
             matches = (pattern.search(name) for name in names)
-            found = [match and match[1 if pattern.groups else 0] for match in matches]
-        for name, group in zip(names, found, strict=True):
+            groups = [match and match[1 if pattern.groups else 0] for match in matches]
+        for name, group in zip(names, groups, strict=True):
             if group is None:
-                raise UserError(f"--split-by {self.by}: {name} is in no group; give a pattern that fits each name")
-        return [group for group in found if group is not None]
+                raise UserError(f"--split-by {self.by}: {name} is in no group; give a pattern that matches each name")
+        return [group for group in groups if group is not None]
 
 
 def choose(
     source: Source, only: Collection[int], leave_out: Collection[int], per_class: int | None, seed: int
 ) -> np.ndarray:
-    """Indices of the samples to pack, int64. See `pack`. Raises UserError."""
+    """The indices of the samples to pack, int64; `pack` describes the arguments. Raises UserError."""
     options = {"--only": only, "--leave-out": leave_out, "--per-class": per_class}
     used = [option for option, value in options.items() if value]
     if not used:
@@ -80,13 +80,13 @@ def choose(
     kept = [label for label in sorted(set(only)) or known.tolist() if label not in leave_out]
     chosen = [np.flatnonzero(np.isin(labels, kept))]
     if per_class is not None:
-        chosen = [_some(labels, label, names, per_class, seed) for label in kept]
+        chosen = [_draw(labels, label, names, per_class, seed) for label in kept]
     if not sum(map(len, chosen)):
         raise UserError("--only and --leave-out leave no images; keep a class that has some")
     return np.concatenate(chosen)
 
 
-def _some(labels: np.ndarray, label: int, names: Sequence[str] | None, n: int, seed: int) -> np.ndarray:
+def _draw(labels: np.ndarray, label: int, names: Sequence[str] | None, n: int, seed: int) -> np.ndarray:
     members = np.flatnonzero(labels == label)
     if len(members) < n:
         name = label if names is None else names[label]

@@ -1,4 +1,4 @@
-"""The archive of CIFAR-10 for Python (https://www.cs.toronto.edu/~kriz/cifar.html), read where it lies."""
+"""The CIFAR-10 archive for Python (https://www.cs.toronto.edu/~kriz/cifar.html), read without extracting it."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class CifarSource:
             raise UserError(f"--split {split}: CIFAR-10 has {' and '.join(_BATCHES)}; give one of them")
         self.path = path
         wanted = _BATCHES[split]
-        found = _read(path, {*wanted, _NAMES})
-        # An archive may hold fewer batches than the published one, but none that would be missed within the row.
-        there = [name for name in wanted if name in found]
-        if _NAMES not in found or not there or there != wanted[: len(there)]:
-            lacking = _NAMES if _NAMES not in found else next(name for name in wanted if name not in found)
-            raise UserError(f"{path}: no {lacking} in it; give the archive cifar-10-python.tar.gz, and whole")
-        self.classes = _class_names(found[_NAMES], f"{path}: {_NAMES}")
+        pickles = _read_pickles(path, {*wanted, _NAMES})
+        # An archive may hold fewer batches than the published one, but only the last ones may be missing.
+        batches = [name for name in wanted if name in pickles]
+        if _NAMES not in pickles or not batches or batches != wanted[: len(batches)]:
+            lacking = _NAMES if _NAMES not in pickles else next(name for name in wanted if name not in pickles)
+            raise UserError(f"{path}: no {lacking} in it; give the whole archive cifar-10-python.tar.gz")
+        self.classes = _class_names(pickles[_NAMES], f"{path}: {_NAMES}")
         self.labels: list[int] = []
         self._files: list[str] = []
         images: list[np.ndarray] = []
-        for name in there:
-            data, labels, files = _batch(found.pop(name), len(self.classes), f"{path}: {name}")
+        for name in batches:
+            data, labels, files = _batch(pickles.pop(name), len(self.classes), f"{path}: {name}")
             images.append(rearrange(data, "n (c h w) -> n h w c", c=3, h=_SIDE))
             self.labels += labels
             self._files += files
@@ -60,9 +60,9 @@ class CifarSource:
         raise UserError(f"{self.path}: the archive has no columns to split by; use --split")
 
 
-def _read(path: Path, names: set[str]) -> dict[str, Any]:
-    """What the pickles of these names hold."""
-    found: dict[str, Any] = {}
+def _read_pickles(path: Path, names: set[str]) -> dict[str, Any]:
+    """The contents of the pickles with these names."""
+    pickles: dict[str, Any] = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
             for info in archive:
@@ -70,22 +70,22 @@ def _read(path: Path, names: set[str]) -> dict[str, Any]:
                 if name not in names or not info.isreg():
                     continue
                 if info.size > _MAX_BYTES:
-                    raise UserError(f"{path}: {info.name}: {info.size} bytes, more than any batch; fetch it anew")
+                    raise UserError(f"{path}: {info.name}: {info.size} bytes, more than any batch; download it again")
                 file = archive.extractfile(info)
                 assert file is not None
-                if name in found:
-                    raise UserError(f"{path}: {name} comes twice; fetch the archive anew")
-                found[name] = _dictionary(file.read(), f"{path}: {name}")
+                if name in pickles:
+                    raise UserError(f"{path}: {name} comes twice; download the archive again")
+                pickles[name] = _dictionary(file.read(), f"{path}: {name}")
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole .tar.gz archive ({error}); fetch it anew") from error
-    return found
+        raise UserError(f"{path}: not a whole .tar.gz archive ({error}); download it again") from error
+    return pickles
 
 
 def _dictionary(data: bytes, where: str) -> dict[str, Any]:
     value = load_plain(data, where)
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a dictionary, which a batch of CIFAR-10 is; give cifar-10-python.tar.gz")
-    return {_text(key): each for key, each in value.items()}
+    return {_text(key): entry for key, entry in value.items()}
 
 
 def _class_names(meta: dict[str, Any], where: str) -> list[str]:
@@ -96,14 +96,14 @@ def _class_names(meta: dict[str, Any], where: str) -> list[str]:
 
 
 def _batch(batch: dict[str, Any], classes: int, where: str) -> tuple[np.ndarray, list[int], list[str]]:
-    """Images uint8 [n 3072], labels and file names of a batch."""
+    """The images uint8 [n 3072], labels and file names of a batch."""
     data, labels, files = (batch.get(key) for key in ("data", "labels", "filenames"))
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * _SIDE * _SIDE,):
         raise UserError(f"{where}: its data is not bytes in rows of {3 * _SIDE * _SIDE}; give cifar-10-python.tar.gz")
     if not isinstance(labels, list) or len(labels) != len(data):
-        raise UserError(f"{where}: not a list of {len(data)} labels, one for each image; fetch the archive anew")
+        raise UserError(f"{where}: not a list of {len(data)} labels, one for each image; download the archive again")
     if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
-        raise UserError(f"{where}: a label is not a number from 0 to {classes - 1}; fetch the archive anew")
+        raise UserError(f"{where}: a label is not a number from 0 to {classes - 1}; download the archive again")
     return data, labels, [_text(name) for name in files or []]
 
 

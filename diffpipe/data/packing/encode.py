@@ -1,4 +1,4 @@
-"""How an image is written: as it is, or resized, on a background, in another format."""
+"""The form in which images are written: unchanged, or resized, on a background, in another format."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 
 @dataclass(frozen=True)
 class Encoding:
-    """What becomes of each image; whatever it is, the image is decoded once, so that a broken one is found.
+    """How images are encoded. Each image is decoded in any case, so that a broken one is found.
 
-    resolution: its side after a resize and a crop at the centre. format: "keep" leaves the bytes of PNG, JPEG and WebP
-    as they are where neither the resolution nor the background changes a pixel, and writes PNG otherwise; the others
-    write every image anew, its pixels alone. quality: of JPEG (at full chroma resolution) and WebP, 1 to 100.
-    background: the colour under transparent pixels; None: white, but kept bytes stay transparent.
+    resolution: the side in pixels after resizing and cropping at the centre. format: "keep" leaves the bytes of PNG,
+    JPEG and WebP unchanged where neither the resolution nor the background changes a pixel, and writes PNG otherwise;
+    the other formats encode every image again, without metadata. quality: of JPEG (at full chroma resolution) and WebP,
+    1 to 100. background: the colour under transparent pixels; None: white, but unchanged files stay transparent.
     """
 
     resolution: int | None = None
@@ -39,9 +39,9 @@ class Encoding:
         if item.image is None:
             return item.members
         extension, data = self._encode(item, item.image)
-        twice = next((e for e in IMAGE_EXTENSIONS if e in item.members), None)
-        if twice is not None and data is not item.image:
-            raise UserError(f"{item.where}: has a .{twice} beside its image; pack such samples as they are")
+        second = next((e for e in IMAGE_EXTENSIONS if e in item.members), None)
+        if second is not None and data is not item.image:
+            raise UserError(f"{item.where}: has a .{second} beside its image; pack such samples unchanged")
         return {extension: data, **item.members}
 
     def _encode(self, item: PackItem, data: bytes | np.ndarray) -> tuple[str, bytes]:
@@ -59,7 +59,7 @@ class Encoding:
         return self._save(image)
 
     def _save(self, image: Image.Image) -> tuple[str, bytes]:
-        image.info = {}  # no colour profile, no text: PIL would write them
+        image.info = {}  # PIL would write its colour profile and text
         buffer = io.BytesIO()
         if self.format == "jpeg":
             image.save(buffer, "JPEG", quality=self.quality, subsampling=0, optimize=True)

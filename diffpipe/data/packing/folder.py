@@ -1,4 +1,4 @@
-"""Image folders, plain or in a zip archive; a class is a folder, or what a labels file says."""
+"""Image folders, plain or in a zip archive. Classes come from subfolders or from a labels file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pgm", ".ppm", ".
 class FolderSource:
     """The images below a folder or in a zip archive of one.
 
-    Without a labels file the folders directly in it are the classes, by name, and images directly in it have no labels.
-    With one the images are those that it names. `skipped` counts the files that are no images by their names,
-    `unlabelled` the images that the labels file does not name. Raises UserError.
+    Without a labels file, its subfolders are the classes, sorted by name; if it has none, there are no labels. With a
+    labels file, the images are those that it names. skipped: the number of files that are no images by their names.
+    unlabelled: the number of images that the labels file does not name. Raises UserError.
     """
 
-    def __init__(self, place: Path, labels_file: Path | None = None, classes: Sequence[str] | None = None):
-        self.tree = Folder(place) if place.is_dir() else Zip(place)
+    def __init__(self, root: Path, labels_file: Path | None = None, classes: Sequence[str] | None = None):
+        self.tree = Folder(root) if root.is_dir() else Zip(root)
         self.labels: list[int] | None = None
         self.classes: list[str] | None = None
         self.paths = [path for path in self.tree.paths if path.lower().endswith(SUFFIXES)]
@@ -35,18 +35,18 @@ class FolderSource:
             self.unlabelled = sum(path not in self._rows for path in self.paths)
             if self.unlabelled == len(self.paths):
                 raise UserError(
-                    f"{labels_file}: it names none of the {len(self.paths)} images of {place}, but such as "
-                    f"{next(iter(self._rows))}; give paths relative to {place}"
+                    f"{labels_file}: it names none of the {len(self.paths)} images of {root}, but for example "
+                    f"{next(iter(self._rows))}; give paths relative to {root}"
                 )
             self.paths = in_order(self._rows)
             named = [self._rows[path]["label"] for path in self.paths]
             self.labels, self.classes = numbered(named, classes, str(labels_file))
             return
         if not self.paths:
-            raise UserError(f"{place}: no images in it; give a folder of {', '.join(SUFFIXES)}")
+            raise UserError(f"{root}: no images in it; give a folder of {', '.join(SUFFIXES)}")
         if self.tree.top:
             self.classes = self.tree.top
-            self.labels = self._labels_of_folders(place)
+            self.labels = self._labels_of_folders(root)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -59,17 +59,17 @@ class FolderSource:
 
     def column(self, name: str) -> list[str]:
         if self.labels_file is None:
-            raise UserError(f"{self.tree.place}: no labels file, so no column {name!r}; give one with --labels-file")
+            raise UserError(f"{self.tree.root}: no labels file, so no column {name!r}; give one with --labels-file")
         for path in self.paths:
             if name not in self._rows[path]:
                 known = ", ".join(self._rows[path])
                 raise UserError(f"{self.labels_file}: {path} has no column {name!r}, but {known}; give one of them")
         return [self._rows[path][name] for path in self.paths]
 
-    def _labels_of_folders(self, place: Path) -> list[int]:
+    def _labels_of_folders(self, root: Path) -> list[int]:
         stray = next((path for path in self.paths if "/" not in path), None)
         if stray is not None:
-            raise UserError(f"{place}: holds images beside class folders; move {stray} and the like into one")
+            raise UserError(f"{root}: holds images beside class folders; move {stray} and others like it into one")
         number = {name: label for label, name in enumerate(self.tree.top)}
         labels = [number[path.split("/")[0]] for path in self.paths]
         empty = sorted(set(range(len(number))) - set(labels))

@@ -1,4 +1,4 @@
-"""The idx format of MNIST and its kin: unsigned bytes behind a big-endian header (http://yann.lecun.com/exdb/mnist/)."""
+"""The idx format of MNIST and similar data sets: unsigned bytes behind a big-endian header (http://yann.lecun.com/exdb/mnist/)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNSIGNED_BYTE = 8
 
 
 class IdxSource:
-    """The grey images of an idx file, with the labels of another. Raises UserError."""
+    """The grey images of an idx file, with the labels of another one. Raises UserError."""
 
     def __init__(self, images: Path, labels: Path | None = None, classes: Sequence[str] | None = None):
         self.path = images
@@ -43,14 +43,18 @@ class IdxSource:
         return PackItem(f"{self.path}: image {i}", self.images[i])
 
     def names(self) -> list[str]:
-        raise UserError(f"{self.path}: idx files have no names to split by; they come split: see --split")
+        raise UserError(
+            f"{self.path}: idx files have no names to split by; they have a train and a test file: see --split"
+        )
 
     def column(self, name: str) -> list[str]:
-        raise UserError(f"{self.path}: idx files have no columns to split by; they come split: see --split")
+        raise UserError(
+            f"{self.path}: idx files have no columns to split by; they have a train and a test file: see --split"
+        )
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The array of an idx file, gzipped or not, uint8 with so many dimensions. Raises UserError."""
+    """The uint8 array of an idx file, gzipped or not, with this number of dimensions. Raises UserError."""
     try:
         data = path.read_bytes()
         if data.startswith(b"\x1f\x8b"):
@@ -63,18 +67,18 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     if len(data) != header + math.prod(shape):
         raise UserError(
-            f"{path}: has {len(data)} bytes, but its header says {header + math.prod(shape)}; fetch it anew"
+            f"{path}: has {len(data)} bytes, but its header says {header + math.prod(shape)}; download it again"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
 
 
 def find_idx(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """The images and labels file of a split (`train`, `t10k`) by their usual names, or None."""
-    found: list[Path] = []
+    """The images and labels files of a split (`train`, `t10k`) under their usual names, or None."""
+    files: list[Path] = []
     for kind in ("images-idx3", "labels-idx1"):
         names = (f"{split}-{kind}-ubyte{suffix}" for suffix in ("", ".gz"))
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is None:
             return None
-        found.append(path)
-    return found[0], found[1]
+        files.append(path)
+    return files[0], files[1]

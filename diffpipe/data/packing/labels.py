@@ -1,4 +1,4 @@
-"""Labels files: which label each image has, by its relative path, and what else a table says of it."""
+"""Labels files: the label of each image, by its relative path, and further columns."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_labels(file: Path) -> dict[str, dict[str, str]]:
-    """The rows of a labels file by relative path: its columns by name, of which one is "label".
+    """The rows of a labels file by relative path. Each row maps column names, including "label", to values.
 
-    CSV or TSV: with a header that names a path and a label column, or without one the path first and the label second.
+    CSV or TSV: with a header that names a path and a label column, or without a header the path and then the label.
     JSON lines: objects with a path and a label. Anything else is text: a path, spaces, a label. Raises UserError.
     """
     try:
@@ -29,34 +29,35 @@ def read_labels(file: Path) -> dict[str, dict[str, str]]:
         raise UserError(f"{file}: cannot be read ({error}); give a text file in UTF-8") from error
     suffix = file.suffix.lower()
     if suffix in _JSON_LINES:
-        rows = _json_lines(file, text)
+        rows = _json_rows(file, text)
     elif suffix in _SEPARATORS:
-        rows = _table(file, text, _SEPARATORS[suffix])
+        rows = _csv_rows(file, text, _SEPARATORS[suffix])
     else:
-        rows = _words(file, text)
-    found: dict[str, dict[str, str]] = {}
+        rows = _text_rows(file, text)
+    by_path: dict[str, dict[str, str]] = {}
     for number, row in rows:
-        path = _named(file, number, row, _PATH)
+        path = _cell(file, number, row, _PATH)
         parts = [part for part in path.split("/") if part not in ("", ".")]
         if path.startswith("/") or ".." in parts or not parts:
             raise UserError(f"{file}:{number}: {path!r} is not a relative path; give paths below the folder of images")
         path = "/".join(parts)
-        if path in found:
+        if path in by_path:
             raise UserError(f"{file}:{number}: {path} is named twice; keep one row for each image")
-        found[path] = {**row, "label": _named(file, number, row, _LABEL)}
-    if not found:
+        by_path[path] = {**row, "label": _cell(file, number, row, _LABEL)}
+    if not by_path:
         raise UserError(f"{file}: no rows; give one for each image, with its path and its label")
-    return found
+    return by_path
 
 
-def _named(file: Path, number: int, row: dict[str, str], names: tuple[str, ...]) -> str:
+def _cell(file: Path, number: int, row: dict[str, str], names: tuple[str, ...]) -> str:
+    """The value of the first of these columns that the row has. Raises UserError where it is empty or missing."""
     value = next((row[name] for name in names if name in row), "")
     if not value:
         raise UserError(f"{file}:{number}: no {names[0]}; each row needs a path and a label")
     return value
 
 
-def _table(file: Path, text: str, separator: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_rows(file: Path, text: str, separator: str) -> Iterator[tuple[int, dict[str, str]]]:
     reader = csv.reader(io.StringIO(text), delimiter=separator)
     header = [_PATH[0], _LABEL[0]]
     try:
@@ -67,24 +68,24 @@ def _table(file: Path, text: str, separator: str) -> Iterator[tuple[int, dict[st
                 header = [lower if lower in _PATH + _LABEL else cell for lower, cell in zip(words, row, strict=True)]
             elif any(row):
                 if len(row) < len(header):
-                    raise UserError(f"{file}:{reader.line_num}: {len(row)} cells for {len(header)}; mend the row")
+                    raise UserError(f"{file}:{reader.line_num}: {len(row)} cells for {len(header)}; correct the row")
                 yield reader.line_num, dict(zip(header, row, strict=False))
     except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num}: {error}; mend the row") from error
+        raise UserError(f"{file}:{reader.line_num}: {error}; correct the row") from error
 
 
-def _json_lines(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     for number, line in _lines(text):
         try:
             row: Any = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{file}:{number}: not JSON ({error}); give one object a line") from error
+            raise UserError(f"{file}:{number}: not JSON ({error}); give one object per line") from error
         if not isinstance(row, dict):
             raise UserError(f'{file}:{number}: not an object; give lines such as {{"path": "a.png", "label": "cat"}}')
         yield number, {key: str(value) for key, value in row.items() if type(value) in (str, int)}
 
 
-def _words(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _text_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     for number, line in _lines(text):
         words = line.rsplit(maxsplit=1)
         if len(words) < 2:

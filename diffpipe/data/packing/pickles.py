@@ -1,7 +1,7 @@
-"""Pickles that hold plain data and numpy arrays, read without running anything that they name.
+"""Pickles of plain data and numpy arrays, read without running anything that they name.
 
-A pickle is a program that may call whatever can be imported. Here its few permitted names stand for classes of this
-module, which take down what numpy would have been told, so that not even numpy's own unpickling is trusted.
+A pickle is a program that may call whatever can be imported. Here its few permitted names are mapped to classes of this
+module, which record the arguments that numpy would get. So not even numpy's own unpickling is trusted.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ _BROKEN = (
 
 
 def load_plain(data: bytes, where: str) -> Any:
-    """What a pickle holds: dicts, lists, tuples, numbers, bytes, text, and numpy arrays of integers.
+    """The content of a pickle: dicts, lists, tuples, numbers, bytes, text, and numpy arrays of integers.
 
-    The strings of Python 2 are bytes. Raises UserError that begins with `where`, before anything is called, where the
-    pickle names any function or class but those that numpy's arrays need.
+    Strings of Python 2 become bytes. Raises UserError, which begins with `where`, before anything is called, if the
+    pickle names a function or class that numpy arrays do not need.
     """
     try:
         return _plain(_Unpickler(io.BytesIO(data), encoding="bytes").load())
     except _ForbiddenError as error:
         raise UserError(
-            f"{where}: its pickle would call {error}, which plain data does not; nothing of it was run: remove the "
-            "file, and fetch it from where it was first published"
+            f"{where}: its pickle would call {error}, which plain data does not need; nothing was run: remove the "
+            "file, and download it from its original publisher"
         ) from error
     except _BROKEN as error:
-        raise UserError(f"{where}: not a pickle of plain data and arrays ({error}); fetch it anew") from error
+        raise UserError(f"{where}: not a pickle of plain data and arrays ({error}); download it again") from error
 
 
 class _ForbiddenError(Exception):
@@ -68,7 +68,7 @@ class _Type:
 
 
 class _Array:
-    """A numpy array, whose state says what is in it."""
+    """A numpy array, whose content is in its state."""
 
     def __init__(self, *_: Any):
         self.value: np.ndarray | None = None
@@ -87,7 +87,7 @@ class _Buffer(_Array):
 
 
 class _Nothing:
-    """`numpy.ndarray`, which the pickle names but which is not called."""
+    """`numpy.ndarray`, which the pickle names but does not call."""
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
@@ -100,7 +100,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in protocol 2: `_codecs.encode(text, "latin1")`."""
+    """Bytes as Python 3 writes them in protocol 2: `_codecs.encode(text, "latin1")`."""
     if _text(encoding) not in ("latin1", "latin-1"):
         raise ValueError(f"bytes as {encoding}")
     return text.encode("latin-1")
@@ -126,9 +126,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """The value with arrays for what stood for them. Raises TypeError for anything that is no data."""
+    """The value with numpy arrays in place of the recorded ones. Raises TypeError for other objects."""
     if isinstance(value, dict):
-        return {_plain(key): _plain(each) for key, each in value.items()}
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(_plain, value))
     if isinstance(value, _Array):

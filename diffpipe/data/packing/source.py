@@ -1,4 +1,4 @@
-"""What can be packed: samples in a fixed order, each an image and what else belongs to it."""
+"""Sources of samples to pack: an image and further members for each sample, in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from diffpipe.errors import UserError
 
 @dataclass(frozen=True)
 class PackItem:
-    """One sample as its source has it.
+    """One sample of a source.
 
-    where: what an error calls it. image: encoded, or pixels [h w] or [h w 3]; None where there is none. extension: the
-    image's where its bytes stay as they are (None: what its first bytes say). members: the rest, by extension.
+    where: its name in error messages. image: encoded bytes, or pixels [h w] or [h w 3]; None where there is none.
+    extension: that of an image whose bytes stay unchanged (None: by its format). members: the others, by extension.
     """
 
     where: str
@@ -28,9 +28,9 @@ class PackItem:
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples to pack, with a label each (or none at all) and the names of the classes (or none).
+    """Samples to pack. labels: one for each, or None. classes: the names of the classes, or None.
 
-    It goes to worker processes, forked or pickled.
+    It is passed to worker processes, forked or pickled.
     """
 
     @property
@@ -42,23 +42,23 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def item(self, i: int) -> PackItem:
-        """Sample i. Raises UserError where it cannot be had."""
+        """Sample i. Raises UserError where it cannot be read."""
         ...
 
     def names(self) -> Sequence[str]:
-        """What each sample is called: a relative path or a key. Raises UserError where they have no names."""
+        """The name of each sample: a relative path or a key. Raises UserError where they have no names."""
         ...
 
     def column(self, name: str) -> Sequence[str]:
-        """What a column of the labels file or the table says of each sample. Raises UserError where there is none."""
+        """The values of a column of the labels file or the table. Raises UserError where there is no such column."""
         ...
 
 
 def numbered(labels: Sequence[str], classes: Sequence[str] | None, where: str) -> tuple[list[int], list[str] | None]:
-    """Labels as numbers, and the classes' names: numbers stay what they are, names are numbered.
+    """The labels as numbers, and the names of the classes.
 
-    Names are numbered as they stand in `classes`, or else in alphabetical order. Raises UserError that begins with
-    `where`.
+    Numbers stay unchanged. Names are numbered by their place in `classes`, or else in alphabetical order. Raises
+    UserError, which begins with `where`.
     """
     if all(label.isascii() and label.isdigit() for label in labels):
         numbers = [int(label) for label in labels]
@@ -69,5 +69,5 @@ def numbered(labels: Sequence[str], classes: Sequence[str] | None, where: str) -
     number = {name: i for i, name in enumerate(names)}
     unknown = next((label for label in labels if label not in number), None)
     if unknown is not None:
-        raise UserError(f"{where}: a label is {unknown!r}, which --classes does not name; add it or mend the label")
+        raise UserError(f"{where}: a label is {unknown!r}, which --classes does not name; add it or correct the label")
     return [number[label] for label in labels], names

@@ -1,4 +1,4 @@
-"""Files by their paths relative to a folder, which may lie in a zip archive: listed, and read where they lie."""
+"""The files below a folder or in a zip archive, by relative path. Nothing is extracted."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any
 from diffpipe.data.index.scan import MAX_MEMBER
 from diffpipe.errors import UserError
 
-_NOT_MINE = "__MACOSX"  # what macOS puts into archives beside the files
+_MACOS = "__MACOSX"  # metadata that macOS adds to archives
 
 
 class Folder:
-    """The files below a folder, links followed; hidden ones do not count.
+    """The files below a folder, without hidden ones. Links are followed.
 
-    paths: relative, with "/", in the order of their parts. top: the names of the folders directly in it.
+    paths: relative, with "/", sorted by their parts. top: the names of the folders directly in it.
     """
 
-    def __init__(self, place: Path):
-        self.place = place
-        found = [*_walk(place, "")]
-        self.top = sorted({path.split("/")[0] for path, is_folder in found if is_folder})
-        self.paths = in_order(path for path, is_folder in found if not is_folder)
+    def __init__(self, root: Path):
+        self.root = root
+        entries = [*_walk(root, "")]
+        self.top = sorted({path.split("/")[0] for path, is_folder in entries if is_folder})
+        self.paths = in_order(path for path, is_folder in entries if not is_folder)
 
     def where(self, path: str) -> str:
-        return str(self.place / path)
+        return str(self.root / path)
 
     def read(self, path: str) -> bytes:
         """Raises UserError."""
-        file = self.place / path
+        file = self.root / path
         try:
             if not file.is_file():
-                raise UserError(f"{file}: no such file; mend its name or remove what names it")
+                raise UserError(f"{file}: no such file; correct the path, or remove its row")
             _require_size(str(file), file.stat().st_size)
             return file.read_bytes()
         except OSError as error:
@@ -44,17 +44,18 @@ class Folder:
 
 
 class Zip:
-    """The files of a zip archive, read in place. A single folder that holds everything is taken for the archive itself.
+    """The files of a zip archive, read in place. If a single folder contains everything, paths are relative to it.
 
-    paths and top are as in `Folder`. Nothing is extracted, so that names cannot lead anywhere. It pickles as its path.
+    paths and top are as in `Folder`. Nothing is extracted, so names cannot lead out of a folder. It pickles as its
+    path.
     """
 
-    def __init__(self, place: Path):
-        self.place = place
+    def __init__(self, root: Path):
+        self.root = root
         try:
-            self._archive = zipfile.ZipFile(_Positioned(place))
+            self._archive = zipfile.ZipFile(_PositionedFile(root))
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{place}: not a whole zip archive ({error}); fetch or write it anew") from error
+            raise UserError(f"{root}: not a whole zip archive ({error}); download or write it again") from error
         self._entries: dict[str, zipfile.ZipInfo] = {}
         folders: list[list[str]] = []
         files: list[tuple[list[str], zipfile.ZipInfo]] = []
@@ -71,39 +72,40 @@ class Zip:
         for parts, info in files:
             path = "/".join(parts[skip:])
             if path in self._entries:
-                raise UserError(f"{place}: {path} comes twice; write the archive anew with unique names")
+                raise UserError(f"{root}: {path} comes twice; write the archive again with unique names")
             self._entries[path] = info
         inner = [parts[skip:] for parts in folders] + [parts[skip:-1] for parts, _ in files]
         self.top = sorted({parts[0] for parts in inner if parts})
         self.paths = in_order(self._entries)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Zip, (self.place,)
+        return Zip, (self.root,)
 
     def where(self, path: str) -> str:
-        return f"{self.place}: {path}"
+        return f"{self.root}: {path}"
 
     def read(self, path: str) -> bytes:
-        """The file, held against its crc32. Raises UserError."""
+        """The content of a file, checked against its crc32. Raises UserError."""
         where, info = self.where(path), self._entries.get(path)
         if info is None:
-            raise UserError(f"{where}: not in the archive; mend the name or remove what names it")
+            raise UserError(f"{where}: not in the archive; correct the path, or remove its row")
         _require_size(where, info.file_size)
         try:
             return self._archive.read(info)
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
             # RuntimeError: encrypted, or compressed in a way that this Python was built without
             raise UserError(
-                f"{where}: cannot be read ({error}); write the archive anew without it or mend it"
+                f"{where}: cannot be read ({error}); write the archive again without it, or repair it"
             ) from error
 
 
 def in_order(paths: Iterable[str]) -> list[str]:
+    """The paths sorted by their parts."""
     return sorted(paths, key=lambda path: path.split("/"))
 
 
 def _walk(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, bool]]:
-    """Relative path, and whether it is a folder. A link to a folder above it ends there."""
+    """Relative paths, and whether each is a folder. A link to a folder above it is not followed."""
     try:
         entries = [entry for entry in os.scandir(folder) if not _hidden(entry.name)]
     except OSError as error:
@@ -121,7 +123,7 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tu
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == _NOT_MINE
+    return name.startswith(".") or name == _MACOS
 
 
 def _require_size(where: str, size: int) -> None:
@@ -129,12 +131,12 @@ def _require_size(where: str, size: int) -> None:
         raise UserError(f"{where}: {size} bytes, more than {MAX_MEMBER}; make the image smaller or remove it")
 
 
-class _Positioned(io.RawIOBase):
-    """A file read by `os.pread` at a position that is this object's own: forked workers may share what is open."""
+class _PositionedFile(io.RawIOBase):
+    """A file with a position of its own, read by `os.pread`: forked workers may share the descriptor."""
 
     def __init__(self, path: Path):
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -143,19 +145,19 @@ class _Positioned(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._file).st_size}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self._file).st_size}[whence]
         if start + offset < 0:
             raise OSError(22, "a position before the start of the file")
-        self._at = start + offset
-        return self._at
+        self._position = start + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        data = os.pread(self._file, len(buffer), self._at)
+        data = os.pread(self._file, len(buffer), self._position)
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
     def close(self) -> None:

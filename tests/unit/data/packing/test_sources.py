@@ -120,7 +120,7 @@ def test_numbers_in_a_labels_file_are_the_labels(tmp_path: Path) -> None:
         FolderSource(folder, file, list("abc"))
     file.write_text("cat/1.png 7\ncat/3.png 2\n")
     assert pack(FolderSource(folder, file), tmp_path / "out", max_bad_samples=1) == [
-        f"{folder}/cat/3.png: no such file; mend its name or remove what names it"
+        f"{folder}/cat/3.png: no such file; correct the path, or remove its row"
     ]
     assert labels(load(str(tmp_path / "out")), [0]).tolist() == [7]
 
