@@ -1,26 +1,26 @@
-"""The errors that a user can act on."""
+"""Errors that a user can act on."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something that the user can mend: the message is one sentence or two on what is wrong, where, and what to do.
+    """An error that the user can fix. Its message says in a sentence or two what is wrong, where, and what to do.
 
-    The command line prints the message alone and exits with `status`.
+    The command line prints only the message and exits with `status`.
     """
 
     status = 2
 
 
 class BadSampleError(UserError):
-    """The bytes of one sample are not what they should be, whoever reads them and whenever."""
+    """One sample is bad: reading it again, or elsewhere, gives the same error."""
 
 
 class RankError(UserError):
-    """What this rank alone has met: it says so itself and leaves, and the launcher ends the others."""
+    """An error of this rank alone: it prints the message and exits, and the launcher ends the other ranks."""
 
 
 class LostPeerError(RankError):
-    """Another process of the job has died or hangs: nothing that needs all of them can be done any more."""
+    """Another process of the job has died or hangs, so collective operations are no longer possible."""
 
     status = 1

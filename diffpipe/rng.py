@@ -1,12 +1,13 @@
-"""Randomness as a pure function of (seed, purpose, position).
+"""Random numbers as a pure function of (seed, purpose, position).
 
-No generator is ever advanced, so nothing about randomness has to be saved: the noise of sample 12,345 is the same
-whichever rank, worker, micro-batch or device draws it, and however often the run was killed before.
+No generator is ever advanced, so no generator state has to be saved. The noise of sample 12,345 is the same on every
+rank, worker, micro-batch and device, however often the run was killed before.
 
-The bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), written over
-int64 arithmetic that numpy arrays and torch tensors share. Uniforms and normals are made from the bits with sums,
-products, quotients and square roots alone, one rounding each: IEEE 754 fixes every one of them, so the floats too are
-bit-identical on every device and at every batch split, which `torch.randn` and even `torch.log` do not promise.
+The bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), in int64
+arithmetic that numpy arrays and torch tensors share. Uniforms and normals are computed from the bits with sums,
+products, quotients and square roots only, one rounding each. IEEE 754 defines each of these exactly, so the floats are
+bit-identical, too, on every device and for every split into batches. `torch.randn` and even `torch.log` do not promise
+that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _ROUNDS = 10
 
 
 def fold_in(*parts: int | str) -> int:
-    """A 63-bit integer that depends on all `parts`: seeds for purposes, steps and ranks."""
+    """A 63-bit integer that depends on all `parts`, as a seed for a purpose, step or rank."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -36,12 +37,12 @@ def fold_in(*parts: int | str) -> int:
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: int) -> tuple[Any, Any, Any, Any]:
     """Philox4x32-10 of the 128-bit counters (c0, c1, c2, c3) under a 64-bit key.
 
-    Each counter word is an int64 array (numpy or torch, of one shape) that holds values in [0, 2^32), and so is each of
-    the four words returned. Checked against the known answers published with Random123.
+    The counter words are int64 arrays (numpy or torch, of one shape) with values in [0, 2^32), and so are the four
+    words that it returns. The tests compare it with the known answers published with Random123.
     """
     k0, k1 = key & _WORD, (key >> 32) & _WORD
     for _ in range(_ROUNDS):
-        # The product of two 32-bit words overflows int64 into its sign bit; two's complement keeps all 64 bits right,
+        # The product of two 32-bit words overflows int64 into its sign bit. Two's complement keeps all 64 bits right,
         # and the mask after the arithmetic shift drops the copies of the sign.
         p0, p1 = c0 * _MULTIPLIER[0], c2 * _MULTIPLIER[1]
         c0, c1, c2, c3 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, p1 & _WORD, ((p0 >> 32) & _WORD) ^ c3 ^ k1, p0 & _WORD
@@ -52,7 +53,7 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, key: int) -> tuple[Any, Any, Any,
 def permutation(n: int, *parts: int | str) -> np.ndarray:
     """A uniformly random permutation of range(n), int64 [n], that depends on `parts` alone.
 
-    It sorts 64 random bits an entry rather than calling numpy's own shuffle, whose stream may change between releases.
+    It sorts by 64 random bits per entry. Numpy's own shuffle may change between releases.
     """
     i = np.arange(n, dtype=np.int64)
     zero = np.zeros_like(i)
@@ -61,10 +62,10 @@ def permutation(n: int, *parts: int | str) -> np.ndarray:
 
 
 class KeyedRNG:
-    """The random numbers of one batch: every row's depend on (seed, purpose, the row's position) and nothing else.
+    """The random numbers of one batch. Those of a row depend only on the seed, the purpose and the row's position.
 
-    `positions` is int64 [b]: positions in the data stream, or indices of samples to generate. `stream` tells apart
-    draws of one purpose at one position, such as the noise of each reverse step.
+    positions: int64 [b], positions in the data stream or indices of samples to generate. The argument `stream` of each
+    method distinguishes draws for one purpose at one position, such as the noise of each reverse step.
     """
 
     def __init__(self, seed: int, positions: Int[Tensor, " b"]):
@@ -72,7 +73,7 @@ class KeyedRNG:
         self.positions = positions
 
     def bits(self, purpose: str, n: int, stream: int = 0) -> Int[Tensor, "b n"]:
-        """Random 32-bit words, int64 [b, n] in [0, 2^32)."""
+        """n random 32-bit words per row, int64 [b, n] in [0, 2^32)."""
         blocks = -(-n // 4)
         block = torch.arange(blocks, device=self.positions.device).expand(len(self.positions), blocks)
         low = (self.positions & _WORD)[:, None].expand_as(block)
@@ -81,11 +82,11 @@ class KeyedRNG:
         return torch.stack(words, dim=-1).flatten(1)[:, :n]
 
     def uniform(self, purpose: str, stream: int = 0) -> Float[Tensor, " b"]:
-        """One float32 a row, in the open interval (0, 1)."""
+        """One float32 per row, uniform in the open interval (0, 1)."""
         return ((self.bits(purpose, 1, stream)[:, 0] >> 9).float() + 0.5) * 2.0**-23
 
     def integers(self, purpose: str, high: int, stream: int = 0) -> Int[Tensor, " b"]:
-        """One int64 a row, in [0, high), for high ≤ 2^31."""
+        """One int64 per row, uniform in [0, high), for high ≤ 2^31."""
         return (self.bits(purpose, 1, stream)[:, 0] * high) >> 32
 
     def normal(self, purpose: str, shape: Sequence[int], stream: int = 0) -> Float[Tensor, "b ..."]:
@@ -95,7 +96,7 @@ class KeyedRNG:
 
 
 def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-    """Horner's rule, one rounded multiplication and one rounded addition a coefficient (never fused)."""
+    """Horner's rule: one rounded multiplication and one rounded addition per coefficient, never fused."""
     value = torch.full_like(x, coefficients[0])
     for c in coefficients[1:]:
         value = value.mul_(x).add_(c)
@@ -103,7 +104,7 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def _log(x: Tensor) -> Tensor:
-    """log x of positive floats from exactly rounded operations: log(m 2^e) = e log 2 + 2 artanh((m-1)/(m+1))."""
+    """log x of positive floats, from exactly rounded operations: log(m 2^e) = e log 2 + 2 artanh((m-1)/(m+1))."""
     m, e = torch.frexp(x)
     low = m < math.sqrt(0.5)
     m, e = torch.where(low, m * 2, m), e.to(x.dtype) - low.to(x.dtype)

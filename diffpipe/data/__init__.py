@@ -1,4 +1,4 @@
-"""Data: tar → index → order → read → decode → uint8 batches. Each file knows only those before it.
+"""Data: tar → index → order → read → decode → uint8 batches. Each module imports only earlier ones.
 
 `load` finds the shards, `batches` streams them for training, `images` and `labels` read them in order for evaluation.
 """

@@ -65,7 +65,7 @@ class DataConfig(Config):
     max_bad_samples: int = Field(default=0, ge=0)
     """Samples that cannot be read or decoded which a run tolerates: a bad sample keeps its position but contributes to
     no loss, gradient or metric. The next one ends the run."""
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns of more, and of yet more refuses
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=89_000_000)  # PIL warns above this
     """Pixels of the largest image that is decoded, by its header; a larger one is a bad sample."""
     cache: str | None = None
     """Folder for copies of remote shards; null: $DIFFPIPE_CACHE, else ~/.cache/diffpipe/shards."""
@@ -73,29 +73,28 @@ class DataConfig(Config):
     """Bytes that the copies of remote shards may take on a machine; the default is 64 GiB."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> DataConfig:
+    def _train_or_sources(self) -> DataConfig:
         if (self.train is None) == (not self.sources):
-            raise ValueError("give the shards as data.train=PATH or as data.sources, and the other not or as null")
+            raise ValueError("give the shards either as data.train=PATH or as data.sources")
         return self
 
     @model_validator(mode="after")
     def _no_secrets(self) -> DataConfig:
-        """A config is written into the run directory and into checkpoints."""
-        for named in (self.test or [], self.trained_on):
-            for place in [named] if isinstance(named, str) else named:
-                if is_remote(place):
-                    parse(place)
+        """Refuse URLs with secrets: a config is written to the run directory and to checkpoints."""
+        for patterns in (self.test or [], self.trained_on):
+            for pattern in [patterns] if isinstance(patterns, str) else patterns:
+                if is_remote(pattern):
+                    parse(pattern)
         return self
 
     @property
     def shard_cache(self) -> ShardCache:
-        """Where remote shards are kept."""
+        """The cache for remote shards."""
         return ShardCache(self.cache, self.cache_bytes)
 
     @property
     def trained_on(self) -> str | list[str]:
-        """All that is trained on, whatever its weight, as `diffpipe.data.index.shard_set.load` takes it."""
+        """The shards of `train` or of all sources, in the forms that `diffpipe.data.load` takes."""
         if self.train is not None:
             return self.train
-        urls = ([source.url] if isinstance(source.url, str) else source.url for source in self.sources)
-        return [url for each in urls for url in each]
+        return [url for source in self.sources for url in ([source.url] if isinstance(source.url, str) else source.url)]

@@ -65,7 +65,9 @@ def test_other_shards_are_refused_by_name_until_they_are_adopted(tmp_path: Path)
     assert f": {changes}; restore it" in said
     assert "data.allow_changes=true" in said
     assert changes in refused(*config, "run.allow_changes=[data.fingerprint]")  # there is one way to mean it
-    assert f"the data has changed: {changes}; adopted" in train(run, *words, "train.steps=3", "data.allow_changes=true")
+    assert f"the data has changed: {changes}; allowed by data.allow_changes" in train(
+        run, *words, "train.steps=3", "data.allow_changes=true"
+    )
     # From now on it is the run's.
     assert "has changed" not in train(run, *words, "train.steps=4")
     positions = [sorted(samples) for _, samples in sorted(seen(run).items())]

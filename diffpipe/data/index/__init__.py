@@ -1,1 +1,1 @@
-"""Index: what lies where in the tars, and the shard sets that are made of it."""
+"""Index: the locations of the members in tars, and the shard sets that are built from them."""

@@ -1,4 +1,4 @@
-"""Images and labels of shards in order, unshuffled and without randomness: what evaluation reads."""
+"""Images and labels of shards in order, unshuffled and without randomness, for evaluation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def images(
 ) -> UInt8[Tensor, "b c h w"]:
     """The images at `indices` of the shards put end to end, unshuffled and without randomness.
 
-    They are resized and cropped at the centre to `resolution`, or left as they are where it is None (and must then be
-    of one size). Raises UserError.
+    They are resized and cropped at the centre to `resolution`. If it is None, they keep their size, which must be the
+    same for all. Raises UserError.
     """
     reader = Reader(shard_set)
     rows: list[np.ndarray] = []
@@ -43,7 +43,9 @@ def images(
 def labels(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Int[Tensor, " b"]:
     """The labels at `indices` of the shards put end to end. Raises UserError where one is missing or not an integer."""
     reader = Reader(shard_set)
-    return torch.tensor([reader.label(*place) for place in _samples(shard_set, indices)], dtype=torch.int64)
+    return torch.tensor(
+        [reader.label(shard, sample) for shard, sample in _samples(shard_set, indices)], dtype=torch.int64
+    )
 
 
 def _samples(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Sample]]:

@@ -1,1 +1,1 @@
-"""From what people have (folders, archives, other formats) to shards: sources, one file each, and what writes them."""
+"""Packing: folders, archives and other formats to shards. Each kind of source has a file of its own."""

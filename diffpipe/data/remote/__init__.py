@@ -1,1 +1,1 @@
-"""Remote: shards and indexes over HTTP and object stores, through a cache that is checked."""
+"""Remote: shards and indices over HTTP and from object stores, read through a verified cache."""

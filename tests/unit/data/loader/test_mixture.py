@@ -195,8 +195,8 @@ def test_a_cache_too_small_for_remote_shards_is_warned_of(folders: list[str]) ->
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({}, "data.train=PATH or as data.sources"),
-        ({"train": "a", "sources": [{"url": "b"}]}, "the other not"),
+        ({}, "either as data.train=PATH or as data.sources"),
+        ({"train": "a", "sources": [{"url": "b"}]}, "either as data.train=PATH or as data.sources"),
         ({"sources": [{"url": "b", "weight": 0}]}, "sources.0.weight"),
         ({"sources": [{"path": "b"}]}, "unknown key sources.0.path in section sources.0; known: url, weight"),
         ({"sources": [{"url": "b", "wieght": 2}]}, "did you mean sources.0.weight?"),
