@@ -1,4 +1,4 @@
-"""Randomness by position: the published bits, the distributions, and what the numbers do and do not depend on."""
+"""Random numbers by position: the published bits, the distributions, and what they depend on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KNOWN_ANSWERS = [
     ),
 ]
 N = 50_000
-ALPHA = 1e-4  # the seeds are fixed: a test of these passes always or never
+ALPHA = 1e-4  # the seeds are fixed, so each of these tests passes always or never
 
 
 def rng(positions: Any = N, seed: int = 0) -> KeyedRNG:
@@ -90,7 +90,7 @@ def test_normals_are_standard_normal():
 
 
 def normal_variants() -> dict[str, torch.Tensor]:
-    """Normals of the same positions but for one thing each."""
+    """Normals that differ in one argument each."""
     return {
         "base": rng().normal("noise", (4,)),
         "another purpose": rng().normal("start", (4,)),
@@ -123,7 +123,7 @@ def test_a_row_does_not_depend_on_its_batch(splits, shape):
 
 
 def test_the_quantile_of_a_word_does_not_depend_on_its_neighbours():
-    """Vector units and the loop over what is left must round alike: slices of odd length and odd start."""
+    """Vector units and the loop over the rest must round alike: slices of odd length and odd start."""
     words = rng(1).bits("words", 4099)[0]
     whole = inverse_normal_cdf(words)
     for start, length in [(0, 1), (1, 7), (3, 31), (17, 129), (1000, 3001), (5, 4094)]:
@@ -198,14 +198,14 @@ def test_a_permutation_depends_on_every_part_and_on_nothing_else():
 
 
 def test_permutations_are_uniform():
-    """All 24 orders of four entries are as likely."""
+    """All 24 orders of four entries are equally likely."""
     seen = [tuple(permutation(4, seed, "order")) for seed in range(12_000)]
     counts = [seen.count(order) for order in itertools.permutations(range(4))]
     assert sum(counts) == len(seen)
     assert stats.chisquare(counts).pvalue > ALPHA
 
 
-def test_derive_depends_on_each_part_its_type_and_its_place():
+def test_fold_in_depends_on_each_part_its_type_and_its_position():
     parts = [
         (1, "23"),
         ("1", 23),
@@ -224,6 +224,6 @@ def test_derive_depends_on_each_part_its_type_and_its_place():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_derive_is_the_same_in_every_process():
+def test_fold_in_is_the_same_in_every_process():
     """Not Python's salted hash: coreutils' `b2sum -l 64` gives a75721e97117bcbb for these parts."""
     assert fold_in(0, "noise") == 0x5DDE0BB8F490ABD3

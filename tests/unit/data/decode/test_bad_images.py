@@ -1,4 +1,4 @@
-"""The table of odd and broken images: each is decoded to what can be said beforehand, or refused by name."""
+"""A table of odd and broken images: each is decoded to known pixels, or refused by name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def bomb(side: int) -> bytes:
     """A whole black RGB PNG of side x side pixels, of a thousandth of their bytes, made without making them."""
     size, block = side * (3 * side + 1), 1 << 20
     deflate = zlib.compressobj(wbits=-15)
-    zeros = deflate.compress(bytes(block)) + deflate.flush(zlib.Z_FULL_FLUSH)  # which may stand any number of times
+    zeros = deflate.compress(bytes(block)) + deflate.flush(zlib.Z_FULL_FLUSH)  # which may be repeated
     deflate = zlib.compressobj(wbits=-15)
     rest = deflate.compress(bytes(size % block)) + deflate.flush()
     checksum = struct.pack(">I", size % 65521 << 16 | 1)
@@ -57,7 +57,7 @@ def bomb(side: int) -> bytes:
 
 
 def rotted_jpeg() -> bytes:
-    """One bit is not what it was, and the codes after it end before the data does: PIL decodes it without a word."""
+    """A JPEG with one flipped bit, whose codes end before its data does: PIL decodes it without an error."""
     data = bytearray(encoded(COLOUR, "JPEG", quality=90))
     scan = data.index(b"\xff\xda") + 14
     for at in range(scan, len(data) - 2):
@@ -219,7 +219,7 @@ def test_one_grey_of_sixteen_bits_can_be_transparent() -> None:
 
 
 @pytest.mark.parametrize(("background", "mode"), [("white", "L"), ("#404040", "L"), ("#102030", "RGB")])
-def test_the_background_can_be_chosen_and_what_it_makes_colourful_is(background: str, mode: str) -> None:
+def test_a_coloured_background_makes_a_grey_image_rgb(background: str, mode: str) -> None:
     colour = [255, 255, 255] if background == "white" else list(bytes.fromhex(background[1:]))
     data = encoded(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]), "PNG")
     expected = over(colour, GREY[..., None].repeat(3, 2))
@@ -241,7 +241,7 @@ def test_a_jpeg_has_the_bits_that_pil_decodes(subsampling: int, progressive: boo
 
 
 @pytest.mark.parametrize("data", [PNG, JPEG, PROGRESSIVE, WEBP], ids=["png", "jpeg", "progressive", "webp"])
-def test_no_bytes_whatever_raise_anything_else(data: bytes) -> None:
+def test_arbitrary_bytes_raise_nothing_else(data: bytes) -> None:
     generator = np.random.default_rng(0)
     for _ in range(200):
         rotted = bytearray(data)
@@ -296,9 +296,9 @@ def stream_of(members: dict[str, bytes], folder: Path, **config):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_refused_keeps_its_place_in_a_batch(tmp_path: Path, workers: int) -> None:
+def test_a_bad_sample_keeps_its_position_in_a_batch(tmp_path: Path, workers: int) -> None:
     made = {f"bad{i}.png": make() for i, (make, _) in enumerate(REFUSED.values())}
-    made |= {f"good{i}.jpg": png(random_pixels(i, (24, 24, 3))) for i in range(9)}  # whatever it is called
+    made |= {f"good{i}.jpg": png(random_pixels(i, (24, 24, 3))) for i in range(9)}  # the name does not matter
     members = {name: data for image, data in made.items() for name, data in ((image, data), (image[:-3] + "cls", b"7"))}
     stream = stream_of(members, tmp_path, labels=True, workers=workers, max_bad_samples=1)
     batch = next(stream)
@@ -316,7 +316,7 @@ def test_what_is_refused_keeps_its_place_in_a_batch(tmp_path: Path, workers: int
         assert complaint.startswith(f"{tmp_path}/shard.tar: {key}: ")
 
 
-def test_none_may_be_bad_unless_it_is_said(tmp_path: Path) -> None:
+def test_no_sample_may_be_bad_by_default(tmp_path: Path) -> None:
     stream = stream_of({"a.png": HTML, "b.png": png(COLOUR)}, tmp_path)
     with pytest.raises(UserError, match=r"shard\.tar: a: not an image that can be decoded"):
         next(stream)
@@ -324,7 +324,7 @@ def test_none_may_be_bad_unless_it_is_said(tmp_path: Path) -> None:
     assert next(stream_of({"b.png": png(COLOUR)}, tmp_path / "b")).valid is None
 
 
-def test_bytes_that_were_changed_behind_the_index_are_a_bad_sample(tmp_path: Path) -> None:
+def test_bytes_changed_after_indexing_are_a_bad_sample(tmp_path: Path) -> None:
     image = png(COLOUR)
     stream = stream_of({"a.png": image, "b.png": png(COLOUR[::-1])}, tmp_path, max_bad_samples=1)
     path = tmp_path / "shard.tar"
@@ -335,7 +335,7 @@ def test_bytes_that_were_changed_behind_the_index_are_a_bad_sample(tmp_path: Pat
     assert "a.png was changed after indexing" in batch.errors[0]
 
 
-def test_a_shard_that_is_gone_is_no_bad_sample(tmp_path: Path) -> None:
+def test_a_missing_shard_is_not_a_bad_sample(tmp_path: Path) -> None:
     stream = stream_of({"a.png": png(COLOUR)}, tmp_path, max_bad_samples=9)
     (tmp_path / "shard.tar").unlink()
     with pytest.raises(UserError, match="cannot be read"):
@@ -356,7 +356,7 @@ def test_latents_that_cannot_be_read_are_zeros_of_the_right_shape(tmp_path: Path
             assert (image == float(valid)).all()
 
 
-def test_how_many_pixels_are_too_many_can_be_said(tmp_path: Path) -> None:
+def test_max_pixels_can_be_set(tmp_path: Path) -> None:
     for i, (most, valid) in enumerate([(24 * 40, True), (24 * 40 - 1, False)]):
         (tmp_path / str(i)).mkdir()
         batch = next(

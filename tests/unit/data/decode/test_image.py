@@ -42,7 +42,7 @@ def test_sixteen_bits_are_scaled_not_clamped() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_transparency_is_laid_over_white(channels: int) -> None:
+def test_transparency_is_blended_with_white(channels: int) -> None:
     grey, alpha = random_pixels(2, (6, 6)), random_pixels(3, (6, 6))
     over_white = (grey * (alpha / 255) + 255 * (1 - alpha / 255))[..., None]
     la = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
@@ -74,7 +74,7 @@ def test_palettes_bilevel_and_transparent_entries() -> None:
         (8, np.rot90),
     ],
 )
-def test_the_orientation_that_exif_says_is_applied(orientation: int, turn) -> None:
+def test_the_exif_orientation_is_applied(orientation: int, turn) -> None:
     stored = random_pixels(4, (4, 6))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -98,12 +98,12 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"no image", png(random_pixels(0, (64, 64)))[:1000], png_of_size(8, 8), png(random_pixels(0))[:30]]
 )
-def test_what_is_no_whole_image_is_named(data: bytes) -> None:
+def test_an_incomplete_image_is_named(data: bytes) -> None:
     with pytest.raises(UserError, match=r"^here: not an image"):
         decode(data, 3, "here")
 
 
-def test_what_is_packed_is_resized_by_pil_and_cropped_at_the_centre() -> None:
+def test_fit_resizes_with_pil_and_crops_at_the_centre() -> None:
     image = Image.fromarray(random_pixels(0, (12, 12)))
     assert np.array_equal(np.asarray(fit(image, 12)), random_pixels(0, (12, 12)))
     bars = np.repeat(np.array([0] * 8 + [100] * 16 + [200] * 8, dtype=np.uint8)[None], 16, axis=0)
@@ -136,9 +136,7 @@ SIZES = [
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("size", "resolution"), SIZES)
-def test_what_trains_is_resized_as_pil_does_it_but_for_rounding(
-    size: tuple[int, int], resolution: int, channels: int
-) -> None:
+def test_decode_to_resizes_as_pil_up_to_rounding(size: tuple[int, int], resolution: int, channels: int) -> None:
     """Both have integer weights, of 22 bits and of 16, so that some of the sums near a half go the other way."""
     for draw in range(2):
         source = random_pixels(draw, size if channels == 1 else (*size, 3)) // 2**draw * 2**draw
@@ -196,7 +194,7 @@ def test_the_random_crop_covers_every_offset_and_the_flip_is_a_mirror() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("stored", [1, 3])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_all_in_one_gives_the_bits_of_one_after_the_other(kind: str, stored: int, channels: int) -> None:
+def test_decode_to_has_the_bits_of_its_single_steps(kind: str, stored: int, channels: int) -> None:
     data = encoded(Image.fromarray(random_pixels(5, (16, 20, 3) if stored == 3 else (16, 20))), kind)
     whole = pixels(decode(data, channels, "here"))
     for words in np.random.default_rng(0).integers(0, 2**32, (20, 3)):

@@ -1,4 +1,4 @@
-"""Shards of latents: what is written is read, and what cannot be trained on is refused."""
+"""Shards of latents: they are read as written, and refused where they cannot be trained on."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def _members(i: int) -> dict[str, bytes]:
     return {LATENTS: to_bytes(LATENT + np.float32(i)), "cls": str(i % 3).encode()}
 
 
-def test_what_is_written_is_read() -> None:
+def test_written_latents_are_read_back() -> None:
     assert np.array_equal(from_bytes(to_bytes(LATENT), "x"), LATENT)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_stream_hands_out_each_samples_latents_with_its_label(tmp_path: Path, workers: int) -> None:
+def test_the_stream_has_each_samples_latents_and_label(tmp_path: Path, workers: int) -> None:
     found = shards(tmp_path / "a")
     assert are_latents(found)
     config = DataConfig(train="x", batch_size=6, resolution=28, channels=1, labels=True, workers=workers)
@@ -72,12 +72,12 @@ def npy(array: np.ndarray) -> bytes:
     "data",
     [b"", b"no array", to_bytes(LATENT)[:-4], npy(LATENT[0]), npy(LATENT.astype(np.float16)), npy(np.array([{}]))],
 )
-def test_what_is_no_latent_is_refused_and_nothing_is_unpickled(data: bytes) -> None:
+def test_invalid_latents_are_refused_and_never_unpickled(data: bytes) -> None:
     with pytest.raises(UserError, match=r"here: not .*encode the shard again"):
         from_bytes(data, "here")
 
 
-def test_shards_must_say_by_which_checkpoint_they_were_encoded_and_all_the_same(tmp_path: Path) -> None:
+def test_all_shards_must_name_the_same_encoder(tmp_path: Path) -> None:
     first, second = shards(tmp_path / "a"), shards(tmp_path / "b", "b" * 64)
     assert encoder(first) == "a" * 64
     with pytest.raises(UserError, match="encoded by several checkpoints"):

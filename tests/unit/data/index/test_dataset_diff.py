@@ -22,10 +22,10 @@ def test_each_shard_that_differs_is_named() -> None:
     ]
     assert said([A, B], [B, C]) == ["a.tar is missing", "c.tar was added"]
     assert said([A, B], [B, A]) == ["the shards are the same in another order"]
-    assert said([A, A], [A]) == ["a.tar is missing"]  # of the same name in two folders
+    assert said([A, A], [A]) == ["a.tar is missing"]  # the same name in two folders
 
 
-def test_of_several_sources_their_weights_and_their_shards() -> None:
+def test_weights_and_shards_of_several_sources_are_compared() -> None:
     before, now = ({"sources": [{"weight": w, "shards": s} for w, s in both]} for both in SOURCES)
     assert differences(json.dumps(before), json.dumps(now)) == [
         "c.tar of source 1 is missing",
@@ -36,7 +36,7 @@ def test_of_several_sources_their_weights_and_their_shards() -> None:
 SOURCES = ([("1", [A]), ("1", [B, C])], [("1", [A]), ("3", [B])])
 
 
-def test_the_listing_of_a_fingerprint_vouches_for_itself(tmp_path: Path) -> None:
+def test_a_saved_listing_is_verified_by_its_fingerprint(tmp_path: Path) -> None:
     write_shards(tmp_path / "two", [2, 3])
     write_index(tmp_path / "two")
     both, one = load(str(tmp_path / "two")), load(str(tmp_path / "two" / "shard-000.tar"))
@@ -49,7 +49,7 @@ def test_the_listing_of_a_fingerprint_vouches_for_itself(tmp_path: Path) -> None
     assert describe_changes(both.fingerprint, one, tmp_path).startswith(gone)
 
 
-def test_of_many_changes_the_first_are_named(tmp_path: Path) -> None:
+def test_the_first_of_many_changes_are_named(tmp_path: Path) -> None:
     write_shards(tmp_path, [1] * 9)
     write_index(tmp_path)
     every, one = load(str(tmp_path)), load(str(tmp_path / "shard-000.tar"))

@@ -16,7 +16,7 @@ FILES = {f"{i}.{e}": bytes([i]) * n for i in range(4) for e, n in (("png", 700 *
 
 
 def by_wds2idx(path: Path, version: str = "v1.2") -> Path:
-    """As the format's page says: the version and the number of samples, then EXTENSION OFFSET SIZE NAME … a line."""
+    """The format of wds2idx: the version and the number of samples, then for each EXTENSION OFFSET SIZE NAME …"""
     lines: dict[str, list[str]] = {}
     with tarfile.open(path) as tar:
         for info in tar:
@@ -45,7 +45,7 @@ LISTS = {"v1.1": lambda path: by_wds2idx(path, "v1.1"), "v1.2": by_wds2idx, "ene
 
 @pytest.mark.parametrize("kind", LISTS)
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_a_list_that_says_what_is_there_changes_nothing(tmp_path: Path, kind: str, tar_format: int) -> None:
+def test_a_matching_list_changes_nothing(tmp_path: Path, kind: str, tar_format: int) -> None:
     path = write_tar(tmp_path / "x.tar", {**FILES, "é.png": b"1"}, tar_format)
     write_index(tmp_path)
     before = (tmp_path / INDEX_NAME).read_bytes()
@@ -77,7 +77,7 @@ BROKEN = [b"v1.2 9\n" + LINE, b"v1.3 1\n" + LINE, b"v1.2\n", b"v1.2 1\npng x 0 0
 
 
 @pytest.mark.parametrize("content", BROKEN)
-def test_a_list_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_list_is_named(tmp_path: Path, content: bytes) -> None:
     write_tar(tmp_path / "x.tar", {"0.png": b""})
     (tmp_path / "x.idx").write_bytes(content)
     with pytest.raises(UserError, match=rf"^{tmp_path}/x.idx: not a readable list"):

@@ -1,4 +1,4 @@
-"""Every kind of tar that is not what it should be, and what becomes of it."""
+"""Malformed tars of every kind: each is refused by name, or read correctly."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_tar_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory,
         scan(str(path))
 
 
-def test_all_refused_tars_are_told_together(tmp_path: Path) -> None:
+def test_all_refused_tars_are_reported_together(tmp_path: Path) -> None:
     for i in range(8):
         write_tar(tmp_path / f"{i}.tar", {"a.png": b"1"} if i == 3 else {"/a.png": b""})
     with pytest.raises(UserError) as caught:
@@ -190,9 +190,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pth"])
-def test_a_pickle_is_bytes_that_nobody_loads(
-    tmp_path: Path, extension: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pickle_is_never_loaded(tmp_path: Path, extension: str, capsys: pytest.CaptureFixture[str]) -> None:
     import pickle
 
     bomb = pickle.dumps(Bomb(tmp_path / "gone off"))
@@ -205,7 +203,7 @@ def test_a_pickle_is_bytes_that_nobody_loads(
     assert not (tmp_path / "gone off").exists()
 
 
-def test_missing_members_are_told_and_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_members_are_reported_and_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"0", "b.jpg": b"1", "b.cls": b"1"})
     write_tar(tmp_path / "1.tar", {"c.png": b"1", "d.webp": b"1", "d.cls": b"1", "e.json": b"{}", "e.cls": b"3"})
     write_index(tmp_path)

@@ -23,7 +23,7 @@ def columns() -> dict[str, StreamedArray]:
     return {name: StreamedArray(array.dtype, len(array), np.array_split(array, 3)) for name, array in ARRAYS.items()}
 
 
-def test_what_is_written_in_pieces_is_byte_for_byte_what_safetensors_writes(tmp_path: Path) -> None:
+def test_pieces_give_the_bytes_that_safetensors_writes(tmp_path: Path) -> None:
     write_arrays(tmp_path / "x", columns(), {"k": 'v \u00e9 "'})
     assert (tmp_path / "x").read_bytes() == save(ARRAYS, metadata={"k": 'v \u00e9 "'})
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -42,7 +42,7 @@ def test_arrays_are_mapped_read_only(tmp_path: Path) -> None:
             assert not array.flags.writeable
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     def fails():
         yield np.zeros(2, dtype=np.int64)
         raise OSError("no space")

@@ -32,7 +32,7 @@ class Trickle:
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_places_and_hashes_are_those_of_other_libraries(tmp_path: Path, tar_format: int) -> None:
+def test_offsets_and_hashes_agree_with_other_libraries(tmp_path: Path, tar_format: int) -> None:
     long = FILES if tar_format == tarfile.USTAR_FORMAT else {**FILES, "\u00e9" * 120 + ".png": b"long name"}
     path = write_tar(tmp_path / "x.tar", long, tar_format)
     data = path.read_bytes()
@@ -61,7 +61,7 @@ def test_a_file_that_cannot_seek_scans_alike(tmp_path_factory: pytest.TempPathFa
 
 
 @given(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]), st.data())
-def test_damage_anywhere_in_the_headers_is_the_users_error_or_none(
+def test_damaged_headers_give_a_user_error_or_a_scan(
     tmp_path_factory: pytest.TempPathFactory, tar_format: int, data: st.DataObject
 ) -> None:
     path = write_tar(tmp_path_factory.mktemp("flip") / "x.tar", {"\u00e9" * 120 + ".png": b"1", **FILES}, tar_format)
@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_a_member_or_a_header(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_keys_whose_hashes_collide_are_still_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_with_equal_hashes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "hash", lambda key: 7, raising=False)
     assert len(scan(str(write_tar(tmp_path / "x.tar", FILES))).starts) == 5
     again = [*FILES.items(), ("a/001.json", b"")]

@@ -79,7 +79,7 @@ def test_many_samples_are_looked_up_at_once(large: Path) -> None:
     assert table.locations(samples, ("jpg",)).size.tolist() == [-1] * 5
 
 
-def test_of_samples_with_different_members_each_gives_the_first_it_has(tmp_path: Path) -> None:
+def test_each_sample_gives_the_first_extension_that_it_has(tmp_path: Path) -> None:
     for number in (1, 2):
         members = {"ä.jpg": b"12", "ä.png": b"3", "b.cls": b"456", "c.png": b"7", "d.x": b"8"}
         write_tar(tmp_path / f"{number}.tar", members)
@@ -98,7 +98,7 @@ def test_of_samples_with_different_members_each_gives_the_first_it_has(tmp_path:
 
 
 def read_all(table: ShardIndex, connection: Connection) -> None:
-    """Touch every page of the index, wait for the others, and say what it takes of this process's memory, in kB."""
+    """Touch every page of the index, wait for the others, and return its share of this process's memory, in kB."""
     for array in (table._key_bytes, table._key_end, table._first_member, table._extension, *table._location):
         array.sum()
     connection.send("read")
@@ -131,7 +131,7 @@ def test_the_processes_of_a_node_share_one_index(large: Path) -> None:
         assert process.exitcode == 0
     assert sum(each["Private_Dirty"] for each in answers) == 0
     size = large.stat().st_size / 1024
-    assert 0.7 * size < sum(each["Pss"] for each in answers) < 1.05 * size  # the pages of one file, whoever reads them
+    assert 0.7 * size < sum(each["Pss"] for each in answers) < 1.05 * size  # all processes share the pages of one file
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_processes_of_a_node_share_one_index(large: Path) -> None:
         ("member.offset", None),
     ],
 )
-def test_an_index_whose_arrays_do_not_fit_together_is_refused(tmp_path: Path, name: str, change) -> None:
+def test_an_index_with_inconsistent_arrays_is_refused(tmp_path: Path, name: str, change) -> None:
     from safetensors import safe_open
     from safetensors.numpy import load_file, save_file
 

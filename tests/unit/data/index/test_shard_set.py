@@ -27,7 +27,7 @@ FILES = {f"a/{i:03d}.{e}": bytes([i]) * (500 + 7 * i) for i in range(5) for e in
 
 
 def read_all(shards: ShardSet) -> list[tuple[str, dict[str, bytes]]]:
-    """Every sample, by what the index says alone."""
+    """Every sample, read by its index entry."""
     samples: list[tuple[str, dict[str, bytes]]] = []
     for shard, path in enumerate(shards.paths):
         data = Path(path).read_bytes()

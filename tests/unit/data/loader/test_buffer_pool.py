@@ -1,4 +1,4 @@
-"""Memory that batches are handed over in is never that of a batch which somebody still holds."""
+"""The memory of a batch is never reused while something still refers to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config(workers: int) -> DataConfig:
     return DataConfig(train="unused", batch_size=7, resolution=8, labels=True, workers=workers)
 
 
-def test_a_slot_is_free_again_once_nothing_refers_to_it() -> None:
+def test_a_slot_is_free_when_nothing_refers_to_it() -> None:
     ring = BufferPool(2, (4, 3, 5, 6), np.uint8)
     slots = [ring.take(), ring.take()]
     assert sorted(slots) == [0, 1]  # type: ignore[type-var]
@@ -71,11 +71,11 @@ def test_batches_that_are_held_keep_their_pixels(shards: ShardSet, workers: int)
 
 
 @pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (0, 2), (2, 1), (2, 3)])
-def test_a_trainer_s_batches_come_in_the_same_memory_again(shards: ShardSet, workers: int, accumulate: int) -> None:
+def test_released_memory_is_reused(shards: ShardSet, workers: int, accumulate: int) -> None:
     stream = batches(config(workers), shards, 0, accumulate=accumulate)
     seen: set[int] = set()
     for _ in range(20):
-        micro = [next(stream) for _ in range(accumulate)]  # while it still holds those before
+        micro = [next(stream) for _ in range(accumulate)]  # while the ones before are still referred to
         seen |= {batch.images.data_ptr() for batch in micro}
     assert len(seen) <= 2 * workers + 2 * accumulate + 1
     del micro

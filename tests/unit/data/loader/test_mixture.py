@@ -164,7 +164,7 @@ def test_the_fingerprint_covers_the_sources_and_their_proportions(folders: list[
     assert differences(several[0].listing, several[1].listing) == ["the weights of the sources were 1, 3 and are 1, 1"]
 
 
-def test_sources_that_do_not_go_together_are_refused(folders: list[str], tmp_path: Path) -> None:
+def test_contradictory_sources_are_refused(folders: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a shard is in two of them"):
         mixed([folders[0], f"{folders[0]}/shard-000.tar"], 1, 1)
     image = png(random_pixels(0))
@@ -202,6 +202,6 @@ def test_a_cache_too_small_for_remote_shards_is_warned_of(folders: list[str]) ->
         ({"sources": [{"url": "b", "wieght": 2}]}, "did you mean sources.0.weight?"),
     ],
 )
-def test_a_config_names_the_one_or_the_others(values: dict, word: str) -> None:
+def test_a_config_names_either_train_or_sources(values: dict, word: str) -> None:
     with pytest.raises(UserError, match=re.escape(word)):
         validate(DataConfig, {"batch_size": 1, "resolution": 8, **values}, "x.yaml")

@@ -130,7 +130,7 @@ def test_a_stream_resumes_at_any_position(shards: ShardSet, workers: int) -> Non
         assert a.keys == b.keys
 
 
-def test_resuming_far_in_reads_its_own_samples_alone(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_far_in_reads_only_its_own_samples(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda *a: reads.append(a[1]) or pread(*a))
@@ -176,7 +176,7 @@ def test_closing_the_iterator_ends_its_workers(shards: ShardSet) -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_workers_outlive_signals_that_are_the_trainers_to_answer(shards: ShardSet) -> None:
+def test_workers_ignore_signals_that_the_trainer_handles(shards: ShardSet) -> None:
     stream = batches(changed(workers=1), shards, 0)
     next(stream)
     (worker,) = multiprocessing.active_children()
@@ -231,7 +231,7 @@ def test_missing_labels_and_images_are_named_before_the_first_batch(tmp_path: Pa
     take(1, batches(changed(batch_size=1, labels=False), load(f"{tmp_path}/{{0,1,2}}.tar"), 0))
 
 
-def test_a_batch_too_small_to_share_out_is_refused(shards: ShardSet) -> None:
+def test_a_batch_smaller_than_the_world_is_refused(shards: ShardSet) -> None:
     with pytest.raises(UserError, match=r"data\.batch_size=12.*make it 14"):
         batches(CONFIG, shards, 0, world=7, accumulate=2)
 
@@ -253,7 +253,7 @@ def test_values_out_of_range_are_refused_by_key(values: dict) -> None:
         validate(DataConfig, {**CONFIG.model_dump(), **values}, "x.yaml")
 
 
-def test_images_for_evaluation_stand_in_order(shards: ShardSet) -> None:
+def test_images_for_evaluation_are_in_order(shards: ShardSet) -> None:
     indices = [50, 0, 13, 12]
     expected = np.stack([random_pixels(i, (10, 12))[None] for i in indices])
     assert np.array_equal(images(shards, indices, None, 1).numpy(), expected)

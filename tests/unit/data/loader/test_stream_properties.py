@@ -1,4 +1,4 @@
-"""Promise 1 on data of any shape: a run that is killed and changed at each resume sees what one never stopped sees."""
+"""Exact resume on data of any shape: a run that changes at each resume sees the samples of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.support.tars import write_shards
 
 COUNTS = [1, 1, 1, 2, 3, 5, 8, 13, 21]
 Row = tuple[str, int, bytes]
-"""A sample as it trains: its key, its label, and its pixels after they were cropped and flipped."""
+"""A sample of a batch: its key, its label, and its cropped and flipped pixels."""
 
 
 class Leg(NamedTuple):
-    """One job of a run. lost: steps that it trains after its last checkpoint, and that come again."""
+    """One job of a run. lost: steps that it trains after its last checkpoint, and that are repeated."""
 
     world: int
     accumulate: int
@@ -67,7 +67,7 @@ def rows(batch: Batch) -> dict[int, Row]:
 
 
 def share(dataset: Dataset, leg: Leg, start: int, rank: int) -> list[Batch]:
-    """The micro-batches of a rank, each by the copy of the data set that its loader process would have."""
+    """The micro-batches of a rank, each from the copy of the data set that its loader worker would have."""
     copies = [pickle.loads(pickle.dumps(dataset)) for _ in range(leg.workers)] or [dataset]
     sampler = rank_positions(leg.batch_size, start, rank, leg.world, leg.accumulate)
     asked = itertools.islice(sampler, (leg.steps + leg.lost) * leg.accumulate)
@@ -79,7 +79,7 @@ def at(dataset: Dataset, positions: np.ndarray) -> Batch:
 
 
 def run(dataset: Dataset, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
-    """What the run saw at each position, and the position it came to. What comes again must be what it was."""
+    """The samples that the run saw at each position, and its last position. Repeated samples must be equal."""
     seen: dict[int, Row] = {}
     position = 0
     for leg in several:
@@ -105,7 +105,7 @@ def run(dataset: Dataset, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
     lanes=st.integers(1, 8),
     window=st.integers(1, 64),
 )
-def test_a_run_that_changes_at_each_resume_sees_what_one_never_stopped_sees(
+def test_a_run_that_changes_at_each_resume_sees_the_samples_of_an_uninterrupted_one(
     pool: Path, shards: list[int], several: list[Leg], seed: int, lanes: int, window: int
 ) -> None:
     of: ShardSet = load([str(pool / f"shard-{i:03d}.tar") for i in shards])
@@ -127,7 +127,7 @@ def test_a_run_that_changes_at_each_resume_sees_what_one_never_stopped_sees(
     seed=st.integers(0, 2**31),
     lanes=st.integers(1, 8),
 )
-def test_several_sources_are_as_exact(
+def test_several_sources_are_exact_too(
     pool: Path, weights: list[int], several: list[Leg], seed: int, lanes: int
 ) -> None:
     sources = tuple(
@@ -140,7 +140,7 @@ def test_several_sources_are_as_exact(
     assert seen == rows(at(Dataset(mixed, of, seed), np.arange(max(seen) + 1)))
 
 
-def test_loader_processes_of_any_number_see_the_same(pool: Path) -> None:
+def test_the_number_of_workers_does_not_change_the_samples(pool: Path) -> None:
     of = load(str(pool))
     expected = rows(at(Dataset(config(), of, 4), np.arange(160)))
     found: dict[int, Row] = {}

@@ -25,7 +25,7 @@ from tests.support.archives import (
 )
 
 
-def test_the_pickles_of_the_tests_are_what_pickle_reads() -> None:
+def test_the_test_archives_are_real_pickles() -> None:
     """So that the archive of the tests has the true format: Python 2's strings, numpy's old module names."""
     for files in (cifar_pickles(3), cifar_pickles_of_python3(3), cifar_pickles_of_python3(3, protocol=5)):
         for data in files.values():
@@ -69,7 +69,7 @@ class _Evil:
         return os.system, (f"touch {self.flag}",)
 
 
-def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path: Path) -> None:
+def test_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     word = f"touch {flag}".encode()
     evil = [pickle.dumps({b"data": _Evil(flag)}, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
@@ -104,14 +104,14 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_is_run(tmp_path: Path) 
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
     ],
 )
-def test_a_pickle_that_is_no_data_is_refused(data: bytes) -> None:
+def test_a_pickle_of_other_objects_is_refused(data: bytes) -> None:
     with pytest.raises(UserError, match="here: not a pickle of plain data"):
         load_plain(data, "here")
 
 
 @settings(max_examples=150, derandomize=True, database=None, deadline=None)
 @given(st.data())
-def test_a_damaged_pickle_is_data_or_an_error_of_the_users(data: st.DataObject) -> None:
+def test_a_damaged_pickle_gives_data_or_a_user_error(data: st.DataObject) -> None:
     good = bytearray(python2({b"a": [1, b"x"], b"b": np.arange(3, dtype=np.uint8)}))
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(2, len(good) - 1))] = data.draw(st.integers(0, 255))
@@ -119,7 +119,7 @@ def test_a_damaged_pickle_is_data_or_an_error_of_the_users(data: st.DataObject) 
         load_plain(bytes(good), "here")
 
 
-def test_a_cifar_archive_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_cifar_archive_is_named(tmp_path: Path) -> None:
     path, files = tmp_path / "cifar-10-python.tar.gz", cifar_pickles(2)
     with pytest.raises(UserError, match="CIFAR-10 has train and test"):
         CifarSource(write_cifar(path, files), "valid")

@@ -133,7 +133,7 @@ def test_the_same_input_gives_the_same_bytes_and_another_seed_others(digits: Pat
     assert {a.sample(0, i).key for i in range(15)} != {c.sample(0, i).key for i in range(15)}
 
 
-def test_so_many_of_each_class_are_chosen(digits: Path, tmp_path: Path) -> None:
+def test_per_class_chooses_that_many_of_each(digits: Path, tmp_path: Path) -> None:
     pack(source_of(digits), tmp_path / "out", per_class=7)
     assert labels(load(str(tmp_path / "out")), range(28)).bincount().tolist() == [7] * 4
     with pytest.raises(UserError, match="class 0 has 10 images, fewer than --per-class 11"):
@@ -158,7 +158,7 @@ def everything(folder: Path) -> dict[tuple[bytes, ...], int]:
     return found
 
 
-def test_classes_are_chosen_or_left_out_and_keep_their_labels(digits: Path, tmp_path: Path) -> None:
+def test_chosen_classes_keep_their_labels(digits: Path, tmp_path: Path) -> None:
     source = source_of(digits, classes=list("abcd"))
     pack(source, tmp_path / "rest", leave_out=[1])
     pack(source, tmp_path / "one", only=[1])
@@ -199,7 +199,7 @@ def test_shards_are_packed_again_byte_for_byte(digits: Path, tmp_path: Path) -> 
     assert images(load(str(tmp_path / "small")), range(10), None, 1).shape == (10, 1, 4, 4)
 
 
-def test_shards_keep_what_else_they_hold(tmp_path: Path) -> None:
+def test_shards_keep_their_other_members(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     rows = {f"{i}.{e}": data for i in range(3) for e, data in {"png": png(random_pixels(i)), "txt": b"words"}.items()}
     write_tar(tmp_path / "src" / "a.tar", rows)

@@ -42,7 +42,7 @@ def test_a_zip_archive_pickles_as_its_path(tmp_path: Path) -> None:
     assert [again.item(i).image for i in range(3)] == [source.item(i).image for i in range(3)]
 
 
-def test_names_in_a_zip_archive_lead_nowhere(tmp_path: Path) -> None:
+def test_names_in_a_zip_archive_cannot_leave_it(tmp_path: Path) -> None:
     data = png(random_pixels(0))
     source = FolderSource(write_zip(tmp_path / "a.zip", {"../../cat/1.png": data, "/dog/1.png": data}))
     assert (source.names(), source.classes) == (["cat/1.png", "dog/1.png"], ["cat", "dog"])
@@ -93,7 +93,7 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_labels_file_says_the_classes(tmp_path: Path, name: str, zipped: bool) -> None:
+def test_a_labels_file_gives_the_classes(tmp_path: Path, name: str, zipped: bool) -> None:
     place = write_zip(tmp_path / "a.zip", FILES) if zipped else write_folder(tmp_path / "photos", FILES)
     (tmp_path / name).write_text("\ufeff" + ROWS[name], encoding="utf-8")
     source = FolderSource(place, tmp_path / name)
@@ -141,7 +141,7 @@ def test_numbers_in_a_labels_file_are_the_labels(tmp_path: Path) -> None:
         ("a.txt", "x.png 1\n", "names none of the 3 images"),
     ],
 )
-def test_a_labels_file_that_makes_no_sense_is_named(tmp_path: Path, name: str, text: str, about: str) -> None:
+def test_an_invalid_labels_file_is_named(tmp_path: Path, name: str, text: str, about: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=about):
         FolderSource(write_folder(tmp_path / "photos", FILES), tmp_path / name)

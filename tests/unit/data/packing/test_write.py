@@ -1,4 +1,4 @@
-"""How images are written, by how many processes, which of them are held out, and what is left when it goes wrong."""
+"""Packed images: their encoding, their independence of the number of processes, the split, and failures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_bytes_are_kept_where_nothing_has_to_change(kind: str, extension: str) -
         assert (name, result[:8]) == ("png", b"\x89PNG\r\n\x1a\n")
 
 
-def test_png_is_lossless_and_quality_is_obeyed() -> None:
+def test_png_is_lossless_and_quality_is_applied() -> None:
     data = encoded(COLOUR, "BMP")
     assert np.array_equal(np.asarray(written(data)), np.asarray(COLOUR))
     for kind in ("jpeg", "webp"):
@@ -83,7 +83,7 @@ def test_a_resize_is_pils_bicubic() -> None:
     assert np.array_equal(np.asarray(written(encoded(wide), resolution=10)), np.asarray(expected))
 
 
-def test_odd_images_become_plain_ones() -> None:
+def test_wide_cmyk_and_rotated_images_become_plain_ones() -> None:
     wide = np.arange(0, 65536, 257 * 4, dtype=np.uint16).reshape(8, 8)
     assert np.array_equal(np.asarray(written(encoded(Image.fromarray(wide)), format="png")), np.rint(wide / 257))
     ink = COLOUR.convert("CMYK")
@@ -97,7 +97,7 @@ def test_odd_images_become_plain_ones() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_laid_over_the_background(mode: str) -> None:
+def test_transparency_is_blended_with_the_background(mode: str) -> None:
     image = COLOUR.convert(mode)
     image.putalpha(Image.fromarray(random_pixels(5)))
     data = encoded(image)
@@ -129,7 +129,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(photos: Path, tmp_pa
     assert images(shards, range(58), None, 3).shape == (58, 3, 8, 8)
 
 
-def test_bad_samples_are_named_and_past_the_budget_nothing_is_packed(photos: Path, tmp_path: Path) -> None:
+def test_bad_samples_are_named_and_above_the_limit_nothing_is_packed(photos: Path, tmp_path: Path) -> None:
     source = FolderSource(photos)
     paths = [str(photos / "cat" / "subject7_07.png"), str(photos / "dog" / "subject0_40.png")]
     bad = pack(source, tmp_path / "out", max_bad_samples=2)
@@ -145,7 +145,7 @@ def test_bad_samples_are_named_and_past_the_budget_nothing_is_packed(photos: Pat
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_source_whose_samples_are_all_bad_is_no_set(tmp_path: Path) -> None:
+def test_a_source_of_bad_samples_only_is_refused(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"no samples are left to pack; the first bad one is .*a\.png"):
@@ -153,7 +153,7 @@ def test_a_source_whose_samples_are_all_bad_is_no_set(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_no_group_is_in_both_parts_and_its_hash_alone_decides(photos: Path, tmp_path: Path) -> None:
+def test_a_group_is_in_one_part_which_its_hash_decides(photos: Path, tmp_path: Path) -> None:
     def tested(group: str) -> bool:
         return int(hashlib.sha256(group.encode()).hexdigest()[:16], 16) / 2**64 < 0.4
 
@@ -214,7 +214,7 @@ def test_a_split_that_cannot_be_made_is_refused(photos: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_image_of_a_sample_is_never_left_at_another_size(tmp_path: Path) -> None:
+def test_a_sample_with_two_images_is_not_resized(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     write_tar(tmp_path / "src" / "a.tar", {"0.png": png(random_pixels(0)), "0.jpg": encoded(COLOUR, "JPEG")})
     write_index(tmp_path / "src")
@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_nothing(photos: Path, tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     debris = tmp_path / ".out.packing" / "whole"
     debris.mkdir(parents=True)
     (debris / "shard-000000.tar").write_bytes(b"half")
@@ -255,7 +255,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.safetensors", "new-000000.tar"]
 
 
-def test_a_process_that_was_killed_when_all_was_done_leaves_nothing_for_long(tmp_path: Path) -> None:
+def test_the_empty_remains_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".out.packing").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "shard-000000.tar").write_bytes(b"whole")

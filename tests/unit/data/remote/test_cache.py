@@ -56,7 +56,7 @@ def age(cache: ShardCache, item: CachedFile, seconds: float) -> None:
     os.utime(cache.folder / item.name, (then, then))
 
 
-def test_a_file_is_fetched_once_and_kept_under_a_name_that_tells_nothing(web: Web, cache: ShardCache) -> None:
+def test_a_file_is_fetched_once_and_its_name_has_no_secret(web: Web, cache: ShardCache) -> None:
     item = put(web, "secret.tar")
     for _ in range(3):
         assert content(cache, item) == (web.folder / "secret.tar").read_bytes()
@@ -94,7 +94,7 @@ def test_a_file_that_is_not_the_indexed_one_is_refused_and_not_kept(web: Web, ca
         content(cache, item)
 
 
-def test_what_another_process_has_begun_is_completed(web: Web, cache: ShardCache) -> None:
+def test_the_download_of_another_process_is_completed(web: Web, cache: ShardCache) -> None:
     item = put(web, "a.tar")
     data = (web.folder / "a.tar").read_bytes()
     part = cache.folder / f"{item.name}.{SIZE}.part"
@@ -108,7 +108,7 @@ def test_what_another_process_has_begun_is_completed(web: Web, cache: ShardCache
         assert kept(cache) == [item.name]
 
 
-def test_what_broke_off_for_good_is_there_for_the_next_attempt(web: Web, cache: ShardCache) -> None:
+def test_a_failed_download_is_kept_for_the_next_attempt(web: Web, cache: ShardCache) -> None:
     item = put(web, "a.tar", os.urandom(4_000_000))
     web.drop, web.bodies = 1000, 1
     data = (web.folder / "a.tar").read_bytes()
@@ -123,7 +123,7 @@ def test_what_broke_off_for_good_is_there_for_the_next_attempt(web: Web, cache: 
     assert kept(cache) == [item.name]
 
 
-def test_the_bound_in_bytes_holds_and_the_longest_unused_go_first(web: Web, cache: ShardCache) -> None:
+def test_the_limit_holds_and_the_least_recently_used_go_first(web: Web, cache: ShardCache) -> None:
     cache.limit = 3 * SIZE + 500
     items = [put(web, f"{i}.tar") for i in range(5)]
     for i in range(3):
@@ -139,7 +139,7 @@ def test_the_bound_in_bytes_holds_and_the_longest_unused_go_first(web: Web, cach
     assert kept(cache) == sorted(items[i].name for i in (0, 3, 4))
 
 
-def test_what_is_open_stays_readable_after_it_has_made_room(web: Web, cache: ShardCache) -> None:
+def test_an_open_file_stays_readable_after_eviction(web: Web, cache: ShardCache) -> None:
     cache.limit = SIZE
     first, second = put(web, "a.tar"), put(web, "b.tar")
     file = cache.open(first)
@@ -149,7 +149,7 @@ def test_what_is_open_stays_readable_after_it_has_made_room(web: Web, cache: Sha
     os.close(file)
 
 
-def test_what_was_left_half_fetched_makes_room_too(web: Web, cache: ShardCache) -> None:
+def test_partial_downloads_are_evicted_too(web: Web, cache: ShardCache) -> None:
     cache.limit = 2 * SIZE
     cache.folder.mkdir()
     gone, item = put(web, "a.tar"), put(web, "b.tar")
@@ -158,7 +158,7 @@ def test_what_was_left_half_fetched_makes_room_too(web: Web, cache: ShardCache) 
     assert kept(cache) == [item.name]
 
 
-def test_to_fetch_ahead_evicts_nothing_that_was_used_of_late(web: Web, cache: ShardCache) -> None:
+def test_prefetching_evicts_no_recently_used_file(web: Web, cache: ShardCache) -> None:
     cache.limit = 2 * SIZE
     old, new, ahead = (put(web, f"{i}.tar") for i in range(3))
     content(cache, old)
@@ -188,7 +188,7 @@ def test_many_threads_fetch_each_file_once(web: Web, cache: ShardCache) -> None:
     assert len(web.requests) == 3
 
 
-def test_the_bound_holds_while_many_fetch_at_once(web: Web, cache: ShardCache) -> None:
+def test_the_limit_holds_while_many_fetch_at_once(web: Web, cache: ShardCache) -> None:
     cache.limit = 50_000
     web.rate = 4e5
     items = [put(web, f"{i}.tar", os.urandom(20_000)) for i in range(6)]
@@ -242,6 +242,6 @@ def test_a_folder_that_cannot_be_used_is_named(web: Web, tmp_path: Path) -> None
         ShardCache(str(tmp_path / "file" / "cache")).open(put(web, "a.tar"))
 
 
-def test_a_remote_opens_through_its_cache(web: Web, cache: ShardCache) -> None:
+def test_a_remote_shard_opens_through_its_cache(web: Web, cache: ShardCache) -> None:
     os.close(RemoteShard(cache, put(web, "a.tar")).open())
     assert len(kept(cache)) == 1

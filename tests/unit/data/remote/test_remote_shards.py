@@ -63,7 +63,7 @@ def test_urls_name_shards_as_paths_do(web: Web, cache: ShardCache) -> None:
     assert names(load(f"{folder}/shard-00[12].tar", cache=cache)) == everything[1:3]
     both = load([f"{folder}/shard-003.tar", str(web.folder / "a" / "shard-000.tar")], cache=cache)
     assert names(both) == ["shard-003.tar", "shard-000.tar"]
-    assert {request.path for request in web.requests} == {f"/a/{INDEX_NAME}"}  # nothing else is asked for
+    assert {request.path for request in web.requests} == {f"/a/{INDEX_NAME}"}  # nothing else is requested
     assert shards.paths[0] == f"{folder}/shard-000.tar"
 
 
@@ -146,7 +146,7 @@ def test_a_shard_damaged_in_the_cache_is_fetched_again(web: Web, cache: ShardCac
         reader.read(0, sample._replace(members={"png": member._replace(crc32=member.crc32 ^ 1)}), "png")
 
 
-def test_a_reader_lets_go_of_what_has_made_room(web: Web, cache: ShardCache) -> None:
+def test_a_reader_closes_files_that_were_evicted(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     cache.limit = max(shard.bytes for shard in shards.shards) + (web.folder / "a" / INDEX_NAME).stat().st_size
     reader = Reader(shards)
@@ -155,10 +155,10 @@ def test_a_reader_lets_go_of_what_has_made_room(web: Web, cache: ShardCache) -> 
         assert reader.image(shard, sample) == png(random_pixels(int(sample.key)))
     held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     gone = [place for place in held if str(cache.folder) in place and place.endswith("(deleted)")]
-    assert len(gone) <= 2  # what made room for the last
+    assert len(gone) <= 2  # those that were evicted for the last one
 
 
-def test_what_is_expected_is_there_before_it_is_read(web: Web, cache: ShardCache) -> None:
+def test_prefetched_shards_are_fetched_before_they_are_read(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     web.requests.clear()
     reader = Reader(shards)
@@ -236,7 +236,7 @@ def test_a_shard_that_changed_on_the_server_is_refused(web: Web, cache: ShardCac
         next(batches(config, shards, 0))
 
 
-def test_remote_latents_say_who_encoded_them(web: Web, cache: ShardCache, tmp_path: Path) -> None:
+def test_remote_latents_name_their_encoder(web: Web, cache: ShardCache, tmp_path: Path) -> None:
     (web.folder / "l").mkdir()
     write_tar(web.folder / "l" / "x.tar", {"a.latents.npy": b"1"})
     write_index(web.folder / "l")
@@ -250,7 +250,7 @@ def test_remote_latents_say_who_encoded_them(web: Web, cache: ShardCache, tmp_pa
         encoder(shards)
 
 
-def test_a_server_that_is_gone_ends_the_stream_with_one_sentence(web: Web, cache: ShardCache) -> None:
+def test_a_lost_server_ends_the_stream_with_one_sentence(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     web.failing = [503] * 1000
     config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=0)

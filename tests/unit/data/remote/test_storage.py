@@ -58,7 +58,7 @@ def test_a_server_without_ranges_and_etags_serves_too(web: Web) -> None:
             assert file.readall() == DATA[start:]
 
 
-def test_what_broke_off_goes_on_where_it_broke(web: Web) -> None:
+def test_a_broken_connection_is_resumed_where_it_broke(web: Web) -> None:
     web.drop = 2
     for _ in range(4):
         with RemoteFile(f"{web.url}/a b.tar") as file:
@@ -70,14 +70,14 @@ def test_what_broke_off_goes_on_where_it_broke(web: Web) -> None:
     assert sum(request.sent for request in web.requests) <= 4 * len(DATA) + (len(starts) - 4 << 20)
 
 
-def test_a_server_in_trouble_is_asked_again(web: Web) -> None:
+def test_a_failing_server_is_tried_again(web: Web) -> None:
     web.failing = [503, 429]
     with RemoteFile(f"{web.url}/a b.tar") as file:
         assert file.readall() == DATA
     assert [request.status for request in web.requests] == [503, 429, 200]
 
 
-def test_what_cannot_be_read_says_why_and_what_to_do(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_read_says_why_and_what_to_do(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "hunter2")
     place = f"{web.url}/%s?token=${{TOKEN}}"
     assert message(place % "none.tar") == (
@@ -97,7 +97,7 @@ def test_what_cannot_be_read_says_why_and_what_to_do(web: Web, monkeypatch: pyte
     assert "NONE is not set" in message("http://host/x.tar?a=${NONE}")
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "WAITS", (0.01,))
     monkeypatch.setattr(storage, "TIMEOUTS", {"sock_connect": 0.1, "sock_read": 0.1})
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -142,7 +142,7 @@ def test_passwords_come_from_the_environment_or_netrc(
         "s3://key:secret@bucket/x.tar",
     ],
 )
-def test_secrets_in_a_url_are_refused_without_being_told(url: str) -> None:
+def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     refusal = message(url)
     assert "secret" not in refusal
     assert "${NAME}" in refusal or "%2F" in refusal
@@ -153,14 +153,14 @@ def test_a_redacted_url_has_neither_user_nor_query(rest: str, path: str) -> None
     assert redacted(f"https://u:secret@host/{path}?secret{rest}") == f"https://host/{path}"
 
 
-def test_places_are_told_apart() -> None:
+def test_urls_are_distinguished_from_paths() -> None:
     assert all(map(is_remote, ["http://h/x", "s3://b/x", "gs://b", "ftp://h"]))
     assert not any(map(is_remote, ["/a/b", "a://b"[2:], "a/b.tar", "c:\\x", "{a,b}.tar", "~/x"]))
     assert str(parse("HTTP://u:${A}@h:80/a/b.tar?${B}")) == "http://u:${A}@h:80/a/b.tar?${B}"
     assert join("https://h/a/?t=${T}", "x.tar") == "https://h/a/x.tar?t=${T}"
 
 
-def test_the_tars_of_a_page_are_found(web: Web, tmp_path: Path) -> None:
+def test_the_tars_on_a_page_are_listed(web: Web, tmp_path: Path) -> None:
     page = "<a href='b.tar'>b</a> <a href=\"/c/a%20b.tar?x=1\">a</a> <a href='notes.txt'>n</a> <a href='../'>up</a>"
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "index.html").write_text(page)
