@@ -59,10 +59,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _report(folder: Path, names: list[str] | None) -> None:
-    from diffpipe.data.index.shard_index import INDEX_NAME, ShardIndex
-    from diffpipe.data.index.summary import describe, missing_members, pickles
+    from diffpipe.data.index.summary import describe, notes
 
-    print(describe(folder, names))
-    index = ShardIndex(str(folder / INDEX_NAME))
-    for note in [*missing_members(index), *pickles(index)]:
-        print(f"{folder}: {note}")
+    print("\n".join([describe(folder, names), *notes(folder)]))

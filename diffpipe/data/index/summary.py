@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffpipe.data.index.shard_index import ShardIndex
+from diffpipe.data.index.shard_index import INDEX_NAME, ShardIndex
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, load
 
 _PICKLES = {"pickle", "pkl", "pt", "pth", "pyd"}
@@ -22,6 +22,12 @@ def describe(folder: Path, names: list[str] | None) -> str:
     return (
         f"{folder}: {len(shards.paths)} shards, {shards.total} samples, {size} bytes, fingerprint {shards.fingerprint}"
     )
+
+
+def notes(folder: Path) -> list[str]:
+    """A line on each kind of member in the index of a folder that is sometimes missing or may be a pickle."""
+    index = ShardIndex(str(folder / INDEX_NAME))
+    return [f"{folder}: {note}" for note in [*missing_members(index), *pickles(index)]]
 
 
 def missing_members(index: ShardIndex) -> Iterator[str]:

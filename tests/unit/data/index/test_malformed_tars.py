@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffpipe.cli.index import _report
 from diffpipe.data.index.scan import scan
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import load
+from diffpipe.data.index.summary import notes
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
@@ -190,31 +190,28 @@ class Bomb:
 
 
 @pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pth"])
-def test_a_pickle_is_never_loaded(tmp_path: Path, extension: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_is_never_loaded(tmp_path: Path, extension: str) -> None:
     import pickle
 
     bomb = pickle.dumps(Bomb(tmp_path / "gone off"))
     write_tar(tmp_path / "x.tar", {f"a.{extension}": bomb, "a.png": png(random_pixels(0))})
     write_index(tmp_path)
-    _report(tmp_path, "")
     shards = load(str(tmp_path))
     assert Reader(shards).read(0, shards.sample(0, 0), extension) == bomb
-    assert f"1 .{extension} members may be pickles" in capsys.readouterr().out
+    (note,) = notes(tmp_path)
+    assert f"1 .{extension} members may be pickles" in note
     assert not (tmp_path / "gone off").exists()
 
 
-def test_missing_members_are_reported_and_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_members_are_reported_and_indexed(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"0", "b.jpg": b"1", "b.cls": b"1"})
     write_tar(tmp_path / "1.tar", {"c.png": b"1", "d.webp": b"1", "d.cls": b"1", "e.json": b"{}", "e.cls": b"3"})
     write_index(tmp_path)
-    _report(tmp_path, "done")
-    assert capsys.readouterr().out.splitlines() == [
-        "done",
+    assert notes(tmp_path) == [
         f"{tmp_path}: 1 of 5 samples have no image, the first of them e in 1.tar",
         f"{tmp_path}: 1 of 5 samples have no .cls, the first of them c in 1.tar",
     ]
     assert load(str(tmp_path)).total == 5
     write_tar(tmp_path / "1.tar", {"c.png": b"1", "c.cls": b"0"})
     write_index(tmp_path)
-    _report(tmp_path, "done")
-    assert capsys.readouterr().out == "done\n"
+    assert notes(tmp_path) == []
