@@ -118,8 +118,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("channels", [1, 3, None])
 def test_it_is_refused_by_name(case: str, channels: int | None) -> None:
-    make, said = REFUSED[case]
-    with pytest.raises(BadSampleError, match=rf"^shard\.tar: key: {said}"):
+    make, message = REFUSED[case]
+    with pytest.raises(BadSampleError, match=rf"^shard\.tar: key: {message}"):
         decode(make(), channels, "shard.tar: key")
 
 
@@ -201,12 +201,12 @@ DECODED: dict[str, tuple[Callable[[], bytes], Callable[[], np.ndarray], int]] = 
 @pytest.mark.parametrize("case", DECODED)
 def test_it_is_decoded(case: str) -> None:
     make, expected, within = DECODED[case]
-    found = pixels(decode(make(), 3, "here")).transpose(1, 2, 0)
-    assert found.shape == expected().shape
-    assert np.abs(found.astype(int) - expected()).max() <= within
-    top, left = ((side - min(found.shape[:2])) // 2 for side in found.shape[:2])
-    square = found[top : top + min(found.shape[:2]), left : left + min(found.shape[:2])]
-    assert np.array_equal(decode_to(make(), 3, "here", min(found.shape[:2])), square.transpose(2, 0, 1))
+    rgb = pixels(decode(make(), 3, "here")).transpose(1, 2, 0)
+    assert rgb.shape == expected().shape
+    assert np.abs(rgb.astype(int) - expected()).max() <= within
+    top, left = ((side - min(rgb.shape[:2])) // 2 for side in rgb.shape[:2])
+    square = rgb[top : top + min(rgb.shape[:2]), left : left + min(rgb.shape[:2])]
+    assert np.array_equal(decode_to(make(), 3, "here", min(rgb.shape[:2])), square.transpose(2, 0, 1))
     luma = expected() @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
     assert np.abs(pixels(decode(make(), 1, "here"))[0] - luma).max() <= within + 1
 
@@ -297,15 +297,17 @@ def stream_of(members: dict[str, bytes], folder: Path, **config):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_sample_keeps_its_position_in_a_batch(tmp_path: Path, workers: int) -> None:
-    made = {f"bad{i}.png": make() for i, (make, _) in enumerate(REFUSED.values())}
-    made |= {f"good{i}.jpg": png(random_pixels(i, (24, 24, 3))) for i in range(9)}  # the name does not matter
-    members = {name: data for image, data in made.items() for name, data in ((image, data), (image[:-3] + "cls", b"7"))}
+    files = {f"bad{i}.png": make() for i, (make, _) in enumerate(REFUSED.values())}
+    files |= {f"good{i}.jpg": png(random_pixels(i, (24, 24, 3))) for i in range(9)}  # the name does not matter
+    members = {
+        name: data for image, data in files.items() for name, data in ((image, data), (image[:-3] + "cls", b"7"))
+    }
     stream = stream_of(members, tmp_path, labels=True, workers=workers, max_bad_samples=1)
     batch = next(stream)
     stream.close()
     assert batch.labels is not None
     assert batch.valid is not None
-    assert sorted(batch.keys) == sorted(name[:-4] for name in made)
+    assert sorted(batch.keys) == sorted(name[:-4] for name in files)
     assert batch.valid.tolist() == [key.startswith("good") for key in batch.keys]
     for key, image, label in zip(batch.keys, batch.images.numpy(), batch.labels.tolist(), strict=True):
         good = key.startswith("good")

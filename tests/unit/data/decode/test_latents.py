@@ -41,10 +41,10 @@ def test_written_latents_are_read_back() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_stream_has_each_samples_latents_and_label(tmp_path: Path, workers: int) -> None:
-    found = shards(tmp_path / "a")
-    assert are_latents(found)
+    latents = shards(tmp_path / "a")
+    assert are_latents(latents)
     config = DataConfig(train="x", batch_size=6, resolution=28, channels=1, labels=True, workers=workers)
-    stream = batches(config, found, seed=0)
+    stream = batches(config, latents, seed=0)
     batch = next(stream)
     stream.close()
     assert batch.images.is_contiguous()
@@ -82,7 +82,7 @@ def test_all_shards_must_name_the_same_encoder(tmp_path: Path) -> None:
     assert encoder(first) == "a" * 64
     with pytest.raises(UserError, match="encoded by several checkpoints"):
         encoder(shard_set.ShardSet([*first.shards, *second.shards]))
-    with pytest.raises(UserError, match=r"codec\.json: it does not say which checkpoint"):
+    with pytest.raises(UserError, match=r"codec\.json: it does not name the checkpoint"):
         encoder(shards(tmp_path / "c", None))
 
 

@@ -11,18 +11,18 @@ from tests.support.tars import write_shards
 A, B, C = ["a.tar", 10, "a" * 64], ["b.tar", 20, "b" * 64], ["c.tar", 30, "c" * 64]
 
 
-def said(before: list, now: list) -> list[str]:
+def changes(before: list, now: list) -> list[str]:
     return differences(json.dumps(before), json.dumps(now))
 
 
 def test_each_shard_that_differs_is_named() -> None:
-    assert said([A, B], [A, ["b.tar", 21, "c" * 64]]) == ["b.tar had 20 bytes and has 21"]
-    assert said([A, B], [A, ["b.tar", 20, "c" * 64]]) == [
+    assert changes([A, B], [A, ["b.tar", 21, "c" * 64]]) == ["b.tar had 20 bytes and has 21"]
+    assert changes([A, B], [A, ["b.tar", 20, "c" * 64]]) == [
         "b.tar has other bytes (sha256 bbbbbbbbbbbb… before, cccccccccccc… now)"
     ]
-    assert said([A, B], [B, C]) == ["a.tar is missing", "c.tar was added"]
-    assert said([A, B], [B, A]) == ["the shards are the same in another order"]
-    assert said([A, A], [A]) == ["a.tar is missing"]  # the same name in two folders
+    assert changes([A, B], [B, C]) == ["a.tar is missing", "c.tar was added"]
+    assert changes([A, B], [B, A]) == ["the shards are the same in another order"]
+    assert changes([A, A], [A]) == ["a.tar is missing"]  # the same name in two folders
 
 
 def test_weights_and_shards_of_several_sources_are_compared() -> None:

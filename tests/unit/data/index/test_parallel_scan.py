@@ -164,7 +164,7 @@ def test_workers_end_with_a_killed_command(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_remote_shards_are_read_through_once_and_resumed_by_their_etag(tmp_path: Path, scanned: list[str]) -> None:
-    there, here = tmp_path / "there", tmp_path / "here"
+    there, out = tmp_path / "there", tmp_path / "here"
     write_shards(there, [3, 1, 5])
     write_index(there)
     scanned.clear()
@@ -172,16 +172,16 @@ def test_remote_shards_are_read_through_once_and_resumed_by_their_etag(tmp_path:
         web.drop = 3
         names = f"{web.url}/shard-00{{0,1,2,3}}.tar"
         with pytest.raises(UserError, match=rf"^{web.url}/shard-003\.tar: cannot be read"):
-            write_remote_index(parallel_scan.remote_shards([names]), here)
+            write_remote_index(parallel_scan.remote_shards([names]), out)
         write_tar(there / "shard-003.tar", {"z.png": b"1"})
         write_shards(there, [3, 2])
         web.requests.clear()
         scanned.clear()
-        write_remote_index(parallel_scan.remote_shards([names]), here)
+        write_remote_index(parallel_scan.remote_shards([names]), out)
         assert sorted(scanned) == ["shard-001.tar", "shard-003.tar"]
-    assert [path.name for path in here.iterdir()] == [INDEX_NAME]
+    assert [path.name for path in out.iterdir()] == [INDEX_NAME]
     write_index(there)
-    local, remote = ShardIndex(str(there / INDEX_NAME)), ShardIndex(str(here / INDEX_NAME))
+    local, remote = ShardIndex(str(there / INDEX_NAME)), ShardIndex(str(out / INDEX_NAME))
     assert (local.base, remote.base) == (None, web.url)
     assert remote.shards == local.shards
     assert [remote.sample(i) for i in range(11)] == [local.sample(i) for i in range(11)]

@@ -36,17 +36,17 @@ def test_offsets_and_hashes_agree_with_other_libraries(tmp_path: Path, tar_forma
     long = FILES if tar_format == tarfile.USTAR_FORMAT else {**FILES, "\u00e9" * 120 + ".png": b"long name"}
     path = write_tar(tmp_path / "x.tar", long, tar_format)
     data = path.read_bytes()
-    found = scan(str(path))
-    assert (found.bytes, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    result = scan(str(path))
+    assert (result.bytes, result.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     with tarfile.open(path) as tar:
         members = tar.getmembers()
-        assert found.end == tar.offset
-    columns = found.columns
+        assert result.end == tar.offset
+    columns = result.columns
     assert columns["member.offset"].tolist() == [info.offset_data for info in members]
     assert columns["member.size"].tolist() == [info.size for info in members]
     assert columns["member.crc32"].tolist() == [zlib.crc32(content) for content in long.values()]
-    assert found.starts.tolist() == [info.offset for info in members if info.name.endswith("png")]
-    names = [found.extensions[i] for i in columns["member.extension"]]
+    assert result.starts.tolist() == [info.offset for info in members if info.name.endswith("png")]
+    names = [result.extensions[i] for i in columns["member.extension"]]
     assert names == [name.rpartition(".")[2] for name in long]
 
 
@@ -75,12 +75,12 @@ def test_damaged_headers_give_a_user_error_or_a_scan(
                     sum(content[at : at + 148] + content[at + 156 : at + 512]) + 256
                 )
     try:
-        found = scan_file(io.BytesIO(content), "x.tar")
+        result = scan_file(io.BytesIO(content), "x.tar")
     except UserError:
         return
-    assert found.bytes == len(content)
-    ends = found.columns["member.offset"] + found.columns["member.size"]
-    assert ends.max() <= found.end <= len(content) - 1024
+    assert result.bytes == len(content)
+    ends = result.columns["member.offset"] + result.columns["member.size"]
+    assert ends.max() <= result.end <= len(content) - 1024
 
 
 def test_memory_does_not_grow_with_a_member_or_a_header(tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_memory_does_not_grow_with_a_member_or_a_header(tmp_path: Path) -> None:
 def test_keys_with_equal_hashes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "hash", lambda key: 7, raising=False)
     assert len(scan(str(write_tar(tmp_path / "x.tar", FILES))).starts) == 5
-    again = [*FILES.items(), ("a/001.json", b"")]
+    repeated = [*FILES.items(), ("a/001.json", b"")]
     with pytest.raises(UserError, match=re.escape("a/001.json: the members of a/001 are not adjacent")):
-        scan(str(write_tar(tmp_path / "y.tar", again)))
+        scan(str(write_tar(tmp_path / "y.tar", repeated)))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ SAMPLES, SHARDS = 1_000_000, 1000
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The index of a million samples of two members, in a thousand shards; key i is i in nine digits."""
     path = tmp_path_factory.mktemp("large") / INDEX_NAME
-    each = SAMPLES // SHARDS
+    samples = SAMPLES // SHARDS
     numbers = np.arange(SAMPLES)
     digits = (numbers[:, None] // 10 ** np.arange(8, -1, -1) % 10 + ord("0")).astype(np.uint8)
     arrays = {
@@ -34,12 +34,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "key.end": 9 * (numbers + 1),
         "sample.first_member": 2 * np.arange(SAMPLES + 1),
         "member.extension": np.tile(np.array([0, 1], dtype=np.uint8), SAMPLES),
-        "member.offset": np.tile(512 + 1024 * np.arange(2 * each), SHARDS),
+        "member.offset": np.tile(512 + 1024 * np.arange(2 * samples), SHARDS),
         "member.size": np.tile(np.array([1, 500]), SAMPLES),
         "member.crc32": np.arange(2 * SAMPLES, dtype=np.uint32),
     }
-    members = {"cls": each, "png": each}
-    row = {"bytes": 2048 * each + 1024, "sha256": "0" * 64, "samples": each, "members": members, "classes_count": 1}
+    members = {"cls": samples, "png": samples}
+    row = {
+        "bytes": 2048 * samples + 1024,
+        "sha256": "0" * 64,
+        "samples": samples,
+        "members": members,
+        "classes_count": 1,
+    }
     shards = [{"name": f"{i:06d}.tar", **row} for i in range(SHARDS)]
     head = {"version": 1, "shards": shards, "extensions": ["cls", "png"], "classes": None}
     columns = {name: StreamedArray(array.dtype, len(array), [array]) for name, array in arrays.items()}
@@ -71,11 +77,13 @@ def test_a_million_samples_are_opened_in_a_second_and_take_no_memory(large: Path
 def test_many_samples_are_looked_up_at_once(large: Path) -> None:
     table = ShardIndex(str(large))
     samples = np.array([0, SAMPLES - 1, 1, 77_777, 1])
-    each = [expected(i) for i in samples.tolist()]
-    assert table.keys(samples) == [sample.key for sample in each]
+    expected_samples = [expected(i) for i in samples.tolist()]
+    assert table.keys(samples) == [sample.key for sample in expected_samples]
     for extensions in (("png",), ("cls",), ("jpg", "png"), ("cls", "png")):
         first = next(e for e in extensions if e != "jpg")
-        assert np.array_equal(np.stack(table.locations(samples, extensions), 1), [s.members[first] for s in each])
+        assert np.array_equal(
+            np.stack(table.locations(samples, extensions), 1), [s.members[first] for s in expected_samples]
+        )
     assert table.locations(samples, ("jpg",)).size.tolist() == [-1] * 5
 
 
@@ -103,14 +111,14 @@ def read_all(table: ShardIndex, connection: Connection) -> None:
         array.sum()
     connection.send("read")
     connection.recv()
-    found = {"Pss": 0, "Private_Dirty": 0}
-    here = False
+    memory = {"Pss": 0, "Private_Dirty": 0}
+    in_index = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            here = line.endswith(table.path)
-        elif here and line.partition(":")[0] in found:
-            found[line.partition(":")[0]] += int(line.split()[1])
-    connection.send(found)
+            in_index = line.endswith(table.path)
+        elif in_index and line.partition(":")[0] in memory:
+            memory[line.partition(":")[0]] += int(line.split()[1])
+    connection.send(memory)
     connection.recv()
 
 
@@ -129,9 +137,11 @@ def test_the_processes_of_a_node_share_one_index(large: Path) -> None:
     for process, _ in pairs:
         process.join()
         assert process.exitcode == 0
-    assert sum(each["Private_Dirty"] for each in answers) == 0
+    assert sum(process["Private_Dirty"] for process in answers) == 0
     size = large.stat().st_size / 1024
-    assert 0.7 * size < sum(each["Pss"] for each in answers) < 1.05 * size  # all processes share the pages of one file
+    assert (
+        0.7 * size < sum(process["Pss"] for process in answers) < 1.05 * size
+    )  # all processes share the pages of one file
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,8 @@ def test_a_pickled_set_finds_its_samples(tmp_path: Path) -> None:
     write_index(tmp_path)
     shards = load(str(tmp_path))
     data = pickle.dumps(shards)
-    again = pickle.loads(data)
-    assert read_all(again) == read_all(shards)
-    assert again.fingerprint == shards.fingerprint
-    assert np.array_equal(again.counts, shards.counts)
+    unpickled = pickle.loads(data)
+    assert read_all(unpickled) == read_all(shards)
+    assert unpickled.fingerprint == shards.fingerprint
+    assert np.array_equal(unpickled.counts, shards.counts)
     assert len(data) < 2000  # the members stay in the file

@@ -41,9 +41,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def mixed(folders: list[str], *weights: float) -> MixedShardSet:
-    found = load_sources(None, [SourceConfig(url=url, weight=w) for url, w in zip(folders, weights, strict=True)])
-    assert isinstance(found, MixedShardSet)
-    return found
+    shard_set = load_sources(None, [SourceConfig(url=url, weight=w) for url, w in zip(folders, weights, strict=True)])
+    assert isinstance(shard_set, MixedShardSet)
+    return shard_set
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_source_alone_is_what_data_train_names(folders: list[str]) -> None:
 def test_the_fingerprint_covers_the_sources_and_their_proportions(folders: list[str]) -> None:
     assert mixed(folders, 1, 3).fingerprint == mixed(folders, 2, 6).fingerprint
     several = [mixed(folders, 1, 3), mixed(folders, 1, 1), mixed(folders[::-1], 1, 3)]
-    assert len({each.fingerprint for each in [*several, load(folders)]}) == 4
+    assert len({shard_set.fingerprint for shard_set in [*several, load(folders)]}) == 4
     assert differences(several[0].listing, several[1].listing) == ["the weights of the sources were 1, 3 and are 1, 1"]
 
 

@@ -44,12 +44,12 @@ def test_any_changed_byte_of_a_member_is_noticed_when_it_is_read(shards: ShardSe
     data = path.read_bytes()
     for at in (member.offset, member.offset + member.size // 2, member.offset + member.size - 1):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        again = load(str(tmp_path), verify_limit=0)
-        reader = Reader(again)
+        changed = load(str(tmp_path), verify_limit=0)
+        reader = Reader(changed)
         message = f"{path}: {sample.key}.png was changed after indexing"
         with pytest.raises(UserError, match=re.escape(message)):
             reader.image(1, sample)
-        reader.image(1, again.sample(1, 0))
+        reader.image(1, changed.sample(1, 0))
     path.write_bytes(data[: member.offset + 3])
     with pytest.raises(UserError, match="changed after indexing"):
         Reader(shards).image(1, sample)

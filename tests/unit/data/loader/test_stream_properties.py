@@ -71,7 +71,7 @@ def share(dataset: Dataset, leg: Leg, start: int, rank: int) -> list[Batch]:
     copies = [pickle.loads(pickle.dumps(dataset)) for _ in range(leg.workers)] or [dataset]
     sampler = rank_positions(leg.batch_size, start, rank, leg.world, leg.accumulate)
     asked = itertools.islice(sampler, (leg.steps + leg.lost) * leg.accumulate)
-    return [at(copy, np.array(each)) for copy, each in zip(itertools.cycle(copies), asked, strict=False)]
+    return [at(copy, np.array(positions)) for copy, positions in zip(itertools.cycle(copies), asked, strict=False)]
 
 
 def at(dataset: Dataset, positions: np.ndarray) -> Batch:
@@ -143,14 +143,14 @@ def test_several_sources_are_exact_too(
 def test_the_number_of_workers_does_not_change_the_samples(pool: Path) -> None:
     of = load(str(pool))
     expected = rows(at(Dataset(config(), of, 4), np.arange(160)))
-    found: dict[int, Row] = {}
+    seen: dict[int, Row] = {}
     position = 0
     for workers, size, world in ((4, 24, 2), (0, 20, 4), (3, 36, 1)):  # 160 positions of 55 samples
         for rank in range(world):
             settings = config(workers=workers, batch_size=size, prefetch=workers or 1)
             stream = batches(settings, of, 4, start=position, rank=rank, world=world)
             for batch in itertools.islice(stream, 2):
-                found |= rows(batch)
+                seen |= rows(batch)
             stream.close()
         position += 2 * size
-    assert found == expected
+    assert seen == expected

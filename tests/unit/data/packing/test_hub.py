@@ -20,7 +20,7 @@ def saved(folder: Path, *, splits: bool = False) -> list[bytes]:
     names = datasets.ClassLabel(names=["up", "down"])
     features = datasets.Features({"img": datasets.Image(), "fine": names, "who": datasets.Value("string")})
     rows = {
-        "img": [{"bytes": each, "path": f"{i}.png"} for i, each in enumerate(data)],
+        "img": [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(data)],
         "fine": [1, 0, 0, 1, 1, 1],
         "who": list("aabbcc"),
     }

@@ -58,9 +58,9 @@ def digits(tmp_path: Path) -> Path:
 
 
 def source_of(digits: Path, split: str = "train", **options) -> IdxSource:
-    found = find_idx(digits, split)
-    assert found is not None
-    return IdxSource(*found, **options)
+    files = find_idx(digits, split)
+    assert files is not None
+    return IdxSource(*files, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -148,14 +148,14 @@ def test_per_class_chooses_that_many_of_each(digits: Path, tmp_path: Path) -> No
 def everything(folder: Path) -> dict[tuple[bytes, ...], int]:
     """Each sample's members, byte for byte, and how often it is there."""
     shards = load(str(folder))
-    found: dict[tuple[bytes, ...], int] = {}
+    counts: dict[tuple[bytes, ...], int] = {}
     for shard, path in enumerate(shards.paths):
         data = Path(path).read_bytes()
         for i in range(int(shards.counts[shard])):
             members = shards.sample(shard, i).members
             row = tuple(e.encode() + data[m.offset : m.offset + m.size] for e, m in sorted(members.items()))
-            found[row] = found.get(row, 0) + 1
-    return found
+            counts[row] = counts.get(row, 0) + 1
+    return counts
 
 
 def test_chosen_classes_keep_their_labels(digits: Path, tmp_path: Path) -> None:

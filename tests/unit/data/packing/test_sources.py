@@ -38,8 +38,8 @@ def test_a_zip_archive_packs_as_the_folder_does(tmp_path: Path, prefix: str, com
 
 def test_a_zip_archive_pickles_as_its_path(tmp_path: Path) -> None:
     source = FolderSource(write_zip(tmp_path / "a.zip", FILES))
-    again = pickle.loads(pickle.dumps(source))
-    assert [again.item(i).image for i in range(3)] == [source.item(i).image for i in range(3)]
+    unpickled = pickle.loads(pickle.dumps(source))
+    assert [unpickled.item(i).image for i in range(3)] == [source.item(i).image for i in range(3)]
 
 
 def test_names_in_a_zip_archive_cannot_leave_it(tmp_path: Path) -> None:

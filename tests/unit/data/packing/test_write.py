@@ -162,7 +162,8 @@ def test_a_group_is_in_one_part_which_its_hash_decides(photos: Path, tmp_path: P
         pack(source, tmp_path / name, max_bad_samples=2, split=Split(r"(subject\d)_", 0.4), **options)
         sets = {part: load(str(tmp_path / name / part)) for part in ("train", "test")}
         return {
-            part: {source.paths[int(each.sample(0, i).key)] for i in range(each.total)} for part, each in sets.items()
+            part: {source.paths[int(shards.sample(0, i).key)] for i in range(shards.total)}
+            for part, shards in sets.items()
         }
 
     whole_set = parts("all")
@@ -188,13 +189,13 @@ def test_groups_may_be_folders_or_a_column(tmp_path: Path) -> None:
     source = FolderSource(tmp_path / "photos", tmp_path / "labels.csv")
     for by, groups in (("group", 8), ("column:who", 4)):
         pack(source, tmp_path / f"by {groups}", split=Split(by, 0.5))
-        found = []
+        parts = []
         for part in ("train", "test"):
             shards = load(str(tmp_path / f"by {groups}" / part))
             keys = [int(shards.sample(0, i).key) for i in range(shards.total)]
             named = [source.paths[key].split("/")[0] if by == "group" else source.column("who")[key] for key in keys]
-            found.append(set(named))
-        assert (len(found[0] | found[1]), found[0] & found[1]) == (groups, set())
+            parts.append(set(named))
+        assert (len(parts[0] | parts[1]), parts[0] & parts[1]) == (groups, set())
 
 
 def test_a_split_that_cannot_be_made_is_refused(photos: Path, tmp_path: Path) -> None:

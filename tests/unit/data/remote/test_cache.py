@@ -174,17 +174,17 @@ def test_prefetching_evicts_no_recently_used_file(web: Web, cache: ShardCache) -
 def test_many_threads_fetch_each_file_once(web: Web, cache: ShardCache) -> None:
     web.rate = 1e5
     items = [put(web, f"{i}.tar", os.urandom(20_000)) for i in range(3)]
-    found: list[str] = []
+    digests: list[str] = []
 
     def work(start: int) -> None:
-        found.extend(hashlib.sha256(content(cache, item)).hexdigest() for item in items[start:] + items[:start])
+        digests.extend(hashlib.sha256(content(cache, item)).hexdigest() for item in items[start:] + items[:start])
 
     threads = [threading.Thread(target=work, args=(i % 3,)) for i in range(9)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == sorted(9 * [item.sha256 for item in items])
+    assert sorted(digests) == sorted(9 * [item.sha256 for item in items])
     assert len(web.requests) == 3
 
 

@@ -118,15 +118,17 @@ def test_secrets_reach_the_server_and_nothing_else(
 
 
 def test_members_are_read_and_only_what_is_read_is_fetched(web: Web, cache: ShardCache) -> None:
-    shards, here = load(f"{web.url}/a", cache=cache), local(web)
+    shards, local_shards = load(f"{web.url}/a", cache=cache), local(web)
     reader = Reader(shards)
     for shard, i in ((2, 0), (1, 3), (2, 4)):
-        assert reader.image(shard, shards.sample(shard, i)) == Reader(here).image(shard, here.sample(shard, i))
+        assert reader.image(shard, shards.sample(shard, i)) == Reader(local_shards).image(
+            shard, local_shards.sample(shard, i)
+        )
     tars = [request.path for request in web.requests if request.path.endswith(".tar")]
     assert tars == ["/a/shard-002.tar", "/a/shard-001.tar"]
     shutil.rmtree(web.folder / "a")
-    again = pickle.loads(pickle.dumps(reader))
-    assert again.image(2, shards.sample(2, 1)) == reader.image(2, shards.sample(2, 1))  # from the cache
+    unpickled = pickle.loads(pickle.dumps(reader))
+    assert unpickled.image(2, shards.sample(2, 1)) == reader.image(2, shards.sample(2, 1))  # from the cache
 
 
 def test_a_shard_damaged_in_the_cache_is_fetched_again(web: Web, cache: ShardCache) -> None:
@@ -191,9 +193,9 @@ def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, ca
 
     def take(shards: ShardSet) -> list[Batch]:
         stream = batches(config, shards, 7, start=8)
-        found = list(itertools.islice(stream, 12))
+        taken = list(itertools.islice(stream, 12))
         stream.close()
-        return found
+        return taken
 
     shards = load(f"{web.url}/a", cache=cache)
     for ours, theirs in zip(take(shards), take(local(web)), strict=True):

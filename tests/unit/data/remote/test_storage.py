@@ -101,8 +101,8 @@ def test_a_server_that_does_not_answer_times_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(storage, "WAITS", (0.01,))
     monkeypatch.setattr(storage, "TIMEOUTS", {"sock_connect": 0.1, "sock_read": 0.1})
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        said = message(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
-    assert "cannot be read (no answer in time), tried 2 times" in said
+        error = message(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tar")
+    assert "cannot be read (no answer in time), tried 2 times" in error
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(web: Web, tmp_path: Path) -> None:
