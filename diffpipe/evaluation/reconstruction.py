@@ -1,4 +1,4 @@
-"""How much of an image a stage keeps: real images against their own reconstructions, by a Fréchet distance."""
+"""The Fréchet distance between real images and their reconstructions: what an autoencoder loses."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ METRIC = "fd_efficientnet_lite0"
 _FEWEST = 4  # half of the images against the other half is the floor
 
 
-def unseen(experiment: Experiment) -> ShardSet:
-    """The images held out, or those of the training where none are."""
+def held_out_images(experiment: Experiment) -> ShardSet:
+    """The images of data.test, or those of data.train where there are none."""
     data = experiment.data
     return shard_set.load(data.test or data.trained_on, cache=data.shard_cache)
 
@@ -44,13 +44,13 @@ def originals(experiment: Experiment, stage: Stage) -> ShardImages:
     if n < _FEWEST:
         raise UserError(f"eval.reconstruction is {n}, and a score needs {_FEWEST} images or more; set it to 0 for none")
     try:
-        return ShardImages(unseen(experiment), data.channels, data.resolution, n=n)
+        return ShardImages(held_out_images(experiment), data.channels, data.resolution, n=n)
     except UserError as error:
         raise UserError(f"eval.reconstruction: {error}") from error
 
 
 class ReconstructedImages:
-    """What a stage makes of real images: image i is a function of the i-th of `originals` and the weights."""
+    """The reconstructions of real images: image i depends on the i-th of `originals` and the weights alone."""
 
     def __init__(
         self,
@@ -86,20 +86,20 @@ def reconstruction(
 ) -> dict[str, Any]:
     """The score with its protocol, as a score file holds it: JSON values. A collective. Raises UserError.
 
-    about: what the protocol says of the weights. The floor is what one half of the images scores against the other;
-    reconstructions can be far below it, as they share their images with the reference.
+    about: the protocol's entries for the weights. The floor is the score of one half of the images against the other.
+    Reconstructions can be far below it, because they are of the reference's own images.
     """
     real = originals(experiment, stage)
     assert isinstance(stage, Reconstructs)
-    again = ReconstructedImages(stage, nets, real, runtime, experiment.seed, about)
-    result = score(again, real, None, [METRIC], runtime)
+    reconstructed = ReconstructedImages(stage, nets, real, runtime, experiment.seed, about)
+    result = score(reconstructed, real, None, [METRIC], runtime)
     print_on_rank_zero(runtime, f"{METRIC} of {real.n} images and their reconstructions: {result.scores[METRIC]:.3f}")
     return asdict(result)
 
 
-def in_words(found: Mapping[str, Any] | None) -> str:
-    """What a checkpoint says of its reconstructions: a score as `reconstruction` returns it, or None."""
-    if found is None:
+def in_words(tree: Mapping[str, Any] | None) -> str:
+    """The reconstruction score of a checkpoint in words. tree: as `reconstruction` returns it; None: there is none."""
+    if tree is None:
         return "no reconstruction FD (the last checkpoint of a training with eval.reconstruction=1000 has one)"
-    n = found["protocol"]["generated"]["n"]
-    return f"reconstruction FD {found['scores'][METRIC]:.1f} ({parse_metric(METRIC).extractor}, n {n:,})"
+    n = tree["protocol"]["generated"]["n"]
+    return f"reconstruction FD {tree['scores'][METRIC]:.1f} ({parse_metric(METRIC).extractor}, n {n:,})"

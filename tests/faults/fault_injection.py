@@ -28,6 +28,7 @@ import torch
 
 from diffpipe.__main__ import main
 from diffpipe.experiment import job
+from diffpipe.experiment.monitor import Monitor
 from diffpipe.interfaces import Batch, Loss, Phase
 from diffpipe.train.loop import Trainer
 from diffpipe.train.nonfinite import NonFiniteError
@@ -93,7 +94,7 @@ class Poison:
     def spread(self) -> None:
         """Put it into the command."""
         poison = self
-        train_step, run, draw, batches = Trainer.train_step, Trainer.run, job.Job.draw, job.batches
+        train_step, run, draw, batches = Trainer.train_step, Trainer.run, Monitor.draw, job.batches
 
         def spoiled_run(self: Trainer, *args: Any) -> None:
             loss = self.stage.loss
@@ -113,7 +114,7 @@ class Poison:
             poison.at("step", self.step)
             train_step(self, micro_batches)
 
-        def spoiled_draw(self: job.Job) -> None:
+        def spoiled_draw(self: Monitor) -> None:
             poison.at("draw", self.trainer.step)
             draw(self)
 
@@ -124,7 +125,7 @@ class Poison:
                 poison.at("close", -1)
 
         setattr(Trainer, "run", spoiled_run)  # noqa: B010 (another signature)
-        Trainer.train_step, job.Job.draw, job.batches = spoiled_step, spoiled_draw, spoiled_batches
+        Trainer.train_step, Monitor.draw, job.batches = spoiled_step, spoiled_draw, spoiled_batches
 
 
 def note(run: Path, status: int) -> int:

@@ -72,7 +72,7 @@ def test_a_process_by_itself_stops_after_the_step_that_the_signal_falls_in(
     assert interrupted(tmp_path) == {"signal": number, "step": 5}
     lines = [line for line in said.splitlines() if number in line]
     last = tmp_path / "checkpoints" / "step-00000005"
-    assert lines == [f"stopped by {number} after step 5: {last}; the same command goes on"], said
+    assert lines == [f"stopped by {number} after step 5: {last}; the same command resumes it"], said
     assert "Traceback" not in said
     goes_on(tmp_path, straight(0), 8)
 

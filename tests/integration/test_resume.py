@@ -81,5 +81,5 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_all_damaged_is_no_fresh_s
     shards = sorted(tmp_path.glob("checkpoints/step-*/*.safetensors"))
     shards[1].write_bytes(shards[1].read_bytes()[:-1] + b"\x00")
     said = train(tmp_path, "train.steps=5", "checkpoint.every=0")
-    assert "warning: passing over a damaged checkpoint" in said
+    assert "warning: skipping a damaged checkpoint" in said
     assert f"resuming from {tmp_path}/checkpoints/step-00000002" in said

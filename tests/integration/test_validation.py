@@ -84,7 +84,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_aloud(tmp_path: Path) -> None:
     write_index(tmp_path / "test")
     said = train(tmp_path / "run", *words, f"data.test={tmp_path}/test")
     assert "warning: 1 of 6 held-out samples are left out: " in said
-    other = "warning: validation losses before this are of other images"
+    other = "warning: earlier validation losses are of other images"
     assert other not in train(tmp_path / "run", *words, f"data.test={tmp_path}/test", "train.steps=3")
     assert other in train(tmp_path / "run", *words, "train.steps=4")
     assert "0.tar: 3" in said

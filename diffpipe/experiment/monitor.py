@@ -1,0 +1,90 @@
+"""Sample grids, validation losses and scores of a run while it trains, all of its averaged weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.evaluation.image_grid import grid
+from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
+from diffpipe.evaluation.reconstruction import held_out_images
+from diffpipe.evaluation.scores import score, table
+from diffpipe.evaluation.validation import Validation
+from diffpipe.experiment.config import Experiment
+from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
+from diffpipe.metrics import protocol
+from diffpipe.rng import KeyedRNG
+from diffpipe.train.logs import print_on_rank_zero
+from diffpipe.train.loop import Trainer
+from diffpipe.train.runtime import Runtime
+
+
+class Monitor(NamedTuple):
+    """The hooks of a run that look at its averaged networks. Each of `draw`, `validate` and `score` is a collective."""
+
+    experiment: Experiment
+    runtime: Runtime
+    shards: ShardSet
+    shape: ImageShape
+    stage: Stage
+    trainer: Trainer
+    validation: Validation | None
+
+    def draw(self) -> None:
+        """A grid in samples/: generated images, or real images above their reconstructions."""
+        n = self.experiment.sample.n
+        if isinstance(self.stage, Generates):
+            images = torch.cat(map_over_ranks(n, self._generated(n).images, self.runtime))
+        else:
+            images = self._reconstructed(n)
+        if self.runtime.main and images is not None:
+            path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            grid(images, self.shape.classes or None).save(path)
+
+    def validate(self) -> dict[str, float]:
+        """The stage's losses on held-out images, by name."""
+        assert self.validation is not None
+        values = self.validation.measure(self.trainer.ema_networks(), self.trainer.step - 1, self.runtime)
+        loss = values["validation_loss"]
+        print_on_rank_zero(
+            self.runtime, f"step {self.trainer.step}: validation_loss {loss:.4f}, of the averaged weights"
+        )
+        return values
+
+    def score(self) -> None:
+        """The metrics of eval.metrics against data.test, as a file in scores/."""
+        config, data, shape = self.experiment.eval, self.experiment.data, self.shape
+        assert data.test is not None
+        reference = ShardImages(shard_set.load(data.test, cache=data.shard_cache), shape.channels, shape.resolution)
+        floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
+        result = score(self._generated(config.n), reference, floor, config.metrics, self.runtime)
+        if self.runtime.main:
+            protocol.write(result, self.experiment.run.path / "scores" / f"step-{self.trainer.step:08d}.json")
+        print_on_rank_zero(self.runtime, f"step {self.trainer.step}\n{table(result)}")
+
+    def _generated(self, n: int) -> GeneratedImages:
+        """The images of the first n sample indices."""
+        sampler = self.experiment.stage.sampler.model_dump(mode="json")
+        about = {"step": self.trainer.step, "weights": "ema", "sampler": sampler}
+        nets, seed = self.trainer.ema_networks(), self.experiment.seed
+        return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)
+
+    def _reconstructed(self, n: int) -> Tensor | None:
+        """About n images: rows of real ones, each above a row of their reconstructions."""
+        if not isinstance(self.stage, Reconstructs):
+            return None
+        columns = self.shape.classes or 8
+        rows = max(1, n // (2 * columns))
+        real = ShardImages(held_out_images(self.experiment), self.shape.channels, self.shape.resolution)
+        images = real.images(range(rows * columns))
+        rng = KeyedRNG(self.experiment.seed, torch.arange(len(images), device=self.runtime.device))
+        with torch.no_grad(), self.runtime.autocast():
+            decoded = self.stage.reconstruct(self.trainer.ema_networks(), images.to(self.runtime.device), rng).cpu()
+        return rearrange([images, decoded], "two (rows columns) c h w -> (rows two columns) c h w", columns=columns)
