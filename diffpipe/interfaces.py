@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from diffpipe.rng import KeyedRNG
+from diffpipe.rng import RNG, KeyedRNG
 
 
 class Batch(NamedTuple):
@@ -210,7 +210,7 @@ class Generates(Protocol):
         ...
 
     def generate(
-        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """An image for each position of `rng`; the positions are sample indices."""
         ...

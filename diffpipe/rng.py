@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -59,6 +59,21 @@ def permutation(n: int, *parts: int | str) -> np.ndarray:
     zero = np.zeros_like(i)
     high, low, _, _ = philox(i & _WORD, i >> 32, zero, zero, fold_in(*parts))
     return np.argsort((high << 32) | low, kind="stable")
+
+
+@runtime_checkable
+class RNG(Protocol):
+    """The random numbers of one batch, as a stage draws them to generate; see `KeyedRNG` for the methods."""
+
+    positions: Tensor
+
+    def bits(self, purpose: str, n: int, stream: int = 0) -> Tensor: ...
+
+    def uniform(self, purpose: str, stream: int = 0) -> Tensor: ...
+
+    def integers(self, purpose: str, high: int, stream: int = 0) -> Tensor: ...
+
+    def normal(self, purpose: str, shape: Sequence[int], stream: int = 0) -> Tensor: ...
 
 
 class KeyedRNG:

@@ -21,7 +21,7 @@ from diffpipe.config import Config
 from diffpipe.config.kinds import Names
 from diffpipe.diffusion.process import over_pixels, posterior, posterior_variance, predict_eps, predict_x0
 from diffpipe.diffusion.schedule import Schedule, Spacing
-from diffpipe.rng import KeyedRNG
+from diffpipe.rng import RNG
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]
@@ -55,7 +55,7 @@ class SamplerConfig(Config):
 
 
 def sample(
-    denoise: Denoise, schedule: Schedule, config: SamplerConfig, rng: KeyedRNG, shape: Sequence[int]
+    denoise: Denoise, schedule: Schedule, config: SamplerConfig, rng: RNG, shape: Sequence[int]
 ) -> Float[Tensor, " b *shape"]:
     """x_0, float32 [b, *shape], one for each position of `rng`, which fixes all of its noise ("start", "reverse").
 

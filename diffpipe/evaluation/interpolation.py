@@ -99,18 +99,20 @@ def draw_pairs(run: Run, patterns: str, n: int, seed: int, label: int | None) ->
     return shards, Ends(first, last, torch.tensor(labels))
 
 
-class Between(KeyedRNG):
-    """Normals on the arc from those of one position to those of another, and all else as at the first.
+class InterpolatedRNG:
+    """Normals on the arc from those of one position to those of another; all other numbers are those of the first.
 
-    first, last: int64 [b]; t: where on the way, in [0, 1]. So any stage that generates also interpolates.
+    first, last: int64 [b]; t: the fraction of the way, in [0, 1]. With it any stage that generates also interpolates.
     """
 
     def __init__(self, seed: int, first: Int[Tensor, " b"], last: Int[Tensor, " b"], t: Float[Tensor, " b"]):
-        super().__init__(seed, first)
-        self.last, self.t = KeyedRNG(seed, last), t
+        self.positions = first
+        self._first, self._last, self._t = KeyedRNG(seed, first), KeyedRNG(seed, last), t
+        self.bits, self.uniform, self.integers = self._first.bits, self._first.uniform, self._first.integers
 
     def normal(self, purpose: str, shape: Sequence[int], stream: int = 0) -> Float[Tensor, "b ..."]:
-        return spherical(super().normal(purpose, shape, stream), self.last.normal(purpose, shape, stream), self.t)
+        first, last = (rng.normal(purpose, shape, stream) for rng in (self._first, self._last))
+        return spherical(first, last, self._t)
 
 
 def between_noises(source: GeneratedImages, t: Float[Tensor, " k"]) -> UInt8[Tensor, "n k c h w"]:
@@ -124,7 +126,7 @@ def between_noises(source: GeneratedImages, t: Float[Tensor, " k"]) -> UInt8[Ten
         labels = None
         if source.shape.classes:
             labels = rows % classes if source.label is None else torch.full_like(rows, source.label)
-        rng = Between(source.seed, rows, rows + offset, t.to(device)[cells % k])
+        rng = InterpolatedRNG(source.seed, rows, rows + offset, t.to(device)[cells % k])
         return source.stage.generate(source.nets, rng, labels).cpu()
 
     cells = torch.cat(map_over_ranks(source.n * k, generate, source.runtime, "sample"))

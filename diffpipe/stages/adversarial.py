@@ -24,7 +24,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
-from diffpipe.rng import KeyedRNG
+from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.ddpm import DENOISER, DDPMConfig
@@ -227,7 +227,7 @@ class AdversarialDiffusion:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         schedule, _ = self._schedule(rng.positions.device)
         shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)

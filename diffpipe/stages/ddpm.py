@@ -18,7 +18,7 @@ from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
 from diffpipe.nn.unet import UNetConfig
-from diffpipe.rng import KeyedRNG
+from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
@@ -140,7 +140,7 @@ class DDPM:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         schedule = self._schedule(rng.positions.device)
 

@@ -18,7 +18,7 @@ from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.flow import Dequantizer
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
-from diffpipe.rng import KeyedRNG
+from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
 
@@ -153,7 +153,7 @@ class FlowStage:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         z = self.config.sampler.temperature * rng.normal("prior", self._image)
         return self.decode_latents(nets, z, labels)

@@ -20,7 +20,7 @@ from diffpipe.config import Config
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.generator import Generator, GeneratorConfig
-from diffpipe.rng import KeyedRNG
+from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
@@ -93,13 +93,13 @@ class GAN:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         z = self.config.sampler.temperature * rng.normal("latent", (self.config.generator.latent,))
         return self.codec.decode(nets[GENERATOR](z, wanted_labels(self.classes, labels, rng)).float())
 
 
-def wanted_labels(classes: int, labels: Int[Tensor, " b"] | None, rng: KeyedRNG) -> Int[Tensor, " b"] | None:
+def wanted_labels(classes: int, labels: Int[Tensor, " b"] | None, rng: RNG) -> Int[Tensor, " b"] | None:
     """The labels to generate by: those given, random ones where a conditional stage is given none, or none at all."""
     if not classes:
         return None

@@ -17,7 +17,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.patch import PatchDiscriminator
-from diffpipe.rng import KeyedRNG
+from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
@@ -197,7 +197,7 @@ class VAE:
 
     @torch.no_grad()
     def generate(
-        self, nets: Mapping[str, nn.Module], rng: KeyedRNG, labels: Int[Tensor, " b"] | None
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """An image a position. A class-conditional stage that is given no labels draws them uniformly."""
         if self.classes and labels is None:

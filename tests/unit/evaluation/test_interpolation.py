@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffpipe.evaluation.image_sources import GeneratedImages
-from diffpipe.evaluation.interpolation import Between, between_noises, spherical, straight
+from diffpipe.evaluation.interpolation import InterpolatedRNG, between_noises, spherical, straight
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan import GANConfig
@@ -57,13 +57,15 @@ def test_where_there_is_no_arc_the_way_is_the_line() -> None:
 def test_noise_between_two_positions_is_normal_and_theirs_at_the_ends() -> None:
     first, last = torch.arange(200), torch.arange(200) + 1000
     for t, position in ((0.0, first), (1.0, last)):
-        found = Between(7, first, last, torch.full((200,), t)).normal("latent", (64,))
+        found = InterpolatedRNG(7, first, last, torch.full((200,), t)).normal("latent", (64,))
         torch.testing.assert_close(found, KeyedRNG(7, position).normal("latent", (64,)), rtol=0, atol=1e-6)
-    middle = Between(7, first, last, torch.full((200,), 0.5)).normal("latent", (64,))
+    middle = InterpolatedRNG(7, first, last, torch.full((200,), 0.5)).normal("latent", (64,))
     assert middle.mean().abs() < 4 / math.sqrt(middle.numel())
     # the arc's length is the mean of the two, not that of a fresh draw, but the numbers' variance is still 1
     assert abs(float(middle.square().mean()) - 1) < 0.03
-    assert torch.equal(Between(7, first, last, torch.full((200,), 0.5)).bits("x", 3), KeyedRNG(7, first).bits("x", 3))
+    assert torch.equal(
+        InterpolatedRNG(7, first, last, torch.full((200,), 0.5)).bits("x", 3), KeyedRNG(7, first).bits("x", 3)
+    )
 
 
 @pytest.mark.parametrize("label", [None, 1])
