@@ -1,4 +1,4 @@
-"""Images as files: each one by itself, and many in one picture."""
+"""Images as files: one each, or many in one grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:
-    """The images side by side, row by row, small ones enlarged by a whole factor so that pixels stay pixels."""
+    """The images side by side, row by row; small ones are enlarged by an integer factor, so that pixels stay sharp."""
     n, _, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     factor = max(1, 64 // max(h, w))

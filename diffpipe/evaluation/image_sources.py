@@ -1,4 +1,4 @@
-"""Sources of images for pictures and scores: generated ones and those of shards. And how images become pictures."""
+"""Images by index, for image grids and scores: generated ones and those of shards."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from diffpipe.train.runtime import Runtime
 
 
 class GeneratedImages:
-    """What a stage generates: image i is a function of (seed, i) and the weights alone.
+    """The images that a stage generates: image i is a function of (seed, i) and the weights alone.
 
-    label: the class of every image; None: image i of a class-conditional stage is of class i mod classes.
+    label: the class of every image; None: image i of a class-conditional stage has class i mod classes.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class GeneratedImages:
         return {"seed": self.seed, "indices": [0, self.n - 1], "labels": labels, "precision": precision, **self.about}
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
-        """The images of these sample indices, on the CPU. The same indices in the same call give the same bits."""
+        """The images of these sample indices, on the CPU. The bits depend on the whole range, not on i alone."""
         positions = torch.tensor(indices, device=self.runtime.device)
         labels = None
         if self.shape.classes:

@@ -1,4 +1,4 @@
-"""The latents of images and the images of latents, by a run's stage on all processes; and images by their class."""
+"""The latents of images and the images of latents, on all processes; and places of images by class."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from diffpipe.interfaces import Encodes, ImageShape, Stage
 from diffpipe.rng import KeyedRNG, permutation
 from diffpipe.train.runtime import Runtime
 
-ENOUGH = 1000  # labels that are read at a time in search of a class
+BLOCK = 1000  # labels read at a time in search of a class
 
 
 class LatentSpace:
-    """Latents and images by a stage that encodes. Raises UserError where it does not.
+    """The latent space of a stage that encodes. Raises UserError for one that does not.
 
-    seed: of what is random in a latent, which is keyed by the image's place in its shards.
+    seed: of the random part of a latent, which is keyed by the image's place in its shards.
     """
 
     def __init__(self, stage: Stage, nets: Mapping[str, nn.Module], shape: ImageShape, runtime: Runtime, seed: int = 0):
@@ -39,46 +39,46 @@ class LatentSpace:
     def of_shards(
         self, shards: ShardSet, places: Int[np.ndarray, " n"], labels: Int[Tensor, " n"] | None
     ) -> Float[Tensor, " n *latent"]:
-        """The latents of the images at these places of the shards put end to end. A collective."""
+        """The latents of the images at these places in the concatenated shards. A collective."""
         channels, resolution, _ = self.shape
 
         def images(chunk: range) -> Tensor:
             return sequential_reader.images(shards, places[chunk.start : chunk.stop], resolution, channels)
 
-        return self._encoded(len(places), images, torch.from_numpy(places), labels)
+        return self._encode(len(places), images, torch.from_numpy(places), labels)
 
     def of_images(
         self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None
     ) -> Float[Tensor, " n *latent"]:
-        """The latents of images in memory, each in the place that it has there. A collective."""
+        """The latents of images in memory; the place of an image is its index. A collective."""
         places = torch.arange(len(images))
-        return self._encoded(len(images), lambda chunk: images[chunk.start : chunk.stop], places, labels)
+        return self._encode(len(images), lambda chunk: images[chunk.start : chunk.stop], places, labels)
 
     def images_of(self, z: Float[Tensor, " n *latent"], labels: Int[Tensor, " n"] | None) -> UInt8[Tensor, "n c h w"]:
         """The images of latents. A collective."""
 
-        def each(chunk: range) -> Tensor:
-            some = z[chunk.start : chunk.stop].to(self.runtime.device)
-            return self.stage.decode_latents(self.nets, some, self._some(labels, chunk)).cpu()
+        def decode(chunk: range) -> Tensor:
+            part = z[chunk.start : chunk.stop].to(self.runtime.device)
+            return self.stage.decode_latents(self.nets, part, self._part(labels, chunk)).cpu()
 
-        return torch.cat(map_over_ranks(len(z), each, self.runtime, "decode"))
+        return torch.cat(map_over_ranks(len(z), decode, self.runtime, "decode"))
 
-    def _encoded(
+    def _encode(
         self, n: int, images: Callable[[range], Tensor], places: Tensor, labels: Tensor | None
     ) -> Float[Tensor, " n *latent"]:
-        def each(chunk: range) -> Tensor:
+        def encode(chunk: range) -> Tensor:
             rng = KeyedRNG(self.seed, places[chunk.start : chunk.stop].to(self.runtime.device))
-            some = images(chunk).to(self.runtime.device)
-            return self.stage.encode_latents(self.nets, some, self._some(labels, chunk), rng).cpu()
+            part = images(chunk).to(self.runtime.device)
+            return self.stage.encode_latents(self.nets, part, self._part(labels, chunk), rng).cpu()
 
-        return torch.cat(map_over_ranks(n, each, self.runtime, "encode"))
+        return torch.cat(map_over_ranks(n, encode, self.runtime, "encode"))
 
-    def _some(self, labels: Tensor | None, chunk: range) -> Tensor | None:
+    def _part(self, labels: Tensor | None, chunk: range) -> Tensor | None:
         return None if labels is None else labels[chunk.start : chunk.stop].to(self.runtime.device)
 
 
 def labelled_shards(patterns: str) -> ShardSet:
-    """Shards whose samples all have an image and a class. Raises UserError."""
+    """Shards in which every sample has an image and a class. Raises UserError."""
     shards = shard_set.load(patterns)
     require_images(shards)
     path = shards.lacking("cls") or next((s.path for s in shards.shards if s.classes is None), None)
@@ -105,22 +105,22 @@ def drawn_of_class(
     unknown = [label for label in classes if not 0 <= label < known]
     if unknown:
         raise UserError(f"{unknown[0]} is no class of {shards.paths[0]} and its set; they are 0 to {known - 1}")
-    found: dict[int, list[int]] = {label: [] for label in classes}
+    places_of: dict[int, list[int]] = {label: [] for label in classes}
     order = permutation(shards.total, seed, "subset")
-    for start in range(0, shards.total, ENOUGH):
-        some = order[start : start + ENOUGH]
-        labels = sequential_reader.labels(shards, some).numpy()
-        for label, places in found.items():
-            places.extend(some[labels == label][: n - len(places)].tolist())
-        if all(len(places) == n for places in found.values()):
+    for start in range(0, shards.total, BLOCK):
+        block = order[start : start + BLOCK]
+        labels = sequential_reader.labels(shards, block).numpy()
+        for label, places in places_of.items():
+            places.extend(block[labels == label][: n - len(places)].tolist())
+        if all(len(places) == n for places in places_of.values()):
             break
-    for label, places in found.items():
+    for label, places in places_of.items():
         if len(places) < least:
             raise UserError(
                 f"{shards.paths[0]} and its set hold {len(places)} images of class {class_names(shards)[label]}, and "
                 f"{least} are needed; give shards with more, or another class"
             )
-    return {label: np.array(places, dtype=np.int64) for label, places in found.items()}
+    return {label: np.array(places, dtype=np.int64) for label, places in places_of.items()}
 
 
 def class_names(shards: ShardSet) -> list[str]:

@@ -1,4 +1,4 @@
-"""Work on many images, shared out over the ranks."""
+"""Work on many images, shared by the ranks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from diffpipe.train.runtime import Runtime
 T = TypeVar("T")
 
 
-def map_over_ranks(n: int, each: Callable[[range], T], runtime: Runtime, title: str | None = None) -> list[T]:
-    """`each` of range(n) in fixed chunks, shared out over the ranks: all results in order on every rank. A collective.
+def map_over_ranks(n: int, function: Callable[[range], T], runtime: Runtime, title: str | None = None) -> list[T]:
+    """The results of `function` on fixed chunks of range(n), in order, on every rank. A collective.
 
-    The chunks are the same on any number of processes, and so is every bit of the results. Tensors in them have to be
-    on the CPU. title: of a progress bar; None shows none. A UserError on any rank is raised on all.
+    The chunks are the same on any number of processes, and so is every bit of the results. Tensors in the results must
+    be on the CPU. title: the name of a progress bar; None shows none. A UserError on any rank is raised on all.
     """
-    mine: dict[int, T] = {}
+    results: dict[int, T] = {}
 
     def work() -> None:
         for chunk in chunks(n, runtime.rank, runtime.world):
             with torch.no_grad(), runtime.autocast():
-                mine[chunk.start] = each(chunk)
+                results[chunk.start] = function(chunk)
             bar.update(min(len(chunk) * runtime.world, n - bar.n))
 
     with progress_bar(title, "image", n, runtime) as bar:
         runtime.comm.raise_on_all_ranks(work)
-    parts = {start: part for each_rank in runtime.comm.gather(mine) for start, part in each_rank.items()}
+    parts = {start: part for of_rank in runtime.comm.gather(results) for start, part in of_rank.items()}
     return [parts[start] for start in sorted(parts)]
 
 

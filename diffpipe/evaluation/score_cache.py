@@ -1,4 +1,4 @@
-"""Scores that need not be measured twice: score files found again, and features of the same images kept."""
+"""Scores that are not measured twice: existing score files are reused, and features of the same images are cached."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diffpipe import __version__
 from diffpipe.errors import UserError
+from diffpipe.evaluation.map_over_ranks import on_rank_zero
 from diffpipe.evaluation.scores import load_extractors, score
 from diffpipe.experiment.run import Run
 from diffpipe.metrics import protocol
@@ -24,8 +23,8 @@ from diffpipe.metrics.protocol import Result
 from diffpipe.train.runtime import Runtime
 
 
-class Scored(NamedTuple):
-    """A score, the file that holds it, and whether that was there already."""
+class CachedScore(NamedTuple):
+    """A score, its file, and whether the file existed already."""
 
     result: Result
     path: Path
@@ -33,9 +32,9 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """Scores of several runs against the same real images, whose features are found once.
+    """Scores of several runs against the same real images, whose features are computed once.
 
-    fresh: measure also what a file says already. inception_weights: see `scoring.score`.
+    fresh: measure also scores that have a file. inception_weights: as in `scores.score`.
     """
 
     def __init__(
@@ -52,72 +51,71 @@ class Scorer:
         self.fresh, self._inception_weights = fresh, inception_weights
         self._extractors: dict[str, Extractor] = {}
 
-    def score(self, run: Run, generated: ImageSource) -> Scored:
-        """The score of what the run generates, in a file in its scores/. A collective. Raises UserError."""
+    def score(self, run: Run, generated: ImageSource) -> CachedScore:
+        """The score of the run's images, in a file in its scores/. A collective. Raises UserError."""
         sources = {"generated": generated, "reference": self.reference, "floor": self.floor}
-        plan = Plan.of(run, sources, self.metrics)
-        made = self.runtime.comm.gather(plan.made() if self.runtime.main and not self.fresh else None)[0]
-        if made is not None:
-            return Scored(_only(made[0], self.metrics), made[1], reused=True)
+        plan = ScorePlan.of(run, sources, self.metrics)
+        existing = self.runtime.comm.gather(plan.existing() if self.runtime.main and not self.fresh else None)[0]
+        if existing is not None:
+            return CachedScore(_select(existing[0], self.metrics), existing[1], reused=True)
         if not self._extractors:
             loaded = load_extractors(self.metrics, self.runtime, self._inception_weights)
-            self._extractors = {name: remembering(extractor) for name, extractor in loaded.items()}
+            self._extractors = {name: cache_features(extractor) for name, extractor in loaded.items()}
         result = score(generated, self.reference, self.floor, self.metrics, self.runtime, extractors=self._extractors)
-        self.runtime.comm.raise_on_all_ranks(lambda: protocol.write(result, plan.path) if self.runtime.main else None)
-        return Scored(result, plan.path, reused=False)
+        on_rank_zero(self.runtime, lambda: protocol.write(result, plan.path))
+        return CachedScore(result, plan.path, reused=False)
 
 
-class Plan(NamedTuple):
-    """A score to be made, and the file in the run's scores/ that holds it or one day will."""
+class ScorePlan(NamedTuple):
+    """The protocol and the metrics of a score, and its file in the run's scores/, which may not exist yet."""
 
-    said: dict[str, Any]
+    protocol: dict[str, Any]
     metrics: Sequence[str]
     path: Path
 
     @classmethod
-    def of(cls, run: Run, sources: Mapping[str, ImageSource], metrics: Sequence[str]) -> Plan:
+    def of(cls, run: Run, sources: Mapping[str, ImageSource], metrics: Sequence[str]) -> ScorePlan:
         """sources: `generated`, `reference` and `floor`, as `evaluate` takes them."""
-        said: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
-        said["versions"] = {"diffpipe": __version__, "torch": str(torch.__version__)}
-        said = _identity(said)
-        digest = hashlib.sha256(json.dumps([said, sorted(metrics)], sort_keys=True).encode()).hexdigest()
+        entries: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
+        defining = _defining(entries | {"versions": protocol.versions()})
+        digest = hashlib.sha256(json.dumps([defining, sorted(metrics)], sort_keys=True).encode()).hexdigest()
         name = f"compare-step-{run.checkpoint.step:08d}-n{sources['generated'].n}-{digest[:12]}.json"
-        return cls(said, metrics, run.home / "scores" / name)
+        return cls(defining, metrics, run.home / "scores" / name)
 
-    def made(self) -> tuple[Result, Path] | None:
-        """A score file of the run that was made by this very plan, whichever command made it."""
+    def existing(self) -> tuple[Result, Path] | None:
+        """A score file of the run with this protocol and these metrics, whichever command wrote it."""
         for path in [self.path, *sorted(self.path.parent.glob("*.json"))]:
             try:
                 result = protocol.read(path)
             except UserError:
-                continue  # another command's file, or none
-            if _identity(result.protocol) == self.said and result.scores.keys() >= set(self.metrics):
+                continue  # no score file, such as that of another command
+            if _defining(result.protocol) == self.protocol and result.scores.keys() >= set(self.metrics):
                 return result, path
         return None
 
 
-def _identity(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a protocol makes a score what it is: not where the shards lie, whose fingerprints are in it."""
-    parts = {key: dict(said.get(key, {})) for key in ("generated", "reference", "floor", "versions")}
+def _defining(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that define a score: not the paths of the shards, because their fingerprints are there."""
+    parts = {key: dict(protocol.get(key, {})) for key in ("generated", "reference", "floor", "versions")}
     for part in parts.values():
         part.pop("shards", None)
     return json.loads(json.dumps(parts))
 
 
-def _only(result: Result, metrics: Sequence[str]) -> Result:
-    """The same score without further metrics."""
-    said = result.protocol | {"metrics": {name: result.protocol["metrics"][name] for name in metrics}}
-    return Result({m: result.scores[m] for m in metrics}, {m: result.floor[m] for m in metrics}, said)
+def _select(result: Result, metrics: Sequence[str]) -> Result:
+    """The score with these metrics only."""
+    protocol = result.protocol | {"metrics": {name: result.protocol["metrics"][name] for name in metrics}}
+    return Result({m: result.scores[m] for m in metrics}, {m: result.floor[m] for m in metrics}, protocol)
 
 
-def remembering(extractor: Extractor) -> Extractor:
-    """The extractor, which finds the features of one chunk of images once, however often the chunk comes."""
-    kept: dict[str, Tensor] = {}
+def cache_features(extractor: Extractor) -> Extractor:
+    """The extractor, with a cache of features by the content of each chunk of images."""
+    cache: dict[str, Tensor] = {}
 
     def network(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         key = f"{tuple(images.shape)} {hashlib.sha256(images.cpu().contiguous().numpy().tobytes()).hexdigest()}"
-        if key not in kept:
-            kept[key] = extractor.network(images).float().cpu()
-        return kept[key]
+        if key not in cache:
+            cache[key] = extractor.network(images).float().cpu()
+        return cache[key]
 
     return dataclasses.replace(extractor, network=network)

@@ -1,4 +1,4 @@
-"""Score images under a job: the extractors, the progress bar, and what the scores are called on the terminal."""
+"""Scores on all processes of a job, with a progress bar, and as a table."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def score(
 ) -> Result:
     """Evaluate on all ranks, with a progress bar on rank 0. A collective. Raises UserError on all ranks.
 
-    extractors: what `load_extractors` returned, where several scores share them.
+    extractors: from `load_extractors`, where several scores share them.
     """
     extractors = extractors or load_extractors(metrics, runtime, inception_weights)
     total = generated.n + reference.n + (floor.n if floor else 0)
     with progress_bar("score", "image", total, runtime) as bar:
 
-        def progress(done: int, mine: int) -> None:
-            bar.update(total * done // mine - bar.n)
+        def progress(done: int, share: int) -> None:
+            bar.update(total * done // share - bar.n)
 
         return evaluate(
             generated,
@@ -64,7 +64,7 @@ def load_extractors(
 
 
 def table(result: Result) -> str:
-    """One line a metric, with the floor beside the score; kernel distances in thousandths, as papers give them."""
+    """One line per metric, with the floor beside the score; kernel distances in thousandths, as papers give them."""
     lines, width = [], max(map(len, result.scores))
     for name, value in result.scores.items():
         factor, unit = (1000, " x10^-3") if name.startswith("kid") else (1, "")

@@ -1,8 +1,8 @@
-"""The stage's own losses on images held out from its training: the same ones at every step, on any number of processes.
+"""The stage's own losses on held-out images.
 
-Validation has no epochs either: it is of the first n positions of a stream of data.test that is of its own and the same
-in every run, with the noise, timesteps and dropped labels that belong to those positions. So a difference between two
-steps, or between two runs of a stage, is one of weights alone.
+The images are the first n positions of a stream of data.test, with the noise, timesteps and dropped labels of those
+positions. The stream has a seed of its own and is the same in every run, on any number of processes. So a difference
+between two steps, or between two runs of a stage, comes from the weights alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index import shard_set
-from diffpipe.data.loader.dataset import Dataset, check
+from diffpipe.data.loader.dataset import Samples, check
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.config import Experiment
@@ -30,14 +30,14 @@ from diffpipe.train.runtime import Runtime
 SEED = fold_in("validation")
 
 Sums = dict[str, tuple[float, int]]
-"""By name, the sum over samples and how many they are."""
+"""By name: the sum over samples, and the number of samples."""
 
 
 class Validation(NamedTuple):
     """The losses of averaged networks on held-out images.
 
-    A game of two networks is validated by its losses, too, those with gradient penalties included: they do not say how
-    good the images are, but a discriminator whose held-out loss leaves that of the training is learning it by heart.
+    Adversarial stages are validated by their losses, too, gradient penalties included. These do not measure the quality
+    of images, but a discriminator whose held-out loss drifts from its training loss overfits.
     """
 
     stage: Stage
@@ -46,7 +46,7 @@ class Validation(NamedTuple):
 
     @classmethod
     def of(cls, experiment: Experiment, stage: Stage) -> Validation | None:
-        """None where validate.every is 0. Raises UserError where data.test cannot serve it."""
+        """None where validate.every is 0. Raises UserError where data.test is missing or does not fit the run."""
         if not experiment.validation.every:
             return None
         if experiment.data.test is None:
@@ -61,31 +61,31 @@ class Validation(NamedTuple):
                 f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "
                 f"give that many or fewer"
             )
-        return cls(stage, Dataset(data, shards, SEED), n)
+        return cls(stage, Samples(data, shards, SEED), n)
 
     def about(self) -> ValidationSet:
-        """The held-out samples: losses are comparable where they are the same."""
+        """The held-out samples. Losses can be compared where these are equal."""
         return ValidationSet(fingerprint=self.dataset.reader.shard_set.fingerprint, n=self.n)
 
     def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
-        """`validation_loss` and each metric, by phase where there are several. step: the last one trained.
+        """`validation_loss` and each metric; with several phases, under the phase's name. A collective.
 
-        Samples that cannot be read are left out with a warning where data.max_bad_samples allows some. A collective.
-        Raises UserError on all ranks.
+        step: the last trained step. Samples that cannot be read are skipped with a warning where data.max_bad_samples
+        allows some. Raises UserError on all ranks.
         """
         phases = [p for p in self.stage.phases() if p.start <= step and (p.until is None or step < p.until)]
         parts = map_over_ranks(self.n, lambda chunk: self._sums(nets, phases, chunk, runtime), runtime)
-        each = [sums for sums, _ in parts]
+        partial_sums = [sums for sums, _ in parts]
         complaints = [complaint for _, those in parts for complaint in those]
         if complaints:
             print_on_rank_zero(
-                runtime, f"warning: {len(complaints)} of {self.n} held-out samples are left out: {complaints[0]}"
+                runtime, f"warning: {len(complaints)} of {self.n} held-out samples are skipped: {complaints[0]}"
             )
         values = {}
-        for name in dict.fromkeys(name for sums in each for name in sums):
-            sums, counts = zip(*(part[name] for part in each), strict=True)
+        for name in dict.fromkeys(name for sums in partial_sums for name in sums):
+            sums, counts = zip(*(part[name] for part in partial_sums), strict=True)
             values[name] = sum(sums) / max(sum(counts), 1)
-        if "validation_loss" not in values:  # several phases: as in training their sum
+        if "validation_loss" not in values:  # several phases: their sum, as in training
             values["validation_loss"] = sum(v for name, v in values.items() if name.endswith("/validation_loss"))
         return values
 
@@ -94,14 +94,14 @@ class Validation(NamedTuple):
     ) -> tuple[Sums, list[str]]:
         batch = _on_device(self.dataset.batch(np.arange(chunk.start, chunk.stop)), runtime)
         several = len(self.stage.phases()) > 1
-        found: Sums = {}
+        sums: Sums = {}
         for phase in phases:
-            with torch.set_grad_enabled(phase.penalizes):  # no network asks for gradients, but images will
+            with torch.set_grad_enabled(phase.penalizes):  # a penalty needs gradients with respect to the images
                 loss = self.stage.loss(phase, nets, batch, KeyedRNG(SEED, batch.positions))
             prefix = f"{phase.name}/" if several else ""
             for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
-                found[f"{prefix}validation_{name}"] = _sum(value.detach(), batch.valid)
-        return found, [*batch.errors]
+                sums[f"{prefix}validation_{name}"] = _sum(value.detach(), batch.valid)
+        return sums, [*batch.errors]
 
 
 def _sum(value: Tensor, valid: Tensor | None) -> tuple[float, int]:
@@ -112,5 +112,5 @@ def _sum(value: Tensor, valid: Tensor | None) -> tuple[float, int]:
 
 def _on_device(batch: Batch, runtime: Runtime) -> Batch:
     images = batch.images.to(runtime.device, memory_format=runtime.memory_format)
-    labels, valid = (None if each is None else each.to(runtime.device) for each in (batch.labels, batch.valid))
+    labels, valid = (None if t is None else t.to(runtime.device) for t in (batch.labels, batch.valid))
     return batch._replace(images=images, labels=labels, valid=valid, positions=batch.positions.to(runtime.device))

@@ -15,7 +15,7 @@ from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import is_conditional
-from diffpipe.evaluation.score_cache import Scored, Scorer
+from diffpipe.evaluation.score_cache import CachedScore, Scorer
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Generates, Reconstructs
 from diffpipe.metrics.names import parse_metric
@@ -66,7 +66,7 @@ class MeasuredRun(NamedTuple):
     summary: RunSummary
     images: UInt8[Tensor, "k c h w"] | None
     caption: str
-    scored: Scored | None
+    scored: CachedScore | None
 
 
 class ComparisonRunner(NamedTuple):
@@ -157,7 +157,7 @@ class ComparisonRunner(NamedTuple):
                 missing[field] = str(error).partition("; ")[0]  # after the semicolon: advice for another command
         return measured
 
-    def _score(self, run: Run) -> Scored:
+    def _score(self, run: Run) -> CachedScore:
         assert self.scorer is not None, "prepare makes one where any run generates"
         n, seed = self.settings.n, self.settings.seed
         scored = self.scorer.score(run, generated_images(run, self.runtime, n=n, seed=seed, label=None))
@@ -205,7 +205,7 @@ def require_one_size(sizes: Mapping[str, tuple[int, ...]]) -> None:
             )
 
 
-def require_comparable(scored: Mapping[str, Scored | None]) -> None:
+def require_comparable(scored: Mapping[str, CachedScore | None]) -> None:
     """Raise UserError unless all scores follow one protocol."""
     results = [(name, score.result) for name, score in scored.items() if score is not None]
     for (a, first), (b, second) in combinations(results, 2):

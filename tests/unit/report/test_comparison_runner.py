@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from diffpipe.errors import UserError
-from diffpipe.evaluation.score_cache import Scored
+from diffpipe.evaluation.score_cache import CachedScore
 from diffpipe.metrics.protocol import Result
 from diffpipe.report.comparison_runner import require_comparable, require_one_size
 from tests.support.comparisons import FD
 
 
-def scored(n: int = 60, fingerprint: str = "f", sha256: str = "s") -> Scored:
+def scored(n: int = 60, fingerprint: str = "f", sha256: str = "s") -> CachedScore:
     said = {
         "generated": {"n": n},
         "reference": {"n": 9, "fingerprint": fingerprint},
         "metrics": {FD: {"sha256": sha256}},
     }
-    return Scored(Result({FD: 1.0}, {FD: 0.5}, said), Path("score.json"), reused=True)
+    return CachedScore(Result({FD: 1.0}, {FD: 0.5}, said), Path("score.json"), reused=True)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def scored(n: int = 60, fingerprint: str = "f", sha256: str = "s") -> Scored:
         (scored(sha256="t"), f"metrics.{FD}.sha256: 's' against 't'"),
     ],
 )
-def test_scores_of_unlike_protocols_are_not_put_side_by_side(other: Scored, field: str) -> None:
+def test_scores_of_unlike_protocols_are_not_put_side_by_side(other: CachedScore, field: str) -> None:
     require_comparable({"a": scored(), "coder": None, "b": scored()})
     with pytest.raises(UserError, match=r"a and c follow unlike protocols .*, with --fresh") as refused:
         require_comparable({"a": scored(), "coder": None, "b": scored(), "c": other})
