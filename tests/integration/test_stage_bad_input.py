@@ -36,9 +36,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "no classes of a GAN": (["classify", "{gan}", "{test}"], ["stage.kind gan has no likelihood"]),
     "no classes of an autoencoder": (
         ["classify", "{ae}", "{test}"],
-        ["stage.kind autoencoder knows none", "stage.conditional=true"],
+        ["stage.kind autoencoder has none", "stage.conditional=true"],
     ),
-    "no classes": (["classify", "{vae}", "{test}"], ["{vae}: ", "stage.kind vae knows none", "data.labels=true"]),
+    "no classes": (["classify", "{vae}", "{test}"], ["{vae}: ", "stage.kind vae has none", "data.labels=true"]),
     "too few to classify": (["classify", "{vae}", "{test}", "--n", "3"], ["--n 3", "4 or more"]),
     "steps of a VAE's bound": (
         ["nll", "{vae}", "{test}", "--steps", "9"],
