@@ -43,7 +43,7 @@ from diffpipe.train.stop import StopConsensus
 class Job:
     """One run: its data, its stage and its trainer.
 
-    newest: the valid checkpoint that it resumes from. runs: the checkpoints of other runs that the stage needs, by
+    checkpoint: the newest valid one, that it resumes from. runs: the checkpoints of other runs that the stage needs, by
     their role.
     """
 
@@ -53,17 +53,17 @@ class Job:
     shape: ImageShape
     stage: Stage
     trainer: Trainer
-    newest: Checkpoint | None
+    checkpoint: Checkpoint | None
     runs: Mapping[str, Checkpoint]
     validation: Validation | None
 
     @classmethod
     def prepare(cls, experiment: Experiment, runtime: Runtime, shards: ShardSet, shape: ImageShape) -> Job:
         """Build the stage and its trainer, and make the checks that remain. A collective. Raises UserError."""
-        newest, complaints = recover(experiment.run.checkpoints, runtime.comm)
+        checkpoint, complaints = recover(experiment.run.checkpoints, runtime.comm)
         for complaint in complaints:
             print_on_rank_zero(runtime, f"warning: skipping a damaged checkpoint: {complaint}")
-        experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=newest)
+        experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
         runtime.comm.raise_on_all_ranks(lambda: fit_together(experiment, stage, shards))
         validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
@@ -75,9 +75,9 @@ class Job:
             seed=experiment.seed,
             batch_size=experiment.data.batch_size,
             max_bad_samples=experiment.data.max_bad_samples,
-            start=start_function(stage, experiment, shards, runtime) if newest is None else None,
+            start=start_function(stage, experiment, shards, runtime) if checkpoint is None else None,
         )
-        return cls(experiment, runtime, shards, shape, stage, trainer, newest, runs, validation)
+        return cls(experiment, runtime, shards, shape, stage, trainer, checkpoint, runs, validation)
 
     def run(self, stop_consensus: StopConsensus) -> signal.Signals | None:
         """Train to the last step, or save and return the signal that asked to stop."""
@@ -120,7 +120,7 @@ class Job:
                 checkpointer.wait()
                 self._report_stop(stopped_by)
                 return stopped_by
-        print_on_rank_zero(runtime, f"trained to step {trainer.step}: {self._newest}")
+        print_on_rank_zero(runtime, f"trained to step {trainer.step}: {self._last_saved}")
         return None
 
     def _write_config(self) -> None:
@@ -150,29 +150,30 @@ class Job:
         if self.runtime.main:
             atomic_write(run.interrupted, json.dumps({"signal": stopped_by.name, "step": step}) + "\n")
         print_on_rank_zero(
-            self.runtime, f"stopped by {stopped_by.name} after step {step}: {self._newest}; the same command resumes it"
+            self.runtime,
+            f"stopped by {stopped_by.name} after step {step}: {self._last_saved}; the same command resumes it",
         )
 
     @property
-    def _newest(self) -> Path:
+    def _last_saved(self) -> Path:
         return checkpoints.committed(self.experiment.run.checkpoints)[0]
 
     def resume(self) -> None:
         """Load the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""
-        if self.newest is None:
+        if self.checkpoint is None:
             return
         say = functools.partial(print_on_rank_zero, self.runtime)
-        for change in accept(self.newest, self.experiment, self.shape):
+        for change in accept(self.checkpoint, self.experiment, self.shape):
             say(f"{change}, as run.allow_changes says")
-        changed = accept_data(self.newest, self.experiment, self.shards, self.experiment.run.path)
+        changed = accept_data(self.checkpoint, self.experiment, self.shards, self.experiment.run.path)
         if changed is not None:
             say(f"the data has changed: {changed}; allowed by data.allow_changes")
-        checkpoints.load(self.newest, self.trainer.state(), self.runtime.comm)
-        state, trainer = self.newest.state, self.trainer
+        checkpoints.load(self.checkpoint, self.trainer.state(), self.runtime.comm)
+        state, trainer = self.checkpoint.state, self.trainer
         trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
         trainer.bad.known = state.bad_samples
-        say(f"resuming from {self.newest.path}")
-        before, now = stored_config(self.newest).data.batch_size, self.experiment.data.batch_size
+        say(f"resuming from {self.checkpoint.path}")
+        before, now = stored_config(self.checkpoint).data.batch_size, self.experiment.data.batch_size
         if before != now:
             say(f"data.batch_size was {before} and is {now}, from position {trainer.position} on")
         if self.validation is not None and state.validation not in (None, self.validation.about()):
