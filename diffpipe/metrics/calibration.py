@@ -1,6 +1,6 @@
-"""Whether a classifier's probabilities mean what they say: reliability, calibration error, temperature.
+"""Calibration of a classifier's probabilities: reliability, expected calibration error, temperature.
 
-A classifier is its logits, float64 [n k], whose softmax are its probabilities of the k classes.
+A classifier is given by its logits, float64 [n k], whose softmax are its probabilities of the k classes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _SHARPEST, _FLATTEST = 1e3, 1e-6  # inverse temperatures: beyond them the probab
 
 
 class Reliability(NamedTuple):
-    """Predictions by how sure they are, in equal-width bins of (0, 1]; an empty bin has means of 0.
+    """Predictions by their probability, in equal-width bins of (0, 1]; an empty bin has means of 0.
 
-    count: predictions in the bin. confidence, accuracy: their mean probability, and the share that is right.
+    count: predictions per bin. confidence, accuracy: their mean probability, and the share that is correct.
     """
 
     count: Int[Tensor, " bins"]
@@ -28,13 +28,16 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean distance of the two (Naeini et al. 2015; Guo et al. 2017, eq. 3)."""
+        """The expected calibration error: the mean of |accuracy - confidence|.
+
+        Source: Naeini et al. 2015; Guo et al. 2017, eq. 3.
+        """
         weights = self.count / self.count.sum()
         return float((weights * (self.accuracy - self.confidence).abs()).sum())
 
 
 def reliability(probabilities: Float64[Tensor, "n k"], labels: Int[Tensor, " n"], bins: int = BINS) -> Reliability:
-    """How sure the likeliest class of each sample is, and how often it is the right one."""
+    """The probability of the likeliest class of each sample, against how often that class is correct."""
     confidence, predicted = probabilities.max(dim=1)
     right = (predicted == labels).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
@@ -52,8 +55,8 @@ def log_loss(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"]) -> float
 def fit_temperature(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"]) -> float:
     """The temperature by which to divide the logits for the smallest log-loss (Guo et al. 2017, section 4.2).
 
-    The loss is convex in the inverse temperature, so its slope's only zero is found by bisection. It is between 1e-3,
-    where every prediction is right, and 1e6, where the logits say nothing of the labels.
+    The loss is convex in the inverse temperature, so bisection finds the only zero of its slope. The result lies
+    between 1e-3, where every prediction is correct, and 1e6, where the logits tell nothing about the labels.
     """
     own = logits.gather(1, labels[:, None])[:, 0]
 
@@ -69,7 +72,7 @@ def fit_temperature(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"]) -
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95% interval of a share of n by Wilson's score, which keeps within [0, 1] and holds at small n (1927)."""
+    """Wilson's score interval (1927), 95%, of a share of n: it stays within [0, 1] and holds at small n."""
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))

@@ -1,8 +1,8 @@
-"""How many bits an image takes by the shortest of several lossless codes: an upper bound on its complexity.
+"""The bits of an image in the shortest of several lossless codes: an upper bound on its complexity.
 
-Serra et al. (2020, arXiv:1909.11480) take the shortest of PNG, JPEG 2000 and FLIF. Here WebP stands with the first two,
-and in FLIF's place, which no common library writes, a code of its kind: it predicts each pixel from its neighbours,
-learns the errors within the image, by contexts, and codes arithmetically. Nothing is trained on other images.
+Serra et al. (2020, arXiv:1909.11480) take the shortest of PNG, JPEG 2000 and FLIF. Here WebP is added, and a code of
+FLIF's kind replaces FLIF, which no common library writes: it predicts each pixel from its neighbours, learns the errors
+by context within the image, and codes arithmetically. Nothing is trained on other images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 
-# What Pillow needs to write each format without loss and as short as it can.
+# Pillow's options for the shortest lossless file of each format.
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "PNG": {"optimize": True},
     "WEBP": {"lossless": True, "exact": True, "quality": 100, "method": 6},
@@ -27,17 +27,17 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 }
 CODECS = {"PNG": "zlib", "WEBP": "webp", "JPEG2000": "jpg_2000"}  # by Pillow's names
 
-SCALES = np.array([0.12, 0.3, 0.6, 1.2, 2.4, 4.8, 9.6, 19.2, 38.4, 200.0])  # of the errors, in grey levels
-ACTIVITIES = np.array([1, 8, 24, 64, 160])  # the contexts' bounds: how much the neighbours differ, in grey levels
-SHARE = 0.02  # of an expert's weight that goes back to all of them at each pixel: what was learned fades
+SCALES = np.array([0.12, 0.3, 0.6, 1.2, 2.4, 4.8, 9.6, 19.2, 38.4, 200.0])  # of the prediction errors, in grey levels
+ACTIVITIES = np.array([1, 8, 24, 64, 160])  # the contexts' bounds: by how many grey levels the neighbours differ
+SHARE = 0.02  # of an expert's weight that returns to all experts at each pixel: old evidence fades
 
 
 def complexity(images: UInt8[Tensor, "n c h w"]) -> Float[np.ndarray, " n"]:
-    """Bits a dimension of each image by the shortest of its codes: PNG, WebP, JPEG 2000, and `adaptive_bits`.
+    """Bits per dimension of each image in the shortest of its codes: PNG, WebP, JPEG 2000, and `adaptive_bits`.
 
-    Counted is the image, not the container: of a file the bytes beyond those of a file of one black pixel. Which of the
-    codes it is, two bits an image, is not counted. Raises UserError where Pillow lacks one of the formats: without it
-    the figure would mean something else.
+    The container does not count: the size of a file is that beyond the file of one black pixel. Nor do the two bits
+    per image that say which code it is. Raises UserError where Pillow lacks one of the formats: the figure would mean
+    something else.
 
     A negative log-likelihood in bits/dim minus this is the score of Serra et al.: how much worse the model's code is.
     """
@@ -53,7 +53,7 @@ def complexity(images: UInt8[Tensor, "n c h w"]) -> Float[np.ndarray, " n"]:
 def coded(image: UInt8[np.ndarray, "c h w"], name: str) -> bytes:
     """The lossless file of an image of 1 channel or 3 in one of FORMATS."""
     options = dict(FORMATS[name])
-    if name == "JPEG2000":  # each resolution halves the one before, which must have two pixels
+    if name == "JPEG2000":  # each resolution halves the one before, which needs two pixels
         options["num_resolutions"] = min(6, min(image.shape[1:]).bit_length())
     buffer = io.BytesIO()
     Image.fromarray(image[0] if len(image) == 1 else rearrange(image, "c h w -> h w c")).save(buffer, name, **options)
@@ -61,12 +61,12 @@ def coded(image: UInt8[np.ndarray, "c h w"], name: str) -> bytes:
 
 
 def adaptive_bits(pixels: UInt8[np.ndarray, "n c h w"]) -> Float[np.ndarray, " n"]:
-    """The length in bits of each image by an adaptive code, to which an arithmetic coder comes within two bits.
+    """The length in bits of each image in an adaptive code; an arithmetic coder comes within two bits of it.
 
-    A channel after the other, each in raster order. A pixel's distribution over 0..255 is a mixture of experts, one for
+    Channel by channel, each in raster order. A pixel's distribution over 0..255 is a mixture of experts, one for
     each pair of a prediction and a scale: a Laplacian of this scale about this prediction, on the 256 values. An
-    expert's weight is its posterior over the pixels before in the same context (how much the neighbours differ), which
-    fades as in the fixed share of Herbster and Warmuth (1998). The decoder knows all that it hangs on.
+    expert's weight is its posterior given the earlier pixels in the same context (how much the neighbours differ). Old
+    evidence fades as in the fixed share of Herbster and Warmuth (1998). The decoder knows all of this, too.
     """
     values = np.arange(256)
     laplacians = np.exp(-np.abs(values[:, None, None] - values[:, None]) / SCALES)  # [prediction, value, scale]
@@ -86,7 +86,7 @@ def _plane_bits(
     weights = None
     for y in range(height):
         predictions, activity = _predict(plane, y)
-        if before is not None:  # the channel before errs alike
+        if before is not None:  # the errors of the channel before are similar
             error = before[:, y, :, None] - _predict(before, y)[0]
             predictions = np.concatenate([predictions, np.clip(predictions + error, 0, 255)], axis=-1)
         context = np.searchsorted(ACTIVITIES, activity, side="right")
@@ -103,10 +103,10 @@ def _plane_bits(
 
 
 def _predict(plane: Int[np.ndarray, "n h w"], y: int) -> tuple[Int[np.ndarray, "n w p"], Int[np.ndarray, "n w"]]:
-    """Seven predictions of each pixel of row y from pixels before it, and how much its neighbours differ.
+    """Seven predictions of each pixel of row y from earlier pixels, and the activity: how much its neighbours differ.
 
-    Both in grey levels. The first is the median edge detector of LOCO-I (Weinberger et al. 2000); the last two go on in
-    a straight line, as ramps do. What lies outside of the image is taken to be like the nearest pixel that is known.
+    Both in grey levels. The first is the median edge detector of LOCO-I (Weinberger et al. 2000). The last two
+    extrapolate a straight line, as in ramps. A pixel outside of the image equals the nearest known one.
     """
     row, above, two_above = (plane[:, max(y - back, 0)] for back in range(3))
     if y == 0:
@@ -123,5 +123,5 @@ def _predict(plane: Int[np.ndarray, "n h w"], y: int) -> tuple[Int[np.ndarray, "
 
 
 def _shifted(row: Int[np.ndarray, "n w"], first: Int[np.ndarray, "n 1"]) -> Int[np.ndarray, "n w"]:
-    """Each pixel's neighbour to the west, which for the first is `first`."""
+    """Each pixel's western neighbour; that of the first pixel is `first`."""
     return np.concatenate([first, row[:, :-1]], axis=1)

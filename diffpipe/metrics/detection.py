@@ -1,8 +1,8 @@
-"""How well a score tells abnormal samples from normal ones, and what repairs a likelihood that cannot.
+"""How well a score separates abnormal samples from normal ones, and a correction for likelihoods that do not.
 
-A score is the higher, the more anomalous. The known failure: a likelihood can be higher far from the data than on it,
-since smooth images are likely under any model (Nalisnick et al. 2019, arXiv:1810.09136). `typicality` is
-one answer to it, and `complexity.complexity` another.
+A higher score means more anomalous. The known failure: a likelihood can be higher far from the data than on it, since
+smooth images are likely under any model (Nalisnick et al. 2019, arXiv:1810.09136). `typicality` is one correction,
+`complexity.complexity` another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from diffpipe.errors import UserError
 from diffpipe.rng import KeyedRNG
 
-Scores = Float[np.ndarray, " _"]  # of normal or of abnormal samples, as many as there are
+Scores = Float[np.ndarray, " _"]  # of normal or of abnormal samples, any number
 
 
 class Interval(NamedTuple):
@@ -29,10 +29,10 @@ class Interval(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """What a score detects, the abnormal samples being the positives.
+    """The figures of a detector; abnormal samples are the positives.
 
-    auroc: the chance that an abnormal sample scores higher than a normal one. fpr95: the share of normal samples that
-    the threshold flags which flags 95% of the abnormal ones.
+    auroc: the probability that an abnormal sample scores higher than a normal one. fpr95: the share of normal samples
+    at or above the threshold that 95% of the abnormal ones reach.
     """
 
     auroc: Interval
@@ -41,18 +41,16 @@ class Detection(NamedTuple):
 
 
 def detect(normal: Scores, abnormal: Scores, *, resamples: int = 1000, seed: int = 0) -> Detection:
-    """Figures of a score, each with the interval of `resamples` bootstrap draws of both sets. Raises UserError."""
+    """The figures, each with an interval from `resamples` bootstrap draws of both sets. Raises UserError."""
     for name, scores in (("normal", normal), ("abnormal", abnormal)):
         if len(scores) < 2 or not np.isfinite(scores).all():
-            raise UserError(
-                f"the {name} set has {len(scores)} scores, of which all must be finite and at least 2 there"
-            )
+            raise UserError(f"the {name} set has {len(scores)} scores; detection needs at least 2, all of them finite")
     figures: tuple[Callable[[Scores, Scores], float], ...] = (auroc, average_precision, fpr_at_tpr)
     values = np.array([figure(normal, abnormal) for figure in figures])
     rng = KeyedRNG(seed, torch.arange(resamples))
     rows = [(rng.bits(name, len(s)).numpy() * len(s)) >> 32 for name, s in (("n", normal), ("a", abnormal))]
-    again = np.array([[f(normal[i], abnormal[j]) for f in figures] for i, j in zip(*rows, strict=True)])
-    low, high = np.percentile(again, [2.5, 97.5], axis=0)
+    resampled = np.array([[f(normal[i], abnormal[j]) for f in figures] for i, j in zip(*rows, strict=True)])
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
     return Detection(*(Interval(*map(float, row)) for row in zip(values, low, high, strict=True)))
 
 
@@ -64,12 +62,12 @@ def auroc(normal: Scores, abnormal: Scores) -> float:
 
 
 def average_precision(normal: Scores, abnormal: Scores) -> float:
-    """The precision averaged over the recall's steps, from the highest score down; equal scores are taken together."""
+    """The precision, averaged over the steps of the recall from the highest score down; ties are one step."""
     thresholds = np.unique(abnormal)
-    found = len(abnormal) - np.searchsorted(np.sort(abnormal), thresholds, side="left")
-    wrong = len(normal) - np.searchsorted(np.sort(normal), thresholds, side="left")
-    gained = found - np.append(found[1:], 0)
-    return float((gained / len(abnormal) * found / (found + wrong)).sum())
+    positives = len(abnormal) - np.searchsorted(np.sort(abnormal), thresholds, side="left")
+    false_positives = len(normal) - np.searchsorted(np.sort(normal), thresholds, side="left")
+    gained = positives - np.append(positives[1:], 0)
+    return float((gained / len(abnormal) * positives / (positives + false_positives)).sum())
 
 
 def fpr_at_tpr(normal: Scores, abnormal: Scores, tpr: float = 0.95) -> float:

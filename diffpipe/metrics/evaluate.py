@@ -1,4 +1,4 @@
-"""From images to scores: chunks of images are shared out over processes, reduced once, and scored alike on each."""
+"""From images to scores: processes share the chunks of images, features are reduced once, and every process scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ImageSource(Protocol):
     def n(self) -> int: ...
 
     def describe(self) -> dict[str, Any]:
-        """JSON values that tell where the images come from; `fingerprint` for images that exist already."""
+        """JSON values that say where the images come from; with `fingerprint` for images that exist already."""
         ...
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
@@ -61,7 +61,7 @@ def evaluate(
     on_generated: Callable[[range, Tensor], object] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Result:
-    """Score `generated` against `reference`, and beside it the floor: real images against the same reference.
+    """Score `generated` against `reference`, with the floor beside it: real images against the same reference.
 
     `floor` holds as many real images as `generated`; None splits the reference into its even and its odd indices and
     scores one half against the other. Every rank calls this and returns the same Result; `gather` returns the list of
@@ -72,10 +72,10 @@ def evaluate(
     each chunk that this rank generates, which happens once for all metrics. progress: called with the images done and
     the images in all, of this rank. Raises UserError.
     """
-    plan = {name: parse_metric(name) for name in dict.fromkeys(metrics)}
-    _check(generated, reference, floor, plan)
-    keep = {metric.extractor: False for metric in plan.values()}
-    keep |= {metric.extractor: True for metric in plan.values() if metric.kind != "fd"}
+    by_name = {name: parse_metric(name) for name in dict.fromkeys(metrics)}
+    _check(generated, reference, floor, by_name)
+    keep = {metric.extractor: False for metric in by_name.values()}
+    keep |= {metric.extractor: True for metric in by_name.values() if metric.kind != "fd"}
     sources = {"generated": generated, "reference": reference} | ({"floor": floor} if floor else {})
     shares = {(key, name): _Share(extractors[name].dim, keep[name]) for key in sources for name in keep}
     try:
@@ -83,21 +83,21 @@ def evaluate(
         failure = None
     except UserError as error:
         failure = error
-    # A rank that fails says so to the others, which would wait for it for ever.
+    # A rank that fails tells the others, which would otherwise wait for it for ever.
     gathered, failures = zip(*gather((shares, failure)), strict=True)
     for error in (failure, *failures):
         if error is not None:
             raise error
-    sets = {key: _merge([each[key] for each in gathered]) for key in shares}
-    scores, floors, said = {}, {}, {}
+    sets = {key: _merge([of_rank[key] for of_rank in gathered]) for key in shares}
+    scores, floors, described = {}, {}, {}
     neighbours = functools.cache(prdc)  # its four metrics share one pass over all pairs
-    for name, metric in plan.items():
+    for name, metric in by_name.items():
         real = sets["reference", metric.extractor]
         scores[name] = _score(metric, sets["generated", metric.extractor].all, real.all, neighbours)
         pair = (sets["floor", metric.extractor].all, real.all) if floor else (real.even, real.odd)
         floors[name] = _score(metric, *pair, neighbours)
-        said[name] = _describe(metric, extractors[metric.extractor], min(generated.n, reference.n))
-    return Result(scores, floors, {"metrics": said, **_describe_sources(sources), **provenance()})
+        described[name] = _describe(metric, extractors[metric.extractor], min(generated.n, reference.n))
+    return Result(scores, floors, {"metrics": described, **_describe_sources(sources), **provenance()})
 
 
 def _collect(
@@ -125,14 +125,14 @@ def _collect(
 
 
 def chunks(n: int, rank: int = 0, world: int = 1) -> list[range]:
-    """The chunks of range(n) that fall to this rank; those of one process are the chunks of all ranks together."""
+    """This rank's chunks of range(n). The chunks of all ranks together are those of one process."""
     return [range(start, min(start + CHUNK, n)) for start in range(rank * CHUNK, n, world * CHUNK)]
 
 
 def _check(
-    generated: ImageSource, reference: ImageSource, floor: ImageSource | None, plan: Mapping[str, Metric]
+    generated: ImageSource, reference: ImageSource, floor: ImageSource | None, metrics: Mapping[str, Metric]
 ) -> None:
-    if not plan:
+    if not metrics:
         raise UserError(f"no metric was asked for; known: {', '.join(METRICS)}")
     if generated.n < 2:
         raise UserError(f"n is {generated.n}, and a score needs at least 2 generated images; give a larger n")
@@ -160,7 +160,7 @@ class _Set(NamedTuple):
 
 @dataclass
 class _Share:
-    """What one rank knows of one source under one extractor: moments of its even and odd indices, features by chunk.
+    """One rank's features of one source: moments of its even and its odd indices, and features by chunk.
 
     keep: whether the features themselves are needed.
     """
@@ -203,12 +203,17 @@ def _score(
 
 
 def _describe(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
-    said = {"extractor": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize, "dim": extractor.dim}
+    network = {
+        "extractor": extractor.name,
+        "sha256": extractor.sha256,
+        "resize": extractor.resize,
+        "dim": extractor.dim,
+    }
     if metric.kind == "fd":
-        return said | {"distance": "frechet"}
+        return network | {"distance": "frechet"}
     if metric.kind in NEIGHBOURS:
-        return said | {"distance": "euclidean", "k": NEIGHBOURS[metric.kind]}
-    return said | {
+        return network | {"distance": "euclidean", "k": NEIGHBOURS[metric.kind]}
+    return network | {
         "distance": "unbiased MMD^2, kernel (x.y/d + 1)^3",
         "subsets": SUBSETS,
         "subset_size": min(n, SUBSET_SIZE),
@@ -217,8 +222,8 @@ def _describe(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
 
 
 def _describe_sources(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
-    said: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
-    if "floor" not in said:
+    described: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
+    if "floor" not in described:
         n = sources["reference"].n
-        said["floor"] = {"n": [(n + 1) // 2, n // 2], "images": "the reference's even against its odd indices"}
-    return said
+        described["floor"] = {"n": [(n + 1) // 2, n // 2], "images": "the reference's even against its odd indices"}
+    return described

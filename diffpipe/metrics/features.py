@@ -1,4 +1,4 @@
-"""Feature networks as named, hashed things: uint8 images in, one float32 vector an image out."""
+"""Named, hashed feature networks: uint8 images in, one float32 vector per image out."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ INCEPTION_VARIABLE = "DIFFPIPE_INCEPTION"
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature network with what a score has to say about it.
+    """A feature network, with its entries in a score's protocol.
 
-    sha256: of its weights. resize: how images reach its input size, in words. network: uint8 RGB [b 3 h w] → [b dim],
-    one row depending on one image.
+    sha256: of its weights. resize: how images reach its input size, in words. network: uint8 RGB [b 3 h w] → [b dim];
+    a row depends on one image alone.
     """
 
     name: str
@@ -63,20 +63,20 @@ class Extractor:
 
 @contextlib.contextmanager
 def _exact_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 products, and one algorithm for one shape, whatever the process had set."""
+    """Inside: no TF32 or bfloat16 in float32 products, and one algorithm per shape, whatever the process has set."""
     backends: Any = torch.backends
     # cudnn.rnn only because torch's older switch cannot be read while convolutions and RNNs differ.
     products = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
     products += (backends.mkldnn.conv, backends.mkldnn.matmul)
-    knobs = [(product, "fp32_precision", "ieee") for product in products]
-    knobs += [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
-    before = [getattr(owner, name) for owner, name, _ in knobs]
+    settings = [(product, "fp32_precision", "ieee") for product in products]
+    settings += [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
+    before = [getattr(owner, name) for owner, name, _ in settings]
     try:
-        for owner, name, value in knobs:
+        for owner, name, value in settings:
             setattr(owner, name, value)
         yield
     finally:
-        for (owner, name, _), value in zip(knobs, before, strict=True):
+        for (owner, name, _), value in zip(settings, before, strict=True):
             setattr(owner, name, value)
 
 
@@ -136,7 +136,7 @@ def inception(
     url: str = inception_url,
     sha256: str = INCEPTION_SHA256,
 ) -> Extractor:
-    """clean-fid's Inception with clean-fid's resize: what FID and KID are reported with.
+    """clean-fid's Inception with clean-fid's resize, which FID and KID are reported with.
 
     The weights are the file `weights`, else the one that DIFFPIPE_INCEPTION names, else
     ~/.cache/diffpipe/inception-2015-12-05.pt, which rank 0 downloads once while the others wait in `barrier`. Raises
@@ -166,7 +166,7 @@ def inception(
 
     def features(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         resized = [torch.from_numpy(resize(image)) for image in rearrange(images, "b c h w -> b h w c").cpu().numpy()]
-        # Optimized after profiling, a rank's first batches could round differently from its later ones.
+        # Optimization after profiling could make a rank's first batches round differently from its later ones.
         with torch.jit.optimized_execution(False):
             return network(rearrange(resized, "b h w c -> b c h w").contiguous().to(device))
 
@@ -183,7 +183,7 @@ def _remedy(path: Path) -> str:
 
 
 def _load_inception(path: Path) -> nn.Module:
-    # clean-fid opens a file of this very name in a directory; the user's file may be called otherwise.
+    # clean-fid opens a file of this name in a directory; the user's file may have another.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         (Path(folder) / INCEPTION_FILE).symlink_to(path.resolve())
         warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
@@ -192,10 +192,10 @@ def _load_inception(path: Path) -> nn.Module:
 
 def _imported(name: str, device: str | torch.device) -> Extractor:
     """The user's own callable or Extractor."""
-    found = import_network(name)
-    if isinstance(found, Extractor):
-        return found
-    network, digest = hashed(name, found, device)
+    imported = import_network(name)
+    if isinstance(imported, Extractor):
+        return imported
+    network, digest = hashed(name, imported, device)
     with torch.no_grad():
         dim = network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
     return Extractor(name, dim, digest, f"by {name} itself", lambda images: network(images.to(device)))
@@ -205,25 +205,25 @@ def import_network(name: str) -> Callable[..., Any]:
     """The callable `module:attribute`. Raises UserError."""
     module_name, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
+        network = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"feature network {name}: cannot import it ({error}); give module:attribute") from error
-    if not callable(found):
+    if not callable(network):
         raise UserError(f"feature network {name}: not callable; give a callable that takes images [b 3 h w]")
-    return found
+    return network
 
 
-def hashed(name: str, found: Callable[..., Any], device: str | torch.device) -> tuple[Callable[..., Any], str]:
-    """The callable, a module placed and in evaluation mode, and its sha256.
+def hashed(name: str, network: Callable[..., Any], device: str | torch.device) -> tuple[Callable[..., Any], str]:
+    """The callable and its sha256. A module is moved to the device, in evaluation mode.
 
-    A module is hashed by its state, any other callable by the source file of the module that `name` names.
+    A module is hashed by its state, any other callable by the source of the Python module in `name`.
     """
     digest = hashlib.sha256()
-    if isinstance(found, nn.Module):
-        found = found.eval().to(device)
-        for key, tensor in sorted(found.state_dict().items()):
+    if isinstance(network, nn.Module):
+        network = network.eval().to(device)
+        for key, tensor in sorted(network.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     else:
         digest.update(inspect.getsource(importlib.import_module(name.partition(":")[0])).encode())
-    return found, digest.hexdigest()
+    return network, digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The images of a folder, as a source to score."""
+"""The images of a folder, as a source of images to score."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FolderImages:
         for file, (size, _) in zip(self._files, headers, strict=True):
             if size != headers[0][0]:
                 raise UserError(f"{file} is {size} and {self._files[0]} is {headers[0][0]}; images need one size")
-        # A folder of gray images stays gray; one with any colour in it is read as RGB throughout.
+        # A folder of gray images is read as gray, any other as RGB.
         self._mode = "L" if all(mode in {"1", "L"} for _, mode in headers) else "RGB"
 
     @property

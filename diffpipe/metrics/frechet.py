@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, each taken for a Gaussian."""
+"""The Fréchet distance between two sets of features, each modelled as a Gaussian."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """|μa - μb|² + tr Σa + tr Σb - 2 tr (Σa Σb)^{1/2}, the squared Fréchet distance between N(μa, Σa) and N(μb, Σb).
 
     With Σ = L Lᵀ, the eigenvalues of Σa Σb are the squared singular values of Laᵀ Lb, so the last trace is the sum of
-    these: no matrix square root, no imaginary part to drop, and nothing added to a diagonal. L comes from the
-    symmetric eigendecomposition without the eigenvalues that are rounding noise: with fewer features than dimensions
-    most eigenvalues are zero and come out near 1e-16. Where the other set is larger, each would add about 1e-8 under
-    the square root, differently for each order of summation; the score has to agree to 1e-9 between process counts.
+    these. This needs no matrix square root, drops no imaginary part and adds nothing to a diagonal. L comes from the
+    symmetric eigendecomposition, without the eigenvalues that are rounding noise: with fewer features than dimensions
+    most eigenvalues are zero and come out near 1e-16. Each would add about 1e-8 under the square root, differently for
+    each order of summation, and the score must agree to 1e-9 between process counts.
 
     Raises UserError for fewer than 2 features or features that are not finite.
     Source: Dowson and Landau 1982 (the distance); Heusel et al. 2017, arXiv:1706.08500, eq. 6 (as a score: FID).
@@ -37,7 +37,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _factor(moments: Moments) -> Float64[Tensor, "d r"]:
-    """L with L Lᵀ = Σ, one column for each eigenvalue that stands out of the rounding error.
+    """L with L Lᵀ = Σ: one column for each eigenvalue above the rounding error.
 
     Σ is a difference of Σxxᵀ and its mean's part, so its error is relative to the larger of the two: λmax + |μ|².
     """

@@ -34,7 +34,7 @@ def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], subsets: S
         raise UserError("features hold NaN or infinity; look at the images and the extractor")
     a, b = a.double(), b.double()
     rows_a, rows_b = ([torch.from_numpy(s[side]) for s in subsets] for side in (0, 1))
-    # The pairs of a feature with itself are taken out of the within-set sums: they would bias the estimate.
+    # The within-set sums leave out the pairs of a feature with itself, which would bias the estimate.
     within_a = _pair_sums(a, a, rows_a, rows_a) - _diagonal_sums(a, rows_a)
     within_b = _pair_sums(b, b, rows_b, rows_b) - _diagonal_sums(b, rows_b)
     across = _pair_sums(a, b, rows_a, rows_b)
@@ -58,7 +58,7 @@ def _pair_sums(
     """For each subset (i, j): the sum of k over all pairs of x[i] and y[j]."""
     if len(x) * len(y) > min(sum(len(i) * len(j) for i, j in zip(rows, columns, strict=True)), 5000**2):
         return torch.stack([_kernel(x[i], y[j]).sum() for i, j in zip(rows, columns, strict=True)])
-    # The whole matrix is less work than a block a subset (and at most 200 MB), and 0/1 rows pick each subset out of it.
+    # One whole matrix (at most 200 MB) is less work than a block per subset; 0/1 rows select each subset.
     return ((_indicator(rows, len(x)) @ _kernel(x, y)) * _indicator(columns, len(y))).sum(1)
 
 

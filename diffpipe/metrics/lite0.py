@@ -23,7 +23,7 @@ def lite0_maps(
 ) -> list[Float[Tensor, "b c h2 w2"]]:
     """The last map of each resolution, from a half of the image's to a 32nd, but none with a side below `smallest`.
 
-    A map of fewer places would see little but the padding.
+    A smaller map would contain little but the padding.
     """
     maps: list[Tensor] = []
     for h in _blocks(tensors, x):

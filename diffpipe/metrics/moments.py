@@ -1,4 +1,4 @@
-"""First and second moments of features in float64: what each process holds, and what is added up over processes."""
+"""First and second moments of features in float64, which add up over processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 class Moments:
     """The count n, the sum of x and the sum of x xᵀ over n feature vectors.
 
-    They are float64 so that the order in which shares are added up does not show in a score.
+    They are float64, so that the order of the summation over processes does not change a score.
     """
 
     n: int
@@ -21,7 +21,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[Tensor, "n d"]) -> Moments:
-        """The moments of the rows of `features`, of which there may be none."""
+        """The moments of the rows of `features`, which may be empty."""
         x = features.double()
         return cls(len(x), x.sum(0), x.T @ x)
 

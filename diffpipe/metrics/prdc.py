@@ -1,6 +1,6 @@
-"""Precision and recall, density and coverage: whether images are real and whether none are missing, each by itself.
+"""Precision and recall, density and coverage: separate measures of fidelity and of diversity.
 
-All four ask which features lie in balls around other features, each as wide as its k-th nearest neighbour is far.
+All four count features in balls around other features. A ball's radius is the distance to the k-th nearest neighbour.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A score is a protocol: the numbers, the floor beside them, and all that they depend on, in one JSON file."""
+"""A score file: the numbers, their floor, and the protocol with everything that they depend on, as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What `evaluate` returns and a score file holds.
+    """A score: the return value of `evaluate`, and the content of a score file.
 
     scores, floor: by metric name; the floor is the same metric between real images and the reference.
     protocol: `metrics` (by metric name: extractor, sha256, resize, the metric's parameters), `generated` (n and the
@@ -46,8 +46,8 @@ def provenance() -> dict[str, Any]:
 def compare(a: Result, b: Result) -> list[str]:
     """The dotted names of the protocol's fields that define a score and differ: empty where a and b may be compared.
 
-    They are n, the reference's n and fingerprint, and all that is said of each metric that both hold. What was measured
-    (`generated`), the versions, the floor and the date may differ. Without a fingerprint two references are unlike.
+    They are n, the reference's n and fingerprint, and every entry of each metric that both have. The images themselves
+    (`generated`), the versions, the floor and the date may differ. References without a fingerprint differ.
     """
     shared = sorted(a.scores.keys() & b.scores.keys())
     if not shared:
@@ -69,9 +69,9 @@ def require_alike(a: Result, b: Result, names: tuple[str, str] = ("the first sco
     if differing:
         shared = sorted(a.scores.keys() & b.scores.keys())
         left, right = _defining(a, shared), _defining(b, shared)
-        each = "; ".join(f"{key}: {left.get(key)!r} against {right.get(key)!r}" for key in differing)
+        values = "; ".join(f"{key}: {left.get(key)!r} against {right.get(key)!r}" for key in differing)
         raise UserError(
-            f"{names[0]} and {names[1]} follow unlike protocols ({each}); evaluate both alike to compare them"
+            f"{names[0]} and {names[1]} follow unlike protocols ({values}); evaluate both alike to compare them"
         )
 
 
@@ -93,7 +93,7 @@ def write(result: Result, path: str | Path) -> None:
 
 
 def write_json(tree: Mapping[str, Any], path: str | Path) -> None:
-    """Write a score, and what else there is to it, as `write` does."""
+    """Write the JSON values of a score and of anything beside it, as `write` does."""
     path = Path(path)
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
     try:
