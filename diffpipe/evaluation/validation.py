@@ -20,7 +20,7 @@ from diffpipe.data.loader.dataset import Samples, check
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.preflight import fit_latents
+from diffpipe.experiment.preflight import require_codec_of_latents
 from diffpipe.interfaces import Batch, Phase, Stage
 from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.checkpoint.state import ValidationSet
@@ -55,7 +55,7 @@ class Validation(NamedTuple):
         shards, n = shard_set.load(experiment.data.test, cache=data.shard_cache), experiment.validation.n
         check(data, shards)
         if are_latents(shards):
-            fit_latents(experiment, shards)
+            require_codec_of_latents(experiment, shards)
         if n > shards.total:
             raise UserError(
                 f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "

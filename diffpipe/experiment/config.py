@@ -1,4 +1,4 @@
-"""The whole config of a run: the components' own configs, put together."""
+"""The whole config of a run, composed of its components' configs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RunConfig(Config):
 
     @property
     def interrupted(self) -> Path:
-        """There after a job was asked to stop and had saved, until the next one goes on."""
+        """A file that exists from the stop of a job by a signal, after its save, to the next job's start."""
         return self.path / ".interrupted"
 
 

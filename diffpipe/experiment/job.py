@@ -20,8 +20,8 @@ from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.latent_statistics import measure_latents
 from diffpipe.experiment.monitor import Monitor
-from diffpipe.experiment.preflight import fit_together, short_of_room
-from diffpipe.experiment.resume_compat import accept, accept_data
+from diffpipe.experiment.preflight import cache_warning, require_fit
+from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.start import start_function
 from diffpipe.experiment.stored_config import stored_config
@@ -64,7 +64,7 @@ class Job:
         for complaint in complaints:
             print_on_rank_zero(runtime, f"warning: skipping a damaged checkpoint: {complaint}")
         experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
-        runtime.comm.raise_on_all_ranks(lambda: fit_together(experiment, stage, shards))
+        runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
         validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
             stage,
@@ -92,8 +92,8 @@ class Job:
             print_on_rank_zero(runtime, f"codec {codec.path}: {in_words(codec.state.reconstruction)}")
         self._write_config()
         stream = self._stream()
-        if (short := short_of_room(experiment, self.shards, runtime.world)) is not None:
-            print_on_rank_zero(runtime, f"warning: {short}")
+        if (warning := cache_warning(experiment, self.shards, runtime.world)) is not None:
+            print_on_rank_zero(runtime, f"warning: {warning}")
         checkpointer = AsyncCheckpointer(experiment.run.checkpoints, experiment.checkpoint, runtime.comm.new_group())
         monitor = Monitor(experiment, runtime, self.shards, self.shape, self.stage, trainer, self.validation)
         hooks = [
@@ -163,9 +163,9 @@ class Job:
         if self.checkpoint is None:
             return
         say = functools.partial(print_on_rank_zero, self.runtime)
-        for change in accept(self.checkpoint, self.experiment, self.shape):
+        for change in allowed_changes(self.checkpoint, self.experiment, self.shape):
             say(f"{change}, as run.allow_changes says")
-        changed = accept_data(self.checkpoint, self.experiment, self.shards, self.experiment.run.path)
+        changed = allowed_data_change(self.checkpoint, self.experiment, self.shards, self.experiment.run.path)
         if changed is not None:
             say(f"the data has changed: {changed}; allowed by data.allow_changes")
         checkpoints.load(self.checkpoint, self.trainer.state(), self.runtime.comm)

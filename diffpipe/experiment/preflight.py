@@ -1,4 +1,4 @@
-"""What a training is refused for, or warned of, before its first step."""
+"""Checks before the first step of a training."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from diffpipe.metrics.names import parse_metric
 
 
 def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
-    """What is trained on, and what of it a stage sees. Raises UserError."""
+    """The shards of data.train, and the shape of their images for a stage. Raises UserError."""
     data = experiment.data
     shards = mixture.load_sources(data.train, data.sources, data.shard_cache)
     check(data, shards, world, experiment.train.accumulate)
     return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
 
 
-def fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
-    """Raise UserError where the stage, the shards and what is to be done along the way do not go together."""
+def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
+    """Raise UserError where the stage, the shards, and the scores during training do not fit each other.
+
+    Also where the checkpoints folder cannot be written.
+    """
     if are_latents(shards):
-        fit_latents(experiment, shards)
+        require_codec_of_latents(experiment, shards)
         if experiment.eval.every:
             raise UserError("eval.every needs images in data.train for the floor of a score; set eval.every=0")
     if experiment.eval.every:
@@ -47,31 +50,33 @@ def fit_together(experiment: Experiment, stage: Stage, shards: ShardSet) -> None
     checkpoints_folder = experiment.run.checkpoints
     try:
         checkpoints_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=checkpoints_folder):  # to exist is not enough: it may lie on another disk
+        with tempfile.TemporaryFile(
+            dir=checkpoints_folder
+        ):  # an existing folder can be on a disk that cannot be written
             pass
     except OSError as error:
         raise UserError(f"{checkpoints_folder}: {error.strerror}; give a run.dir that can be written") from error
 
 
-def fit_latents(experiment: Experiment, shards: ShardSet) -> None:
+def require_codec_of_latents(experiment: Experiment, shards: ShardSet) -> None:
     """Raise UserError where shards of latents were not encoded by the checkpoint that is the stage's codec."""
     hashes = {dependency.role: dependency.sha256 for dependency in experiment.stage.dependencies()}
     sha256 = hashes.get("codec")
-    made_by = encoder(shards)
+    encoded_by = encoder(shards)
     if sha256 is None:
         raise UserError(
             f"{shards.paths[0]} and its set hold latents, and the stage takes images; set stage.codec to the VAE that "
-            f"encoded them, of the checkpoint with sha256 {made_by}, or data.train to the images"
+            f"encoded them, of the checkpoint with sha256 {encoded_by}, or data.train to the images"
         )
-    if made_by != sha256:
+    if encoded_by != sha256:
         raise UserError(
-            f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {made_by}, and stage.codec is "
-            f"the one with {sha256}; encode the images anew, or set stage.codec.sha256"
+            f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {encoded_by}, and stage.codec "
+            f"is the one with {sha256}; encode the images again, or set stage.codec.sha256"
         )
 
 
-def short_of_room(experiment: Experiment, shards: ShardSet, world: int) -> str | None:
-    """What is to be said where the cache of a machine is too small for the remote shards that its ranks read of."""
+def cache_warning(experiment: Experiment, shards: ShardSet, world: int) -> str | None:
+    """A warning where a machine's cache is too small for the remote shards that its ranks read at a time, or None."""
     data = experiment.data
     order = mixture.build_order(shards, experiment.seed, data.interleave, data.shuffle_window)
     share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world

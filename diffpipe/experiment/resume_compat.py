@@ -1,4 +1,4 @@
-"""What makes a run the one that it is, and what of it a resume may change."""
+"""Changes of the config and of the data between a checkpoint and its resume: which are allowed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffpipe.train.checkpoint.read import Checkpoint
 
 
 class Change(NamedTuple):
-    """A key whose value is not the checkpoint's."""
+    """A key whose value differs from the checkpoint's."""
 
     key: str
     before: Any
@@ -25,17 +25,17 @@ class Change(NamedTuple):
         return f"{self.key} was {self.before} and is {self.now}"
 
 
-def identity(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
-    """The keys of the config that make a run the one it is: the seed, the stream's order, the model, the optimizer.
+def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
+    """The part of the config that a resume keeps: the seed, the order of the stream, the model, the optimizer.
 
-    Not the batch size: which sample stands at which position does not depend on it, and a resume may change it.
+    The batch size is not in it: the sample at a position does not depend on it, and a resume may change it.
     """
     data = experiment.data
     order = {"interleave": data.interleave, "shuffle_window": data.shuffle_window}
     augmentation = {"flip": data.flip, "crop": data.crop}
     stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True})
     for dependency in experiment.stage.dependencies():
-        if dependency.kind == "run":  # it is its checkpoint's hash, wherever that lies
+        if dependency.kind == "run":  # the hash of its checkpoint counts, not its path
             del stage[dependency.section.removeprefix("stage.")]["run"]
     return {
         "seed": experiment.seed,
@@ -46,43 +46,45 @@ def identity(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
     }
 
 
-def accept(found: Checkpoint, experiment: Experiment, shape: ImageShape) -> list[Change]:
-    """The keys that have changed since the checkpoint was saved, all of them allowed by `run.allow_changes`.
+def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: ImageShape) -> list[Change]:
+    """The keys that have changed since the checkpoint, all of them allowed by `run.allow_changes`.
 
-    That names keys, or whole sections. Raises UserError where another key has changed, or the model, which the weights
-    would not fit. `accept_data` compares the shards.
+    `run.allow_changes` names keys, or whole sections. Raises UserError where another key has changed, and for any
+    change of the model, which the weights would not fit. `allowed_data_change` compares the shards.
     """
     allowed = experiment.run.allow_changes
-    before = identity(stored_config(found), ImageShape(**found.state.shape.model_dump()))
-    was, is_ = _flatten(before), _flatten(identity(experiment, shape))
+    before = fixed_config(stored_config(checkpoint), ImageShape(**checkpoint.state.shape.model_dump()))
+    was, is_ = _flatten(before), _flatten(fixed_config(experiment, shape))
     changed = [Change(key, was.get(key), is_.get(key)) for key in sorted(was.keys() | is_.keys())]
     changed = [change for change in changed if change.before != change.now]
     model = [change for change in changed if _of_model(change.key)]
     if model:
-        what = ", ".join(map(str, model))
-        raise UserError(f"{found.path} is of another model: {what}; restore the config, or give another run.dir")
-    unmeant = [change for change in changed if not any(f"{change.key}.".startswith(f"{key}.") for key in allowed)]
-    if unmeant:
-        what, keys = ", ".join(map(str, unmeant)), ",".join([*allowed, *(change.key for change in unmeant)])
+        changes = ", ".join(map(str, model))
         raise UserError(
-            f"{found.path} is of another experiment: {what}; restore the config, say that it is meant by "
+            f"{checkpoint.path} is of another model: {changes}; restore the config, or give another run.dir"
+        )
+    refused = [change for change in changed if not any(f"{change.key}.".startswith(f"{key}.") for key in allowed)]
+    if refused:
+        changes, keys = ", ".join(map(str, refused)), ",".join([*allowed, *(change.key for change in refused)])
+        raise UserError(
+            f"{checkpoint.path} is of another experiment: {changes}; restore the config, allow the change by "
             f"run.allow_changes=[{keys}], or give another run.dir"
         )
     return changed
 
 
-def accept_data(found: Checkpoint, experiment: Experiment, shards: ShardSet, listings: Path) -> str | None:
-    """Which shards are not those of the checkpoint, if any; `listings` is where those were written down.
+def allowed_data_change(checkpoint: Checkpoint, experiment: Experiment, shards: ShardSet, listings: Path) -> str | None:
+    """The shards that differ from those of the checkpoint, in words, or None. listings: the folder with its listing.
 
-    Raises UserError where that is so and data.allow_changes is false.
+    Raises UserError for a difference where data.allow_changes is false.
     """
-    before = found.state.fingerprint
+    before = checkpoint.state.fingerprint
     if before == shards.fingerprint:
         return None
     changed = describe_changes(before, shards, listings)
     if not experiment.data.allow_changes:
         raise UserError(
-            f"{found.path} was trained on other data: {changed}; restore it, say that it is meant by "
+            f"{checkpoint.path} was trained on other data: {changed}; restore it, allow the change by "
             f"data.allow_changes=true, or give another run.dir"
         )
     return changed

@@ -1,4 +1,4 @@
-"""The config that a checkpoint holds, as today's version has it."""
+"""The config in a checkpoint, in the form of the current version."""
 
 from __future__ import annotations
 
