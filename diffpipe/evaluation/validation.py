@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index import shard_set
-from diffpipe.data.loader.dataset import Samples, check
+from diffpipe.data.loader.dataset import Dataset, check
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.config import Experiment
@@ -61,7 +61,7 @@ class Validation(NamedTuple):
                 f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "
                 f"give that many or fewer"
             )
-        return cls(stage, Samples(data, shards, SEED), n)
+        return cls(stage, Dataset(data, shards, SEED), n)
 
     def about(self) -> ValidationSet:
         """The held-out samples. Losses can be compared where these are equal."""

@@ -50,9 +50,7 @@ def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
     checkpoints_folder = experiment.run.checkpoints
     try:
         checkpoints_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(
-            dir=checkpoints_folder
-        ):  # an existing folder can be on a disk that cannot be written
+        with tempfile.TemporaryFile(dir=checkpoints_folder):  # an existing folder need not be writable
             pass
     except OSError as error:
         raise UserError(f"{checkpoints_folder}: {error.strerror}; give a run.dir that can be written") from error
