@@ -21,7 +21,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def test_data_and_metrics_are_told_rank_and_world_size() -> None:
+def test_data_and_metrics_do_not_import_torch_distributed() -> None:
     for package in ("data", "metrics"):
         for path in (HOME / package).rglob("*.py"):
             assert not any(name.startswith("torch.distributed") for name in imported(path)), path
@@ -56,3 +56,11 @@ def test_unit_tests_mirror_the_package_file_by_file() -> None:
         assert mirrored.is_file() or name.as_posix() in PROPERTY_SUITES, f"{name} tests no module at {mirrored}"
     for name in PROPERTY_SUITES:
         assert (TESTS / "unit" / name).is_file(), name
+
+
+def test_tests_and_scripts_import_the_library_and_no_command() -> None:
+    """A test of a command goes through `diffpipe.__main__`. tests/unit/cli holds those of the modules of cli."""
+    for folder in ("tests", "eval"):
+        for path in (HOME.parent / folder).rglob("*.py"):
+            if not path.is_relative_to(HOME.parent / "tests" / "unit" / "cli"):
+                assert not any(name.startswith("diffpipe.cli") for name in imported(path)), path
