@@ -76,14 +76,14 @@ def test_a_game_is_validated_phase_by_phase_with_its_penalties(tmp_path: Path) -
     assert all(math.isfinite(value) for value in values.values())
 
 
-def test_a_sample_that_cannot_be_read_is_left_out_aloud(tmp_path: Path) -> None:
+def test_a_sample_that_cannot_be_read_is_skipped_with_a_warning(tmp_path: Path) -> None:
     members = {f"{i}.{kind}": data for i in range(6) for kind, data in (("png", png(random_pixels(i))), ("cls", b"1"))}
     words = [*QUICK, *FROZEN, "train.steps=2", "data.max_bad_samples=1", "validate.n=6"]
     (tmp_path / "test").mkdir()
     write_tar(tmp_path / "test" / "0.tar", members | {"3.png": b"no image"})
     write_index(tmp_path / "test")
     said = train(tmp_path / "run", *words, f"data.test={tmp_path}/test")
-    assert "warning: 1 of 6 held-out samples are left out: " in said
+    assert "warning: 1 of 6 held-out samples are skipped: " in said
     other = "warning: earlier validation losses are of other images"
     assert other not in train(tmp_path / "run", *words, f"data.test={tmp_path}/test", "train.steps=3")
     assert other in train(tmp_path / "run", *words, "train.steps=4")
