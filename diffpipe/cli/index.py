@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.data.index.parallel_scan import remote_shards
+    from diffpipe.data.index.patterns import expand_patterns
     from diffpipe.data.index.scan import MAX_MEMBER
-    from diffpipe.data.index.shard_set import expand
     from diffpipe.data.index.write_index import write_index, write_remote_index
     from diffpipe.data.remote.urls import is_remote
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         raise UserError("--out is for remote shards; the index of local ones is written beside them")
     folders: dict[Path, list[str]] = {}
-    for path in map(Path, expand(args.path)):
+    for path in map(Path, expand_patterns(args.path)):
         folders.setdefault(path.parent, []).append(path.name)
     for folder, names in folders.items():
         write_index(folder, extra=names, workers=workers, max_member=max_member)

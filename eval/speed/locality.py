@@ -3,10 +3,9 @@
     python -m eval.speed.locality
 
 Counted on the order of the stream alone, over an epoch of rank 0 of W: no data is needed. At a time: the most shards
-that it reads of while the stream goes on by a window. Read/used: the samples of all shards that are fetched whole into
-a cache of so many shards (the one that was used longest ago makes room), over the samples that are used. From a local
-disk a sample's own bytes are read and no others, whatever the order. Uniform: what a uniform shuffle of the epoch would
-do.
+that it reads from while the stream advances by a window. Read/used: the samples of all shards that are fetched whole
+into a cache with room for a number of shards (the least recently used one makes room), over the samples that are used.
+From a local disk, only a sample's own bytes are read, in any order. Uniform: a uniform shuffle of the epoch.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from diffpipe.rng import permutation
 from eval.speed.subject import table
 
 
-def at_a_time(shards: np.ndarray, span: int) -> int:
-    """The most shards among `span` samples on end, where `shards` is the shard of each sample in turn."""
+def concurrent_shards(shards: np.ndarray, span: int) -> int:
+    """The most shards among `span` consecutive samples; shards: the shard of each sample."""
     return max(len(np.unique(shards[i : i + span])) for i in range(0, len(shards), span))
 
 
 def fetched(shards: np.ndarray, room: int) -> int:
-    """How often a shard is fetched into a cache of `room` shards."""
+    """How often shards are fetched into a cache with room for `room` of them."""
     cache: OrderedDict[int, None] = OrderedDict()
     count = 0
     for shard in shards.tolist():
@@ -43,16 +42,16 @@ def fetched(shards: np.ndarray, room: int) -> int:
 
 
 def share(positions: int, batch: int, world: int) -> np.ndarray:
-    """The positions of rank 0 in the whole batches among so many."""
+    """The positions of rank 0 in the whole batches among `positions`."""
     whole = np.arange(positions // batch * batch, dtype=np.int64).reshape(-1, batch)
     return whole[:, ::world].reshape(-1)
 
 
 def row(name: str, shards: np.ndarray, samples: int, span: int, rooms: list[int]) -> dict[str, str]:
-    found = {"order": name, "shards": str(len(np.unique(shards))), "at a time": str(at_a_time(shards, span))}
+    columns = {"order": name, "shards": str(len(np.unique(shards))), "at a time": str(concurrent_shards(shards, span))}
     for room in rooms:
-        found[f"read/used, room for {room}"] = f"{fetched(shards, room) * samples / len(shards):.2f}"
-    return found
+        columns[f"read/used, room for {room}"] = f"{fetched(shards, room) * samples / len(shards):.2f}"
+    return columns
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,24 +60,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=1000, help="of a shard (default %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="the global batch (default %(default)s)")
     parser.add_argument("--worlds", default="1,8,64", help="numbers of processes (default %(default)s)")
-    parser.add_argument("--lanes", type=int, default=64)
-    parser.add_argument("--window", type=int, default=16384)
+    parser.add_argument("--interleave", type=int, default=64)
+    parser.add_argument("--shuffle-window", type=int, default=16384)
     parser.add_argument("--rooms", default="16,64,256", help="sizes of the cache, in shards (default %(default)s)")
     args = parser.parse_args(argv)
     counts = np.full(args.shards, args.samples)
     rooms = [int(room) for room in args.rooms.split(",")]
-    order = Order(0, counts, args.lanes, args.window)
+    order = Order(0, counts, args.interleave, args.shuffle_window)
     half = len(counts) // 2
-    mixture = Mixture(0, [counts[:half], counts[half:]], [1, 1], args.lanes, args.window)
+    mixture = Mixture(0, [counts[:half], counts[half:]], [1, 1], args.interleave, args.shuffle_window)
     rows = []
     for world in map(int, args.worlds.split(",")):
-        positions, span = share(order.total, args.batch, world), args.window // world
+        positions, span = share(order.total, args.batch, world), args.shuffle_window // world
         rows.append(row(f"rank 0 of {world}", order.at(positions)[0], args.samples, span, rooms))
         rows.append(row(f"rank 0 of {world}, two sources", mixture.at(positions)[0], args.samples, span, rooms))
         uniform = sequential(counts, permutation(order.total, "uniform")[positions])[0]
         rows.append(row(f"rank 0 of {world}, uniform", uniform, args.samples, span, rooms))
     print(table(rows))
-    print(f"\n{args.shards} shards of {args.samples}, {order.lanes} lanes, a window of {args.window}")
+    print(f"\n{args.shards} shards of {args.samples}, {order.lanes} lanes, a window of {args.shuffle_window}")
 
 
 if __name__ == "__main__":

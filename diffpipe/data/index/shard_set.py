@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import glob
 import hashlib
 import itertools
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from braceexpand import braceexpand
-from webdataset.shardlists import expand_urls
 
+from diffpipe.data.index.patterns import NO_SHARDS, expand_braces, local_tars, require_distinct
 from diffpipe.data.index.shard_index import INDEX_NAME, MemberLocations, Sample, ShardIndex
 from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
 from diffpipe.data.remote.storage import MissingError
@@ -27,7 +25,6 @@ from diffpipe.files import sha256_of
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 VERIFY_LIMIT = 1 << 30
-_NO_SHARDS = "no shards are named; give a tar, a folder of *.tar, a URL of one, a glob or a brace pattern"
 
 
 class Shard(NamedTuple):
@@ -135,8 +132,8 @@ def load(
         for shard in indices.shards(pattern)
     ]
     if not shards:
-        raise UserError(_NO_SHARDS)
-    _require_distinct([os.path.realpath(s.path) if s.remote is None else s.remote.file.url for s in shards])
+        raise UserError(NO_SHARDS)
+    require_distinct([os.path.realpath(s.path) if s.remote is None else s.remote.file.url for s in shards])
     local = [shard for shard in shards if shard.remote is None]
     if sum(shard.bytes for shard in local) <= verify_limit:
         for shard in local:
@@ -156,11 +153,11 @@ class _Indices:
         if is_remote(pattern):
             return [shard for url in braceexpand(pattern) for shard in self._remote(url)]
         shards: list[Shard] = []
-        for word in _expand_braces(pattern):
+        for word in expand_braces(pattern):
             folder, name = (word, "*") if Path(word).is_dir() else (str(Path(word).parent), Path(word).name)
             base = self._base(folder)
             if base is None:
-                shards += [self._local(path) for path in _local_tars(word)]
+                shards += [self._local(path) for path in local_tars(word)]
             else:
                 shards += self._matching(folder, base, name)
         return shards
@@ -236,41 +233,6 @@ class _Indices:
                 f"{redacted(join(folder, INDEX_NAME))}: not a readable index; write it again there with: diffpipe "
                 "index FOLDER, or run the same command again"
             ) from error
-
-
-def expand(patterns: str | Sequence[str]) -> list[str]:
-    """The paths of the local tars that `patterns` name. Raises UserError where one is missing or named twice."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    paths = [path for pattern in patterns for word in _expand_braces(pattern) for path in _local_tars(word)]
-    if not paths:
-        raise UserError(_NO_SHARDS)
-    _require_distinct([os.path.realpath(path) for path in paths])
-    return paths
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    path = str(Path(pattern).expanduser())
-    return [path] if Path(path).exists() else expand_urls(path)
-
-
-def _local_tars(word: str) -> list[str]:
-    """The existing tars that a path, directory or glob names."""
-    if Path(word).is_dir():
-        tars = sorted(str(path) for path in Path(word).glob("*.tar"))
-    elif Path(word).exists():
-        tars = [word]
-    else:
-        tars = sorted(glob.glob(word))  # noqa: PTH207 (pathlib has no absolute patterns)
-    if not tars:
-        raise UserError(f"{word}: no such shards; give a tar, a folder of *.tar, a glob or a brace pattern")
-    return tars
-
-
-def _require_distinct(paths: Sequence[str]) -> None:
-    repeated = next((path for path, n in Counter(paths).items() if n > 1), None)
-    if repeated is not None:
-        shown = redacted(repeated) if is_remote(repeated) else repeated
-        raise UserError(f"{shown} is named twice; name each shard once")
 
 
 def number_of_classes(shard_set: ShardSet) -> int:
