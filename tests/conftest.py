@@ -20,6 +20,7 @@ PARTS = (
     "evaluation",
     "report",
     "verify",
+    "api",
     "cli",
 )
 

@@ -91,6 +91,26 @@ class ShardImages:
         return sequential_reader.labels(self.shards, self._indices[indices.start : indices.stop])
 
 
+class TensorImages:
+    """Images that are in memory already, with their labels where they have some."""
+
+    def __init__(self, images: UInt8[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None):
+        self._images, self._labels = images, labels
+
+    @property
+    def n(self) -> int:
+        return len(self._images)
+
+    def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
+        return self._images[indices.start : indices.stop]
+
+    def labels(self, indices: range) -> Int[Tensor, " b"]:
+        """The labels of these images. Raises UserError where there are none."""
+        if self._labels is None:
+            raise UserError("the run is class-conditional; give the labels of the images")
+        return self._labels[indices.start : indices.stop]
+
+
 def require_images(shards: ShardSet) -> None:
     """Raise UserError where some sample has no image."""
     path = shards.lacking(*IMAGE_EXTENSIONS)

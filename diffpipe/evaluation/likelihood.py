@@ -14,7 +14,7 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import number_of_classes
 from diffpipe.diffusion.bound import BoundScore
 from diffpipe.errors import UserError
-from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.evaluation.image_sources import ShardImages, TensorImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, Generates, Score, Scores
@@ -56,7 +56,12 @@ class Likelihoods(NamedTuple):
 
 
 def score_images(
-    run: Run, images: ShardImages, seed: int, runtime: Runtime, label: int | None = None, title: str = "score"
+    run: Run,
+    images: ShardImages | TensorImages,
+    seed: int,
+    runtime: Runtime,
+    label: int | None = None,
+    title: str = "score",
 ) -> Likelihoods:
     """The score of every image, in fixed chunks shared by the ranks. A collective.
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import signal
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from diffpipe.experiment.stored_config import stored_config
 from diffpipe.files import atomic_write
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train.callbacks import Callback
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.retention import recover
@@ -56,9 +57,17 @@ class Job:
     checkpoint: Checkpoint | None
     runs: Mapping[str, Checkpoint]
     validation: Validation | None
+    callbacks: Sequence[Callback] = ()
 
     @classmethod
-    def prepare(cls, experiment: Experiment, runtime: Runtime, shards: ShardSet, shape: ImageShape) -> Job:
+    def prepare(
+        cls,
+        experiment: Experiment,
+        runtime: Runtime,
+        shards: ShardSet,
+        shape: ImageShape,
+        callbacks: Sequence[Callback] = (),
+    ) -> Job:
         """Build the stage and its trainer, and make the checks that remain. A collective. Raises UserError."""
         checkpoint, complaints = recover(experiment.run.checkpoints, runtime.comm)
         for complaint in complaints:
@@ -77,7 +86,7 @@ class Job:
             max_bad_samples=experiment.data.max_bad_samples,
             start=start_function(stage, experiment, shards, runtime) if checkpoint is None else None,
         )
-        return cls(experiment, runtime, shards, shape, stage, trainer, checkpoint, runs, validation)
+        return cls(experiment, runtime, shards, shape, stage, trainer, checkpoint, runs, validation, callbacks)
 
     def run(self, stop_consensus: StopConsensus) -> signal.Signals | None:
         """Train to the last step, or save and return the signal that asked to stop."""
@@ -95,7 +104,9 @@ class Job:
         if (warning := cache_warning(experiment, self.shards, runtime.world)) is not None:
             print_on_rank_zero(runtime, f"warning: {warning}")
         checkpointer = AsyncCheckpointer(experiment.run.checkpoints, experiment.checkpoint, runtime.comm.new_group())
-        monitor = Monitor(experiment, runtime, self.shards, self.shape, self.stage, trainer, self.validation)
+        monitor = Monitor(
+            experiment, runtime, self.shards, self.shape, self.stage, trainer, self.validation, self.callbacks
+        )
         hooks = [
             Hook(experiment.checkpoint.every, lambda: self.save(checkpointer), last=True),
             Hook(experiment.validation.every, monitor.validate, last=self.validation is not None, measures=True),
@@ -113,7 +124,7 @@ class Job:
             return stopped_by is not None
 
         with contextlib.closing(stream), checkpointer:
-            trainer.run(stream, hooks, experiment.run.path, stop)
+            trainer.run(stream, hooks, experiment.run.path, stop, self._on_log)
             if trainer.step < experiment.train.steps:
                 assert stopped_by is not None
                 self.save(checkpointer)
@@ -122,6 +133,10 @@ class Job:
                 return stopped_by
         print_on_rank_zero(runtime, f"trained to step {trainer.step}: {self._last_saved}")
         return None
+
+    def _on_log(self, values: Mapping[str, Any], step: int) -> None:
+        for callback in self.callbacks:
+            callback.on_log(values, step)
 
     def _write_config(self) -> None:
         """The run directory says what is trained: config.yaml, the listing of the shards, the tracker."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Generates, ImageShape, Reconstructs, Stage
 from diffpipe.metrics import protocol
 from diffpipe.rng import KeyedRNG
+from diffpipe.train.callbacks import Callback
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
@@ -35,6 +37,7 @@ class Monitor(NamedTuple):
     stage: Stage
     trainer: Trainer
     validation: Validation | None
+    callbacks: Sequence[Callback] = ()
 
     def draw(self) -> None:
         """A grid in samples/: generated images, or real images above their reconstructions."""
@@ -47,6 +50,8 @@ class Monitor(NamedTuple):
             path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
             grid(images, self.shape.classes or None).save(path)
+            for callback in self.callbacks:
+                callback.on_samples(path)
 
     def validate(self) -> dict[str, float]:
         """The stage's losses on held-out images, by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,12 @@ class Run:
 def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
     """Build the run's stage and load its averaged weights (`raw`: the trained ones). A collective. Raises UserError."""
     return _opened(find_checkpoint(path, runtime), overrides, runtime, raw=raw)
+
+
+def reconfigured(run: Run, overrides: Sequence[str], runtime: Runtime) -> Run:
+    """The run with other `key=value` overrides, and the same networks. A collective. Raises UserError."""
+    experiment, stage, _ = build_stage(_overridden(run.checkpoint, overrides), run.shape, runtime)
+    return replace(run, experiment=experiment, stage=stage)
 
 
 def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.job import Job
 from diffpipe.experiment.preflight import open_data
+from diffpipe.train.callbacks import Callback
 from diffpipe.train.lost_peer import lost_peer_errors
 from diffpipe.train.run_lock import locked
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import StopConsensus
 
 
-def train(experiment: Experiment) -> signal.Signals | None:
+def train(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> signal.Signals | None:
     """Train to the last step, from the newest valid checkpoint where the run has one. All processes of a job call it.
 
     Returns the signal that stopped it, after a checkpoint was saved, or None at the last step. Raises UserError.
@@ -26,4 +28,4 @@ def train(experiment: Experiment) -> signal.Signals | None:
         with stop_consensus.listening():
             shards, shape = runtime.comm.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
             with locked(home, runtime.comm):
-                return Job.prepare(experiment, runtime, shards, shape).run(stop_consensus)
+                return Job.prepare(experiment, runtime, shards, shape, callbacks).run(stop_consensus)

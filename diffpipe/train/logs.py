@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,11 +19,17 @@ class MetricsLog:
     """metrics.jsonl and the tracker, written by rank 0, one line per log step.
 
     step: the step that training resumes from. Lines of later steps, from a killed run, are dropped: these steps are
-    trained again.
+    trained again. on_log: called with the values of each line, without the step, and the step.
     """
 
-    def __init__(self, path: Path, runtime: Runtime, step: int):
-        self.runtime = runtime
+    def __init__(
+        self,
+        path: Path,
+        runtime: Runtime,
+        step: int,
+        on_log: Callable[[Mapping[str, Any], int], None] | None = None,
+    ):
+        self.runtime, self._on_log = runtime, on_log
         self._file = None
         if runtime.main:
             self._file = _reopen(path, [line for line in _whole_lines(path) if json.loads(line)["step"] <= step])
@@ -30,7 +37,10 @@ class MetricsLog:
     def write(self, values: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(json.dumps(values) + "\n")
-            self.runtime.track({k: v for k, v in values.items() if k != "step"}, step=values["step"])
+            tracked = {k: v for k, v in values.items() if k != "step"}
+            self.runtime.track(tracked, step=values["step"])
+            if self._on_log is not None:
+                self._on_log(tracked, values["step"])
 
     def close(self) -> None:
         if self._file is not None:

@@ -131,18 +131,22 @@ class Trainer:
         hooks: Sequence[Hook],
         run_dir: Path,
         stop: Callable[[], bool] = lambda: False,
+        on_log: Callable[[Mapping[str, Any], int], None] | None = None,
     ) -> None:
         """Train from `self.step` to the last step.
 
         batches: this rank's micro-batches, from `self.position` on. stop: called by all ranks after each step; where it
         is true, on all ranks, the loop ends with that step, which is logged and calls no hook.
+        on_log: called by rank 0 with the values of each log step, as trackers get them, and the step.
 
         Raises, on all ranks, NonFiniteError at the first log step after a non-finite update that may not be skipped,
         and BadSamplesError at the first one after too many bad samples. Raises RankError where this rank cannot read a
         sample and none may be bad.
         """
         with ExitStack() as stack:
-            metrics_log = stack.enter_context(closing(MetricsLog(run_dir / "metrics.jsonl", self.runtime, self.step)))
+            metrics_log = stack.enter_context(
+                closing(MetricsLog(run_dir / "metrics.jsonl", self.runtime, self.step, on_log))
+            )
             sample_log = None
             if self.config.record_samples:
                 sample_log = stack.enter_context(closing(SampleLog(run_dir, self.runtime.rank)))

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from diffpipe import plugins
+
 # What a launcher sets for the processes that it starts. A job of one process must not inherit it.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -48,7 +50,7 @@ class SubprocessJob:
         env = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
         if threads is not None:
             env["OMP_NUM_THREADS"] = str(threads)
-        words = [sys.executable, "-m", "diffpipe", *command]
+        words = [sys.executable, "-m", "diffpipe", *plugins.options(), *command]
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         try:
             with log.open("ab") as output:
