@@ -12,12 +12,14 @@ import functools
 import importlib
 import importlib.util
 import sys
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diffpipe.errors import UserError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Group = Literal["stages", "networks", "samplers", "packing_sources", "trackers"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -73,6 +75,8 @@ def options() -> list[str]:
 
 @functools.cache
 def _entries(group: Group) -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 (slow, and --help needs none)
+
     return {entry.name: entry for entry in entry_points(group=f"diffpipe.{group}")}
 
 

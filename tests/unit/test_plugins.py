@@ -134,7 +134,9 @@ def test_an_entry_point_is_imported_when_it_is_named(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     installed = {"stages": [EntryPoint("mine", "my_parts:Mine", "diffpipe.stages")]}
-    monkeypatch.setattr(plugins, "entry_points", lambda group: installed.get(group.removeprefix("diffpipe."), []))
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: installed.get(group.removeprefix("diffpipe."), [])
+    )
     plugins._entries.cache_clear()
     load_config(Experiment, config)
     assert "my_parts" not in sys.modules
