@@ -54,6 +54,9 @@ class Kinds:
         if model is None:
             tags = [tag for known_model in known for tag in kinds_of(known_model)]
             raise unknown(kind, [*tags, *plugins.names(self.group)])
+        is_config = isinstance(model, type) and issubclass(model, BaseModel)
+        if not is_config or "kind" not in model.model_fields or kind not in kinds_of(model):
+            raise ValueError(f"the plug-in's {kind} must be a config class with the field `kind: Literal[{kind!r}]`")
         return model
 
     def models(self) -> list[type[BaseModel]]:

@@ -44,7 +44,7 @@ class MLP(Config):
     """Its width."""
 
 
-diffpipe_stages = {"mine": Mine}
+diffpipe_stages = {"mine": Mine, "wrong": MLP}
 diffpipe_networks = {"mlp": MLP}
 diffpipe_samplers = {"leap": len}
 '''
@@ -119,7 +119,11 @@ def test_a_plugins_network_and_sampler_stand_beside_the_built_in_ones(config: Pa
         (["stage.network.kind=mlp", "stage.network.hiden=5"], r"unknown key stage\.network\.hiden; did you mean"),
         (["stage.network.kind=dit"], r"stage\.network\.kind is 'dit'; it is one of 'unet', 'mlp'; others come with"),
         (["stage.sampler.kind=zzz"], r"stage\.sampler\.kind is 'zzz'; it is one of 'ancestral', 'ddim', 'leap'"),
-        (["stage.kind=yours"], r"stage\.kind is 'yours'; it is one of 'adversarial', .*, 'mine'; others come with"),
+        (
+            ["stage.kind=yours"],
+            r"stage\.kind is 'yours'; it is one of 'adversarial', .*, 'mine', 'wrong'; others come with",
+        ),
+        (["stage.kind=wrong"], r"stage: the plug-in's wrong must be a config class with the field `kind: Literal"),
         (["stage.kind=[1]"], r"stage\.kind is \[1\]; it is one of"),
     ],
 )
