@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from diffpipe.cli import options
+
 _METRICS = [f"{kind}_efficientnet_lite0" for kind in ("fd", "kid", "precision", "recall", "density", "coverage")]
 _EPILOG = """
 example: a VAE and a DDPM, and the same DDPM with a faster sampler:
@@ -30,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, metavar="SHARDS", help="the real images to compare with")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for index.html, compare.json, …")
     parser.add_argument("--n", type=int, default=1000, help="images per run to generate and score (%(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the images and of the likelihood's noise (%(default)s)"
-    )
+    options.add_seed(parser, "seed of the images and of the likelihood's noise")
     parser.add_argument(
         "--nll-n", type=int, default=500, help="reference images for bits/dim and the reconstruction (%(default)s)"
     )
@@ -47,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--inception", metavar="FILE", help="weights for fid and kid (default: downloaded once)")
     parser.add_argument("--fresh", action="store_true", help="measure also the scores that the runs hold already")
-    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    options.add_weights(parser)
+    options.add_runtime(parser, "auto")
 
 
 def run(args: argparse.Namespace) -> None:

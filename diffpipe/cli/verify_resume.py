@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diffpipe.cli import options
+
 _EPILOG = """
 example: 12 steps of your config at 1, 2 and 4 processes:
   diffpipe verify-resume configs/own_images/ddpm.yaml data.train=shards/photos --steps 12 --worlds 1,2,4
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kills", type=int, help="kills of the run that changes its world size (default: as many as --worlds)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills (default %(default)s)")
+    options.add_seed(parser, "seed of the times of the kills")
     parser.add_argument("--out", type=Path, help="an empty folder for verdict.txt, verdict.json and the runs")
     parser.add_argument("--keep", action="store_true", help="keep the runs even where they do not differ")
 
