@@ -127,7 +127,7 @@ def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path
 
 
 def test_images_of_a_class_are_drawn_without_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffpipe.evaluation.latent_space.ENOUGH", 40)
+    monkeypatch.setattr("diffpipe.evaluation.latent_space.BLOCK", 40)
     write_shards(tmp_path, [100, 150], classes=5)
     write_index(tmp_path)
     shards = labelled_shards(str(tmp_path))
