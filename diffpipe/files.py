@@ -85,6 +85,12 @@ def open_regular(path: str | Path, *, follow_links: bool = False) -> int:
     return descriptor
 
 
+def read_regular(path: Path, *, follow_links: bool = False) -> bytes:
+    """The content of a regular file; anything else is refused as by `open_regular`. Raises OSError."""
+    with os.fdopen(open_regular(path, follow_links=follow_links), "rb") as file:
+        return file.read()
+
+
 def lock(descriptor: int, *, wait: bool = False, owner: Literal["process", "file"] = "process") -> bool:
     """Lock an open file exclusively, until the owner ends in whatever way. False: another holds it, and not `wait`.
 

@@ -27,6 +27,7 @@ from diffpipe.files import (
     lock,
     open_locked,
     open_regular,
+    read_regular,
     release,
     sha256_of,
     sync,
@@ -147,6 +148,7 @@ def test_a_regular_file_is_opened(tmp_path: Path) -> None:
         with os.fdopen(open_regular(path, follow_links=follow_links), "rb") as file:
             assert file.read() == b"abc"
             assert not os.get_inheritable(file.fileno())
+        assert read_regular(path, follow_links=follow_links) == b"abc"
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "missing")
 

@@ -13,6 +13,7 @@ from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.remote.storage import MissingError, RemoteFile
 from diffpipe.data.remote.urls import is_remote, join, parent, redacted
 from diffpipe.errors import BadSampleError, UserError
+from diffpipe.files import read_regular
 
 LATENTS = "latents.npy"
 CODEC = "codec.json"
@@ -43,9 +44,9 @@ def encoder(shard_set: ShardSet) -> str:
     return checkpoints.pop()
 
 
-def _read(path: str) -> str | bytes:
+def _read(path: str) -> bytes:
     if not is_remote(path):
-        return Path(path).read_text(encoding="utf-8")
+        return read_regular(Path(path), follow_links=True)
     with RemoteFile(path) as file:
         return file.readall()
 

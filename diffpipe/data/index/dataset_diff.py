@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.files import atomic_write
+from diffpipe.files import atomic_write, read_regular
 
 _NAMED_CHANGES = 4
 
@@ -35,10 +35,10 @@ def save_listing(shard_set: ShardSet, folder: Path) -> None:
 def describe_changes(fingerprint: str, shard_set: ShardSet, folder: Path) -> str:
     """How these shards differ from those of `fingerprint`, whose listing `save_listing` saved in `folder`."""
     path = _listing_path(folder, fingerprint)
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    if hashlib.sha256(before.encode()).hexdigest() != fingerprint:
+    before = read_regular(path, follow_links=True) if path.exists() else b""
+    if hashlib.sha256(before).hexdigest() != fingerprint:
         return f"its fingerprint was {fingerprint} and is {shard_set.fingerprint} ({path} with the details is missing)"
-    changes = differences(before, shard_set.listing)
+    changes = differences(before.decode(), shard_set.listing)
     more = f" and {len(changes) - _NAMED_CHANGES} more changes" if len(changes) > _NAMED_CHANGES else ""
     return "; ".join(changes[:_NAMED_CHANGES]) + more
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffpipe.data.index.scan import Scan, split_name
 from diffpipe.errors import UserError
+from diffpipe.files import read_regular
 
 _FIELDS = {"v1.1": 3, "v1.2": 4}
 
@@ -75,7 +76,7 @@ def _text_difference(file: Path, scan: Scan) -> str | None:
 
 def _binary_difference(file: Path, scan: Scan) -> str | None:
     """The first difference between a list of Energon and the scan, or None."""
-    data = file.read_bytes()
+    data = read_regular(file, follow_links=True)
     if not data or len(data) % 8:
         raise ValueError(f"{len(data)} bytes")
     listed = np.frombuffer(data, dtype="<u8")

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffpipe.errors import UserError
+from diffpipe.files import read_regular
 from diffpipe.train.checkpoint.format import (
     DAMAGED,
     MANIFEST,
@@ -99,8 +100,10 @@ def _open(path: Path) -> Checkpoint:
     digest = manifest_sha256(path)
     assert digest is not None, "it has just been read"
     try:
-        written = Manifest.model_validate_json((path / MANIFEST).read_bytes()).format
-        return Checkpoint(path, parse_state(json.loads((path / STATE).read_bytes()), written), digest, written)
+        written = Manifest.model_validate_json(read_regular(path / MANIFEST, follow_links=True)).format
+        return Checkpoint(
+            path, parse_state(json.loads(read_regular(path / STATE, follow_links=True)), written), digest, written
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise _forged(path / STATE, error) from error
 
@@ -121,7 +124,7 @@ def damage(path: Path, comm: Communicator) -> str | None:
 def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
     """What is wrong with the checkpoint at `path` before any hashing, and the files that its manifest lists."""
     try:
-        manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(read_regular(path / MANIFEST, follow_links=True))
         present = {p.name: p.stat().st_size for p in path.iterdir() if p.name != MANIFEST}
     except OSError as error:
         return f"{MANIFEST} cannot be read ({error.strerror})", {}

@@ -243,7 +243,7 @@ def test_remote_latents_name_their_encoder(web: Web, cache: ShardCache, tmp_path
     write_tar(web.folder / "l" / "x.tar", {"a.latents.npy": b"1"})
     write_index(web.folder / "l")
     shards = load(f"{web.url}/l", cache=cache)
-    with pytest.raises(UserError, match=f"{web.url}/l/codec.json: it does not say"):
+    with pytest.raises(UserError, match=f"{web.url}/l/codec.json: it does not name the checkpoint"):
         encoder(shards)
     (web.folder / "l" / "codec.json").write_text('{"sha256": "abc"}')
     assert encoder(shards) == "abc"
