@@ -18,7 +18,6 @@ from diffpipe.data.loader.stream import batches
 from diffpipe.evaluation.reconstruction import in_words, reconstruction
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.latent_statistics import measure_latents
 from diffpipe.experiment.monitor import Monitor
 from diffpipe.experiment.preflight import cache_warning, require_fit
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
@@ -204,14 +203,6 @@ class Job:
             fingerprint=self.shards.fingerprint,
             shape=Shape(**self.shape._asdict()),
             experiment=experiment.model_dump(mode="json"),
-            latents=measure_latents(
-                self.stage,
-                trainer.ema_networks,
-                self.shards,
-                self.shape,
-                self.runtime,
-                some_bad=experiment.data.max_bad_samples > 0,
-            ),
             reconstruction=self._reconstruction(),
             validation=self.validation and self.validation.about(),
         )

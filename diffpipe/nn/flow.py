@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -47,11 +48,7 @@ def one_hot(labels: Int[Tensor, " b"], classes: int, like: Tensor) -> Float[Tens
 
 
 class ActNorm(nn.Module):
-    """A scale and a shift a channel.
-
-    It starts as the identity, not from the first batch's statistics as in the paper: what a rank sees first depends on
-    the number of ranks, and images in [-1, 1] are near unit scale as they are.
-    """
+    """A scale and a shift for each channel (paper, section 3.1). It is the identity until `start` sets it from data."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -66,6 +63,31 @@ class ActNorm(nn.Module):
 
     def inverse(self, y: Float[Tensor, "b c h w"], context: Context = None) -> Float[Tensor, "b c h w"]:
         return y * (-self.log_scale).exp() - self.shift
+
+    @torch.no_grad()
+    def start(self, x: Float[Tensor, "b c h w"]) -> None:
+        """Set scale and shift so that each channel of x comes out with mean 0 and standard deviation 1."""
+        std, mean = torch.std_mean(x.double(), dim=(0, 2, 3), correction=0, keepdim=True)
+        self.shift.copy_(-mean[0])
+        # A channel that is constant would ask for an infinite scale.
+        self.log_scale.copy_(-torch.log(std[0] + 1e-6))
+
+
+@torch.no_grad()
+def start_act_norms(flow: nn.Module, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None) -> None:
+    """Set every ActNorm of a flow from what reaches it: one pass over x, in which each is set before it is applied."""
+
+    def start(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        cast(ActNorm, layer).start(args[0])
+
+    layers = [layer for layer in flow.modules() if isinstance(layer, ActNorm)]
+    handles = [layer.register_forward_pre_hook(start) for layer in layers]
+    try:
+        with full_precision(x):
+            flow(x, labels)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class InvertibleConv(nn.Module):
@@ -209,7 +231,8 @@ class Dequantizer(nn.Module):
     """q(u|x), the noise in [0, 1] that fills the gaps between pixel values (Ho et al. 2019, "Flow++", section 3.1).
 
     A flow on normal noise conditioned on x, then the normal's distribution function where the paper has the sigmoid,
-    so that it starts as exactly uniform noise. The resolution is even.
+    so that it starts as exactly uniform noise. Its ActNorms need no start from data: they see standard normal noise as
+    long as the couplings are the identity. The resolution is even.
     """
 
     def __init__(self, channels: int, steps: int, hidden: int):

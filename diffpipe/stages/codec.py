@@ -41,10 +41,15 @@ CodecConfig = Annotated[PixelCodecConfig | VAECodecConfig, Field(discriminator="
 class Codec(Protocol):
     """Maps images to codes and back. It is frozen: nothing in it is trained, averaged or saved with the stage.
 
-    latent: whether codes are latents, which know no range to clip to and no likelihood of images.
+    latent: whether codes are latents: without a range to clip to, without a likelihood of images, and of any scale.
     """
 
     latent: bool
+
+    @property
+    def scale(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Mean and standard deviation of each channel of the codes, where they are known beforehand."""
+        ...
 
     @property
     def nets(self) -> Mapping[str, nn.Module]:
@@ -63,7 +68,7 @@ class Codec(Protocol):
     def encode(
         self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], rng: KeyedRNG
     ) -> Float[Tensor, "b c_z h_z w_z"]:
-        """The codes, float32 of about unit size, of images or of shards' latents. What is random is by `rng`."""
+        """The codes of images or of shards' latents, float32. All randomness comes from `rng`."""
         ...
 
     def decode(self, x: Float[Tensor, "b c_z h_z w_z"]) -> UInt8[Tensor, "b c h w"]:
@@ -75,6 +80,7 @@ class PixelCodec:
     """The identity codec: the network sees the pixels themselves, scaled from 0..255 to [-1, 1]."""
 
     latent = False
+    scale = None
     decoding = ()
 
     @property

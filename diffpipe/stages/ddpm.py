@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -17,6 +17,7 @@ from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
+from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
@@ -24,7 +25,10 @@ from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
 from diffpipe.stages.latents import latent_codec
 
-DENOISER = "denoiser"
+DENOISER, LATENT_SCALE = "denoiser", "latent_scale"
+START_SAMPLES = 2000
+"""Samples that the scale of latents is measured on: enough for three digits."""
+_CHUNK = 100
 
 
 class GuidedSamplerConfig(SamplerConfig):
@@ -112,13 +116,27 @@ class DDPM:
 
     def networks(self) -> dict[str, nn.Module]:
         channels, resolution, _ = self.code_shape
-        return {DENOISER: self.config.network.build(channels, resolution, self.classes)}
+        nets: dict[str, nn.Module] = {DENOISER: self.config.network.build(channels, resolution, self.classes)}
+        if self.codec.latent:
+            nets[LATENT_SCALE] = LatentScale(channels, *(self.codec.scale or ()))
+        return nets
+
+    @property
+    def start_samples(self) -> int:
+        """Latents are measured. Pixels have their range."""
+        return START_SAMPLES if self.codec.latent else 0
+
+    def start(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> None:
+        """Measure the scale of the latents of these samples."""
+        chunks = zip(batch.images.split(_CHUNK), rng.positions.split(_CHUNK), strict=True)
+        codes = torch.cat([self.codec.encode(images, KeyedRNG(rng.seed, at)) for images, at in chunks])
+        cast(LatentScale, nets[LATENT_SCALE]).start(codes if batch.valid is None else codes[batch.valid])
 
     def phases(self) -> Sequence[Phase]:
         return (Phase("denoise", trains=(DENOISER,)),)
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
-        x0 = self.codec.encode(batch.images, rng)
+        x0 = self._encode(nets, batch.images, rng)
         x_t, t, eps = training_pair(self._schedule(x0.device), x0, rng)
         labels = None
         if self.classes:
@@ -147,7 +165,8 @@ class DDPM:
         def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             return self._predict(nets[DENOISER], x_t, t, labels).float()
 
-        return self.codec.decode(sample(denoise, schedule, self.config.sampler, rng, self.code_shape))
+        x0 = sample(denoise, schedule, self.config.sampler, rng, self.code_shape)
+        return self.codec.decode(cast(LatentScale, nets[LATENT_SCALE]).inverse(x0) if self.codec.latent else x0)
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> BoundScore:
@@ -160,7 +179,7 @@ class DDPM:
                 "this run diffuses the latents of a VAE, so its bound is no likelihood of images; score its VAE, or a "
                 "run with stage.codec.kind=pixels"
             )
-        x0 = self.codec.encode(batch.images, rng)
+        x0 = self._encode(nets, batch.images, rng)
         labels = batch.labels if self.classes else None
         if self.classes and labels is None:
             labels = torch.full_like(batch.positions, self.classes)
@@ -178,6 +197,10 @@ class DDPM:
             variance=sampler.variance,
             evaluations=sampler.vlb_steps,
         )
+
+    def _encode(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Float[Tensor, "b c h w"]:
+        codes = self.codec.encode(images, rng)
+        return nets[LATENT_SCALE](codes) if self.codec.latent else codes
 
     def _predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if not self.classes:

@@ -15,13 +15,15 @@ from diffpipe.config import Config
 from diffpipe.config.kinds import Kinds
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
-from diffpipe.nn.flow import Dequantizer
+from diffpipe.nn.flow import Dequantizer, start_act_norms
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes
 
+START_SAMPLES = 256
+"""Images that the ActNorms start from."""
 HALF = 128.0  # pixel v fills [v, v + 1) of 256 units of [-1, 1]
 
 
@@ -124,6 +126,19 @@ class FlowStage:
         if isinstance(noise, Variational):
             nets["dequantizer"] = Dequantizer(self.shape.channels, noise.steps, noise.hidden)
         return nets
+
+    @property
+    def start_samples(self) -> int:
+        """Glow's ActNorms start from data. TarFlow has none."""
+        return START_SAMPLES if self.config.network.kind == "glow" else 0
+
+    def start(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> None:
+        """Set Glow's ActNorms from these images (Kingma & Dhariwal 2018, section 3.1)."""
+        x, _ = self._continuous(nets, batch.images, rng)
+        labels = self._labels(batch.labels)
+        if batch.valid is not None:
+            x, labels = x[batch.valid], None if labels is None else labels[batch.valid]
+        start_act_norms(nets["flow"], x, labels)
 
     def phases(self) -> Sequence[Phase]:
         variational = isinstance(self.config.dequantization, Variational)

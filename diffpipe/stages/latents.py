@@ -1,12 +1,11 @@
-"""Latents for a diffusion stage: the codec made of a trained VAE, and the statistics that normalize its codes."""
+"""The codec of latent diffusion, made of a trained VAE."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from einops import reduce
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from diffpipe.errors import UserError
@@ -16,23 +15,21 @@ from diffpipe.stages.vae import VAE, Posterior, reparameterize
 
 
 class LatentCodec:
-    """A `Codec`: codes are samples of a frozen VAE's q(z|x), normalized by the latents' measured mean and deviation.
+    """A `Codec`: codes are samples of a frozen VAE's q(z|x).
 
-    mean, std: one number a latent channel, as `statistics` finds them. The noise of a sample is keyed by its position
-    ("codec"): fresh each time that an image comes round, and the same on any process.
+    The noise of a sample is keyed by its position ("codec"): fresh each time that an image comes round, and the same on
+    any process. scale: mean and standard deviation of each channel where the VAE's checkpoint has them (format 1).
     """
 
     latent = True
     decoding = ("decoder",)
 
-    def __init__(self, vae: VAE, nets: Mapping[str, nn.Module], mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, vae: VAE, nets: Mapping[str, nn.Module], scale: tuple[Sequence[float], Sequence[float]] | None):
         """nets: the VAE's averaged networks, placed."""
         assert codec_problem(vae) is None, "the caller has asked"
         self.vae = vae
         self.nets = {name: net.requires_grad_(False).eval() for name, net in nets.items()}
-        device = next(self.nets["encoder"].parameters()).device
-        self.mean = torch.tensor(mean, device=device)[:, None, None]
-        self.std = torch.tensor(std, device=device)[:, None, None]
+        self.scale = scale
 
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
         ours = self.vae.shape
@@ -50,8 +47,7 @@ class LatentCodec:
         """images: or what `describe` said of them, which gives the same codes without the encoder."""
         q = self.describe(images) if images.dtype == torch.uint8 else images
         mean, log_variance = q.chunk(2, dim=1)
-        z = reparameterize(Posterior(mean, log_variance), rng.normal("codec", self.vae.latent_shape))
-        return (z - self.mean) / self.std
+        return reparameterize(Posterior(mean, log_variance), rng.normal("codec", self.vae.latent_shape))
 
     @torch.no_grad()
     def describe(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c2_z h_z w_z"]:
@@ -60,7 +56,7 @@ class LatentCodec:
 
     @torch.no_grad()
     def decode(self, x: Float[Tensor, "b c_z h_z w_z"]) -> UInt8[Tensor, "b c h w"]:
-        return self.vae.codec.decode(self.vae.decode(self.nets, x * self.std + self.mean).mean)
+        return self.vae.codec.decode(self.vae.decode(self.nets, x).mean)
 
 
 def latent_codec(trained: TrainedStage) -> LatentCodec:
@@ -72,12 +68,9 @@ def latent_codec(trained: TrainedStage) -> LatentCodec:
             f"latents"
         )
     problem = codec_problem(vae)
-    if problem is None and trained.latents is None:
-        problem = "its checkpoint says nothing of its latents' mean and deviation; train it on with this version"
     if problem is not None:
         raise UserError(f"{trained.path}: {problem}")
-    assert trained.latents is not None
-    return LatentCodec(vae, trained.nets, *trained.latents)
+    return LatentCodec(vae, trained.nets, trained.latents)
 
 
 def codec_problem(vae: VAE) -> str | None:
@@ -87,17 +80,3 @@ def codec_problem(vae: VAE) -> str | None:
     if vae.config.network.latent != "spatial":
         return "its VAE has vector latents, no image to denoise; train one with stage.network.latent=spatial"
     return None
-
-
-def moments(q: Posterior) -> Float64[Tensor, "3 c_z"]:
-    """The sums over samples and places, channel by channel, of 1, E z and E z² for z ~ q: float64, to be added up."""
-    mean, variance = q.mean.double(), q.log_variance.double().exp()
-    sums = [reduce(x, "b c h w -> c", "sum") for x in (torch.ones_like(mean), mean, mean**2 + variance)]
-    return torch.stack(sums)
-
-
-def statistics(sums: Float64[Tensor, "3 c_z"]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of the latents, from the `moments` of all images together."""
-    n, first, second = sums
-    mean = first / n
-    return mean.tolist(), (second / n - mean**2).sqrt().tolist()

@@ -4,18 +4,20 @@ find one score of its reconstructions, and train one VAE with a perceptual loss 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffpipe.evaluation.reconstruction import ReconstructedImages
 from diffpipe.evaluation.scores import score
 from diffpipe.interfaces import ImageShape
+from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
-from diffpipe.stages.latents import LatentCodec, moments, statistics
+from diffpipe.stages.latents import LatentCodec
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -73,11 +75,15 @@ def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], fl
         with torch.random.fork_rng():
             torch.manual_seed(0)
             nets = vae.networks()
-        codec = LatentCodec(vae, nets, *statistics(moments(vae.encode(nets, batch(range(50)).images))))
+        codec = LatentCodec(vae, nets, None)
         stage = DDPM(DDPMConfig.model_validate(LATENT_DDPM), SHAPE, codec)
         settings = TrainConfig(steps=STEPS, log_every=1)
         optimizer = OptimizerConfig(lr=0.01, warmup=0)
-        trainer = Trainer(stage, runtime, settings, optimizer, EMAConfig(), seed=5, batch_size=BATCH)
+
+        def start(nets: Mapping[str, nn.Module]) -> None:
+            stage.start(nets, batch(range(50)), KeyedRNG(5, torch.arange(50)))
+
+        trainer = Trainer(stage, runtime, settings, optimizer, EMAConfig(), seed=5, batch_size=BATCH, start=start)
         shown: dict[tuple[int, int], Any] = {}
         positions: list[int] = []
 
@@ -110,7 +116,7 @@ def test_two_processes_see_and_score_what_one_does_and_train_as_one() -> None:
     assert their_losses == pytest.approx(losses, rel=1e-4)
     assert weights.keys() == same.keys() == state.keys()
     nets = {name.split(".")[1] for name in state if name.startswith("net.")}
-    assert nets == {"denoiser", "encoder", "decoder", "discriminator"}
+    assert nets == {"denoiser", "latent_scale", "encoder", "decoder", "discriminator"}
     for key, tensor in weights.items():
         assert tensor.tobytes() == same[key].tobytes(), key
         assert tensor == pytest.approx(state[key], abs=2e-4), key

@@ -117,11 +117,22 @@ def test_one_too_many_ends_all_processes_and_a_resume_remembers(
     train(tmp_path, f"data.train={shards}", *WORDS, "data.max_bad_samples=2", processes=processes)
 
 
-def test_a_vae_measures_its_latents_on_the_images_that_there_are(tmp_path: Path, shards: Path) -> None:
-    config = HOME / "configs" / "fashion_mnist" / "latent_vae.yaml"
-    train(tmp_path, f"data.train={shards}", "data.max_bad_samples=2", "train.steps=1", config=config)
-    state = json.loads(next((tmp_path / "checkpoints").glob("*/state.json")).read_text())
-    assert state["latents"]["images"] == SAMPLES - 2
+def test_latents_are_measured_on_the_images_that_there_are(tmp_path: Path, shards: Path) -> None:
+    """The zeros in the place of a bad sample would draw the mean towards that of a black image."""
+    good, home = tmp_path / "good", HOME / "configs" / "fashion_mnist"
+    good.mkdir()
+    images = {f"{i:05d}.png": png(random_pixels(i, (28, 28))) for i in range(SAMPLES) if i not in (CUT, PAGE)}
+    write_tar(good / "a.tar", [*images.items()])
+    write_index(good)
+    words = ["data.max_bad_samples=2", "data.labels=false", "train.steps=1"]
+    train(tmp_path / "vae", f"data.train={shards}", *words, config=home / "latent_vae.yaml")
+    words += [f"stage.codec.run={tmp_path}/vae", "stage.conditional=false"]
+    scales = []
+    for data in (shards, good):
+        run = tmp_path / f"on_{data.name}"
+        train(run, f"data.train={data}", *words, config=home / "latent_ddpm.yaml")
+        scales.append(tensors(next((run / "checkpoints").glob("step-*")))["net.latent_scale.mean"])
+    assert scales[0] == pytest.approx(scales[1], abs=0.02)
 
 
 @pytest.mark.parametrize("processes", [0, 2])

@@ -16,7 +16,6 @@ from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape, TrainedStage
-from diffpipe.stages.vae import VAEConfig
 from tests.support.commands import HOME, SHARDS, metrics, train
 
 CONFIGS = sorted((HOME / "configs").rglob("*.yaml"))
@@ -70,11 +69,10 @@ def networks(path: Path) -> dict[str, nn.Module]:
     for dependency in stage.dependencies():
         if dependency.role == "codec":
             config = load_config(Experiment, trained_by(dependency.source)).stage
-            assert isinstance(config, VAEConfig)
-            vae, c = config.build(shape._replace(classes=0)), config.network.latent_channels
+            vae = config.build(shape._replace(classes=0))
             with torch.device("meta"):
                 nets = vae.networks()
-            dependencies["codec"] = TrainedStage(path, config, shape, vae, nets, ([0.0] * c, [1.0] * c))
+            dependencies["codec"] = TrainedStage(path, config, shape, vae, nets, None)
     built = stage.build(shape, dependencies)
     with torch.device("meta"):
         return built.networks()

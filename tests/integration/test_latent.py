@@ -55,19 +55,21 @@ def latent(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Path:
     return home
 
 
-def test_the_vaes_checkpoint_carries_the_statistics_of_its_latents(vae: Path) -> None:
+def test_the_checkpoint_carries_the_scale_of_the_latents(vae: Path, latent: Path) -> None:
     from diffpipe.experiment.run import open_run
     from diffpipe.train.runtime import Runtime
 
-    found = state(newest(vae))["latents"]
     shards = shard_set.load(f"{SHARDS}/test/test-000000.tar")
-    assert found["images"] == shards.total <= 2000
     run = open_run(vae, [], Runtime.start("fp32", "cpu"))
     q = run.stage.encode(run.nets, sequential_reader.images(shards, range(shards.total), 28, 1))  # pyright: ignore[reportAttributeAccessIssue]
     mean, variance = q.mean.mean((0, 2, 3)), q.mean.var((0, 2, 3)) + q.log_variance.exp().mean((0, 2, 3))
-    # Training was in bf16 where the machine has it.
-    torch.testing.assert_close(torch.tensor(found["mean"]), mean, atol=0.02, rtol=0)
-    torch.testing.assert_close(torch.tensor(found["std"]), variance.sqrt(), atol=0.02, rtol=0)
+    assert state(newest(vae))["latents"] is None
+    for weights in ("net", "ema"):
+        scale = {
+            name: torch.tensor(tensors(newest(latent))[f"{weights}.latent_scale.{name}"]) for name in ("mean", "std")
+        }
+        torch.testing.assert_close(scale["mean"].flatten(), mean, atol=0.02, rtol=0)
+        torch.testing.assert_close(scale["std"].flatten(), variance.sqrt(), atol=0.02, rtol=0)
 
 
 def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measured(vae: Path) -> None:
@@ -160,7 +162,7 @@ def test_the_codecs_hash_is_pinned_in_the_run_and_the_codec_is_not_saved_again(v
     sha256 = manifest_sha256(newest(vae))
     assert yaml.safe_load((latent / "config.yaml").read_text())["stage"]["codec"]["sha256"] == sha256
     assert state(newest(latent))["experiment"]["stage"]["codec"] == {"kind": "vae", "run": str(vae), "sha256": sha256}
-    assert {name.split(".")[1] for name in tensors(newest(latent))} == {"denoiser"}
+    assert {name.split(".")[1] for name in tensors(newest(latent))} == {"denoiser", "latent_scale"}
 
 
 def test_it_draws_images_in_training_and_by_the_command(latent: Path, tmp_path: Path) -> None:

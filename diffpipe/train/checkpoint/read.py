@@ -31,7 +31,7 @@ from diffpipe.train.checkpoint.format import (
     manifest_sha256,
     step_of,
 )
-from diffpipe.train.checkpoint.state import FORMAT, RENAMED_PARTS, RunState, parse_state
+from diffpipe.train.checkpoint.state import FORMAT, MISSING_NETWORKS, RENAMED_PARTS, RunState, parse_state
 from diffpipe.train.distributed import Communicator
 
 
@@ -165,6 +165,8 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator)
         saved = reader.read_metadata().state_dict_metadata
     except (SafetensorError, ValueError, KeyError) as error:
         raise _forged(checkpoint.path, error) from error
+    missing = MISSING_NETWORKS.get(checkpoint.format, set())
+    tensors = {name: tensor for name, tensor in tensors.items() if name.split(".")[1] not in missing}
     tensors = {checkpoint.stored_name(name): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         shape = tuple(saved[name].size) if name in saved else None  # pyright: ignore[reportAttributeAccessIssue]

@@ -13,9 +13,12 @@ FORMAT = 2
 RENAMED_PARTS = {1: {"denoiser": "unet", "flow_blocks": "blocks"}}
 """By format: today's name of a network or of a part of one, and the name in checkpoints of that format."""
 
+MISSING_NETWORKS = {1: {"latent_scale"}}
+"""By format: networks that its checkpoints lack. Loading leaves them as they are built."""
+
 
 class LatentStatistics(BaseModel, extra="forbid", frozen=True):
-    """Mean and standard deviation of each latent channel of an autoencoder, over `images` images."""
+    """Mean and standard deviation of each latent channel of a VAE, over so many images. Only format 1 wrote them."""
 
     mean: list[float]
     std: list[float]

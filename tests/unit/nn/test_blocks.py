@@ -30,7 +30,7 @@ BLOCKS = {
         "generator": "levels.0.0 levels.1.0 up.0",
         "discriminator": "levels.0.0 levels.1.0 down.0 heads.0 heads.1 heads.2",
     },
-    "latent_ddpm": {"denoiser": _LATENT_UNET},
+    "latent_ddpm": {"denoiser": _LATENT_UNET, "latent_scale": ""},
     "latent_vae": _CODER,
     "latent_vae, patch": _CODER | {"discriminator": "levels.0.0 levels.1.0 widen.0"},
     "tarflow": {"flow": "flow_blocks.0.layers.0 flow_blocks.1.layers.0"},

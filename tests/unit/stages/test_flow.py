@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
-from diffpipe.nn.flow import Dequantizer, InvertibleConv
+from diffpipe.nn.flow import ActNorm, Dequantizer, InvertibleConv
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.flow import FlowConfig, FlowStage
@@ -110,6 +110,44 @@ def test_the_dequantizers_log_determinant_is_that_of_its_jacobian() -> None:
         jacobian = torch.autograd.functional.jacobian(lambda e, i=i: net(e[None], x[i : i + 1])[0][0], eps[i])
         expected = torch.linalg.slogdet(jacobian.reshape(16, 16)).logabsdet
         torch.testing.assert_close(log_det[i], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "variational", "gaussian"])
+def test_after_start_every_act_norm_gives_mean_zero_and_deviation_one(kind: str) -> None:
+    """Kingma & Dhariwal 2018, section 3.1, layer after layer: what reaches the second depends on the first."""
+    stage = config(network=GLOW | {"levels": 2, "steps": 3}, conditional=True, dequantization={"kind": kind}).build(
+        SHAPE
+    )
+    torch.manual_seed(0)
+    nets, batch = stage.networks(), pixels(stage.start_samples)
+    assert stage.start_samples == 256
+    for name, parameter in nets["flow"].named_parameters():
+        if name.endswith("out.weight"):
+            torch.nn.init.normal_(parameter, std=0.05)  # couplings that are not the identity
+    layers = [layer for layer in nets["flow"].modules() if isinstance(layer, ActNorm)]
+    outputs: list[Tensor] = []
+    stage.start(nets, batch, KeyedRNG(0, batch.positions))
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, output: outputs.append(output[0]))
+    with torch.no_grad():
+        stage.loss(stage.phases()[0], nets, batch, KeyedRNG(0, batch.positions))
+    assert len(outputs) == len(layers) == 6
+    for y in outputs:
+        torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(y.shape[1]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(y.std((0, 2, 3), correction=0), torch.ones(y.shape[1]), rtol=0, atol=1e-3)
+
+
+def test_bad_samples_have_no_part_in_the_start() -> None:
+    stage = config(network=GLOW).build(SHAPE)
+    torch.manual_seed(0)
+    nets, batch = stage.networks(), pixels(20)
+    starts = []
+    for images in (batch.images, batch.images.index_fill(0, torch.tensor([3]), 255)):
+        stage.start(nets, batch._replace(images=images, valid=torch.arange(20) != 3), KeyedRNG(0, batch.positions))
+        starts.append([p.clone() for p in nets["flow"].parameters()])
+    for one, other in zip(*starts, strict=True):
+        assert torch.equal(one, other)
+    assert config(network=TARFLOW).build(SHAPE).start_samples == 0
 
 
 def test_a_fresh_dequantizer_is_exactly_uniform() -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
-from diffpipe.stages.latents import LatentCodec, codec_problem, moments, statistics
+from diffpipe.stages.latents import LatentCodec, codec_problem
 from diffpipe.stages.vae import VAE, VAEConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -40,8 +41,7 @@ def codec(stage: VAE | None = None) -> LatentCodec:
         for net in nets.values():
             for p in net.parameters():
                 p.add_(0.1 * torch.randn(p.shape))
-        q = stage.encode(nets, images(500))
-        return LatentCodec(stage, nets, *statistics(moments(q)))
+    return LatentCodec(stage, nets, None)
 
 
 def images(n: int, first: int = 0) -> Tensor:
@@ -69,37 +69,58 @@ def ddpm(some: LatentCodec | None = None, **changes: Any) -> DDPM:
     return DDPM(DDPMConfig.model_validate(tree | changes), SHAPE, some or codec())
 
 
-def test_codes_have_mean_zero_and_deviation_one_in_each_channel() -> None:
-    some = codec()
-    assert (some.std - 1).abs().max() > 0.2  # there is something to normalize
-    assert some.mean.abs().max() > 0.1
-    x = some.encode(images(500), KeyedRNG(0, torch.arange(500)))
+def started() -> tuple[Any, dict[str, Any]]:
+    """A stage and its networks, with the scale measured on 500 samples."""
+    stage = ddpm()
+    nets = stage.networks()
+    stage.start(nets, batch(range(500)), KeyedRNG(0, torch.arange(500)))
+    return stage, nets
+
+
+def test_scaled_codes_have_mean_zero_and_deviation_one_in_each_channel() -> None:
+    stage, nets = started()
+    scale = nets["latent_scale"]
+    assert (scale.std - 1).abs().max() > 0.2  # there is something to normalize
+    assert scale.mean.abs().max() > 0.1
+    x = scale(stage.codec.encode(images(500), KeyedRNG(1, torch.arange(500))))
     assert x.dtype == torch.float32
-    assert x.shape == (500, *some.shape(SHAPE)) == (500, 3, 4, 4)
+    assert x.shape == (500, *stage.codec.shape(SHAPE)) == (500, 3, 4, 4)
     assert x.mean((0, 2, 3)).abs().max() < 0.03
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=0.03, rtol=0)
+    torch.testing.assert_close(scale.inverse(x), stage.codec.encode(images(500), KeyedRNG(1, torch.arange(500))))
 
 
-def test_the_statistics_are_those_of_many_samples_and_add_up_over_parts() -> None:
-    some, few = codec(), images(20)
-    q = some.vae.encode(some.nets, few)
-    mean, std = statistics(moments(q))
-    rng = KeyedRNG(1, torch.arange(20))
-    noise = torch.stack([rng.normal("many", some.vae.latent_shape, stream=k) for k in range(400)])
-    z = (q.mean + torch.exp(q.log_variance / 2) * noise).double()
-    torch.testing.assert_close(torch.tensor(mean), z.mean((0, 1, 3, 4)).float(), atol=0.01, rtol=0)
-    torch.testing.assert_close(torch.tensor(std), z.std((0, 1, 3, 4)).float(), atol=0.01, rtol=0)
-    parts = moments(type(q)(*(t[:7] for t in q))) + moments(type(q)(*(t[7:] for t in q)))
-    assert statistics(parts)[0] == pytest.approx(mean, rel=1e-12)
-    assert statistics(parts)[1] == pytest.approx(std, rel=1e-12)
+def test_the_scale_is_that_of_the_posteriors_of_the_first_samples() -> None:
+    stage, nets = started()
+    q = stage.codec.vae.encode(stage.codec.nets, images(500))
+    variance = q.mean.var((0, 2, 3)) + q.log_variance.exp().mean((0, 2, 3))
+    torch.testing.assert_close(nets["latent_scale"].mean.flatten(), q.mean.mean((0, 2, 3)), atol=0.03, rtol=0)
+    torch.testing.assert_close(nets["latent_scale"].std.flatten(), variance.sqrt(), atol=0.03, rtol=0)
+    assert stage.start_samples == 2000
+
+
+def test_the_scale_is_the_same_from_shards_of_latents_and_without_bad_samples() -> None:
+    stage, nets = started()
+    few, rng = batch(range(150)), KeyedRNG(0, torch.arange(150))
+    scales = []
+    zeros = torch.zeros_like(few.images[:7])
+    for some in (
+        few,
+        few._replace(images=stage.codec.describe(few.images)),
+        few._replace(images=torch.cat([zeros, few.images[7:]]), valid=torch.arange(150) >= 7),
+        few._replace(valid=torch.arange(150) >= 7),
+    ):
+        stage.start(nets, some, rng)
+        scales.append([buffer.clone() for buffer in nets["latent_scale"].buffers()])
+    torch.testing.assert_close(scales[0], scales[1])
+    torch.testing.assert_close(scales[2], scales[3])
+    assert not torch.equal(scales[0][0], scales[3][0])
 
 
 def test_decoding_a_code_is_the_vaes_image_of_its_latents() -> None:
     some, few = codec(), images(5)
-    q = some.vae.encode(some.nets, few)
-    code = (q.mean - some.mean) / some.std
     expected = some.vae.reconstruct(some.nets, few, KeyedRNG(0, torch.arange(5)))
-    assert (some.decode(code).int() - expected.int()).abs().max() <= 1  # to and fro rounds
+    assert torch.equal(some.decode(some.vae.encode(some.nets, few).mean), expected)
     assert expected.float().std() > 1
 
 
@@ -121,7 +142,7 @@ def test_the_noise_of_a_code_is_keyed_by_position_and_seed() -> None:
     apart = torch.cat([some.encode(same[:1], KeyedRNG(0, torch.tensor([p]))) for p in positions])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
     q = some.vae.encode(some.nets, same)
-    noise = (together * some.std + some.mean - q.mean) / torch.exp(q.log_variance / 2)
+    noise = (together - q.mean) / torch.exp(q.log_variance / 2)
     expected = KeyedRNG(0, torch.tensor(positions)).normal("codec", (3, 4, 4))
     torch.testing.assert_close(noise, expected, rtol=1e-3, atol=1e-3)
 
@@ -133,7 +154,7 @@ def test_the_codec_is_frozen_and_no_part_of_the_stage() -> None:
     runtime = Runtime.start("fp32", "cpu")
     trainer = Trainer(stage, runtime, TrainConfig(steps=3), OptimizerConfig(lr=0.1), EMAConfig(), seed=0, batch_size=8)
     names = {".".join(name.split(".")[:2]) for name in trainer.state()}
-    assert names == {"net.denoiser", "ema.denoiser", "optimizer.denoiser"}
+    assert names == {"net.denoiser", "ema.denoiser", "optimizer.denoiser", "net.latent_scale", "ema.latent_scale"}
     for step in range(2):
         trainer.train_step([batch(range(8 * step, 8 * step + 8))])
     for name, net in some.nets.items():
@@ -154,11 +175,12 @@ def test_the_network_sees_noised_codes_and_generated_codes_are_decoded() -> None
             return torch.zeros_like(x)
 
     few, rng = batch(range(6)), KeyedRNG(0, torch.arange(6))
-    stage.loss(stage.phases()[0], {"denoiser": Recorder()}, few, rng)
-    (x_t, t), code = asked[0], some.encode(few.images, rng)
+    nets = {"denoiser": Recorder(), "latent_scale": LatentScale(3, [0.1, 0.2, 0.3], [2.0, 3.0, 4.0])}
+    stage.loss(stage.phases()[0], nets, few, rng)
+    (x_t, t), code = asked[0], nets["latent_scale"](some.encode(few.images, rng))
     alpha_bar = stage._schedule(torch.device("cpu")).alpha_bar(t)[:, None, None, None].float()
     torch.testing.assert_close(x_t, alpha_bar.sqrt() * code + (1 - alpha_bar).sqrt() * rng.normal("noise", (3, 4, 4)))
-    made = stage.generate({"denoiser": Recorder()}, rng, None)
+    made = stage.generate(nets, rng, None)
     assert made.shape == few.images.shape
     assert made.dtype == torch.uint8
 
