@@ -69,7 +69,7 @@ class RNG(Protocol):
 
     def bits(self, purpose: str, n: int, stream: int = 0) -> Tensor: ...
 
-    def uniform(self, purpose: str, stream: int = 0) -> Tensor: ...
+    def uniform(self, purpose: str, shape: Sequence[int] = (), stream: int = 0) -> Tensor: ...
 
     def integers(self, purpose: str, high: int, stream: int = 0) -> Tensor: ...
 
@@ -96,9 +96,10 @@ class KeyedRNG:
         words = philox(block, torch.full_like(block, stream & _WORD), low, high, fold_in(self.seed, purpose))
         return torch.stack(words, dim=-1).flatten(1)[:, :n]
 
-    def uniform(self, purpose: str, stream: int = 0) -> Float[Tensor, " b"]:
-        """One float32 per row, uniform in the open interval (0, 1)."""
-        return ((self.bits(purpose, 1, stream)[:, 0] >> 9).float() + 0.5) * 2.0**-23
+    def uniform(self, purpose: str, shape: Sequence[int] = (), stream: int = 0) -> Float[Tensor, "b ..."]:
+        """Uniform float32 [b, *shape] in the open interval (0, 1), on a grid of 2^23 values."""
+        words = self.bits(purpose, math.prod(shape), stream).reshape(len(self.positions), *shape)
+        return ((words >> 9).float() + 0.5) * 2.0**-23
 
     def integers(self, purpose: str, high: int, stream: int = 0) -> Int[Tensor, " b"]:
         """One int64 per row, uniform in [0, high), for high ≤ 2^31."""

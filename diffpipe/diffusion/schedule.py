@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +41,30 @@ class ScheduleConfig(Config):
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start is {self.beta_start}, above beta_end {self.beta_end}; noise must grow with t")
         return self
+
+
+class Movable(Protocol):
+    """Tensors that move to a device together."""
+
+    def to(self, device: torch.device, /) -> Any: ...
+
+
+Tables = TypeVar("Tables", bound=Movable)
+
+
+class PerDevice(Generic[Tables]):
+    """Tables, such as a schedule, copied to each device once."""
+
+    def __init__(self, tables: Tables):
+        """tables: on the CPU."""
+        self._copies = {torch.device("cpu"): tables}
+
+    def on(self, device: torch.device | str) -> Tables:
+        """The copy on this device."""
+        device = torch.device(device)
+        if device not in self._copies:
+            self._copies[device] = self._copies[torch.device("cpu")].to(device)
+        return self._copies[device]
 
 
 @dataclass(frozen=True, eq=False)

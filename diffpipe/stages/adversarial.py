@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.diffusion.process import over_pixels, predict_x0, q_sample, q_step, reverse_step
-from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.diffusion.schedule import PerDevice, Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
@@ -29,8 +29,8 @@ from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.ddpm import DENOISER, DDPMConfig
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
-from diffpipe.stages.gan import LatentSamplerConfig, tiled, wanted_labels
-from diffpipe.stages.labels import conditional_classes
+from diffpipe.stages.gan import LatentSamplerConfig
+from diffpipe.stages.labels import conditional_classes, labels_to_generate, repeated
 
 _NOISE_ERROR = 1 / 400
 
@@ -180,7 +180,7 @@ class AdversarialDiffusion:
             self._fresh()  # what cannot be built is refused here, before any job has started
         self.teacher = teacher
         levels = Schedule.build(config.levels)
-        self._schedules = {torch.device("cpu"): _Levels.of(config.schedule.build(levels), levels)}
+        self.levels = PerDevice(_Levels.of(config.schedule.build(levels), levels))
 
     def networks(self) -> dict[str, nn.Module]:
         generator, discriminator = self._fresh()
@@ -199,7 +199,7 @@ class AdversarialDiffusion:
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x0 = self.codec.encode(batch.images)
-        (schedule, levels), shape = self._schedule(x0.device), x0.shape[1:]
+        (schedule, embedding_timesteps), shape = self.levels.on(x0.device), x0.shape[1:]
         labels = batch.labels if self.classes else None
         u = rng.uniform(f"timestep/{phase.name}").double()
         t = (u**self.config.timestep_power * schedule.T).long()
@@ -207,7 +207,7 @@ class AdversarialDiffusion:
         x_t = q_step(schedule, x_prev, t, rng.normal(f"step/{phase.name}", shape))
 
         ends = self.config.discriminator_input == "x_0"
-        told = levels[t + 1 if ends else t]
+        embedding_timestep = embedding_timesteps[t + 1 if ends else t]
 
         def generate() -> Float[Tensor, "b c h w"]:
             z = rng.normal(f"latent/{phase.name}", (self.config.latent,))
@@ -218,20 +218,22 @@ class AdversarialDiffusion:
 
         def judge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             n = len(x)
-            return nets[DISCRIMINATOR](x, x_t.repeat(n // len(x_t), 1, 1, 1), tiled(told, n), tiled(labels, n))
+            return nets[DISCRIMINATOR](
+                x, x_t.repeat(n // len(x_t), 1, 1, 1), repeated(embedding_timestep, n), repeated(labels, n)
+            )
 
         return play(self.config, phase, judge, x0 if ends else x_prev, generate)
 
     def evaluations(self) -> int | None:
-        return self._schedules[torch.device("cpu")].schedule.T
+        return self.levels.on("cpu").schedule.T
 
     @torch.no_grad()
     def generate(
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        schedule, _ = self._schedule(rng.positions.device)
+        schedule, _ = self.levels.on(rng.positions.device)
         shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)
-        labels = wanted_labels(self.classes, labels, rng)
+        labels = labels_to_generate(self.classes, labels, rng)
         x_t = rng.normal("start", shape)
         for step in reversed(range(schedule.T)):
             t = torch.full_like(rng.positions, step)
@@ -248,8 +250,8 @@ class AdversarialDiffusion:
         Where x_t is nearly all noise, an error in that would come out many times as large in x_0, so x_0 is drawn
         towards zero there: as far as is best for images of unit size and an error in the noise of variance 1/400.
         """
-        schedule, levels = self._schedule(x_t.device)
-        noise = generator(x_t, levels[t + 1], z, labels).float()
+        schedule, embedding_timesteps = self.levels.on(x_t.device)
+        noise = generator(x_t, embedding_timesteps[t + 1], z, labels).float()
         trust = 1 / (1 + _NOISE_ERROR * schedule.one_minus_alpha_bar(t) / schedule.alpha_bar(t))
         x0 = predict_x0(schedule, x_t, t, noise)
         x0 = over_pixels(trust, x0) * x0
@@ -257,24 +259,19 @@ class AdversarialDiffusion:
         within = (t == 0) | (self.config.discriminator_input == "x_0")
         return torch.where(rearrange(within, "b -> b 1 1 1"), x0.clamp(-1, 1), x0)
 
-    def _schedule(self, device: torch.device) -> _Levels:
-        if device not in self._schedules:
-            self._schedules[device] = self._schedules[torch.device("cpu")].to(device)
-        return self._schedules[device]
-
 
 def _describe(shape: ImageShape) -> str:
     return f"{shape.channels} × {shape.resolution} × {shape.resolution} in {shape.classes} classes"
 
 
 class _Levels(NamedTuple):
-    """The large steps, and as what timestep the networks are told each of their levels of noise.
+    """The large steps, and the timestep that stands for each of their levels of noise in the networks' embedding.
 
-    told: int64 [T + 1], of x_0 (told as timestep 0), then of x_t for t from 0 to T - 1.
+    embedding_timesteps: int64 [T + 1], for x_0 (timestep 0), then for x_t with t from 0 to T - 1.
     """
 
     schedule: Schedule
-    told: Int[Tensor, " levels"]
+    embedding_timesteps: Int[Tensor, " levels"]
 
     @classmethod
     def of(cls, large: Schedule, fine: Schedule) -> _Levels:
@@ -282,4 +279,4 @@ class _Levels(NamedTuple):
         return cls(large, torch.cat([torch.zeros(1, dtype=torch.int64), distance.argmin(dim=1)]))
 
     def to(self, device: torch.device) -> _Levels:
-        return _Levels(self.schedule.to(device), self.told.to(device))
+        return _Levels(self.schedule.to(device), self.embedding_timesteps.to(device))

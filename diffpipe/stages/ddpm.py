@@ -14,7 +14,7 @@ from diffpipe.config.kinds import Kinds
 from diffpipe.diffusion.bound import BoundScore, timestep_strata, variational_bound
 from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.samplers import SamplerConfig, sample
-from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.diffusion.schedule import PerDevice, Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
 from diffpipe.nn.latent_scale import LatentScale
@@ -112,7 +112,7 @@ class DDPM:
         schedule = Schedule.build(config.schedule)
         schedule.timesteps(config.sampler.steps, config.sampler.spacing)  # more steps than there are: refused too
         timestep_strata(schedule.T, config.sampler.vlb_steps)
-        self._schedules = {torch.device("cpu"): schedule}
+        self.schedule = PerDevice(schedule)
 
     def networks(self) -> dict[str, nn.Module]:
         channels, resolution, _ = self.code_shape
@@ -137,7 +137,7 @@ class DDPM:
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x0 = self._encode(nets, batch.images, rng)
-        x_t, t, eps = training_pair(self._schedule(x0.device), x0, rng)
+        x_t, t, eps = training_pair(self.schedule.on(x0.device), x0, rng)
         labels = None
         if self.classes:
             assert batch.labels is not None, "the loader was asked for labels"
@@ -160,7 +160,7 @@ class DDPM:
     def generate(
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        schedule = self._schedule(rng.positions.device)
+        schedule = self.schedule.on(rng.positions.device)
 
         def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             return self._predict(nets[DENOISER], x_t, t, labels).float()
@@ -190,7 +190,7 @@ class DDPM:
         sampler = self.config.sampler
         return variational_bound(
             denoise,
-            self._schedule(x0.device),
+            self.schedule.on(x0.device),
             x0,
             rng,
             clip=sampler.clip,
@@ -213,8 +213,3 @@ class DDPM:
         both = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, empty]))
         conditional, unconditional = both.float().chunk(2)
         return unconditional + self.config.sampler.guidance * (conditional - unconditional)
-
-    def _schedule(self, device: torch.device) -> Schedule:
-        if device not in self._schedules:
-            self._schedules[device] = self._schedules[torch.device("cpu")].to(device)
-        return self._schedules[device]

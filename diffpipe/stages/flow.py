@@ -20,7 +20,7 @@ from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.config import StageConfig
-from diffpipe.stages.labels import conditional_classes
+from diffpipe.stages.labels import conditional_classes, required_labels
 
 START_SAMPLES = 256
 """Images that the ActNorms start from."""
@@ -135,7 +135,7 @@ class FlowStage:
     def start(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> None:
         """Set Glow's ActNorms from these images (Kingma & Dhariwal 2018, section 3.1)."""
         x, _ = self._continuous(nets, batch.images, rng)
-        labels = self._labels(batch.labels)
+        labels = required_labels(self.classes, batch.labels)
         if batch.valid is not None:
             x, labels = x[batch.valid], None if labels is None else labels[batch.valid]
         start_act_norms(nets["flow"], x, labels)
@@ -183,14 +183,14 @@ class FlowStage:
     ) -> Float[Tensor, "b c h w"]:
         """z of one draw of the dequantization's noise: without it, latents would not be as the prior knows them."""
         x, _ = self._continuous(nets, images, rng)
-        return nets["flow"](x, self._labels(labels))[0].float()
+        return nets["flow"](x, required_labels(self.classes, labels))[0].float()
 
     @torch.no_grad()
     def decode_latents(
         self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """The pixels that x lies in; where the flow was trained on noised images, after a denoising step."""
-        flow, labels = cast(Glow | TarFlow, nets["flow"]), self._labels(labels)
+        flow, labels = cast(Glow | TarFlow, nets["flow"]), required_labels(self.classes, labels)
         x = flow.inverse(z, labels)
         if isinstance(self.config.dequantization, Gaussian):
             x = self._denoise(flow, x, labels)
@@ -202,7 +202,7 @@ class FlowStage:
 
     def _bits(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> dict[str, Float[Tensor, " b"]]:
         """The negative log-likelihood in bits/dim, as the terms whose sum it is. Float32 whatever the autocast."""
-        labels = self._labels(batch.labels)
+        labels = required_labels(self.classes, batch.labels)
         x, log_q = self._continuous(nets, batch.images, rng)
         z, log_det = nets["flow"](x, labels)
         nats = {
@@ -213,11 +213,6 @@ class FlowStage:
             nats["dequantization"] = log_q
         return {name: value / (self.dims * math.log(2)) for name, value in nats.items()}
 
-    def _labels(self, labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"] | None:
-        if self.classes and labels is None:
-            raise UserError("stage.conditional is p(x|y) and the data brings no labels; set data.labels=true")
-        return labels if self.classes else None
-
     def _continuous(
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
     ) -> _Continuous:
@@ -225,8 +220,7 @@ class FlowStage:
         if isinstance(noise, Gaussian):
             return _Continuous((v + 0.5) / HALF - 1 + noise.noise_std * rng.normal("noise", self._image), None)
         if isinstance(noise, Uniform):
-            words = rng.bits("dequantization", self.dims).reshape(v.shape)
-            return _Continuous((v + ((words >> 9).float() + 0.5) * 2.0**-23) / HALF - 1, None)
+            return _Continuous((v + rng.uniform("dequantization", self._image)) / HALF - 1, None)
         eps = rng.normal("dequantization", self._image)
         u, log_det = nets["dequantizer"](eps, (v + 0.5) / HALF - 1)
         log_normal = -0.5 * (eps.square() + math.log(2 * math.pi)).sum((1, 2, 3))

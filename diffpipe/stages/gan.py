@@ -24,7 +24,7 @@ from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
-from diffpipe.stages.labels import conditional_classes
+from diffpipe.stages.labels import conditional_classes, labels_to_generate, repeated
 
 
 class LatentSamplerConfig(Config):
@@ -84,7 +84,7 @@ class GAN:
             return nets[GENERATOR](z, labels).float()
 
         def judge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-            return nets[DISCRIMINATOR](images, tiled(labels, len(images)))
+            return nets[DISCRIMINATOR](images, repeated(labels, len(images)))
 
         return play(self.config, phase, judge, self.codec.encode(batch.images), generate)
 
@@ -96,16 +96,4 @@ class GAN:
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         z = self.config.sampler.temperature * rng.normal("latent", (self.config.generator.latent,))
-        return self.codec.decode(nets[GENERATOR](z, wanted_labels(self.classes, labels, rng)).float())
-
-
-def wanted_labels(classes: int, labels: Int[Tensor, " b"] | None, rng: RNG) -> Int[Tensor, " b"] | None:
-    """The labels to generate by: those given, random ones where a conditional stage is given none, or none at all."""
-    if not classes:
-        return None
-    return rng.integers("label", classes) if labels is None else labels
-
-
-def tiled(condition: Int[Tensor, " b"] | None, n: int) -> Int[Tensor, " n"] | None:
-    """The condition of b samples repeated for n images of theirs: real ones above generated ones."""
-    return None if condition is None else condition.repeat(n // len(condition))
+        return self.codec.decode(nets[GENERATOR](z, labels_to_generate(self.classes, labels, rng)).float())

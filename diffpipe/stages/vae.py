@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.patch import PatchDiscriminator
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
-from diffpipe.stages.labels import conditional_classes
+from diffpipe.stages.labels import conditional_classes, labels_to_generate, required_labels
 from diffpipe.stages.likelihood import (
     bits_per_dim,
     discretized_logistic,
@@ -163,7 +162,7 @@ class VAE:
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         if phase.name == DISCRIMINATOR:
             return self._judging_loss(nets, batch, rng)
-        labels = self._labels(batch.labels)
+        labels = required_labels(self.classes, batch.labels)
         q = self.encode(nets, batch.images, labels)
         z = reparameterize(q, rng.normal("posterior", self.latent_shape))
         p = self.decode(nets, z, labels)
@@ -185,7 +184,7 @@ class VAE:
         return Loss(total, metrics)
 
     def _judging_loss(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
-        labels = self._labels(batch.labels)
+        labels = required_labels(self.classes, batch.labels)
         with torch.no_grad():
             q = self.encode(nets, batch.images, labels)
             z = reparameterize(q, rng.normal(f"posterior/{DISCRIMINATOR}", self.latent_shape))
@@ -200,15 +199,14 @@ class VAE:
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """An image a position. A class-conditional stage that is given no labels draws them uniformly."""
-        if self.classes and labels is None:
-            labels = rng.integers("label", self.classes)
+        labels = labels_to_generate(self.classes, labels, rng)
         z = self.config.sampler.temperature * rng.normal("latent", self.latent_shape)
-        mean, log_scale = self.decode(nets, z, labels if self.classes else None)
+        mean, log_scale = self.decode(nets, z, labels)
         if self.config.sampler.mode == "mean":
             return self.codec.decode(mean)
-        u = ((rng.bits("pixel", self.dims) >> 9).float() + 0.5) * 2.0**-23
+        u = rng.uniform("pixel", mean.shape[1:])
         # A logistic draw, rounded and clamped to a pixel's values, has the bins' probabilities exactly.
-        return self.codec.decode(mean + torch.exp(log_scale) * torch.logit(u).reshape(mean.shape))
+        return self.codec.decode(mean + torch.exp(log_scale) * torch.logit(u))
 
     @torch.no_grad()
     def reconstruct(
@@ -227,14 +225,14 @@ class VAE:
         rng: KeyedRNG,
     ) -> Float[Tensor, "b c_z h_z w_z"]:
         """The posterior means."""
-        return self.encode(nets, images, self._labels(labels)).mean
+        return self.encode(nets, images, required_labels(self.classes, labels)).mean
 
     @torch.no_grad()
     def decode_latents(
         self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c_z h_z w_z"], labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """The means of the decoder's distributions."""
-        return self.codec.decode(self.decode(nets, z, self._labels(labels)).mean)
+        return self.codec.decode(self.decode(nets, z, required_labels(self.classes, labels)).mean)
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
@@ -242,7 +240,7 @@ class VAE:
 
         Raises UserError where the labels for that are missing.
         """
-        labels = self._labels(batch.labels)
+        labels = required_labels(self.classes, batch.labels)
         nats = self._bound(nets, batch.images, labels, rng)
         terms = {name: bits_per_dim(value, self.dims) for name, value in nats.items()}
         return Score(torch.stack([*terms.values()]).sum(0), unit="bits/dim", kind="bound", terms=terms)
@@ -271,11 +269,6 @@ class VAE:
             labels = torch.full((len(images),), label, device=images.device)
             bounds.append(sum(self._bound(nets, images, labels, rng).values()))
         return torch.stack(bounds).argmin(0)
-
-    def _labels(self, labels: Int[Tensor, " b"] | None) -> Int[Tensor, " b"] | None:
-        if self.classes and labels is None:
-            raise UserError("this stage is class-conditional and the images have no labels; set data.labels=true")
-        return labels if self.classes else None
 
 
 def reparameterize(q: Posterior, eps: Float[Tensor, "b c_z h_z w_z"]) -> Float[Tensor, "b c_z h_z w_z"]:

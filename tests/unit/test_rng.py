@@ -160,6 +160,12 @@ def test_uniforms_are_uniform():
     assert stats.kstest(u.numpy(), "uniform").pvalue > ALPHA
 
 
+def test_uniforms_of_a_shape_come_from_the_words_in_their_order():
+    u = rng(5).uniform("pixel", (2, 3), stream=4)
+    assert torch.equal(u.flatten(1), ((rng(5).bits("pixel", 6, 4) >> 9).float() + 0.5) * 2.0**-23)
+    assert u.shape == (5, 2, 3)
+
+
 def test_uniforms_of_extreme_bits_stay_inside_the_open_interval(monkeypatch):
     extremes = torch.tensor([[0], [2**32 - 1]])
     monkeypatch.setattr(KeyedRNG, "bits", lambda *args: extremes)

@@ -85,7 +85,10 @@ def test_steps_between_timesteps_are_those_of_the_schedule_that_they_are_of() ->
     t, s = torch.tensor([379]), torch.tensor([129])
     torch.testing.assert_close(steps.beta(torch.tensor([1]), torch.tensor([0])), LEVELS.beta(t, s))
     told = (
-        config(schedule={"kind": "timesteps", "timesteps": [129, 949]}).build(SHAPE)._schedule(torch.device("cpu")).told
+        config(schedule={"kind": "timesteps", "timesteps": [129, 949]})
+        .build(SHAPE)
+        .levels.on("cpu")
+        .embedding_timesteps
     )
     assert told.tolist() == [0, 129, 949]
 

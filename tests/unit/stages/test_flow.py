@@ -357,5 +357,5 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="width 16 must be a multiple of heads 3"):
         config(network=TARFLOW | {"heads": 3})
     stage = config(conditional=True).build(SHAPE)
-    with pytest.raises(UserError, match=r"the data brings no labels; set data\.labels=true"):
+    with pytest.raises(UserError, match=r"the images have no labels; set data\.labels=true"):
         stage.score(networks(stage), pixels(2)._replace(labels=None), KeyedRNG(0, torch.arange(2)))
