@@ -15,7 +15,7 @@ from torch import Tensor
 from diffpipe.diffusion.schedule import Schedule
 
 
-class Gaussian(NamedTuple):
+class IsotropicGaussian(NamedTuple):
     """A normal distribution for each sample, of one variance over all its pixels.
 
     mean: float [b, *shape]. variance: float [b], positive but for s = -1, where the posterior is x_0 itself.
@@ -30,7 +30,7 @@ def q_sample(
 ) -> Float[Tensor, " b *shape"]:
     """x_t ~ q(x_t | x_0) for standard normal eps (Ho et al. 2020, eq. 4)."""
     signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
-    return over_pixels(signal, x0) * x0 + over_pixels(noise, x0) * eps
+    return append_dims(signal, x0) * x0 + append_dims(noise, x0) * eps
 
 
 def q_step(
@@ -38,7 +38,7 @@ def q_step(
 ) -> Float[Tensor, " b *shape"]:
     """x_t ~ q(x_t | x_{t-1}) for standard normal eps (Ho et al. 2020, eq. 2)."""
     signal, noise = schedule.alpha(t, t - 1).sqrt(), schedule.beta(t, t - 1).sqrt()
-    return over_pixels(signal, x_prev) * x_prev + over_pixels(noise, x_prev) * eps
+    return append_dims(signal, x_prev) * x_prev + append_dims(noise, x_prev) * eps
 
 
 def posterior(
@@ -47,15 +47,15 @@ def posterior(
     x_t: Float[Tensor, " b *shape"],
     t: Int[Tensor, " b"],
     s: Int[Tensor, " b"],
-) -> Gaussian:
+) -> IsotropicGaussian:
     """q(x_s | x_t, x_0) for any -1 ≤ s < t: eqs. 6 and 7 of Ho et al. 2020, which have s = t - 1.
 
     For s = -1 it is the point x_0, of variance 0.
     """
     var_t, var_s, beta = schedule.one_minus_alpha_bar(t), schedule.one_minus_alpha_bar(s), schedule.beta(t, s)
     of_x0, of_x_t = schedule.alpha_bar(s).sqrt() * beta / var_t, schedule.alpha(t, s).sqrt() * var_s / var_t
-    mean = over_pixels(of_x0, x_t) * x0 + over_pixels(of_x_t, x_t) * x_t
-    return Gaussian(mean, posterior_variance(schedule, t, s).to(mean.dtype))
+    mean = append_dims(of_x0, x_t) * x0 + append_dims(of_x_t, x_t) * x_t
+    return IsotropicGaussian(mean, posterior_variance(schedule, t, s).to(mean.dtype))
 
 
 def posterior_variance(schedule: Schedule, t: Int[Tensor, " b"], s: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
@@ -72,7 +72,7 @@ def reverse_step(
 ) -> Float[Tensor, " b *shape"]:
     """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is that x_0."""
     mean, variance = posterior(schedule, x0, x_t, t, t - 1)
-    return mean + over_pixels(variance.sqrt(), mean) * eps
+    return mean + append_dims(variance.sqrt(), mean) * eps
 
 
 def predict_x0(
@@ -80,7 +80,7 @@ def predict_x0(
 ) -> Float[Tensor, " b *shape"]:
     """The x_0 from which eps made x_t: `q_sample` solved for x_0 (Ho et al. 2020, eq. 15)."""
     signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
-    return (x_t - over_pixels(noise, x_t) * eps) / over_pixels(signal, x_t)
+    return (x_t - append_dims(noise, x_t) * eps) / append_dims(signal, x_t)
 
 
 def predict_eps(
@@ -88,10 +88,10 @@ def predict_eps(
 ) -> Float[Tensor, " b *shape"]:
     """The eps that made x_t from x_0: `q_sample` solved for eps."""
     signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
-    return (x_t - over_pixels(signal, x_t) * x0) / over_pixels(noise, x_t)
+    return (x_t - append_dims(signal, x_t) * x0) / append_dims(noise, x_t)
 
 
-def over_pixels(coefficient: Float[Tensor, " b"], x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *ones"]:
+def append_dims(coefficient: Float[Tensor, " b"], x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *ones"]:
     """One coefficient a sample, shaped to multiply x, in x's precision but at least in float32."""
     ones = " ".join("1" * (x.ndim - 1))
     return rearrange(coefficient, f"b -> b {ones}").to(torch.promote_types(x.dtype, torch.float32))

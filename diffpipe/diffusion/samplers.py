@@ -1,6 +1,6 @@
 """From noise to an image: the ancestral sampler and DDIM, over all timesteps or a few.
 
-A sampler sees the network as `denoise(x_t, t) -> eps_hat`; guidance, labels and conditioning are the caller's, inside
+A sampler sees the network as `eps_model(x_t, t) -> eps_hat`; guidance, labels and conditioning are the caller's, inside
 it. The timesteps are host integers and no step waits for the device. The noise of reverse step i is `noise(i)`, so
 whoever calls decides what it depends on.
 """
@@ -19,11 +19,11 @@ from torch import Tensor
 from diffpipe import plugins
 from diffpipe.config import Config
 from diffpipe.config.kinds import Names
-from diffpipe.diffusion.process import over_pixels, posterior, posterior_variance, predict_eps, predict_x0
+from diffpipe.diffusion.process import append_dims, posterior, posterior_variance, predict_eps, predict_x0
 from diffpipe.diffusion.schedule import Schedule, Spacing
 from diffpipe.rng import RNG
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+EpsModel = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]
 
 
@@ -55,7 +55,7 @@ class SamplerConfig(Config):
 
 
 def sample(
-    denoise: Denoise, schedule: Schedule, config: SamplerConfig, rng: RNG, shape: Sequence[int]
+    eps_model: EpsModel, schedule: Schedule, config: SamplerConfig, rng: RNG, shape: Sequence[int]
 ) -> Float[Tensor, " b *shape"]:
     """x_0, float32 [b, *shape], one for each position of `rng`, which fixes all of its noise ("start", "reverse").
 
@@ -64,12 +64,12 @@ def sample(
     x_T = rng.normal("start", shape)  # noqa: N806 - the field's name for it
     sampler = {"ancestral": ancestral, "ddim": ddim}.get(config.kind) or plugins.find("samplers", config.kind)
     assert sampler is not None, "the config was validated while the plug-in was loaded"
-    return sampler(denoise, schedule, x_T, config, lambda i: rng.normal("reverse", shape, stream=i))
+    return sampler(eps_model, schedule, x_T, config, lambda i: rng.normal("reverse", shape, stream=i))
 
 
 @torch.no_grad()
 def ancestral(
-    denoise: Denoise,
+    eps_model: EpsModel,
     schedule: Schedule,
     x_T: Float[Tensor, " b *shape"],  # noqa: N803
     config: SamplerConfig,
@@ -78,17 +78,17 @@ def ancestral(
     """Ho et al. 2020, algorithm 2, by way of q(x_s | x_t, x_0) at the predicted x_0, so that s may be any s < t."""
     x_t = x_T
     for i, t, s, last in _reverse_steps(schedule, x_T, config):
-        x0 = _predicted_x0(denoise, schedule, x_t, t, config.clip)
+        x0 = _predicted_x0(eps_model, schedule, x_t, t, config.clip)
         x_t, variance = posterior(schedule, x0, x_t, t, s)
         if not last:  # the last step shows its mean, whichever the variance
             variance = schedule.beta(t, s) if config.variance == "large" else variance
-            x_t = x_t + over_pixels(variance.sqrt(), x_t) * noise(i)
+            x_t = x_t + append_dims(variance.sqrt(), x_t) * noise(i)
     return x_t
 
 
 @torch.no_grad()
 def ddim(
-    denoise: Denoise,
+    eps_model: EpsModel,
     schedule: Schedule,
     x_T: Float[Tensor, " b *shape"],  # noqa: N803
     config: SamplerConfig,
@@ -100,13 +100,13 @@ def ddim(
     """
     x_t = x_T
     for i, t, s, last in _reverse_steps(schedule, x_T, config):
-        x0 = _predicted_x0(denoise, schedule, x_t, t, config.clip)
+        x0 = _predicted_x0(eps_model, schedule, x_t, t, config.clip)
         eps = predict_eps(schedule, x_t, t, x0)
         variance = config.eta**2 * posterior_variance(schedule, t, s)
         towards_x_t = (schedule.one_minus_alpha_bar(s) - variance).clamp(min=0).sqrt()  # rounding can pass below 0
-        x_t = over_pixels(schedule.alpha_bar(s).sqrt(), x_t) * x0 + over_pixels(towards_x_t, x_t) * eps
+        x_t = append_dims(schedule.alpha_bar(s).sqrt(), x_t) * x0 + append_dims(towards_x_t, x_t) * eps
         if config.eta > 0 and not last:
-            x_t = x_t + over_pixels(variance.sqrt(), x_t) * noise(i)
+            x_t = x_t + append_dims(variance.sqrt(), x_t) * noise(i)
     return x_t
 
 
@@ -117,7 +117,7 @@ def _reverse_steps(schedule: Schedule, like: Tensor, config: SamplerConfig) -> I
 
 
 def _predicted_x0(
-    denoise: Denoise, schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], clip: bool
+    eps_model: EpsModel, schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], clip: bool
 ) -> Float[Tensor, " b *shape"]:
-    x0 = predict_x0(schedule, x_t, t, denoise(x_t, t))
+    x0 = predict_x0(schedule, x_t, t, eps_model(x_t, t))
     return x0.clamp(-1, 1) if clip else x0

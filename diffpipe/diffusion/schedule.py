@@ -79,7 +79,7 @@ class Schedule:
     """
 
     betas: Float64[Tensor, " T"]
-    cumulative: Float64[Tensor, " T+1"]
+    log_alpha_bar: Float64[Tensor, " T+1"]
 
     @classmethod
     def build(cls, config: ScheduleConfig, device: torch.device | str = "cpu") -> Schedule:
@@ -90,31 +90,31 @@ class Schedule:
             time = torch.arange(config.steps + 1, dtype=torch.float64) / config.steps
             alpha_bar = torch.cos((time + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * math.pi / 2).square()
             betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=_COSINE_MAX_BETA)
-        cumulative = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
-        return cls(betas, cumulative).to(device)
+        log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
+        return cls(betas, log_alpha_bar).to(device)
 
     @property
     def T(self) -> int:  # noqa: N802 - the field's name for it
         return len(self.betas)
 
     def to(self, device: torch.device | str) -> Schedule:
-        return replace(self, betas=self.betas.to(device), cumulative=self.cumulative.to(device))
+        return replace(self, betas=self.betas.to(device), log_alpha_bar=self.log_alpha_bar.to(device))
 
     def alpha_bar(self, t: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """The share of x_0's variance left in x_t, for t in -1 … T - 1: 1 at t = -1."""
-        return self.cumulative[t + 1].exp()
+        return self.log_alpha_bar[t + 1].exp()
 
     def one_minus_alpha_bar(self, t: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """The variance of the noise in x_t, exact where alpha_bar is close to 1: 0 at t = -1."""
-        return -self.cumulative[t + 1].expm1()
+        return -self.log_alpha_bar[t + 1].expm1()
 
     def alpha(self, t: Int[Tensor, " b"], s: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """The share of x_s's variance left in x_t, alpha_bar_t / alpha_bar_s, for s < t: alpha_t where s = t - 1."""
-        return (self.cumulative[t + 1] - self.cumulative[s + 1]).exp()
+        return (self.log_alpha_bar[t + 1] - self.log_alpha_bar[s + 1]).exp()
 
     def beta(self, t: Int[Tensor, " b"], s: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
         """The variance of q(x_t | x_s), for s < t: beta_t where s = t - 1."""
-        return -(self.cumulative[t + 1] - self.cumulative[s + 1]).expm1()
+        return -(self.log_alpha_bar[t + 1] - self.log_alpha_bar[s + 1]).expm1()
 
     def timesteps(self, steps: int, spacing: Spacing = "trailing") -> list[int]:
         """The timesteps that a sampler of so many steps visits, descending (Lin et al. 2023, table 2).

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import number_of_classes
-from diffpipe.diffusion.bound import BoundScore
+from diffpipe.diffusion.vlb import VLBScore
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages, TensorImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
@@ -129,8 +129,8 @@ def require_likelihood(likelihoods: Likelihoods, run: Run) -> None:
 def _to_cpu(score: Score) -> Likelihoods:
     values = {name: value.double().cpu() for name, value in {"score": score.per_sample, **score.terms}.items()}
     vlb_by_timestep = None
-    if isinstance(score, BoundScore):
-        vlb_by_timestep = VLBByTimestep(score.strata, score.over_time.double().mean(0).cpu())
+    if isinstance(score, VLBScore):
+        vlb_by_timestep = VLBByTimestep(score.strata, score.by_timestep.double().mean(0).cpu())
     return Likelihoods(values, score.unit, score.kind, vlb_by_timestep)
 
 

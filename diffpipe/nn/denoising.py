@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.blocks import zero_init
-from diffpipe.nn.discriminator import head, judged
-from diffpipe.nn.unet import DownPath, UNet, UNetConfig
+from diffpipe.nn.discriminator import head, multiscale_logits
+from diffpipe.nn.unet import UNet, UNetConfig, UNetEncoder
 
 
 class DenoisingGenerator(UNet):
@@ -35,10 +35,10 @@ class DenoisingGenerator(UNet):
         z: Float[Tensor, "b latent"],
         labels: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        return super().forward(x, t, labels, style=self.latent(z))
+        return super().forward(x, t, labels, extra_embedding=self.latent(z))
 
 
-class DenoisingDiscriminator(DownPath):
+class DenoisingDiscriminator(UNetEncoder):
     """Maps (x_{t-1}, x_t, timestep, label) to logits, high for what it takes as real.
 
     The timestep is that of x_{t-1}; a stage may show x_0 in its place, and tell the timestep of x_t. The network is the
@@ -64,12 +64,12 @@ class DenoisingDiscriminator(DownPath):
         t: Int[Tensor, " b"],
         labels: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, " b"]:
-        middle, path = self.descend(torch.cat([x_prev, x_t], dim=1), self.embed(t, labels))
+        middle, path = self.encode(torch.cat([x_prev, x_t], dim=1), self.embed(t, labels))
         last = {h.shape[-1]: h for h in path}  # of the layers at one resolution the last stays
-        return judged([*last.values(), middle], self.heads, self.projection, labels)
+        return multiscale_logits([*last.values(), middle], self.heads, self.projection, labels)
 
 
-def start_from(net: DownPath, unet: Mapping[str, Tensor]) -> None:
+def start_from(net: UNetEncoder, unet: Mapping[str, Tensor]) -> None:
     """Take over, in place, the parameters of a trained UNet of the same config that `net` has by the same names.
 
     Further input channels of the first layer are not looked at to begin with.

@@ -68,7 +68,7 @@ class Discriminator(nn.Module):
                 h = block(h, emb)
             features.append(h)
         features.append(self.last(h, emb))
-        return judged(features, self.heads, self.projection, labels, self.whole)
+        return multiscale_logits(features, self.heads, self.projection, labels, self.whole)
 
 
 def head(channels: int, groups: int) -> nn.Module:
@@ -76,7 +76,7 @@ def head(channels: int, groups: int) -> nn.Module:
     return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
 
 
-def judged(
+def multiscale_logits(
     features: Sequence[Float[Tensor, "b _ _ _"]],
     heads: nn.ModuleList,
     projection: nn.Module | None,

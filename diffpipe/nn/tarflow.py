@@ -47,7 +47,7 @@ class TarFlowConfig(Config):
         return TarFlow(self, channels, resolution, classes)
 
 
-class Cache:
+class KVCache:
     """Keys and values of the tokens decoded so far."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, h: Float[Tensor, "b n width"], cache: Cache | None = None) -> Float[Tensor, "b n width"]:
+    def forward(self, h: Float[Tensor, "b n width"], cache: KVCache | None = None) -> Float[Tensor, "b n width"]:
         """With a cache, h is the next token alone, which attends to all before it and to itself."""
         qkv = rearrange(self.qkv(self.norm1(h)), "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.heads)
         k, v = qkv[1:] if cache is None else cache.append(qkv[1:])
@@ -121,7 +121,7 @@ class AutoregressiveBlock(nn.Module):
 
     def inverse(self, z: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b n d"]:
         """Token by token; each layer keeps the keys and values of those before."""
-        caches = [Cache() for _ in self.layers]
+        caches = [KVCache() for _ in self.layers]
         offsets = self._offsets(labels)
         h = self.start.expand(len(z), 1, -1)
         tokens: list[Tensor] = []

@@ -48,7 +48,7 @@ class UNetConfig(NormalizedLevelsConfig):
         return UNet(self, channels, resolution, classes)
 
 
-class DownPath(nn.Module):
+class UNetEncoder(nn.Module):
     """The UNet's way down and its middle: conditioned on (t, label), it halves the resolution level by level.
 
     Raises UserError where the resolution cannot be halved for each level, or no level has a resolution asked to attend.
@@ -96,18 +96,21 @@ class DownPath(nn.Module):
         return ResBlock(c_in, c_out, 4 * self.config.channels, self.config.groups, self.config.dropout)
 
     def embed(
-        self, t: Int[Tensor, " b"], labels: Int[Tensor, " b"] | None, style: Float[Tensor, "b c_emb"] | None = None
+        self,
+        t: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"] | None,
+        extra_embedding: Float[Tensor, "b c_emb"] | None = None,
     ) -> Float[Tensor, "b c_emb"]:
         """What every block is conditioned on. A label of `classes` stands for none."""
         emb = self.time(sinusoidal_embedding(t, self.config.channels))
         if self.label is not None:
             assert labels is not None, "a class-conditional network takes labels"
             emb = emb + self.label(labels)
-        if style is not None:
-            emb = emb + style
+        if extra_embedding is not None:
+            emb = emb + extra_embedding
         return F.silu(emb)  # once here instead of in every block
 
-    def descend(
+    def encode(
         self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b c_emb"]
     ) -> tuple[Float[Tensor, "b c_m h_m w_m"], list[Tensor]]:
         """The middle's output, and the stem's and each layer's before it, whose channels are `widths`."""
@@ -120,7 +123,7 @@ class DownPath(nn.Module):
         return second(attend(first(h, emb)), emb), skips
 
 
-class UNet(DownPath):
+class UNet(UNetEncoder):
     """Maps (x_t, t, label) to a tensor of x_t's shape. Raises UserError as its way down does."""
 
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
@@ -147,14 +150,14 @@ class UNet(DownPath):
         x: Float[Tensor, "b c h w"],
         t: Int[Tensor, " b"],
         labels: Int[Tensor, " b"] | None = None,
-        style: Float[Tensor, "b c_emb"] | None = None,
+        extra_embedding: Float[Tensor, "b c_emb"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """x has the channels and resolution given at construction; a label of `classes` stands for none.
 
         style: what else to condition on, of 4 × config.channels, added to the timestep's embedding.
         """
-        emb = self.embed(t, labels, style)
-        h, skips = self.descend(x, emb)
+        emb = self.embed(t, labels, extra_embedding)
+        h, skips = self.encode(x, emb)
         for layer in self.up:
             h = layer(h) if isinstance(layer, Upsample) else _apply(layer, torch.cat([h, skips.pop()], dim=1), emb)
         return self.out(F.silu(self.norm(h)))

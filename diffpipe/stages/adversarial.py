@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.diffusion.process import over_pixels, predict_x0, q_sample, q_step, reverse_step
+from diffpipe.diffusion.process import append_dims, predict_x0, q_sample, q_step, reverse_step
 from diffpipe.diffusion.schedule import PerDevice, Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
@@ -28,8 +28,8 @@ from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.ddpm import DENOISER, DDPMConfig
-from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
 from diffpipe.stages.gan import LatentSamplerConfig
+from diffpipe.stages.gan_losses import DISCRIMINATOR, GENERATOR, AdversarialLossConfig, adversarial_loss
 from diffpipe.stages.labels import conditional_classes, labels_to_generate, repeated
 
 _NOISE_ERROR = 1 / 400
@@ -81,8 +81,8 @@ class TimestepsConfig(Config):
             raise UserError(
                 f"stage.schedule.timesteps: {self.timesteps[-1]} is none of stage.levels, which end at {levels.T - 1}"
             )
-        cumulative = levels.cumulative[torch.tensor([0, *(t + 1 for t in self.timesteps)])]
-        return Schedule(-cumulative.diff().expm1(), cumulative)
+        log_alpha_bar = levels.log_alpha_bar[torch.tensor([0, *(t + 1 for t in self.timesteps)])]
+        return Schedule(-log_alpha_bar.diff().expm1(), log_alpha_bar)
 
 
 LargeStepsConfig = Annotated[SDEStepsConfig | TimestepsConfig, Field(discriminator="kind")]
@@ -97,7 +97,7 @@ class TeacherConfig(Config):
     """SHA-256 of the manifest.json of the teacher's checkpoint; null: the newest one when training starts."""
 
 
-class AdversarialConfig(GameConfig, StageConfig):
+class AdversarialConfig(AdversarialLossConfig, StageConfig):
     """A few-step denoiser trained against a discriminator."""
 
     renamed: ClassVar[dict[str, str]] = {
@@ -216,13 +216,13 @@ class AdversarialDiffusion:
                 return x0_of_x_t
             return reverse_step(schedule, x0_of_x_t, x_t, t, rng.normal(f"reverse/{phase.name}", shape))
 
-        def judge(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        def discriminator(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             n = len(x)
             return nets[DISCRIMINATOR](
                 x, x_t.repeat(n // len(x_t), 1, 1, 1), repeated(embedding_timestep, n), repeated(labels, n)
             )
 
-        return play(self.config, phase, judge, x0 if ends else x_prev, generate)
+        return adversarial_loss(self.config, phase, discriminator, x0 if ends else x_prev, generate)
 
     def evaluations(self) -> int | None:
         return self.levels.on("cpu").schedule.T
@@ -254,7 +254,7 @@ class AdversarialDiffusion:
         noise = generator(x_t, embedding_timesteps[t + 1], z, labels).float()
         trust = 1 / (1 + _NOISE_ERROR * schedule.one_minus_alpha_bar(t) / schedule.alpha_bar(t))
         x0 = predict_x0(schedule, x_t, t, noise)
-        x0 = over_pixels(trust, x0) * x0
+        x0 = append_dims(trust, x0) * x0
         # Pixels end at -1 and 1; an image that does not would be told from real ones by that alone.
         within = (t == 0) | (self.config.discriminator_input == "x_0")
         return torch.where(rearrange(within, "b -> b 1 1 1"), x0.clamp(-1, 1), x0)
@@ -275,7 +275,7 @@ class _Levels(NamedTuple):
 
     @classmethod
     def of(cls, large: Schedule, fine: Schedule) -> _Levels:
-        distance = (large.cumulative[1:, None] - fine.cumulative[None, 1:]).abs()
+        distance = (large.log_alpha_bar[1:, None] - fine.log_alpha_bar[None, 1:]).abs()
         return cls(large, torch.cat([torch.zeros(1, dtype=torch.int64), distance.argmin(dim=1)]))
 
     def to(self, device: torch.device) -> _Levels:

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config.kinds import Kinds
-from diffpipe.diffusion.bound import BoundScore, timestep_strata, variational_bound
 from diffpipe.diffusion.objective import simple_loss, training_pair
 from diffpipe.diffusion.samplers import SamplerConfig, sample
 from diffpipe.diffusion.schedule import PerDevice, Schedule, ScheduleConfig
+from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
 from diffpipe.nn.latent_scale import LatentScale
@@ -162,14 +162,14 @@ class DDPM:
     ) -> UInt8[Tensor, "b c h w"]:
         schedule = self.schedule.on(rng.positions.device)
 
-        def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+        def eps_model(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             return self._predict(nets[DENOISER], x_t, t, labels).float()
 
-        x0 = sample(denoise, schedule, self.config.sampler, rng, self.code_shape)
+        x0 = sample(eps_model, schedule, self.config.sampler, rng, self.code_shape)
         return self.codec.decode(cast(LatentScale, nets[LATENT_SCALE]).inverse(x0) if self.codec.latent else x0)
 
     @torch.no_grad()
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> BoundScore:
+    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> VLBScore:
         """The bound on -log P(X), or on -log P(X|Y) where the stage is conditional and the batch has labels.
 
         It is that of the chain without guidance, which has no part in the model. Raises UserError for latents.
@@ -184,12 +184,12 @@ class DDPM:
         if self.classes and labels is None:
             labels = torch.full_like(batch.positions, self.classes)
 
-        def denoise(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+        def eps_model(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             return nets[DENOISER](x_t, t, labels).float()
 
         sampler = self.config.sampler
-        return variational_bound(
-            denoise,
+        return variational_lower_bound(
+            eps_model,
             self.schedule.on(x0.device),
             x0,
             rng,

@@ -27,14 +27,14 @@ START_SAMPLES = 256
 HALF = 128.0  # pixel v fills [v, v + 1) of 256 units of [-1, 1]
 
 
-class Uniform(Config):
+class UniformDequantizationConfig(Config):
     """x = (v + u) / 128 − 1 with u uniform in [0, 1) (Theis et al. 2016)."""
 
     kind: Literal["uniform"]
     """Uniform noise within each pixel value's bin (Theis et al. 2016)."""
 
 
-class Variational(Config):
+class VariationalDequantizationConfig(Config):
     """u from a learned q(u|v) (Ho et al. 2019, "Flow++"), a small conditional flow: a tighter bound."""
 
     kind: Literal["variational"]
@@ -45,7 +45,7 @@ class Variational(Config):
     """Hidden channels of its couplings' networks."""
 
 
-class Gaussian(Config):
+class GaussianDequantizationConfig(Config):
     """x = (v + 1/2) / 128 − 1 + noise_std · eps, which makes better pictures (Zhai et al. 2024).
 
     The density is then that of noised images: the score says so, and generating ends with a denoising step.
@@ -73,7 +73,10 @@ class FlowConfig(StageConfig):
         kind="glow"
     )
     """The invertible network."""
-    dequantization: Annotated[Uniform | Variational | Gaussian, Field(discriminator="kind")] = Uniform(kind="uniform")
+    dequantization: Annotated[
+        UniformDequantizationConfig | VariationalDequantizationConfig | GaussianDequantizationConfig,
+        Field(discriminator="kind"),
+    ] = UniformDequantizationConfig(kind="uniform")
     """How 8-bit pixels become continuous."""
     sampler: FlowSamplerConfig = FlowSamplerConfig()
     """How the trained flow samples. It may change from one sampling to the next."""
@@ -123,7 +126,7 @@ class FlowStage:
         nets: dict[str, nn.Module] = {"flow": network.build(*size)}
         if not hasattr(nets["flow"], "inverse"):
             raise UserError(f"stage.network.kind={network.kind} cannot be inverted; give a kind that a flow can train")
-        if isinstance(noise, Variational):
+        if isinstance(noise, VariationalDequantizationConfig):
             nets["dequantizer"] = Dequantizer(self.shape.channels, noise.steps, noise.hidden)
         return nets
 
@@ -141,7 +144,7 @@ class FlowStage:
         start_act_norms(nets["flow"], x, labels)
 
     def phases(self) -> Sequence[Phase]:
-        variational = isinstance(self.config.dequantization, Variational)
+        variational = isinstance(self.config.dequantization, VariationalDequantizationConfig)
         return (Phase("likelihood", trains=("flow", "dequantizer") if variational else ("flow",)),)
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
@@ -158,7 +161,7 @@ class FlowStage:
         """
         terms = self._bits(nets, batch, rng)
         total = torch.stack(list(terms.values())).sum(0)
-        if isinstance(self.config.dequantization, Gaussian):
+        if isinstance(self.config.dequantization, GaussianDequantizationConfig):
             unit = f"bits/dim of images with noise of std {self.config.dequantization.noise_std}"
             return Score(total, unit, "exact", terms)
         return Score(total, "bits/dim", "bound", terms)
@@ -192,7 +195,7 @@ class FlowStage:
         """The pixels that x lies in; where the flow was trained on noised images, after a denoising step."""
         flow, labels = cast(Glow | TarFlow, nets["flow"]), required_labels(self.classes, labels)
         x = flow.inverse(z, labels)
-        if isinstance(self.config.dequantization, Gaussian):
+        if isinstance(self.config.dequantization, GaussianDequantizationConfig):
             x = self._denoise(flow, x, labels)
         return ((x + 1) * HALF).floor().clamp(0, 255).to(torch.uint8)
 
@@ -217,9 +220,9 @@ class FlowStage:
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
     ) -> _Continuous:
         noise, v = self.config.dequantization, images.float()
-        if isinstance(noise, Gaussian):
+        if isinstance(noise, GaussianDequantizationConfig):
             return _Continuous((v + 0.5) / HALF - 1 + noise.noise_std * rng.normal("noise", self._image), None)
-        if isinstance(noise, Uniform):
+        if isinstance(noise, UniformDequantizationConfig):
             return _Continuous((v + rng.uniform("dequantization", self._image)) / HALF - 1, None)
         eps = rng.normal("dequantization", self._image)
         u, log_det = nets["dequantizer"](eps, (v + 0.5) / HALF - 1)
@@ -228,7 +231,7 @@ class FlowStage:
 
     def _denoise(self, flow: Glow | TarFlow, x: Float[Tensor, "b c h w"], labels: Tensor | None) -> Tensor:
         """The mean of the clean image given the noisy one, x + std² ∇ log p(x) (Tweedie's formula)."""
-        assert isinstance(self.config.dequantization, Gaussian)
+        assert isinstance(self.config.dequantization, GaussianDequantizationConfig)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             z, log_det = flow(x, labels)

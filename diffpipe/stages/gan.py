@@ -23,7 +23,7 @@ from diffpipe.nn.generator import Generator, GeneratorConfig
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
-from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, GameConfig, play
+from diffpipe.stages.gan_losses import DISCRIMINATOR, GENERATOR, AdversarialLossConfig, adversarial_loss
 from diffpipe.stages.labels import conditional_classes, labels_to_generate, repeated
 
 
@@ -34,7 +34,7 @@ class LatentSamplerConfig(Config):
     """Standard deviation of the latents. Training has 1; less gives more typical images in less variety."""
 
 
-class GANConfig(GameConfig, StageConfig):
+class GANConfig(AdversarialLossConfig, StageConfig):
     """A generative adversarial network (Goodfellow et al. 2014)."""
 
     kind: Literal["gan"]
@@ -83,10 +83,10 @@ class GAN:
             z = rng.normal(f"latent/{phase.name}", (self.config.generator.latent,))
             return nets[GENERATOR](z, labels).float()
 
-        def judge(images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        def discriminator(images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             return nets[DISCRIMINATOR](images, repeated(labels, len(images)))
 
-        return play(self.config, phase, judge, self.codec.encode(batch.images), generate)
+        return adversarial_loss(self.config, phase, discriminator, self.codec.encode(batch.images), generate)
 
     def evaluations(self) -> int | None:
         return 1

@@ -27,13 +27,13 @@ from diffpipe.stages.likelihood import (
     importance_weighted,
     kl_to_standard_normal,
 )
-from diffpipe.stages.realism import (
+from diffpipe.stages.perceptual import (
     Features,
     PatchConfig,
     PerceptualConfig,
     check_channels,
-    fooling_loss,
-    judging_loss,
+    patch_discriminator_loss,
+    patch_generator_loss,
     perceptual_distance,
 )
 
@@ -161,7 +161,7 @@ class VAE:
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         if phase.name == DISCRIMINATOR:
-            return self._judging_loss(nets, batch, rng)
+            return self._patch_discriminator_loss(nets, batch, rng)
         labels = required_labels(self.classes, batch.labels)
         q = self.encode(nets, batch.images, labels)
         z = reparameterize(q, rng.normal("posterior", self.latent_shape))
@@ -179,17 +179,17 @@ class VAE:
             metrics["perceptual"] = perceptual_distance(self.features, self.codec.encode(batch.images), p.mean)
             total = total + self.config.perceptual.weight * metrics["perceptual"]
         if self.config.patch is not None and phase.name == "adversarial":
-            metrics["fooling"] = fooling_loss(nets[DISCRIMINATOR], p.mean)
-            total = total + self.config.patch.weight * metrics["fooling"]
+            metrics["patch_generator"] = patch_generator_loss(nets[DISCRIMINATOR], p.mean)
+            total = total + self.config.patch.weight * metrics["patch_generator"]
         return Loss(total, metrics)
 
-    def _judging_loss(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
+    def _patch_discriminator_loss(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         labels = required_labels(self.classes, batch.labels)
         with torch.no_grad():
             q = self.encode(nets, batch.images, labels)
             z = reparameterize(q, rng.normal(f"posterior/{DISCRIMINATOR}", self.latent_shape))
             fake = self.decode(nets, z, labels).mean
-        return Loss(*judging_loss(nets[DISCRIMINATOR], self.codec.encode(batch.images), fake))
+        return Loss(*patch_discriminator_loss(nets[DISCRIMINATOR], self.codec.encode(batch.images), fake))
 
     def evaluations(self) -> int | None:
         return 1

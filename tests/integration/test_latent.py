@@ -139,7 +139,7 @@ def test_a_perceptual_loss_keeps_to_its_feature_network_and_only_training_needs_
     words = ["data.resolution=8", "stage.perceptual.features=looks:maps", *patch]
     module.write_text(MAPS.format(1))
     assert train(VAE, run, "train.steps=2", *words) == 0
-    assert {"adversarial/fooling", "adversarial/perceptual", "discriminator/real"} <= metrics(run)[2].keys()
+    assert {"adversarial/patch_generator", "adversarial/perceptual", "discriminator/real"} <= metrics(run)[2].keys()
     first = state(newest(run))["experiment"]["stage"]["perceptual"]["sha256"]
     assert train(VAE, run, "train.steps=3", *words) == 0
     nets = {name.split(".")[1] for name in tensors(newest(run)) if name.startswith("net.")}

@@ -14,7 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Borrows, Generates
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.games import DISCRIMINATOR, GENERATOR, PENALTY
+from diffpipe.stages.gan_losses import DISCRIMINATOR, GENERATOR, PENALTY
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.loop import Trainer

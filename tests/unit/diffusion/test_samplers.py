@@ -42,13 +42,13 @@ def trajectory(sampler: Any, schedule: Schedule, config: SamplerConfig, dtype: t
     """Every x_t that the network saw, then x_0."""
     seen = []
 
-    def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def eps_model(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         assert t.dtype == torch.int64
         assert t.shape == (SHAPE[0],)
         seen.append(x_t)
         return network(x_t, t)
 
-    x0 = sampler(denoise, schedule, gaussian(99, dtype), config, lambda i: gaussian(i, dtype))
+    x0 = sampler(eps_model, schedule, gaussian(99, dtype), config, lambda i: gaussian(i, dtype))
     return [*seen, x0]
 
 
@@ -182,11 +182,11 @@ def no_noise(i: int) -> torch.Tensor:
 def gaussian_denoiser(schedule: Schedule, mean: float, std: float) -> Any:
     """E[eps | x_t] where x_0 ~ N(mean, std^2)."""
 
-    def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def eps_model(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         signal, noise = schedule.alpha_bar(t[:1]).float(), schedule.one_minus_alpha_bar(t[:1]).float()
         return noise.sqrt() * (x_t - signal.sqrt() * mean) / (signal * std**2 + noise)
 
-    return denoise
+    return eps_model
 
 
 @pytest.mark.parametrize(

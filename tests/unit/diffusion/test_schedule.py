@@ -111,4 +111,4 @@ def test_a_schedule_that_makes_no_sense_is_refused(bad):
 def test_moving_to_a_device_moves_every_table():
     moved = Schedule.build(ScheduleConfig()).to("meta")
     assert moved.betas.is_meta
-    assert moved.cumulative.is_meta
+    assert moved.log_alpha_bar.is_meta

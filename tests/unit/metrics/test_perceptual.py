@@ -12,7 +12,7 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.metrics.perceptual import build_feature_maps
-from diffpipe.stages.realism import perceptual_distance
+from diffpipe.stages.perceptual import perceptual_distance
 from tests.support.commands import SHARDS
 from tests.support.lite0_modules import lite0_modules
 

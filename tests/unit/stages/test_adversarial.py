@@ -41,7 +41,7 @@ class Oracle(nn.Module):
         levels = Schedule.build(stage.config.levels)
         schedule = stage.config.schedule.build(levels)
         self.alpha_bar = schedule.alpha_bar(torch.arange(schedule.T))
-        fine = levels.cumulative[1:]
+        fine = levels.log_alpha_bar[1:]
         self.levels = [int((fine - level).abs().argmin()) for level in self.alpha_bar.log()]
         self.asked: list[tuple[Tensor, Tensor]] = []
 
@@ -74,7 +74,7 @@ def test_the_large_steps_are_the_sde_at_equal_times(steps: int) -> None:
     expected = torch.exp(-integral[:: 200_000 // steps][1:])
     torch.testing.assert_close(schedule.alpha_bar(torch.arange(steps)), expected, rtol=1e-6, atol=0)
     assert steps == schedule.T
-    torch.testing.assert_close((1 - schedule.betas).log().cumsum(0), schedule.cumulative[1:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close((1 - schedule.betas).log().cumsum(0), schedule.log_alpha_bar[1:], rtol=1e-9, atol=1e-9)
 
 
 def test_steps_between_timesteps_are_those_of_the_schedule_that_they_are_of() -> None:
@@ -253,8 +253,8 @@ def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev() ->
     start_from(discriminator, unet.state_dict())
     x_prev, x_t = torch.randn(2, 2, 1, 8, 8)
     emb = unet.embed(torch.tensor([0, 3]), torch.tensor([0, 2]))
-    theirs, _ = unet.descend(x_prev, emb)
-    ours, _ = discriminator.descend(torch.cat([x_prev, x_t], dim=1), emb)
+    theirs, _ = unet.encode(x_prev, emb)
+    ours, _ = discriminator.encode(torch.cat([x_prev, x_t], dim=1), emb)
     torch.testing.assert_close(ours, theirs)
 
 
@@ -268,7 +268,7 @@ def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
     for step in reversed(range(4)):
         t = torch.full((4,), step)
         a = float(schedule.alpha_bar(t)[0])
-        level = int((fine.cumulative[1:] - math.log(a)).abs().argmin())
+        level = int((fine.log_alpha_bar[1:] - math.log(a)).abs().argmin())
         eps = unet(x_t, torch.full((4,), level), labels)
         x0 = (x_t - math.sqrt(1 - a) * eps) / math.sqrt(a) / (1 + (1 - a) / a / 400)
         mean, variance = posterior(schedule, x0, x_t, t, t - 1)

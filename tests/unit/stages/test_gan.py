@@ -12,17 +12,17 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.discriminator import Discriminator
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.games import Game, play
 from diffpipe.stages.gan import GAN
+from diffpipe.stages.gan_losses import GANLoss, adversarial_loss
 from diffpipe.train.runtime import Runtime
 from tests.support.operator_counts import OperatorCounts
 from tests.support.tiny_gans import NETS, SHAPE, batch, gan_config, random_networks, rows_of, trainer
 
 
-@pytest.mark.parametrize("game", get_args(Game))
+@pytest.mark.parametrize("gan_loss", get_args(GANLoss))
 @pytest.mark.parametrize("every", [1, 2])
-def test_losses_do_not_depend_on_how_a_batch_is_split(game: str, every: int) -> None:
-    stage = gan_config(loss=game, conditional=True, penalty_every=every).build(SHAPE)
+def test_losses_do_not_depend_on_how_a_batch_is_split(gan_loss: str, every: int) -> None:
+    stage = gan_config(loss=gan_loss, conditional=True, penalty_every=every).build(SHAPE)
     nets = random_networks(stage, torch.float32)
     whole = batch()
     for phase in stage.phases():
@@ -89,14 +89,16 @@ def test_the_penalty_is_in_full_precision_under_autocast() -> None:
     phase, whole = stage.phases()[0], batch()
     fake = torch.zeros(8, 1, 8, 8)
 
-    def judge(images: Tensor) -> Tensor:
+    def discriminator(images: Tensor) -> Tensor:
         return nets["discriminator"](images)
 
     real = stage.codec.encode(whole.images)
-    full = play(stage.config, phase, judge, real, lambda: fake)
+    full = adversarial_loss(stage.config, phase, discriminator, real, lambda: fake)
     with torch.autocast("cpu", torch.bfloat16):
-        under = play(stage.config, phase, judge, real, lambda: fake)
-        rounded = play(stage.config.model_copy(update={"r1": 0, "r2": 0}), phase, judge, real, lambda: fake)
+        under = adversarial_loss(stage.config, phase, discriminator, real, lambda: fake)
+        rounded = adversarial_loss(
+            stage.config.model_copy(update={"r1": 0, "r2": 0}), phase, discriminator, real, lambda: fake
+        )
     assert torch.equal(under.metrics["penalty"], full.metrics["penalty"])
     assert not torch.equal(rounded.metrics["real"], full.metrics["real"])
 

@@ -12,16 +12,16 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from diffpipe.diffusion.bound import (
-    BoundScore,
+from diffpipe.diffusion.process import IsotropicGaussian
+from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.diffusion.vlb import (
+    VLBScore,
     decoder_term,
     gaussian_kl,
     prior_term,
     timestep_strata,
-    variational_bound,
+    variational_lower_bound,
 )
-from diffpipe.diffusion.process import Gaussian
-from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Scores
 from diffpipe.rng import KeyedRNG
@@ -54,7 +54,7 @@ def test_every_term_equals_its_definition(variance: Variance, clip: bool) -> Non
     # By products of Gaussian densities and quadrature, from the betas alone.
     T, x0, denoiser = 12, images(3), Denoiser()
     schedule = Schedule.build(ScheduleConfig(steps=T, beta_start=0.001, beta_end=0.3))
-    score = variational_bound(denoiser, schedule, x0, KeyedRNG(5, torch.arange(3)), clip=clip, variance=variance)
+    score = variational_lower_bound(denoiser, schedule, x0, KeyedRNG(5, torch.arange(3)), clip=clip, variance=variance)
     beta = torch.linspace(0.001, 0.3, T, dtype=torch.float64)
     alpha_bar = (1 - beta).cumprod(0)
     x0 = x0.double()
@@ -83,7 +83,7 @@ def test_every_term_equals_its_definition(variance: Variance, clip: bool) -> Non
         guess, var_p = step_back(predicted[t], t)
         var_p = beta[t] if variance == "large" else var_p
         kl = kl_divergence(Normal(mean, var.sqrt()), Normal(guess, var_p.sqrt())).sum((1, 2, 3)) * bits
-        torch.testing.assert_close(score.over_time[:, t - 1].double(), kl, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(score.by_timestep[:, t - 1].double(), kl, rtol=1e-5, atol=1e-9)
 
     std = float(step_back(x0, 1)[1].sqrt())
     for i in range(3):
@@ -94,14 +94,16 @@ def test_every_term_equals_its_definition(variance: Variance, clip: bool) -> Non
             nats -= math.log(mass)
         assert score.terms["L_0"][i].item() == pytest.approx(nats * bits, rel=1e-5)
 
-    torch.testing.assert_close(score.terms["L_t"], score.over_time.sum(1))
+    torch.testing.assert_close(score.terms["L_t"], score.by_timestep.sum(1))
     torch.testing.assert_close(score.per_sample, sum(score.terms.values(), torch.zeros(3)))
     assert (score.unit, score.kind) == ("bits/dim", "bound")
 
 
 def test_gaussian_kl_against_torch() -> None:
     q, p = (
-        Gaussian(torch.randn(4, 2, 3, generator=g, dtype=torch.float64), torch.rand(4, generator=g).double() + 0.1)
+        IsotropicGaussian(
+            torch.randn(4, 2, 3, generator=g, dtype=torch.float64), torch.rand(4, generator=g).double() + 0.1
+        )
         for g in (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
     )
     wide = [Normal(each.mean, each.variance.sqrt()[:, None, None]) for each in (q, p)]
@@ -113,7 +115,7 @@ def test_gaussian_kl_against_torch() -> None:
 def test_the_decoders_bins_sum_to_one(std: float) -> None:
     x = LEVELS.float()[:, None]
     for mean in (-1.5, -1.0, -0.3, 0.001, 0.999, 40.0):
-        log_prob = -decoder_term(x, Gaussian(torch.full((256, 1), mean), torch.full((256,), std**2)))
+        log_prob = -decoder_term(x, IsotropicGaussian(torch.full((256, 1), mean), torch.full((256,), std**2)))
         assert torch.logsumexp(log_prob, 0).item() == pytest.approx(0, abs=1e-9)
         assert log_prob.isfinite().all()
 
@@ -121,7 +123,7 @@ def test_the_decoders_bins_sum_to_one(std: float) -> None:
 def test_the_decoder_keeps_its_precision_far_from_the_mean() -> None:
     # 30 standard deviations out: the differences of cumulative probabilities are 0 in floats, their logarithms are not.
     x, mean, std = LEVELS[[200, 100]].float()[:, None], LEVELS[[170, 130]][:, None], 2 / 255
-    nats = decoder_term(x, Gaussian(mean, torch.full((2,), std**2, dtype=torch.float64)))
+    nats = decoder_term(x, IsotropicGaussian(mean, torch.full((2,), std**2, dtype=torch.float64)))
     near, far = float(norm.logsf(29.5)), float(norm.logsf(30.5))
     tail = near + math.log1p(-math.exp(far - near))
     torch.testing.assert_close(nats, torch.full((2,), -tail, dtype=torch.float64), rtol=1e-6, atol=0)
@@ -145,17 +147,19 @@ def test_the_optimal_denoiser_of_a_gaussian_reaches_its_entropy_from_above(varia
         """The mean excess over -log2 p(x_0) in bits, and its standard error, with x_0 at p's quantiles."""
         levels = torch.searchsorted(p.cumsum(0), (torch.arange(n, dtype=torch.float64) + 0.5) / n)
         log_snr = torch.linspace(16, -9, T, dtype=torch.float64)  # even steps, from far below a level's width
-        cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), nn.functional.logsigmoid(log_snr)])
-        schedule = Schedule(-cumulative.diff().expm1(), cumulative)
+        log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), nn.functional.logsigmoid(log_snr)])
+        schedule = Schedule(-log_alpha_bar.diff().expm1(), log_alpha_bar)
 
-        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        def eps_model(x_t: Tensor, t: Tensor) -> Tensor:
             signal, noise = schedule.alpha_bar(t).sqrt()[:, None], schedule.one_minus_alpha_bar(t).sqrt()[:, None]
             x = x_t.flatten(1).double()
             weight = torch.softmax(p[likely].log() - ((x - signal * LEVELS[likely]) / noise).square() / 2, dim=1)
             return ((x - signal * (weight @ LEVELS[likely])[:, None]) / noise).reshape(x_t.shape)
 
         x0 = LEVELS[levels].float().reshape(n, 1, 1, 1)
-        score = variational_bound(denoise, schedule, x0, KeyedRNG(0, torch.arange(n)), clip=True, variance=variance)
+        score = variational_lower_bound(
+            eps_model, schedule, x0, KeyedRNG(0, torch.arange(n)), clip=True, variance=variance
+        )
         assert score.per_sample.mean().item() > entropy
         excess = score.per_sample.double() + p[levels].log2()
         return excess.mean().item(), excess.std().item() / math.sqrt(n)
@@ -171,17 +175,17 @@ def test_some_timesteps_estimate_the_sum_over_all_without_bias() -> None:
     schedule = Schedule.build(ScheduleConfig(steps=T, beta_start=0.001, beta_end=0.3))
     x0 = images(1, (1, 2, 2)).expand(n, 1, 2, 2)
 
-    def score(evaluations: int | None) -> BoundScore:
+    def score(evaluations: int | None) -> VLBScore:
         rng, denoiser = KeyedRNG(3, torch.arange(n)), Denoiser()
-        got = variational_bound(denoiser, schedule, x0, rng, clip=True, variance="small", evaluations=evaluations)
+        got = variational_lower_bound(denoiser, schedule, x0, rng, clip=True, variance="small", evaluations=evaluations)
         assert len(denoiser.asked) == (evaluations or T)
         return got
 
     full, some = score(None), score(5)
     assert [len(s) for s in some.strata] == [1, 4, 9, 25]
     for j, stratum in enumerate(some.strata):
-        expected = full.over_time[:, stratum.start - 1 : stratum.stop - 1].double().sum(1)
-        estimate = some.over_time[:, j].double()
+        expected = full.by_timestep[:, stratum.start - 1 : stratum.stop - 1].double().sum(1)
+        estimate = some.by_timestep[:, j].double()
         error = (estimate.var() + expected.var()).sqrt() / math.sqrt(n)
         assert abs(estimate.mean() - expected.mean()) < 4 * error
         assert error < 0.05 * expected.mean()
@@ -194,12 +198,12 @@ def test_a_sample_is_scored_alike_in_every_batch(evaluations: int | None) -> Non
     schedule, x0 = Schedule.build(ScheduleConfig(steps=15)), images(6)
     options: dict[str, Any] = {"clip": True, "variance": "large", "evaluations": evaluations}
     positions = torch.tensor([0, 1, 7, 2**40, 50, 3])
-    whole = variational_bound(Denoiser(), schedule, x0, KeyedRNG(1, positions), **options)
+    whole = variational_lower_bound(Denoiser(), schedule, x0, KeyedRNG(1, positions), **options)
     for rows in ([0, 1], [2, 3, 4], [5]):
-        part = variational_bound(Denoiser(), schedule, x0[rows], KeyedRNG(1, positions[rows]), **options)
+        part = variational_lower_bound(Denoiser(), schedule, x0[rows], KeyedRNG(1, positions[rows]), **options)
         assert torch.equal(part.per_sample, whole.per_sample[rows])
-        assert torch.equal(part.over_time, whole.over_time[rows])
-    other = variational_bound(Denoiser(), schedule, x0, KeyedRNG(2, positions), **options)
+        assert torch.equal(part.by_timestep, whole.by_timestep[rows])
+    other = variational_lower_bound(Denoiser(), schedule, x0, KeyedRNG(2, positions), **options)
     assert not torch.equal(other.per_sample, whole.per_sample)
 
 
@@ -251,7 +255,7 @@ def test_the_ddpm_scores_uint8_images_under_their_labels_or_the_empty_one() -> N
         assert score.per_sample.dtype == torch.float32
     x0 = batch().images.float() / 127.5 - 1
     schedule = Schedule.build(ScheduleConfig(steps=20))
-    expected = variational_bound(
+    expected = variational_lower_bound(
         lambda x, t: torch.zeros_like(x), schedule, x0, KeyedRNG(0, torch.arange(6)), clip=True, variance="small"
     )
     assert torch.equal(score.per_sample, expected.per_sample)
@@ -260,7 +264,7 @@ def test_the_ddpm_scores_uint8_images_under_their_labels_or_the_empty_one() -> N
 def test_the_samplers_settings_shape_the_bound() -> None:
     def mean(**sampler: Any) -> tuple[float, int]:
         score = ddpm(**sampler).score({"denoiser": LabelRecorder()}, batch(), KeyedRNG(0, torch.arange(6)))
-        assert isinstance(score, BoundScore)
+        assert isinstance(score, VLBScore)
         return score.per_sample.mean().item(), len(score.strata)
 
     plain = mean()

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.games import (
+from diffpipe.stages.gan_losses import (
     GENERATOR,
-    Game,
-    GameConfig,
+    AdversarialLossConfig,
+    GANLoss,
+    adversarial_loss,
     discriminator_loss,
     generator_loss,
-    play,
     squared_gradient,
 )
 from tests.support.tiny_gans import SHAPE, batch, gan_config, random_networks
@@ -39,13 +39,13 @@ TEXTBOOK = {
 }
 
 
-@pytest.mark.parametrize("game", TEXTBOOK)
-def test_losses_and_their_gradients_are_the_textbook_formulas(game: Any) -> None:
+@pytest.mark.parametrize("gan_loss", TEXTBOOK)
+def test_losses_and_their_gradients_are_the_textbook_formulas(gan_loss: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     real, fake = (torch.randn(50, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
-    for ours, textbook in zip((discriminator_loss, generator_loss), TEXTBOOK[game], strict=True):
+    for ours, textbook in zip((discriminator_loss, generator_loss), TEXTBOOK[gan_loss], strict=True):
         values, gradients = [], []
-        for formula in (lambda *logits, ours=ours: ours(game, *logits), textbook):
+        for formula in (lambda *logits, ours=ours: ours(gan_loss, *logits), textbook):
             logits = [real.clone().requires_grad_(), fake.clone().requires_grad_()]
             values.append(formula(*logits))
             gradients += [torch.autograd.grad(values[-1].sum(), logits, allow_unused=True, materialize_grads=True)]
@@ -55,9 +55,9 @@ def test_losses_and_their_gradients_are_the_textbook_formulas(game: Any) -> None
 
 def test_losses_stay_finite_where_a_probability_is_zero() -> None:
     far = torch.tensor([-1e4, 1e4])
-    for game in TEXTBOOK:
+    for gan_loss in TEXTBOOK:
         for loss in (discriminator_loss, generator_loss):
-            assert loss(game, far, -far).isfinite().all()  # pyright: ignore[reportArgumentType]
+            assert loss(gan_loss, far, -far).isfinite().all()  # pyright: ignore[reportArgumentType]
 
 
 def discriminator_and_images() -> tuple[nn.Module, Tensor, Tensor]:
@@ -83,19 +83,19 @@ def test_the_penalty_is_that_of_explicit_jacobians(r1: float, r2: float, every: 
     net, real, fake = discriminator_and_images()
     labels = torch.tensor([0, 2, 1])
     expected = r1 / 2 * jacobian_norms(net, real, labels) + r2 / 2 * jacobian_norms(net, fake, labels)
-    rules = GameConfig(r1=r1, r2=r2, penalty_every=every)
+    rules = AdversarialLossConfig(r1=r1, r2=r2, penalty_every=every)
 
-    def judge(images: Tensor) -> Tensor:
+    def discriminator(images: Tensor) -> Tensor:
         return net(images, labels.repeat(len(images) // 3))
 
     phase = rules.phases()[1 if every > 1 else 0]
-    loss = play(rules, phase, judge, real, lambda: fake)
+    loss = adversarial_loss(rules, phase, discriminator, real, lambda: fake)
     torch.testing.assert_close(loss.metrics["penalty"], expected)
     if every > 1:
         torch.testing.assert_close(loss.per_sample, every * expected)
     else:
-        game = discriminator_loss("relativistic", judge(real), judge(fake))
-        torch.testing.assert_close(loss.per_sample, game + expected)
+        gan_loss = discriminator_loss("relativistic", discriminator(real), discriminator(fake))
+        torch.testing.assert_close(loss.per_sample, gan_loss + expected)
 
 
 def test_the_penalty_of_a_quadratic_is_its_closed_form() -> None:
@@ -139,9 +139,12 @@ class _Renamed(KeyedRNG):
 
 
 def test_phases_without_penalty_or_with_one_every_step() -> None:
-    assert [phase.name for phase in GameConfig(r1=0, r2=0, penalty_every=4).phases()] == ["discriminator", "generator"]
-    assert [phase.name for phase in GameConfig(penalty_every=1).phases()] == ["discriminator", "generator"]
-    lazy = GameConfig(penalty_every=16).phases()
+    assert [phase.name for phase in AdversarialLossConfig(r1=0, r2=0, penalty_every=4).phases()] == [
+        "discriminator",
+        "generator",
+    ]
+    assert [phase.name for phase in AdversarialLossConfig(penalty_every=1).phases()] == ["discriminator", "generator"]
+    lazy = AdversarialLossConfig(penalty_every=16).phases()
     assert [(phase.name, phase.every) for phase in lazy] == [("discriminator", 1), ("penalty", 16), ("generator", 1)]
 
 
@@ -151,13 +154,13 @@ SLOPE = {"non_saturating": 0.5, "hinge": 1.0, "relativistic": 0.5}  # of each lo
 PENALTIES = [(0.0, 0.0, 1), (0.3, 0.0, 1), (0.0, 0.7, 1), (0.3, 0.7, 1), (2.0, 1.0, 1), (0.3, 0.7, 4)]
 
 
-def dirac_velocity(rules: GameConfig, point: Tensor) -> Tensor:
+def dirac_velocity(rules: AdversarialLossConfig, point: Tensor) -> Tensor:
     """Minus the gradients at (theta, psi), of both networks at once and averaged over the steps of a lazy penalty."""
     theta, psi = (number.clone().requires_grad_() for number in point)
     velocity = torch.zeros(2, dtype=torch.float64)
     for phase in rules.phases():
         real = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-        loss = play(rules, phase, lambda x: psi * x[:, 0, 0, 0], real, lambda: theta.reshape(1, 1, 1, 1))
+        loss = adversarial_loss(rules, phase, lambda x: psi * x[:, 0, 0, 0], real, lambda: theta.reshape(1, 1, 1, 1))
         trained = (theta, 0) if phase.name == GENERATOR else (psi, 1)
         (gradient,) = torch.autograd.grad(loss.per_sample.sum(), trained[0])
         velocity[trained[1]] -= gradient / phase.every
@@ -165,19 +168,21 @@ def dirac_velocity(rules: GameConfig, point: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("r1", "r2", "every"), PENALTIES)
-@pytest.mark.parametrize("game", TEXTBOOK)
-def test_the_eigenvalues_at_the_equilibrium_are_the_closed_form(game: Game, r1: float, r2: float, every: int) -> None:
+@pytest.mark.parametrize("gan_loss", TEXTBOOK)
+def test_the_eigenvalues_at_the_equilibrium_are_the_closed_form(
+    gan_loss: GANLoss, r1: float, r2: float, every: int
+) -> None:
     """-gamma/2 ± sqrt(gamma²/4 - slope²) (Mescheder et al. 2018, lemma 2.3 and section 4.1), where gamma = r1 + r2.
 
     Without penalties both are imaginary: the game circles the equilibrium. With them both real parts are negative.
     """
-    rules = GameConfig(loss=game, r1=r1, r2=r2, penalty_every=every)
+    rules = AdversarialLossConfig(loss=gan_loss, r1=r1, r2=r2, penalty_every=every)
     h = 1e-4
     columns = [
         (dirac_velocity(rules, h * unit) - dirac_velocity(rules, -h * unit)) / (2 * h) for unit in torch.eye(2).double()
     ]
     gamma = torch.tensor(r1 + r2, dtype=torch.complex128)
-    root = (gamma**2 / 4 - SLOPE[game] ** 2).sqrt()
+    root = (gamma**2 / 4 - SLOPE[gan_loss] ** 2).sqrt()
     expected = torch.stack([-gamma / 2 - root, -gamma / 2 + root])
     found = torch.linalg.eigvals(torch.stack(columns, dim=1))
     # The two of a pair come in any order: compare their sum and their product.
@@ -186,11 +191,11 @@ def test_the_eigenvalues_at_the_equilibrium_are_the_closed_form(game: Game, r1: 
     assert bool((found.real < -1e-3).all()) == (r1 + r2 > 0)
 
 
-@pytest.mark.parametrize("game", TEXTBOOK)
-def test_the_game_converges_from_afar_with_penalties_and_circles_without(game: Game) -> None:
+@pytest.mark.parametrize("gan_loss", TEXTBOOK)
+def test_the_game_converges_from_afar_with_penalties_and_circles_without(gan_loss: GANLoss) -> None:
     start = torch.tensor([0.9, 0.5], dtype=torch.float64)
 
-    def distance(rules: GameConfig) -> float:
+    def distance(rules: AdversarialLossConfig) -> float:
         """From the equilibrium, after 200 steps of gradient descent of both networks at once."""
         point = start
         for _ in range(200):
@@ -198,5 +203,5 @@ def test_the_game_converges_from_afar_with_penalties_and_circles_without(game: G
         return float(point.norm())
 
     for r1, r2 in ((0.5, 0.0), (0.0, 0.5)):
-        assert distance(GameConfig(loss=game, r1=r1, r2=r2)) < 1e-2
-    assert distance(GameConfig(loss=game, r1=0, r2=0)) > 0.5
+        assert distance(AdversarialLossConfig(loss=gan_loss, r1=r1, r2=r2)) < 1e-2
+    assert distance(AdversarialLossConfig(loss=gan_loss, r1=0, r2=0)) > 0.5

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.realism import fooling_loss, judging_loss, perceptual_distance
+from diffpipe.stages.perceptual import patch_discriminator_loss, patch_generator_loss, perceptual_distance
 from diffpipe.stages.vae import VAE, VAEConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -100,16 +100,16 @@ def test_its_gradient_reaches_the_reconstruction_alone_and_is_finite_where_featu
 def test_the_patches_losses_are_hinges_averaged_over_places() -> None:
     real, fake = torch.rand(3, 1, 4, 4), torch.rand(3, 1, 4, 4) - 0.5
 
-    def judge(images: Tensor) -> Tensor:
+    def discriminator(images: Tensor) -> Tensor:
         return 3 * images[:, 0, ::2, ::2]
 
-    losses, means = judging_loss(judge, real, fake)
-    at_real, at_fake = judge(real), judge(fake)
+    losses, means = patch_discriminator_loss(discriminator, real, fake)
+    at_real, at_fake = discriminator(real), discriminator(fake)
     expected = (1 - at_real).clamp(min=0).mean((1, 2)) + (1 + at_fake).clamp(min=0).mean((1, 2))
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(means["real"], at_real.mean((1, 2)))
     torch.testing.assert_close(means["fake"], at_fake.mean((1, 2)))
-    torch.testing.assert_close(fooling_loss(judge, fake), -at_fake.mean((1, 2)))
+    torch.testing.assert_close(patch_generator_loss(discriminator, fake), -at_fake.mean((1, 2)))
 
 
 def test_the_stages_loss_is_the_bound_and_both_terms_at_their_weights() -> None:
@@ -197,7 +197,7 @@ def test_what_is_logged_names_the_phase_and_the_terms() -> None:
             logged.append(some._log_values())
     assert {"bound/loss", "bound/perceptual"} <= logged[0].keys()
     assert not any(key.startswith(("adversarial", "discriminator")) for key in logged[0])
-    assert {"adversarial/fooling", "discriminator/real", "discriminator/fake"} <= logged[2].keys()
+    assert {"adversarial/patch_generator", "discriminator/real", "discriminator/fake"} <= logged[2].keys()
     assert not any(key.startswith("bound") for key in logged[2])
     assert math.isfinite(logged[2]["loss"])
 

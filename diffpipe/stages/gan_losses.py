@@ -19,16 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffpipe.config import Config
 from diffpipe.interfaces import Loss, Phase
 
-Game = Literal["non_saturating", "hinge", "relativistic"]
-Judge = Callable[[Tensor], Tensor]
+GANLoss = Literal["non_saturating", "hinge", "relativistic"]
+LogitsFunction = Callable[[Tensor], Tensor]
 
 DISCRIMINATOR, PENALTY, GENERATOR = "discriminator", "penalty", "generator"
 
 
-class GameConfig(Config):
+class AdversarialLossConfig(Config):
     """The adversarial loss, and the gradient penalties that keep the discriminator smooth."""
 
-    loss: Game = "relativistic"
+    loss: GANLoss = "relativistic"
     """The adversarial loss: non_saturating (Goodfellow et al. 2014), hinge (Miyato et al. 2018) or relativistic
     (Jolicoeur-Martineau 2019), which Huang et al. 2024 find the most stable."""
     r1: float = Field(default=0.1, ge=0)
@@ -51,14 +51,14 @@ class GameConfig(Config):
         )
 
 
-def discriminator_loss(game: Game, real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+def discriminator_loss(loss: GANLoss, real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The discriminator's loss of each pair of logits.
 
     non_saturating: -log sigmoid(real) - log(1 - sigmoid(fake)) (Goodfellow et al. 2014, eq. 1).
     hinge: Lim & Ye 2017; Miyato et al. 2018, eq. 16.
     relativistic: -log sigmoid(real - fake) (Jolicoeur-Martineau 2019; Huang et al. 2024, eq. 2).
     """
-    match game:
+    match loss:
         case "non_saturating":
             return F.softplus(-real) + F.softplus(fake)
         case "hinge":
@@ -67,12 +67,12 @@ def discriminator_loss(game: Game, real: Float[Tensor, " b"], fake: Float[Tensor
             return F.softplus(fake - real)
 
 
-def generator_loss(game: Game, real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+def generator_loss(loss: GANLoss, real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The generator's loss of each pair of logits. Only the relativistic game looks at the real one's.
 
     non_saturating: -log sigmoid(fake) (Goodfellow et al. 2014, section 3); hinge: Miyato et al. 2018, eq. 17.
     """
-    match game:
+    match loss:
         case "non_saturating":
             return F.softplus(-fake)
         case "hinge":
@@ -90,44 +90,44 @@ def squared_gradient(logits: Float[Tensor, " b"], x: Float[Tensor, "b c h w"]) -
     return reduce(gradient.square(), "b c h w -> b", "sum")
 
 
-def play(
-    config: GameConfig,
+def adversarial_loss(
+    config: AdversarialLossConfig,
     phase: Phase,
-    judge: Judge,
+    discriminator: LogitsFunction,
     real: Float[Tensor, "b c h w"],
     generate: Callable[[], Float[Tensor, "b c h w"]],
 ) -> Loss:
-    """The loss of the phase. `judge` takes real images, generated ones, or the first above the second.
+    """The loss of the phase. `discriminator` takes real images, generated ones, or the first above the second.
 
     A phase that trains the discriminator calls it once. `generate` is called where the phase needs generated images;
     where it trains the discriminator, no gradient flows through them.
     """
     if phase.name == GENERATOR:
-        at_fake = judge(generate())
+        at_fake = discriminator(generate())
         if config.loss != "relativistic":
             return Loss(generator_loss(config.loss, at_fake, at_fake))
         with torch.no_grad():  # nothing that the generator can change
-            at_real = judge(real)
+            at_real = discriminator(real)
         return Loss(generator_loss(config.loss, at_real, at_fake))
     if phase.name == PENALTY:
         images = torch.cat([real, generate().detach()]) if config.r2 else real
-        logits, penalty = _penalized(config, judge, images, len(real))
+        logits, penalty = _penalized(config, discriminator, images, len(real))
         # Where a gradient does not depend on a parameter, such as the last bias, processes still expect one for it.
         untouched = 0 * reduce(logits, "(n b) -> b", "sum", b=len(real))
         return Loss(config.penalty_every * penalty + untouched, {"penalty": penalty.detach()})
     images = torch.cat([real, generate().detach()])
     if config.penalty_every > 1 or not (config.r1 or config.r2):
-        at_real, at_fake = judge(images).chunk(2)
+        at_real, at_fake = discriminator(images).chunk(2)
         metrics = {"real": at_real.detach(), "fake": at_fake.detach()}
         return Loss(discriminator_loss(config.loss, at_real, at_fake), metrics)
-    logits, penalty = _penalized(config, judge, images, len(real))
+    logits, penalty = _penalized(config, discriminator, images, len(real))
     at_real, at_fake = logits.chunk(2)
     metrics = {"real": at_real.detach(), "fake": at_fake.detach(), "penalty": penalty.detach()}
     return Loss(discriminator_loss(config.loss, at_real, at_fake) + penalty, metrics)
 
 
 def _penalized(
-    config: GameConfig, judge: Judge, images: Float[Tensor, "n c h w"], b: int
+    config: AdversarialLossConfig, discriminator: LogitsFunction, images: Float[Tensor, "n c h w"], b: int
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " b"]]:
     """The logits and the penalty a sample; the first b images are real, those after them generated.
 
@@ -136,7 +136,7 @@ def _penalized(
     images = images.detach().requires_grad_()
     # The fused kernels of attention have no second derivative.
     with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-        logits = judge(images)
+        logits = discriminator(images)
         squared = squared_gradient(logits, images)
     penalty = config.r1 / 2 * squared[:b]
     return logits, penalty + config.r2 / 2 * squared[b:] if len(squared) > b else penalty

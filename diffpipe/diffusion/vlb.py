@@ -17,8 +17,15 @@ from einops import reduce
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from diffpipe.diffusion.process import Gaussian, over_pixels, posterior, posterior_variance, predict_x0, q_sample
-from diffpipe.diffusion.samplers import Denoise
+from diffpipe.diffusion.process import (
+    IsotropicGaussian,
+    append_dims,
+    posterior,
+    posterior_variance,
+    predict_x0,
+    q_sample,
+)
+from diffpipe.diffusion.samplers import EpsModel
 from diffpipe.diffusion.schedule import Schedule
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Score
@@ -28,19 +35,19 @@ Variance = Literal["small", "large"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundScore(Score):
+class VLBScore(Score):
     """The bound in bits/dim, of the terms L_T, L_t (all terms between, added up) and L_0, with its course over time.
 
-    over_time: float32 [b k], column j the sum of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) over the timesteps t of
-    strata[j]: estimated from one of them where the stratum has several.
+    by_timestep: float32 [b k]. Column j is the sum of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) over the timesteps
+    t of strata[j], estimated from one of them where the stratum has several.
     """
 
-    over_time: Float32[Tensor, "b k"]
+    by_timestep: Float32[Tensor, "b k"]
     strata: Sequence[range]
 
 
-def variational_bound(
-    denoise: Denoise,
+def variational_lower_bound(
+    eps_model: EpsModel,
     schedule: Schedule,
     x0: Float[Tensor, " b *shape"],
     rng: KeyedRNG,
@@ -48,8 +55,8 @@ def variational_bound(
     clip: bool,
     variance: Variance,
     evaluations: int | None = None,
-) -> BoundScore:
-    """The bound for x_0 in [-1, 1] on the grid of 256 levels, given `denoise(x_t, t) -> eps_hat`.
+) -> VLBScore:
+    """The bound for x_0 in [-1, 1] on the grid of 256 levels, given `eps_model(x_t, t) -> eps_hat`.
 
     clip, variance: as the sampler has them. evaluations: how often the network is asked, see `timestep_strata`; None
     asks it at every timestep. Each sample has timesteps and noise of its own, fixed by its position ("bound timestep",
@@ -60,27 +67,27 @@ def variational_bound(
     def noised(stratum: range, stream: int) -> tuple[Tensor, Tensor, Tensor]:
         t = stratum.start + rng.integers("bound timestep", len(stratum), stream)
         x_t = q_sample(schedule, x0, t, rng.normal("bound noise", x0.shape[1:], stream))
-        x0_hat = predict_x0(schedule, x_t.double(), t, denoise(x_t, t).double())
+        x0_hat = predict_x0(schedule, x_t.double(), t, eps_model(x_t, t).double())
         return t, x_t.double(), x0_hat.clamp(-1, 1) if clip else x0_hat
 
     first, _, x0_hat = noised(range(1), stream=0)
     # The posterior has no variance here; its next one makes the better decoder, whichever `variance` is.
-    decoder = decoder_term(x0, Gaussian(x0_hat, posterior_variance(schedule, first + 1, first)))
+    decoder = decoder_term(x0, IsotropicGaussian(x0_hat, posterior_variance(schedule, first + 1, first)))
     between = []
     for stream, stratum in enumerate(strata, start=1):
         t, x_t, x0_hat = noised(stratum, stream)
         q, p = (posterior(schedule, x.double(), x_t, t, t - 1) for x in (x0, x0_hat))
-        p = Gaussian(p.mean, schedule.beta(t, t - 1)) if variance == "large" else p
+        p = IsotropicGaussian(p.mean, schedule.beta(t, t - 1)) if variance == "large" else p
         between.append(len(stratum) * gaussian_kl(q, p))
     to_bits = 1 / (math.prod(x0.shape[1:]) * math.log(2))
-    over_time = to_bits * torch.stack(between, dim=1)
-    terms = {"L_T": to_bits * prior_term(schedule, x0), "L_t": over_time.sum(1), "L_0": to_bits * decoder}
-    return BoundScore(
+    by_timestep = to_bits * torch.stack(between, dim=1)
+    terms = {"L_T": to_bits * prior_term(schedule, x0), "L_t": by_timestep.sum(1), "L_0": to_bits * decoder}
+    return VLBScore(
         per_sample=torch.stack(list(terms.values())).sum(0).float(),
         unit="bits/dim",
         kind="bound",
         terms={name: term.float() for name, term in terms.items()},
-        over_time=over_time.float(),
+        by_timestep=by_timestep.float(),
         strata=strata,
     )
 
@@ -102,12 +109,14 @@ def timestep_strata(T: int, evaluations: int | None = None) -> list[range]:  # n
 def prior_term(schedule: Schedule, x0: Float[Tensor, " b *shape"]) -> Float64[Tensor, " b"]:
     """L_T: KL(q(x_T | x_0) || N(0, I)), in nats."""
     last = torch.full((len(x0),), schedule.T - 1, device=x0.device)
-    mean = over_pixels(schedule.alpha_bar(last).sqrt(), x0.double()) * x0.double()
+    mean = append_dims(schedule.alpha_bar(last).sqrt(), x0.double()) * x0.double()
     variance = schedule.one_minus_alpha_bar(last)
-    return gaussian_kl(Gaussian(mean, variance), Gaussian(torch.zeros_like(mean), torch.ones_like(variance)))
+    return gaussian_kl(
+        IsotropicGaussian(mean, variance), IsotropicGaussian(torch.zeros_like(mean), torch.ones_like(variance))
+    )
 
 
-def gaussian_kl(q: Gaussian, p: Gaussian) -> Float64[Tensor, " b"]:
+def gaussian_kl(q: IsotropicGaussian, p: IsotropicGaussian) -> Float64[Tensor, " b"]:
     """KL(q || p) in nats, over all pixels of a sample."""
     dims = math.prod(q.mean.shape[1:])
     ratio = q.variance.double() / p.variance.double()
@@ -115,14 +124,14 @@ def gaussian_kl(q: Gaussian, p: Gaussian) -> Float64[Tensor, " b"]:
     return 0.5 * (distance / p.variance.double() + dims * (ratio - 1 - ratio.log()))
 
 
-def decoder_term(x0: Float[Tensor, " b *shape"], p: Gaussian) -> Float64[Tensor, " b"]:
+def decoder_term(x0: Float[Tensor, " b *shape"], p: IsotropicGaussian) -> Float64[Tensor, " b"]:
     """L_0: -log p(x_0 | x_1) in nats, where p is cut into 256 bins (Ho et al. 2020, eq. 13).
 
     Level i of 0 … 255 lies at 2 i / 255 - 1 and its bin reaches half a level to both sides; the outermost two reach to
     infinity, so that the bins' probabilities sum to 1.
     """
     level = ((x0.double() + 1) * 127.5).round()
-    std = over_pixels(p.variance.double().sqrt(), p.mean.double())
+    std = append_dims(p.variance.double().sqrt(), p.mean.double())
 
     def standardized(edge: Tensor) -> Tensor:
         return (edge / 127.5 - 1 - p.mean.double()) / std

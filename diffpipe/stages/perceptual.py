@@ -17,7 +17,7 @@ from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.levels import LevelsConfig
-from diffpipe.stages.games import discriminator_loss, generator_loss
+from diffpipe.stages.gan_losses import discriminator_loss, generator_loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 """A frozen network: float32 images [b 3 h w] in [-1, 1] to feature maps [b c h w], each of a size of its own."""
@@ -72,23 +72,25 @@ def perceptual_distance(
         return torch.stack([reduce(d, "b h w -> b", "mean") for d in layers]).mean(0)
 
 
-def judging_loss(
-    judge: Callable[[Tensor], Tensor], real: Float[Tensor, "b c h w"], fake: Float[Tensor, "b c h w"]
+def patch_discriminator_loss(
+    discriminator: Callable[[Tensor], Tensor], real: Float[Tensor, "b c h w"], fake: Float[Tensor, "b c h w"]
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
     """The patch discriminator's hinge loss of each pair of images, a mean over the patches, and what it made of both.
 
-    judge: images to a logit for each patch [n h w]. It is called once, with the real images above the others.
+    discriminator: images to a logit for each patch [n h w]. It is called once, with the real images above the others.
     """
-    logits = judge(torch.cat([real, fake]))
+    logits = discriminator(torch.cat([real, fake]))
     at_real, at_fake = rearrange(logits, "(two b) h w -> two (b h w)", two=2)
     losses = discriminator_loss("hinge", at_real, at_fake)
     means = reduce(logits.detach(), "(two b) h w -> two b", "mean", two=2)
     return _over_patches(losses, len(real)), {"real": means[0], "fake": means[1]}
 
 
-def fooling_loss(judge: Callable[[Tensor], Tensor], fake: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+def patch_generator_loss(
+    discriminator: Callable[[Tensor], Tensor], fake: Float[Tensor, "b c h w"]
+) -> Float[Tensor, " b"]:
     """What a reconstruction loses to the patch discriminator: a mean over the patches."""
-    logits = judge(fake).flatten()
+    logits = discriminator(fake).flatten()
     return _over_patches(generator_loss("hinge", logits, logits), len(fake))
 
 
