@@ -1,6 +1,6 @@
-"""What the parts of the house say to each other: the batch, the loss, the phase and the stage.
+"""The types that the parts of the package exchange: the batch, the loss, the phase, the stage and its abilities.
 
-The loader makes a `Batch`, the trainer carries it, a `Stage` turns it into a `Loss`; none of them imports another.
+The loader makes a `Batch`, the trainer passes it on, and a `Stage` turns it into a `Loss`. None imports another.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from diffpipe.rng import RNG, KeyedRNG
 class Batch(NamedTuple):
     """The samples of one micro-batch on one rank.
 
-    images: uint8 [b, c, h, w]; of shards of latents float32 [b, 2c, h, w], what an encoder said of each image.
-    labels: int64 [b], or None where the shards carry no classes or the config does not ask for them.
-    positions: int64 [b], each sample's position in the stream, which keys all of its randomness.
+    images: uint8 [b, c, h, w]. From shards of latents: float32 [b, 2c, h, w], mean and log-variance of q(z|x).
+    labels: int64 [b]. None where the shards have no classes or the config does not ask for them.
+    positions: int64 [b], each sample's position in the stream. It keys all of the sample's randomness.
     keys: the samples' names in their shards.
-    valid: bool [b], false for a sample that could not be had: its pixels are zeros and its label 0, and it counts
-    nowhere. None, the same for all batches of a run: all are, for a bad one would end it.
-    errors: what is wrong with each sample that is not valid.
+    valid: bool [b], false for a sample that could not be read: its pixels are zeros, its label is 0, and it contributes
+    to no loss, gradient or metric. None in all batches of a run that tolerates no bad sample: all samples are valid.
+    errors: an error message for each sample that is not valid.
     """
 
     images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss a sample, float32 [b], and further quantities to log, each [b]. The trainer takes the means."""
+    """The loss of each sample, float32 [b], and further quantities to log, each [b]. The trainer takes the means."""
 
     per_sample: Float[Tensor, " b"]
     metrics: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
@@ -46,11 +46,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a stage explains each sample, float32 [b]: the smaller, the better explained.
+    """A score of each sample under a stage, float32 [b]. Smaller is better.
 
-    unit: "bits/dim" of a negative log-likelihood, or what else is measured, such as "mse".
-    kind: an "exact" likelihood, an upper "bound" on the negative one, an "estimate" of it, or an "error" that is none.
-    terms: what it is the sum of, each [b], by name.
+    unit: "bits/dim" for a negative log-likelihood, else the measured quantity, such as "mse".
+    kind: an "exact" negative log-likelihood, an upper "bound" on it, an "estimate" of it, or an "error"
+    of another kind.
+    terms: the terms of the sum, each [b], by name.
     """
 
     per_sample: Float[Tensor, " b"]
@@ -62,10 +63,9 @@ class Score:
 class Phase(NamedTuple):
     """One optimizer update within a step.
 
-    trains: the networks whose parameters move; phases that train the same ones share an optimizer. It is due at steps
-    start, start + every, … before step `until` (None: for good).
-
-    penalizes: its loss holds gradients with respect to images, which the update differentiates once more.
+    trains: the networks that it updates. Phases that train the same networks share an optimizer. every, start, until:
+    it is due at steps start, start + every, … before step `until` (None: without end). penalizes: its loss contains
+    gradients with respect to images, so the update needs second derivatives.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Phase(NamedTuple):
 
 
 class ImageShape(NamedTuple):
-    """What the data hands to a stage, and how many classes label it (0: none)."""
+    """The shape of the data's images, and the number of classes (0: no labels)."""
 
     channels: int
     resolution: int
@@ -146,12 +146,12 @@ class Network(Protocol):
 class Stage(Protocol):
     """A family of generators: its networks and its losses.
 
-    The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device. What a family can
-    do beyond training it says by further methods: see `Generates`, `Reconstructs`, `Encodes`, `Scores`.
+    The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device. Further abilities
+    are protocols of their own: `Starts`, `Borrows`, `Generates`, `Reconstructs`, `Encodes`, `Scores`.
     """
 
     def networks(self) -> dict[str, nn.Module]:
-        """Fresh networks by name: the names of optimizer groups, averages and checkpoint entries."""
+        """Fresh networks by name. The names are those of optimizer groups, averages and tensors in checkpoints."""
         ...
 
     def phases(self) -> Sequence[Phase]:
@@ -159,7 +159,7 @@ class Stage(Protocol):
         ...
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
-        """The phase's loss for each sample. All randomness comes from `rng`."""
+        """The loss of each sample in this phase. All randomness comes from `rng`."""
         ...
 
 
@@ -212,7 +212,7 @@ class Generates(Protocol):
     def generate(
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        """An image for each position of `rng`; the positions are sample indices."""
+        """An image for each position of `rng`. The positions are sample indices. labels: None draws them at random."""
         ...
 
 
@@ -223,15 +223,15 @@ class Reconstructs(Protocol):
     def reconstruct(
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
     ) -> UInt8[Tensor, "b c h w"]:
-        """What is left of each image after its code."""
+        """Each image, encoded and decoded again."""
         ...
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    """A stage with a latent for each image and an image for each latent.
+    """A stage that maps images to latents and latents to images.
 
-    normal_latents: whether training draws the latents to a standard normal distribution.
+    normal_latents: whether training pulls the latents towards a standard normal distribution.
     """
 
     normal_latents: bool
@@ -243,23 +243,23 @@ class Encodes(Protocol):
         labels: Int[Tensor, " b"] | None,
         rng: KeyedRNG,
     ) -> Float[Tensor, " b *latent"]:
-        """One latent an image, float32: that of a distribution's mean; what has to be random is by `rng`.
+        """The latent of each image, float32. Where it is a distribution: its mean. Randomness comes from `rng`.
 
-        A class-conditional stage needs the labels, and its latents say what they do not.
+        A class-conditional stage needs the labels. Its latents hold what the labels do not determine.
         """
         ...
 
     def decode_latents(
         self, nets: Mapping[str, nn.Module], z: Float[Tensor, " b *latent"], labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        """The images of latents; nothing is drawn. A class-conditional stage needs the labels."""
+        """The images of latents, without randomness. A class-conditional stage needs the labels."""
         ...
 
 
 @runtime_checkable
 class Scores(Protocol):
-    """A stage that has a likelihood of images, a bound on it, or an error."""
+    """A stage that scores images: by their likelihood, a bound on it, or an error."""
 
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
-        """The score of each sample, with the plain networks in evaluation mode. All randomness comes from `rng`."""
+        """The score of each sample. All randomness comes from `rng`. nets: without wrappers, in evaluation mode."""
         ...

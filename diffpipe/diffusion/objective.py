@@ -1,4 +1,4 @@
-"""What an epsilon-prediction network learns from: a noised image, its timestep, and the noise in it."""
+"""The training pairs and the loss of an epsilon-prediction network."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def training_pair(schedule: Schedule, x0: Float[Tensor, " b *shape"], rng: Keyed
 
 
 def simple_loss(eps: Float[Tensor, " b *shape"], eps_hat: Float[Tensor, " b *shape"]) -> Float32[Tensor, " b"]:
-    """The mean over pixels of (eps - eps_hat)^2, one a sample, float32 (Ho et al. 2020, eq. 14)."""
+    """The mean over pixels of (eps - eps_hat)^2 for each sample, float32 (Ho et al. 2020, eq. 14)."""
     return reduce((eps.float() - eps_hat.float()).square(), "b ... -> b", "mean")

@@ -1,6 +1,6 @@
 """The forward process q in closed form: noising, one step of it, its posterior, and x_0 and eps from one another.
 
-Each t (and s) is int64 [b], one timestep a sample, and may live on any device: nothing here waits for it.
+t and s are int64 [b], a timestep for each sample, on any device. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from diffpipe.diffusion.schedule import Schedule
 
 
 class IsotropicGaussian(NamedTuple):
-    """A normal distribution for each sample, of one variance over all its pixels.
+    """A normal distribution for each sample, with one variance for all of its pixels.
 
-    mean: float [b, *shape]. variance: float [b], positive but for s = -1, where the posterior is x_0 itself.
+    mean: float [b, *shape]. variance: float [b], positive; 0 only for the posterior at s = -1, which is x_0 itself.
     """
 
     mean: Float[Tensor, " b *shape"]
@@ -70,7 +70,7 @@ def reverse_step(
     t: Int[Tensor, " b"],
     eps: Float[Tensor, " b *shape"],
 ) -> Float[Tensor, " b *shape"]:
-    """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps; from t = 0 it is that x_0."""
+    """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps. From t = 0 the step leads to x_0 itself."""
     mean, variance = posterior(schedule, x0, x_t, t, t - 1)
     return mean + append_dims(variance.sqrt(), mean) * eps
 
@@ -78,7 +78,7 @@ def reverse_step(
 def predict_x0(
     schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
 ) -> Float[Tensor, " b *shape"]:
-    """The x_0 from which eps made x_t: `q_sample` solved for x_0 (Ho et al. 2020, eq. 15)."""
+    """x_0 from x_t and eps: `q_sample` solved for x_0 (Ho et al. 2020, eq. 15)."""
     signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
     return (x_t - append_dims(noise, x_t) * eps) / append_dims(signal, x_t)
 
@@ -86,12 +86,12 @@ def predict_x0(
 def predict_eps(
     schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], x0: Float[Tensor, " b *shape"]
 ) -> Float[Tensor, " b *shape"]:
-    """The eps that made x_t from x_0: `q_sample` solved for eps."""
+    """eps from x_t and x_0: `q_sample` solved for eps."""
     signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
     return (x_t - append_dims(signal, x_t) * x0) / append_dims(noise, x_t)
 
 
 def append_dims(coefficient: Float[Tensor, " b"], x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *ones"]:
-    """One coefficient a sample, shaped to multiply x, in x's precision but at least in float32."""
+    """A coefficient for each sample, with x's number of dimensions, in x's precision but at least float32."""
     ones = " ".join("1" * (x.ndim - 1))
     return rearrange(coefficient, f"b -> b {ones}").to(torch.promote_types(x.dtype, torch.float32))

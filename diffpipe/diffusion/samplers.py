@@ -1,4 +1,4 @@
-"""From noise to an image: the ancestral sampler and DDIM, over all timesteps or a few.
+"""Samplers, from noise to an image: ancestral sampling and DDIM, over all timesteps or a few.
 
 A sampler sees the network as `eps_model(x_t, t) -> eps_hat`; guidance, labels and conditioning are the caller's, inside
 it. The timesteps are host integers and no step waits for the device. The noise of reverse step i is `noise(i)`, so

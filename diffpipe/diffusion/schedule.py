@@ -1,13 +1,13 @@
-"""How fast the forward process destroys its image: beta_t, alpha_bar_t, and which timesteps a sampler visits.
+"""The noise schedule: beta_t, alpha_bar_t, and the timesteps that a sampler visits.
 
-Timesteps run from 0 to T - 1 as in code, one below the papers' 1 to T; -1 stands for the clean image x_0.
+Timesteps run from 0 to T - 1, one below the 1 to T of the papers. -1 stands for the clean image x_0.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class ScheduleConfig(Config):
         return self
 
 
+@runtime_checkable
 class Movable(Protocol):
     """Tensors that move to a device together."""
 
@@ -101,25 +102,25 @@ class Schedule:
         return replace(self, betas=self.betas.to(device), log_alpha_bar=self.log_alpha_bar.to(device))
 
     def alpha_bar(self, t: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
-        """The share of x_0's variance left in x_t, for t in -1 … T - 1: 1 at t = -1."""
+        """The factor on x_0's variance in x_t, for t in -1 … T - 1. It is 1 at t = -1."""
         return self.log_alpha_bar[t + 1].exp()
 
     def one_minus_alpha_bar(self, t: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
-        """The variance of the noise in x_t, exact where alpha_bar is close to 1: 0 at t = -1."""
+        """The variance of the noise in x_t, precise also where alpha_bar is close to 1. It is 0 at t = -1."""
         return -self.log_alpha_bar[t + 1].expm1()
 
     def alpha(self, t: Int[Tensor, " b"], s: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
-        """The share of x_s's variance left in x_t, alpha_bar_t / alpha_bar_s, for s < t: alpha_t where s = t - 1."""
+        """The factor on x_s's variance in x_t, alpha_bar_t / alpha_bar_s, for s < t. It is alpha_t for s = t - 1."""
         return (self.log_alpha_bar[t + 1] - self.log_alpha_bar[s + 1]).exp()
 
     def beta(self, t: Int[Tensor, " b"], s: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
-        """The variance of q(x_t | x_s), for s < t: beta_t where s = t - 1."""
+        """The variance of q(x_t | x_s), for s < t. It is beta_t for s = t - 1."""
         return -(self.log_alpha_bar[t + 1] - self.log_alpha_bar[s + 1]).expm1()
 
     def timesteps(self, steps: int, spacing: Spacing = "trailing") -> list[int]:
-        """The timesteps that a sampler of so many steps visits, descending (Lin et al. 2023, table 2).
+        """The timesteps that a sampler with this many steps visits, descending (Lin et al. 2023, table 2).
 
-        "trailing" alone starts from T - 1 at every number of steps, where x_t is the noise that samplers start from.
+        Only "trailing" starts from T - 1 for every number of steps. There x_t is the noise that samplers start from.
         Raises UserError where there are more steps than timesteps.
         """
         if not 1 <= steps <= self.T:

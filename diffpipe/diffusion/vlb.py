@@ -36,7 +36,7 @@ Variance = Literal["small", "large"]
 
 @dataclass(frozen=True, kw_only=True)
 class VLBScore(Score):
-    """The bound in bits/dim, of the terms L_T, L_t (all terms between, added up) and L_0, with its course over time.
+    """The bound in bits/dim, with its terms L_T, L_t (the sum of all terms between) and L_0, and its terms by timestep.
 
     by_timestep: float32 [b k]. Column j is the sum of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) over the timesteps
     t of strata[j], estimated from one of them where the stratum has several.
@@ -58,9 +58,9 @@ def variational_lower_bound(
 ) -> VLBScore:
     """The bound for x_0 in [-1, 1] on the grid of 256 levels, given `eps_model(x_t, t) -> eps_hat`.
 
-    clip, variance: as the sampler has them. evaluations: how often the network is asked, see `timestep_strata`; None
-    asks it at every timestep. Each sample has timesteps and noise of its own, fixed by its position ("bound timestep",
-    "bound noise"). The network sees float32, all else is float64 but for the score itself. Raises UserError.
+    clip, variance: as in the sampler. evaluations: of the network per image, see `timestep_strata`; None: one at every
+    timestep. Each sample has its own timesteps and noise, keyed by its position ("bound timestep", "bound noise"). The
+    network gets float32. All else is float64, and the score float32. Raises UserError for a number that does not fit.
     """
     strata = timestep_strata(schedule.T, evaluations)
 
@@ -93,10 +93,10 @@ def variational_lower_bound(
 
 
 def timestep_strata(T: int, evaluations: int | None = None) -> list[range]:  # noqa: N803 - the field's name for it
-    """Timesteps 1 to T - 1 cut into evaluations - 1 runs that lengthen in proportion to t; timestep 0 is L_0's.
+    """Timesteps 1 to T - 1, cut into evaluations - 1 strata that grow in proportion to t. Timestep 0 belongs to L_0.
 
-    A timestep drawn uniformly from each run stands for all of it, so that the sum has the right expectation. The terms
-    fall off like a power of t: runs of equal length would leave most of the variance to the first. Raises UserError for
+    One timestep is drawn uniformly from each stratum and stands for all of it, so the sum is unbiased. The terms fall
+    off like a power of t: with strata of equal length the first would have most of the variance. Raises UserError for
     fewer than 2 evaluations or more than T.
     """
     runs = T - 1 if evaluations is None else evaluations - 1

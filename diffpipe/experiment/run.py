@@ -23,7 +23,7 @@ from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 
-# What an option of a command overrides in a run's config, and whose it is: a stage that lacks the key refuses it so.
+# The option of a command for a key of the config, and the stages that have it: other stages are refused so.
 OPTIONS = {
     "stage.codec.run": ("--codec", "a latent diffusion (stage.codec.kind vae)"),
     "stage.sampler.kind": ("--sampler", "a diffusion's sampling"),
@@ -54,17 +54,17 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What pictures call it, such as `ddpm, step 1500`."""
+        """The title in pictures, such as `ddpm, step 1500`."""
         return f"{self.home.name}, step {self.checkpoint.step}"
 
     def as_dependency(self) -> TrainedStage:
-        """What the stage of another run needs of this one."""
+        """This run, for the stage of a run that depends on it."""
         latents = self.checkpoint.state.latents
         scale = None if latents is None else (latents.mean, latents.std)
         return TrainedStage(self.checkpoint.path, self.experiment.stage, self.shape, self.stage, self.nets, scale)
 
     def describe(self) -> dict[str, Any]:
-        """What a score's protocol says of the weights and of how they generate."""
+        """The part of a score's protocol about the weights and how they generate."""
         sampler = self.experiment.stage.sampler.model_dump(mode="json")
         digest = self.checkpoint.manifest_sha256
         step = self.checkpoint.step
@@ -98,7 +98,7 @@ def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, ra
 
 
 def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:
-    """The run's experiment with `key=value` words laid over it. Raises UserError, by the option where one says it."""
+    """The run's experiment with `key=value` overrides. Raises UserError, which names the command's option."""
     stage = stored_config(found).stage
     for word in overrides:
         key = word.partition("=")[0]

@@ -1,4 +1,4 @@
-"""Feature maps as named, hashed things, differentiable in the images: what a perceptual loss looks through."""
+"""Feature maps for a perceptual loss: networks with a name and a hash, differentiable in the images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FeatureMaps = Callable[[Tensor], Sequence[Tensor]]
 def build_feature_maps(name: str, resolution: int, *, device: str | torch.device = "cpu") -> tuple[FeatureMaps, str]:
     """`efficientnet_lite0` or `module:attribute`, frozen, and its sha256.
 
-    It maps float32 images [b 3 h w] in [-1, 1], here of `resolution`, to a list of feature maps [b c h w]. The first
-    looks at images as they are, not resized. Raises UserError.
+    It maps float32 images [b 3 h w] in [-1, 1], of `resolution`, to a list of feature maps [b c h w]. Images are not
+    resized. Raises UserError for an unknown name, and for a network that returns something else.
     """
     if name == "efficientnet_lite0":
         network, sha256 = _lite0(device)

@@ -1,4 +1,4 @@
-"""The blocks that convolutional networks here are made of: residual block, self-attention, resampling, embeddings."""
+"""The building blocks of the convolutional networks: residual block, self-attention, resampling, embeddings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sinusoidal_embedding(t: Int[Tensor, " b"], dim: int, max_period: float = 10_
 class ResBlock(nn.Module):
     """norm → SiLU → conv, twice, with the embedding added between and a skip around (Ho et al. 2020, appendix B).
 
-    `c_emb` is None for a block that takes no embedding.
+    c_emb: channels of the embedding; None: the block takes none.
     """
 
     def __init__(self, c_in: int, c_out: int, c_emb: int | None, groups: int, dropout: float):
@@ -56,7 +56,7 @@ class ResBlock(nn.Module):
 
 
 def res_blocks(c_in: int, c_out: int, count: int, c_emb: int | None, groups: int) -> nn.ModuleList:
-    """So many residual blocks one after the other, without dropout, the first of which changes the channels."""
+    """`count` residual blocks in sequence, without dropout. The first one changes the channels."""
     return nn.ModuleList(ResBlock(c_out if i else c_in, c_out, c_emb, groups, dropout=0.0) for i in range(count))
 
 

@@ -1,6 +1,6 @@
-"""The two networks of a denoising diffusion GAN: the UNet with a latent, and its way down with logits.
+"""The two networks of a denoising diffusion GAN: a UNet with a latent, and a UNet's encoder with logits.
 
-Both know a DDPM's UNet of the same config by its parameters' names, so that they can start from a trained one.
+Their parameters have the names of a DDPM's UNet of the same config, so they can start from a trained one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffpipe.nn.unet import UNet, UNetConfig, UNetEncoder
 class DenoisingGenerator(UNet):
     """Maps (x_t, t, latent, label) to a tensor of x_t's shape: the UNet, with the latent beside the timestep.
 
-    Its parameters are the UNet's, by the same names, and `latent.*`. It starts out deaf to the latent.
+    Its parameters are the UNet's, by the same names, and `latent.*`. At first the latent has no effect.
     """
 
     def __init__(self, config: UNetConfig, latent: int, channels: int, resolution: int, classes: int = 0):
@@ -39,12 +39,12 @@ class DenoisingGenerator(UNet):
 
 
 class DenoisingDiscriminator(UNetEncoder):
-    """Maps (x_{t-1}, x_t, timestep, label) to logits, high for what it takes as real.
+    """Maps (x_{t-1}, x_t, timestep, label) to logits. A high logit means real.
 
-    The timestep is that of x_{t-1}; a stage may show x_0 in its place, and tell the timestep of x_t. The network is the
-    UNet's way down, which reads x_t in further channels of its first layer. The features of each level and of the
-    middle give each place a logit, and those are averaged; the label adds its own by projection (Miyato & Koyama
-    2018). No layer looks beyond one sample.
+    The timestep is that of x_{t-1}. A stage may pass x_0 in its place, with the timestep of x_t. The network is the
+    UNet's encoder, with x_t in further channels of its first layer. The features of each level and of the middle give
+    a logit at each place, and these are averaged. The label adds a logit by projection (Miyato & Koyama 2018). No layer
+    mixes samples.
     """
 
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
@@ -70,9 +70,9 @@ class DenoisingDiscriminator(UNetEncoder):
 
 
 def start_from(net: UNetEncoder, unet: Mapping[str, Tensor]) -> None:
-    """Take over, in place, the parameters of a trained UNet of the same config that `net` has by the same names.
+    """Copy into `net` the parameters of a trained UNet of the same config that have the same names.
 
-    Further input channels of the first layer are not looked at to begin with.
+    Further input channels of the first layer start with zero weights.
     """
     own = net.state_dict()
     for name in own.keys() & unet.keys():

@@ -1,6 +1,6 @@
-"""The discriminator of a GAN: a residual network that gives each image one logit, high for what it takes as real.
+"""The discriminator of a GAN: a residual network that gives each image one logit. A high logit means real.
 
-No layer looks beyond one sample: logits do not depend on how a batch is put together.
+No layer mixes samples: a logit does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.nn.blocks import Downsample, ResBlock, res_blocks, zero_init
 from diffpipe.nn.levels import NormalizedLevelsConfig
 
-# A mean over many places is a small number, and a game moves by differences of logits.
+# A mean over many places is a small number, and the losses depend on differences of logits.
 _GAIN = 4.0
 
 
@@ -29,8 +29,8 @@ class DiscriminatorConfig(NormalizedLevelsConfig):
 class Discriminator(nn.Module):
     """Maps (images, label) to logits. Raises UserError where the resolution cannot be halved for each level.
 
-    Each place of each level has a logit, and the last features as a whole have one: details and the whole are judged
-    alike. A label speaks to every block and adds a logit by projection (Miyato & Koyama 2018).
+    Each place of each level has a logit, for details, and the last features have one together, for the whole image. A
+    label conditions every block and adds a logit by projection (Miyato & Koyama 2018).
     """
 
     def __init__(self, config: DiscriminatorConfig, channels: int, resolution: int, classes: int = 0):
@@ -72,7 +72,7 @@ class Discriminator(nn.Module):
 
 
 def head(channels: int, groups: int) -> nn.Module:
-    """A logit for each place of some features."""
+    """A layer that maps features to a logit at each place."""
     return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
 
 
@@ -85,11 +85,11 @@ def multiscale_logits(
 ) -> Float[Tensor, " b"]:
     """A discriminator's logits, of at least float32, from its features at several resolutions.
 
-    heads: of each resolution's features; the means of their logits over all places are added up. projection: a vector
-    a label, whose product with the mean of the last features says how well they fit it. whole: one more logit of the
-    last features together.
+    heads: one for each resolution; the means of their logits over all places are added up. projection: a vector for
+    each label; its product with the mean of the last features is a logit, too. whole: one more logit, from all of the
+    last features.
     """
-    # Games look at small differences between logits, which may lie far from zero: bfloat16 has no digits for them.
+    # The losses depend on small differences between logits that may be large: bfloat16 has too few digits.
     with torch.autocast(features[0].device.type, enabled=False):
         features = [h.to(torch.promote_types(h.dtype, torch.float32)) for h in features]
         logits = []

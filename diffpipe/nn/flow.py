@@ -1,7 +1,7 @@
 """Layers of convolutional flows: ActNorm, invertible 1×1 convolution, affine coupling (Kingma & Dhariwal 2018).
 
 Every layer maps (x, context) to (y, log|det dy/dx|) and has an `inverse`. The context is a feature map that broadcasts
-over x, [b k 1 1] for a label, and reaches the learned parts alone: it is no part of what is inverted.
+over x, [b k 1 1] for a label. Only the learned functions read it: it is not inverted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from diffpipe.nn.blocks import zero_init
 
 Context = Float[Tensor, "b k hc wc"] | None
 
-BOUND = 2.0  # nats: the most by which one layer stretches or shrinks, depending on its input
+BOUND = 2.0  # nats: the largest log-scale of one layer that depends on its input
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """No autocast within: what the likelihood is made of is computed in the precision of its inputs."""
+    """Without autocast: the terms of the likelihood are computed in the precision of their inputs."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -43,7 +43,7 @@ def unsqueeze(x: Float[Tensor, "b c4 h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
 
 
 def one_hot(labels: Int[Tensor, " b"], classes: int, like: Tensor) -> Float[Tensor, "b {classes}"]:
-    """Labels as rows of an identity matrix, without the check of torch's own, which would wait for the device."""
+    """Labels as rows of an identity matrix. torch's own function checks its input, which waits for the device."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).to(like.dtype)
 
 
@@ -193,9 +193,9 @@ class Chain(nn.Module):
 
 
 class Prior(nn.Module):
-    """Standardizes channels by a learned mean and bounded log-scale, functions of those that stay and of the label.
+    """Standardizes channels by a learned mean and bounded log-scale, functions of the other channels and of the label.
 
-    So each level's learned Gaussian is a layer of the map, and what the flow yields is standard normal throughout.
+    It makes the learned Gaussian of each level a layer of the flow, so that all of z is standard normal.
     """
 
     def __init__(self, channels: int, c_given: int, c_context: int):
@@ -228,7 +228,7 @@ class Prior(nn.Module):
 
 
 class Dequantizer(nn.Module):
-    """q(u|x), the noise in [0, 1] that fills the gaps between pixel values (Ho et al. 2019, "Flow++", section 3.1).
+    """q(u|x), the noise in [0, 1] that is added to pixel values (Ho et al. 2019, "Flow++", section 3.1).
 
     A flow on normal noise conditioned on x, then the normal's distribution function where the paper has the sigmoid,
     so that it starts as exactly uniform noise. Its ActNorms need no start from data: they see standard normal noise as

@@ -1,4 +1,4 @@
-"""The generator of a GAN: an image of a latent vector and, as an option, of a class label."""
+"""The generator of a GAN: it maps a latent vector and, as an option, a class label to an image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class GeneratorConfig(NormalizedLevelsConfig):
 class Generator(nn.Module):
     """Maps (latent, label) to an image in [-1, 1].
 
-    The latent and the label give the features at the lowest resolution, and speak to every residual block from there
+    The latent and the label give the features at the lowest resolution, and condition every residual block from there
     up. Raises UserError where the resolution cannot be halved for each level.
     """
 

@@ -95,7 +95,7 @@ class Glow(nn.Module):
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
-    """What left at each level, back in the place that it has in the image."""
+    """The channels that left at each level, back at their places in the image."""
     z = unsqueeze(parts[-1])
     for part in reversed(parts[:-1]):
         z = unsqueeze(torch.cat([z, part], dim=1))
@@ -103,7 +103,7 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _part(z: Tensor, levels: int) -> list[Tensor]:
-    """The inverse of `_join`."""
+    """The inverse of `_join`: the channels that leave at each level."""
     parts = []
     for _ in range(levels - 1):
         z, leaves = squeeze(z).chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""How wide and deep a convolutional network is, level by level, each of half the resolution of the one before."""
+"""Width and depth of a convolutional network by level. Each level has half the resolution of the one before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LevelsConfig(Config):
 
 
 class NormalizedLevelsConfig(LevelsConfig):
-    """The same of a network with group normalization."""
+    """Width and depth of a network with group normalization."""
 
     groups: Positive = 8
     """Groups of the group normalization; `channels` is a multiple of it."""

@@ -1,4 +1,4 @@
-"""What the networks of a GAN are made of: residual blocks without normalization, at any one resolution."""
+"""Residual blocks without normalization, for a discriminator of patches."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SLOPE = 0.2
 class NormFreeBlock(nn.Module):
     """leaky ReLU → conv, twice, with a skip around.
 
-    Nothing is normalized: a signal that grows with depth is prevented at initialization instead, by a last convolution
-    of zeros and a first one scaled by 1/sqrt(depth) (Zhang et al. 2019, "Fixup"; Huang et al. 2024, section 3).
+    Initialization takes the place of normalization: the last convolution is zero and the first one scaled by
+    1/sqrt(depth), so signals do not grow with depth (Zhang et al. 2019, "Fixup"; Huang et al. 2024, section 3).
 
-    depth: residual blocks in the whole network.
+    depth: the number of residual blocks in the whole network.
     """
 
     def __init__(self, channels: int, depth: int):

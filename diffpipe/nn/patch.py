@@ -1,6 +1,6 @@
-"""The patch discriminator (PatchGAN, Isola et al. 2017): a logit for each patch, high for what it takes as real.
+"""The patch discriminator (PatchGAN, Isola et al. 2017): a logit for each patch. A high logit means real.
 
-No layer looks beyond one sample: there is no batch norm, and logits do not depend on how a batch is put together.
+No layer mixes samples: there is no batch norm, and a logit does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from diffpipe.nn.normfree import SLOPE, NormFreeBlock
 class PatchDiscriminator(nn.Module):
     """Maps images to logits at each place of the lowest level.
 
-    A logit sees `patch` pixels in height and width: with one block a level 9·2^(levels - 1) - 2, which is 16, 34 and 70
-    for two to four levels, as in Isola et al. Raises UserError where the resolution cannot be halved for each level.
+    A logit depends on `patch` pixels in height and width. With one block per level these are 9·2^(levels - 1) - 2: 16,
+    34 and 70 for two to four levels, as in Isola et al. Raises UserError where the resolution cannot be halved for each
+    level.
     """
 
     def __init__(self, config: LevelsConfig, channels: int, resolution: int):
@@ -46,7 +47,7 @@ class PatchDiscriminator(nn.Module):
             if i:
                 h = self.widen[i - 1](F.avg_pool2d(h, 2))
             h = level(h)
-        # As the discriminator of whole images: small differences between logits need their digits.
+        # Small differences between logits need more digits than bfloat16 has.
         with torch.autocast(x.device.type, enabled=False):
             h = h.to(torch.promote_types(h.dtype, torch.float32))
             return self.out(F.leaky_relu(h, SLOPE))[:, 0]

@@ -48,7 +48,7 @@ class TarFlowConfig(Config):
 
 
 class KVCache:
-    """Keys and values of the tokens decoded so far."""
+    """The keys and values of the tokens that are decoded."""
 
     def __init__(self) -> None:
         self.kv: Float[Tensor, "two b heads n d"] | None = None
@@ -71,7 +71,7 @@ class TransformerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, h: Float[Tensor, "b n width"], cache: KVCache | None = None) -> Float[Tensor, "b n width"]:
-        """With a cache, h is the next token alone, which attends to all before it and to itself."""
+        """cache: with it h is only the next token, which attends to itself and to all tokens before it."""
         qkv = rearrange(self.qkv(self.norm1(h)), "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.heads)
         k, v = qkv[1:] if cache is None else cache.append(qkv[1:])
         y = F.scaled_dot_product_attention(qkv[0], k, v, is_causal=cache is None)
@@ -82,7 +82,7 @@ class TransformerLayer(nn.Module):
 class AutoregressiveBlock(nn.Module):
     """z_i = (x_i − shift_i) exp(−log_scale_i), both functions of the tokens before i and of the label.
 
-    A learned start stands before the first token, where the paper leaves that token as it is. The last projection
+    A learned start token comes before the first one. The paper leaves the first token unchanged. The last projection
     starts at zero, so the block starts as the identity; it computes in full precision, since the scale would magnify
     the rounding of a shift.
     """
@@ -98,7 +98,7 @@ class AutoregressiveBlock(nn.Module):
         self.out = zero_init(nn.Linear(config.width, 2 * dim))
 
     def _offsets(self, labels: Tensor | None) -> Float[Tensor, "... n width"]:
-        """What is added to the tokens on their way in: where they stand, and of which class the image is."""
+        """The embeddings that are added to the tokens: of their positions and of the label."""
         if self.label is None:
             return self.position[None]
         assert labels is not None, "a class-conditional network takes labels"
@@ -120,7 +120,7 @@ class AutoregressiveBlock(nn.Module):
         return (x - shift) * (-log_scale).exp(), -log_scale.sum((1, 2))
 
     def inverse(self, z: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b n d"]:
-        """Token by token; each layer keeps the keys and values of those before."""
+        """Token by token. Each layer keeps the keys and values of the tokens before."""
         caches = [KVCache() for _ in self.layers]
         offsets = self._offsets(labels)
         h = self.start.expand(len(z), 1, -1)

@@ -49,9 +49,10 @@ class UNetConfig(NormalizedLevelsConfig):
 
 
 class UNetEncoder(nn.Module):
-    """The UNet's way down and its middle: conditioned on (t, label), it halves the resolution level by level.
+    """The UNet's encoder: the downward path and the middle, conditioned on (t, label).
 
-    Raises UserError where the resolution cannot be halved for each level, or no level has a resolution asked to attend.
+    Raises UserError where the resolution cannot be halved for each level, or where no level has a resolution that the
+    config names for attention.
     """
 
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
@@ -101,7 +102,7 @@ class UNetEncoder(nn.Module):
         labels: Int[Tensor, " b"] | None,
         extra_embedding: Float[Tensor, "b c_emb"] | None = None,
     ) -> Float[Tensor, "b c_emb"]:
-        """What every block is conditioned on. A label of `classes` stands for none."""
+        """The embedding that conditions every block. The label `classes` means no label."""
         emb = self.time(sinusoidal_embedding(t, self.config.channels))
         if self.label is not None:
             assert labels is not None, "a class-conditional network takes labels"
@@ -113,7 +114,7 @@ class UNetEncoder(nn.Module):
     def encode(
         self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b c_emb"]
     ) -> tuple[Float[Tensor, "b c_m h_m w_m"], list[Tensor]]:
-        """The middle's output, and the stem's and each layer's before it, whose channels are `widths`."""
+        """The output of the middle, and the outputs of the stem and of each layer, whose channels are `widths`."""
         h = self.stem(x)
         skips = [h]
         for layer in self.down:
@@ -124,7 +125,7 @@ class UNetEncoder(nn.Module):
 
 
 class UNet(UNetEncoder):
-    """Maps (x_t, t, label) to a tensor of x_t's shape. Raises UserError as its way down does."""
+    """Maps (x_t, t, label) to a tensor of x_t's shape. Raises UserError as its encoder does."""
 
     def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__(config, channels, resolution, classes)
@@ -152,9 +153,9 @@ class UNet(UNetEncoder):
         labels: Int[Tensor, " b"] | None = None,
         extra_embedding: Float[Tensor, "b c_emb"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """x has the channels and resolution given at construction; a label of `classes` stands for none.
+        """x has the channels and resolution given at construction. The label `classes` means no label.
 
-        style: what else to condition on, of 4 × config.channels, added to the timestep's embedding.
+        style: a further condition, of 4 × config.channels, which is added to the timestep's embedding.
         """
         emb = self.embed(t, labels, extra_embedding)
         h, skips = self.encode(x, emb)
@@ -164,7 +165,7 @@ class UNet(UNetEncoder):
 
 
 def _units(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The layers, and of a residual block with attention the two apart."""
+    """The layers one by one. A residual block and its attention count as two."""
     for layer in layers:
         if isinstance(layer, nn.ModuleList):
             yield from (part for part in layer if not isinstance(part, nn.Identity))

@@ -1,1 +1,1 @@
-"""Stages: a family's networks, its losses, and how it generates. The trainer never knows which it trains."""
+"""Stages: the networks of a model family, its losses, and its sampling. The trainer does not depend on the family."""

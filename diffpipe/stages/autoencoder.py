@@ -1,4 +1,4 @@
-"""The autoencoder stage: a code and the image again, with the squared error between; denoising as an option."""
+"""The autoencoder stage, trained by the squared error of its reconstructions. Denoising is an option."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffpipe.stages.config import StageConfig
 
 
 class AutoencoderConfig(StageConfig):
-    """A plain convolutional autoencoder; with noise a denoising one (Vincent et al. 2008)."""
+    """A convolutional autoencoder. With noise it is a denoising one (Vincent et al. 2008)."""
 
     kind: Literal["autoencoder"]
     """A convolutional autoencoder, trained by the squared error."""
@@ -63,7 +63,7 @@ class Autoencoder:
         return Loss(_error(x, self.decode(nets, nets["encoder"](seen))))
 
     def encode(self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c_z h_z w_z"]:
-        """The latents, of `latent_shape`, of clean images."""
+        """The latents of clean images, of `latent_shape`."""
         return nets["encoder"](self.codec.encode(images))
 
     def decode(self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c_z h_z w_z"]) -> Float[Tensor, "b c h w"]:

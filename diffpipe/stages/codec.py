@@ -1,4 +1,4 @@
-"""Between uint8 images and what a stage's network sees."""
+"""Codecs: from uint8 images to the input of a stage's network, and back."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ from diffpipe.stages.latents import latent_codec
 
 DENOISER, LATENT_SCALE = "denoiser", "latent_scale"
 START_SAMPLES = 2000
-"""Samples that the scale of latents is measured on: enough for three digits."""
+"""Samples on which the scale of latents is measured: enough for three digits."""
 _CHUNK = 100
 
 
 class GuidedSamplerConfig(SamplerConfig):
-    """How a trained stage generates and scores: free to change every time, and no part of what a checkpoint is."""
+    """How a trained stage generates and scores. It may change every time, and does not belong to the checkpoint."""
 
     renamed: ClassVar[dict[str, str]] = {"bound_steps": "vlb_steps"}
 
@@ -88,7 +88,7 @@ class DDPMConfig(StageConfig):
 
 
 class DDPM:
-    """A `Stage`. Timesteps and noise are keyed by the samples' positions; label dropout too."""
+    """A `Stage`. Timesteps, noise and label dropout are keyed by the samples' positions."""
 
     def __init__(self, config: DDPMConfig, shape: ImageShape, codec: Codec):
         self.classes = conditional_classes(config.conditional, shape)
@@ -123,7 +123,7 @@ class DDPM:
 
     @property
     def start_samples(self) -> int:
-        """Latents are measured. Pixels have their range."""
+        """Samples for the scale of latents. Pixels need none."""
         return START_SAMPLES if self.codec.latent else 0
 
     def start(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> None:

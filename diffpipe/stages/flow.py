@@ -1,4 +1,4 @@
-"""The flow stage: an invertible network trained by maximum likelihood, and how pixels become continuous for it."""
+"""The flow stage: an invertible network trained by maximum likelihood, on pixels made continuous by dequantization."""
 
 from __future__ import annotations
 
@@ -148,13 +148,13 @@ class FlowStage:
         return (Phase("likelihood", trains=("flow", "dequantizer") if variational else ("flow",)),)
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
-        """Bits/dim a sample."""
+        """The bits/dim of each sample."""
         terms = self._bits(nets, batch, rng)
         return Loss(torch.stack(list(terms.values())).sum(0), terms)
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
-        """Bits/dim of one draw of the noise an image, and its terms: see the class.
+        """Bits/dim for one draw of the noise per image, and its terms: see the class.
 
         The unit is "bits/dim" and the kind "bound", on the discrete image. Under gaussian noise there is no bound: the
         number is exact, of the noised image, and its unit says so.
@@ -184,7 +184,7 @@ class FlowStage:
         labels: Int[Tensor, " b"] | None,
         rng: KeyedRNG,
     ) -> Float[Tensor, "b c h w"]:
-        """z of one draw of the dequantization's noise: without it, latents would not be as the prior knows them."""
+        """z for one draw of the dequantization's noise. Without noise, latents would not follow the prior."""
         x, _ = self._continuous(nets, images, rng)
         return nets["flow"](x, required_labels(self.classes, labels))[0].float()
 
@@ -192,7 +192,7 @@ class FlowStage:
     def decode_latents(
         self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        """The pixels that x lies in; where the flow was trained on noised images, after a denoising step."""
+        """The pixel values whose bins contain x. After training on noised images, x is denoised first."""
         flow, labels = cast(Glow | TarFlow, nets["flow"]), required_labels(self.classes, labels)
         x = flow.inverse(z, labels)
         if isinstance(self.config.dequantization, GaussianDequantizationConfig):
@@ -204,7 +204,7 @@ class FlowStage:
         return self.shape.channels, self.shape.resolution, self.shape.resolution
 
     def _bits(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> dict[str, Float[Tensor, " b"]]:
-        """The negative log-likelihood in bits/dim, as the terms whose sum it is. Float32 whatever the autocast."""
+        """The terms of the negative log-likelihood in bits/dim. Float32 also under autocast."""
         labels = required_labels(self.classes, batch.labels)
         x, log_q = self._continuous(nets, batch.images, rng)
         z, log_det = nets["flow"](x, labels)

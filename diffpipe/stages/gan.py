@@ -28,7 +28,7 @@ from diffpipe.stages.labels import conditional_classes, labels_to_generate, repe
 
 
 class LatentSamplerConfig(Config):
-    """How a trained stage generates: free to change at every sampling, and no part of what a checkpoint is."""
+    """How a trained stage generates. It may change at every sampling, and does not belong to the checkpoint."""
 
     temperature: float = Field(default=1.0, ge=0)
     """Standard deviation of the latents. Training has 1; less gives more typical images in less variety."""
@@ -54,7 +54,7 @@ class GANConfig(AdversarialLossConfig, StageConfig):
 
 
 class GAN:
-    """A `Stage`. Latents are keyed by the samples' positions, apart in each phase."""
+    """A `Stage`. Latents are keyed by the samples' positions, separately in each phase."""
 
     generating = (GENERATOR,)
 

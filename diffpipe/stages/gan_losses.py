@@ -1,6 +1,6 @@
-"""The game of two networks: what generator and discriminator lose by, and the penalties that let it converge.
+"""The losses of generator and discriminator, and the gradient penalties that make their training converge.
 
-A logit is high for what the discriminator takes as real. Everything here is one number a sample and knows no network.
+A high logit means real. All values here are one number per sample; no network is built here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AdversarialLossConfig(Config):
     k times as strong (Karras et al. 2020, appendix B)."""
 
     def phases(self) -> tuple[Phase, ...]:
-        """The discriminator's update, that of its penalties if they have their own, and the generator's."""
+        """The updates of a step: the discriminator's, that of its penalties if they have their own, the generator's."""
         penalizes = bool(self.r1 or self.r2)
         lazy = penalizes and self.penalty_every > 1
         penalty = Phase(PENALTY, trains=(DISCRIMINATOR,), every=self.penalty_every, penalizes=True)
@@ -68,7 +68,7 @@ def discriminator_loss(loss: GANLoss, real: Float[Tensor, " b"], fake: Float[Ten
 
 
 def generator_loss(loss: GANLoss, real: Float[Tensor, " b"], fake: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """The generator's loss of each pair of logits. Only the relativistic game looks at the real one's.
+    """The generator's loss of each pair of logits. Only the relativistic loss depends on the real one.
 
     non_saturating: -log sigmoid(fake) (Goodfellow et al. 2014, section 3); hinge: Miyato et al. 2018, eq. 17.
     """
@@ -84,7 +84,7 @@ def generator_loss(loss: GANLoss, real: Float[Tensor, " b"], fake: Float[Tensor,
 def squared_gradient(logits: Float[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """‖∇_x D(x)‖² of each sample, itself differentiable (Mescheder et al. 2018, eqs. 9 and 10, are gamma/2 times it).
 
-    The gradient of the sum is each sample's own, as no logit depends on another sample.
+    No logit depends on another sample, so the gradient of the sum is that of each sample.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return reduce(gradient.square(), "b c h w -> b", "sum")
@@ -97,7 +97,7 @@ def adversarial_loss(
     real: Float[Tensor, "b c h w"],
     generate: Callable[[], Float[Tensor, "b c h w"]],
 ) -> Loss:
-    """The loss of the phase. `discriminator` takes real images, generated ones, or the first above the second.
+    """The loss of the phase. `discriminator` takes real images, generated ones, or both, the real ones first.
 
     A phase that trains the discriminator calls it once. `generate` is called where the phase needs generated images;
     where it trains the discriminator, no gradient flows through them.
@@ -106,13 +106,13 @@ def adversarial_loss(
         at_fake = discriminator(generate())
         if config.loss != "relativistic":
             return Loss(generator_loss(config.loss, at_fake, at_fake))
-        with torch.no_grad():  # nothing that the generator can change
+        with torch.no_grad():  # the generator cannot change it
             at_real = discriminator(real)
         return Loss(generator_loss(config.loss, at_real, at_fake))
     if phase.name == PENALTY:
         images = torch.cat([real, generate().detach()]) if config.r2 else real
         logits, penalty = _penalized(config, discriminator, images, len(real))
-        # Where a gradient does not depend on a parameter, such as the last bias, processes still expect one for it.
+        # DDP expects a gradient for every parameter, also for one like the last bias, which has none in the penalty.
         untouched = 0 * reduce(logits, "(n b) -> b", "sum", b=len(real))
         return Loss(config.penalty_every * penalty + untouched, {"penalty": penalty.detach()})
     images = torch.cat([real, generate().detach()])
@@ -129,7 +129,7 @@ def adversarial_loss(
 def _penalized(
     config: AdversarialLossConfig, discriminator: LogitsFunction, images: Float[Tensor, "n c h w"], b: int
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " b"]]:
-    """The logits and the penalty a sample; the first b images are real, those after them generated.
+    """The logits and the penalty of each sample. The first b images are real, the others generated.
 
     In full precision: a squared gradient of a gradient has no digits to spare.
     """

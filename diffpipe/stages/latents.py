@@ -44,14 +44,14 @@ class LatentCodec:
     def encode(
         self, images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c2_z h_z w_z"], rng: KeyedRNG
     ) -> Float[Tensor, "b c_z h_z w_z"]:
-        """images: or what `describe` said of them, which gives the same codes without the encoder."""
+        """images: uint8 images, or the result of `describe`, which gives the same codes without the encoder."""
         q = self.describe(images) if images.dtype == torch.uint8 else images
         mean, log_variance = q.chunk(2, dim=1)
         return reparameterize(Posterior(mean, log_variance), rng.normal("codec", self.vae.latent_shape))
 
     @torch.no_grad()
     def describe(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c2_z h_z w_z"]:
-        """Mean and log-variance of q(z|x), float32, one after the other: all that encoding depends on."""
+        """Mean and log-variance of q(z|x), concatenated, float32: all that encoding depends on."""
         return torch.cat(self.vae.encode(self.nets, images), dim=1)
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ def latent_codec(trained: TrainedStage) -> LatentCodec:
 
 
 def codec_problem(vae: VAE) -> str | None:
-    """Why this VAE cannot be a codec, or None."""
+    """The reason why this VAE cannot be a codec, or None."""
     if vae.classes:
         return "its VAE is class-conditional, so its latents need labels; train one with stage.conditional=false"
     if vae.config.network.latent != "spatial":

@@ -1,4 +1,4 @@
-"""Log-likelihoods and divergences in closed form, in nats unless the name says bits. No networks in it."""
+"""Log-likelihoods and divergences in closed form, in nats unless the name says bits. No networks here."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def importance_weighted(log_weights: Float[Tensor, "k b"]) -> Float[Tensor, " b"
 
 
 def bits_per_dim(nats: Float[Tensor, " b"], dims: int) -> Float[Tensor, " b"]:
-    """Nats an image as bits for each of its `dims` numbers."""
+    """Bits per dimension, from nats per image of `dims` numbers."""
     return nats / (dims * math.log(2))

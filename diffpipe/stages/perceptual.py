@@ -1,4 +1,4 @@
-"""What makes reconstructions look right beside their likelihood: a perceptual distance, and a game over patches.
+"""Losses that sharpen reconstructions beside their likelihood: a perceptual distance, and a discriminator of patches.
 
 Rombach et al. 2022 (section 3.1) train the autoencoder of a latent diffusion with both, after Esser et al. 2021.
 """
@@ -20,11 +20,11 @@ from diffpipe.nn.levels import LevelsConfig
 from diffpipe.stages.gan_losses import discriminator_loss, generator_loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-"""A frozen network: float32 images [b 3 h w] in [-1, 1] to feature maps [b c h w], each of a size of its own."""
+"""A frozen network: float32 images [b 3 h w] in [-1, 1] to feature maps [b c h w], each of its own size."""
 
 
 class PerceptualConfig(Config):
-    """A perceptual loss: how far apart a feature network finds an image and its reconstruction."""
+    """A perceptual loss: the distance between an image and its reconstruction in the features of a network."""
 
     weight: float = Field(default=1.0, gt=0)
     """Weight of the distance beside the loss in bits/dim."""
@@ -48,7 +48,7 @@ class PatchConfig(Config):
 
 
 def check_channels(shape: ImageShape) -> None:
-    """Raises UserError for images that a feature network cannot look at."""
+    """Raises UserError for images that are neither gray nor RGB, which feature networks need."""
     if shape.channels not in (1, 3):
         raise UserError(
             f"stage.perceptual takes gray or RGB images, and data.channels is {shape.channels}; leave it out"
@@ -63,7 +63,7 @@ def perceptual_distance(
     x, y: gray or RGB images in [-1, 1]. Gradients flow to y alone. It is the distance of Zhang et al. 2018, eq. 1, with
     all of its weights alike, and a mean over layers, so that it lies in [0, 4] whatever the network.
     """
-    # In full precision: near the end of a training the two have only small differences.
+    # In full precision: late in training the two differ only a little.
     with torch.autocast(x.device.type, enabled=False):
         with torch.no_grad():
             wanted = [_unit(f) for f in features(_rgb(x.float()))]
@@ -75,7 +75,7 @@ def perceptual_distance(
 def patch_discriminator_loss(
     discriminator: Callable[[Tensor], Tensor], real: Float[Tensor, "b c h w"], fake: Float[Tensor, "b c h w"]
 ) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
-    """The patch discriminator's hinge loss of each pair of images, a mean over the patches, and what it made of both.
+    """The patch discriminator's hinge loss of each pair of images, a mean over patches, and the mean logits of both.
 
     discriminator: images to a logit for each patch [n h w]. It is called once, with the real images above the others.
     """
@@ -89,7 +89,7 @@ def patch_discriminator_loss(
 def patch_generator_loss(
     discriminator: Callable[[Tensor], Tensor], fake: Float[Tensor, "b c h w"]
 ) -> Float[Tensor, " b"]:
-    """What a reconstruction loses to the patch discriminator: a mean over the patches."""
+    """The loss of each reconstruction against the patch discriminator, a mean over patches."""
     logits = discriminator(fake).flatten()
     return _over_patches(generator_loss("hinge", logits, logits), len(fake))
 

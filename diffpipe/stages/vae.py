@@ -1,4 +1,4 @@
-"""The variational autoencoder: trained on a bound on the likelihood of the images, and scored by it in bits/dim."""
+"""The variational autoencoder: trained and scored by a bound on the likelihood of images, in bits/dim."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LOWEST_LOG_SCALE = -7.0  # a ninth of a bin: a narrower one gains nothing and i
 
 
 class VAESamplerConfig(Config):
-    """How a trained stage generates and scores: free to change after training."""
+    """How a trained stage generates and scores. It may change after training."""
 
     temperature: float = Field(default=1.0, ge=0)
     """Standard deviation of the latents that are drawn; the prior's is 1."""
@@ -132,7 +132,7 @@ class VAE:
         return nets
 
     def phases(self) -> Sequence[Phase]:
-        """Where there is a discriminator, the autoencoder's update is another phase from the step on that it starts."""
+        """With a discriminator, the autoencoder's update changes to another phase at the discriminator's first step."""
         coder, patch = (ENCODER, DECODER), self.config.patch
         if patch is None:
             return (Phase("bound", trains=coder),)
@@ -198,7 +198,7 @@ class VAE:
     def generate(
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        """An image a position. A class-conditional stage that is given no labels draws them uniformly."""
+        """An image for each position. A class-conditional stage without labels draws them uniformly."""
         labels = labels_to_generate(self.classes, labels, rng)
         z = self.config.sampler.temperature * rng.normal("latent", self.latent_shape)
         mean, log_scale = self.decode(nets, z, labels)
@@ -212,7 +212,7 @@ class VAE:
     def reconstruct(
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], rng: KeyedRNG
     ) -> UInt8[Tensor, "b c h w"]:
-        """Each image decoded from its posterior mean, by a class-conditional stage under its likeliest label."""
+        """Each image decoded from its posterior mean. A class-conditional stage takes the likeliest label."""
         labels = self._likeliest(nets, images, rng) if self.classes else None
         return self.codec.decode(self.decode(nets, self.encode(nets, images, labels).mean, labels).mean)
 
@@ -236,7 +236,7 @@ class VAE:
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
-        """-ELBO, or the importance-weighted bound, of log P(X), of log P(X|Y) where the stage is class-conditional.
+        """-ELBO or the importance-weighted bound on -log P(X); on -log P(X|Y) where the stage is class-conditional.
 
         Raises UserError where the labels for that are missing.
         """
@@ -258,7 +258,7 @@ class VAE:
             log_weights.append(log_likelihood + _sum(prior - gaussian_log_density(z, *q)))
             reconstructions.append(-log_likelihood)
         terms = {"reconstruction": torch.stack(reconstructions).mean(0), "kl": _sum(kl_to_standard_normal(*q))}
-        if len(log_weights) > 1:  # what the weights gain over the ELBO, which the terms before add up to
+        if len(log_weights) > 1:  # the gain over the ELBO, which is the sum of the terms before
             gained = -importance_weighted(torch.stack(log_weights)) - terms["reconstruction"] - terms["kl"]
             terms["importance"] = gained
         return terms
