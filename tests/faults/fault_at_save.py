@@ -1,13 +1,13 @@
 """`python -m tests.faults.fault_at_save …`: `python -m diffpipe …` with a fault in one process while it saves.
 
-FATE in the environment says which, as JSON, and `rank` who has it (0 by default; with `attempt`, only when the launcher
-starts it for that time, from 0). It comes at the `n`-th (from 1) thing that this process does to what lies in a
-directory `checkpoints`, counted from the first after it has trained `trained` steps (1 by default). Things are all that
-make, rename, sync or remove a file there. `deed` is
+FAULT_AT_SAVE in the environment describes it, as JSON. `rank`: the process that has the fault, 0 by default. `attempt`:
+only when the launcher starts it for that time, from 0; by default every time. The fault comes at the `n`-th change
+(from 1) that this process makes in a directory `checkpoints`, counted after it has trained `after_steps` steps (1 by
+default). A change is a call that makes, renames, syncs or removes a file there. `action` is
 
-- "die", the default: SIGKILL, before the thing is done;
-- "stall": the thing waits until there is a file `go` in the run directory;
-- "full": from the start, no file of this process may grow beyond `n` bytes, as if it alone had a full disk.
+- "kill", the default: SIGKILL, before the change;
+- "stall": the change waits for a file `go` in the run directory;
+- "disk_full": from the start, no file of this process may grow beyond `n` bytes, as if the disk were full for it alone.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ from diffpipe.train.loop import Trainer
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 
 
-def watch(n: int, trained: int, deed: Callable[[str], None]) -> None:
-    """Call `deed` with the path, before it is changed, at the n-th change."""
+def act_at_change(n: int, after_steps: int, action: Callable[[str], None]) -> None:
+    """Call `action` with the path before the n-th change."""
     fsync, step = os.fsync, Trainer.train_step
     steps = changes = 0
 
-    def changed(path: str) -> None:
+    def count_change(path: str) -> None:
         nonlocal changes
-        changes += steps >= trained
+        changes += steps >= after_steps
         if changes == n:
-            deed(path)
+            action(path)
 
-    def heard(event: str, args: tuple[Any, ...]) -> None:
+    def audit(event: str, args: tuple[Any, ...]) -> None:
         if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            path = args[0]  # or the number of a file that is open
+            path = args[0]  # or a file descriptor
         elif event in CHANGES:
             path = args[0]
-            if event in {"os.remove", "os.rmdir"} and args[1] != -1:  # relative to a folder that is open
+            if event in {"os.remove", "os.rmdir"} and args[1] != -1:  # relative to an open folder
                 path = f"{Path(f'/proc/self/fd/{args[1]}').readlink()}/{path}"
         else:
             return
         if isinstance(path, str | os.PathLike) and "checkpoints" in Path(path).parts[:-1]:
-            changed(os.fspath(path))
+            count_change(os.fspath(path))
 
     def watched_fsync(file: Any) -> None:
         number = file if isinstance(file, int) else file.fileno()
         path = Path(f"/proc/self/fd/{number}").readlink()
         if "checkpoints" in path.parts:
-            changed(str(path))
+            count_change(str(path))
         fsync(file)
 
     def watched_step(trainer: Trainer, *args: Any) -> Any:
         nonlocal steps
-        done = step(trainer, *args)
+        result = step(trainer, *args)
         steps += 1
-        return done
+        return result
 
     os.fsync = watched_fsync
     setattr(Trainer, "train_step", watched_step)  # noqa: B010 (another signature)
-    sys.addaudithook(heard)
+    sys.addaudithook(audit)
 
 
-def die(path: str) -> None:
+def kill(path: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -79,17 +79,19 @@ def stall(path: str) -> None:
         time.sleep(0.01)
 
 
-def meet(rank: int = 0, attempt: int | None = None, n: int = 0, trained: int = 1, deed: str = "die") -> None:
+def inject_at_save(
+    rank: int = 0, attempt: int | None = None, n: int = 0, after_steps: int = 1, action: str = "kill"
+) -> None:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if int(os.environ.get("RANK", "0")) != rank or attempt not in (None, restarts):
         return
-    if deed == "full":
+    if action == "disk_full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))
     else:
-        watch(n, trained, {"die": die, "stall": stall}[deed])
+        act_at_change(n, after_steps, {"kill": kill, "stall": stall}[action])
 
 
 if __name__ == "__main__":
-    if "FATE" in os.environ:
-        meet(**json.loads(os.environ["FATE"]))
+    if "FAULT_AT_SAVE" in os.environ:
+        inject_at_save(**json.loads(os.environ["FAULT_AT_SAVE"]))
     sys.exit(main())

@@ -13,9 +13,9 @@ from diffpipe.experiment.job import Job
 if __name__ == "__main__":
     prepare = Job.prepare
 
-    def signalled(*args: Any) -> Job:
+    def prepare_after_signal(*args: Any) -> Job:
         os.kill(os.getpid(), signal.SIGTERM)
         return prepare(*args)
 
-    setattr(Job, "prepare", signalled)  # noqa: B010 (a class method no more)
+    setattr(Job, "prepare", prepare_after_signal)  # noqa: B010 (no longer a class method)
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Processes that fill one cache: several at once, and one that is killed in the midst of it."""
+"""Processes that fill one cache: several at once, and one that is killed while it does."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.commands import HOME, SHARDS, seen
-from tests.support.training_jobs import Job
+from tests.support.training_jobs import TrainingJob
 from tests.support.web_server import serving
 
 SIZE = 2_000_000
 
 
-def make(folder: Path, n: int) -> dict[str, str]:
+def make_files(folder: Path, n: int) -> dict[str, str]:
     """Files of random bytes: names to hashes."""
     folder.mkdir()
     hashes: dict[str, str] = {}
@@ -35,9 +35,9 @@ def fill(cache: Path, url: str, hashes: dict[str, str]) -> subprocess.Popen[str]
     return subprocess.Popen(started, cwd=HOME, env=env, stdout=subprocess.PIPE, text=True)
 
 
-def begun(cache: Path) -> bool:
-    """Whether a shard is there in part."""
-    with suppress(FileNotFoundError):  # whole a moment ago
+def partly_fetched(cache: Path) -> bool:
+    """Whether a shard has been fetched in part."""
+    with suppress(FileNotFoundError):  # just renamed
         return any(path.stat().st_size for path in cache.glob("*.part") if ".index." not in path.name)
     return False
 
@@ -47,34 +47,34 @@ def names(cache: Path) -> list[str]:
 
 
 def test_two_processes_that_fill_a_cache_fetch_each_file_once(tmp_path: Path) -> None:
-    hashes = make(tmp_path / "web", 4)
+    hashes = make_files(tmp_path / "web", 4)
     with serving(tmp_path / "web") as web:
         web.rate = 4e6
         with fill(tmp_path / "cache", web.url, hashes) as first, fill(tmp_path / "cache", web.url, hashes) as second:
-            said = [filler.communicate(timeout=60)[0] for filler in (first, second)]
-        assert [each.split() for each in said] == 2 * [list(hashes.values())]
+            outputs = [filler.communicate(timeout=60)[0] for filler in (first, second)]
+        assert [output.split() for output in outputs] == 2 * [list(hashes.values())]
         assert sorted(request.path for request in web.requests) == sorted(f"/{name}" for name in hashes)
     assert [len(name) for name in names(tmp_path / "cache")] == 4 * [64]
 
 
-def test_a_process_killed_while_it_fetches_leaves_the_next_one_clean(tmp_path: Path) -> None:
-    hashes = make(tmp_path / "web", 2)
+def test_a_process_killed_while_it_fetches_harms_no_other(tmp_path: Path) -> None:
+    hashes = make_files(tmp_path / "web", 2)
     cache = tmp_path / "cache"
     with serving(tmp_path / "web") as web:
         web.rate = 1e6
         with fill(cache, web.url, hashes) as first:
             deadline = time.monotonic() + 60
-            while not begun(cache):
+            while not partly_fetched(cache):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            with fill(cache, web.url, hashes) as waiting:  # at work when the other dies
+            with fill(cache, web.url, hashes) as waiting:  # fetching when the other one is killed
                 time.sleep(0.3)
                 first.kill()
-                said = [filler.communicate(timeout=60)[0] for filler in (first, waiting)]
-        assert [each.split() for each in said] == [[], list(hashes.values())]
+                outputs = [filler.communicate(timeout=60)[0] for filler in (first, waiting)]
+        assert [output.split() for output in outputs] == [[], list(hashes.values())]
         broken, *others = [request for request in web.requests if request.path == "/0.tar"]
         assert broken.sent < SIZE
-        assert [request.start > 0 for request in others] == [True]  # it went on from what was there
+        assert [request.start > 0 for request in others] == [True]  # it resumed the partial file
         assert [request.start for request in web.requests if request.path == "/1.tar"] == [0]
 
         with fill(cache, web.url, hashes) as after:
@@ -83,23 +83,23 @@ def test_a_process_killed_while_it_fetches_leaves_the_next_one_clean(tmp_path: P
     assert [len(name) for name in names(cache)] == 2 * [64]
 
 
-def test_a_training_whose_loader_is_killed_while_it_fetches_goes_on_from_a_clean_cache(tmp_path: Path) -> None:
+def test_a_run_whose_loader_is_killed_while_it_fetches_resumes_from_an_intact_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     words = [f"data.cache={cache}", "data.workers=1", "data.test=null", "train.steps=3", "checkpoint.every=3"]
     with serving(SHARDS / "train") as web:
         web.rate = 1e6
-        job = Job(tmp_path / "run", f"data.train={web.url}", *words)
-        job.until(lambda: begun(cache))
+        job = TrainingJob(tmp_path / "run", f"data.train={web.url}", *words)
+        job.wait_until(lambda: partly_fetched(cache))
         for loader in job.ranks[0].children():
             loader.kill()
-        status, said = job.wait()
+        status, stderr = job.wait()
         assert status == 2
-        assert "a loader process has died" in said
+        assert "a loader process has died" in stderr
 
         web.rate = 0
-        status, said = Job(tmp_path / "run", f"data.train={web.url}", *words).wait()
-        assert status == 0, said
-    status, said = Job(tmp_path / "local", f"data.train={SHARDS}/train", *words).wait()
-    assert status == 0, said
+        status, stderr = TrainingJob(tmp_path / "run", f"data.train={web.url}", *words).wait()
+        assert status == 0, stderr
+    status, stderr = TrainingJob(tmp_path / "local", f"data.train={SHARDS}/train", *words).wait()
+    assert status == 0, stderr
     assert len(seen(tmp_path / "run")) == 3
     assert seen(tmp_path / "run") == seen(tmp_path / "local")

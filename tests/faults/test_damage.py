@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged after they had been committed, and what else may lie among them."""
+"""Damaged checkpoints, and other entries in the checkpoint directory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.training_jobs import debris, fails, steps, trains, unharmed
+from tests.support.training_jobs import (
+    assert_equals_uninterrupted,
+    checkpoint_steps,
+    leftovers,
+    train_fails,
+    train_to_end,
+)
 
 KEEP_ALL = ["checkpoint.every=1", "checkpoint.keep_last=24"]
 
@@ -38,7 +44,7 @@ def change_state(checkpoint: Path) -> None:
     path.write_text(text.replace(f'"step": {step}', f'"step": {(step + 1) % 10}', 1))
 
 
-# What is done to a checkpoint, and what must be said of it.
+# How a checkpoint is damaged, and what the message must name.
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda c: truncate(shard(c)), "safetensors"),
     (lambda c: flip(shard(c)), "safetensors"),
@@ -57,51 +63,55 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
 
 
 def damage_all(run: Path, newest: int) -> dict[str, str]:
-    """Damage the newest checkpoint and each before it in a way of its own: what must be said of each, by its name."""
-    said = {}
+    """Damage each checkpoint in another way, from the newest on: what the message must name, by checkpoint."""
+    expected = {}
     for step, (damage, about) in zip(range(newest, 0, -1), DAMAGE, strict=False):
         path = run / "checkpoints" / f"step-{step:08d}"
         damage(path)
-        said[path.name] = about
-    return said
+        expected[path.name] = about
+    return expected
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_damaged_checkpoints_are_passed_over_aloud_for_the_newest_whole_one(
-    tmp_path: Path, processes: int, straight: Callable[[int], Path]
+def test_damaged_checkpoints_are_skipped_with_a_warning_for_the_newest_valid_one(
+    tmp_path: Path, processes: int, uninterrupted: Callable[[int], Path]
 ) -> None:
     run, newest = tmp_path / "run", 2 + len(DAMAGE)
-    trains(run, f"train.steps={newest}", *KEEP_ALL, processes=processes)
+    train_to_end(run, f"train.steps={newest}", *KEEP_ALL, processes=processes)
     expected = damage_all(run, newest)
-    said = trains(run, f"train.steps={newest + 1}", processes=processes)
-    assert f"resuming from {run}/checkpoints/step-00000002" in said
-    lines = [line for line in said.splitlines() if line.startswith("warning: ")]
+    stderr = train_to_end(run, f"train.steps={newest + 1}", processes=processes)
+    assert f"resuming from {run}/checkpoints/step-00000002" in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("warning: ")]
     assert len(lines) == len(expected)
     for name, about in expected.items():
         (line,) = [line for line in lines if name in line]
         assert about in line.partition(name)[2], line
-    unharmed(run, straight(processes), newest + 1)
-    assert steps(run) == [2, newest + 1]
-    assert debris(run) == sorted(f"damaged-{name}" for name in expected)
+    assert_equals_uninterrupted(run, uninterrupted(processes), newest + 1)
+    assert checkpoint_steps(run) == [2, newest + 1]
+    assert leftovers(run) == sorted(f"damaged-{name}" for name in expected)
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_all_damaged_is_an_error_that_names_each_and_never_a_fresh_start(tmp_path: Path, processes: int) -> None:
+def test_where_all_are_damaged_the_error_names_each_and_nothing_starts_from_scratch(
+    tmp_path: Path, processes: int
+) -> None:
     run, newest = tmp_path / "run", 2
-    trains(run, f"train.steps={newest}", *KEEP_ALL, processes=processes)
+    train_to_end(run, f"train.steps={newest}", *KEEP_ALL, processes=processes)
     damage_all(run, newest)
-    journal = (run / "metrics.jsonl").read_bytes()
-    for _ in range(2):  # the second start must not take the first one's tidying up for an empty directory
-        error = fails(run, "train.steps=4", *KEEP_ALL, processes=processes)
+    metrics_log = (run / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # the second start must not find an empty directory after the first one's clean-up
+        error = train_fails(run, "train.steps=4", *KEEP_ALL, processes=processes)
         assert "step-00000001" in error
         assert "step-00000002" in error
         assert "start from scratch" in error
-        assert (run / "metrics.jsonl").read_bytes() == journal
+        assert (run / "metrics.jsonl").read_bytes() == metrics_log
 
 
-def test_the_highest_step_counts_and_not_what_a_clock_says(tmp_path: Path, straight: Callable[[int], Path]) -> None:
+def test_the_newest_has_the_highest_step_whatever_its_times(
+    tmp_path: Path, uninterrupted: Callable[[int], Path]
+) -> None:
     run = tmp_path / "run"
-    trains(run, "train.steps=10", "checkpoint.every=9")
+    train_to_end(run, "train.steps=10", "checkpoint.every=9")
     folder = run / "checkpoints"
     for path in run.rglob("*"):  # the newest are the oldest by their times, and all are of the future
         step = 9 if "step-00000009" in path.parts else 10
@@ -111,12 +121,12 @@ def test_the_highest_step_counts_and_not_what_a_clock_says(tmp_path: Path, strai
     for name in foreign:
         (folder / name).mkdir()
     (folder / "step-00000098.tar").write_text("a copy of somebody")
-    (folder / "latest").write_text("step-00000009")  # a pointer is for people, and this one has fallen behind
-    said = trains(run, "train.steps=11")
-    assert f"resuming from {folder}/step-00000010" in said
-    assert "warning" not in said
-    unharmed_but_for = {*foreign, "step-00000098.tar"}
-    assert unharmed_but_for <= {path.name for path in folder.iterdir()}
-    for name in unharmed_but_for:
+    (folder / "latest").write_text("step-00000009")  # the pointer is for people; this one is out of date
+    stderr = train_to_end(run, "train.steps=11")
+    assert f"resuming from {folder}/step-00000010" in stderr
+    assert "warning" not in stderr
+    foreign_names = {*foreign, "step-00000098.tar"}
+    assert foreign_names <= {path.name for path in folder.iterdir()}
+    for name in foreign_names:
         shutil.rmtree(folder / name, ignore_errors=True)
-    unharmed(run, straight(0), 11)
+    assert_equals_uninterrupted(run, uninterrupted(0), 11)

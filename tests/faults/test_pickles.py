@@ -1,4 +1,4 @@
-"""A checkpoint that somebody else has made is data: nothing in it is ever run."""
+"""A checkpoint from a stranger is data: nothing in it is ever run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import HOME, diffpipe
-from tests.support.training_jobs import fails, trains, unharmed
+from tests.support.training_jobs import assert_equals_uninterrupted, train_fails, train_to_end
 
 # Unpickling any of them would be what torch.distributed.checkpoint and torch.load do with files of these names.
 NAMES = [".metadata", "__0_0.distcp", "model.pt", "optimizer.pth", "scheduler.bin", "state.pkl"]
@@ -21,7 +21,7 @@ PICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "jo
 
 
 class Trap:
-    """Pickled, it is an order to make a directory."""
+    """When unpickled, it makes a directory."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -30,8 +30,8 @@ class Trap:
         return os.mkdir, (str(self.marker),)
 
 
-def vouch(checkpoint: Path) -> None:
-    """Give it a manifest that is right about every file."""
+def rewrite_manifest(checkpoint: Path) -> None:
+    """Give it a manifest that lists every file correctly."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["files"] = {
         path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -44,7 +44,7 @@ def vouch(checkpoint: Path) -> None:
 @pytest.fixture
 def armed(tmp_path: Path) -> tuple[Path, Path, bytes]:
     """A run with two checkpoints, the marker that must not appear, and what would make it."""
-    trains(tmp_path / "run", "train.steps=2", "checkpoint.every=1")
+    train_to_end(tmp_path / "run", "train.steps=2", "checkpoint.every=1")
     marker = tmp_path / "marker"
     pickle.loads(pickle.dumps(Trap(marker)))
     marker.rmdir()  # the trap works
@@ -52,24 +52,24 @@ def armed(tmp_path: Path) -> tuple[Path, Path, bytes]:
 
 
 def test_pickles_beside_the_shards_are_never_loaded(
-    armed: tuple[Path, Path, bytes], straight: Callable[[int], Path], tmp_path: Path
+    armed: tuple[Path, Path, bytes], uninterrupted: Callable[[int], Path], tmp_path: Path
 ) -> None:
     run, marker, trap = armed
     newest = run / "checkpoints" / "step-00000002"
     for name in NAMES:
         (newest / name).write_bytes(trap)
-    vouch(newest)
+    rewrite_manifest(newest)
     exported = diffpipe("export", newest, tmp_path / "exported")
     assert exported.returncode == 0, exported.stderr
-    assert "resuming from" in trains(run, "train.steps=3")
-    unharmed(run, straight(0), 3)
+    assert "resuming from" in train_to_end(run, "train.steps=3")
+    assert_equals_uninterrupted(run, uninterrupted(0), 3)
 
-    stranger = run / "checkpoints" / "step-00000003"  # and where the manifest does not vouch for them
+    stranger = run / "checkpoints" / "step-00000003"  # and where the manifest does not list them
     for name in NAMES:
         (stranger / name).write_bytes(trap)
     assert diffpipe("export", stranger, tmp_path / "again").returncode == 2
-    assert "warning" in trains(run, "train.steps=4")
-    unharmed(run, straight(0), 4)
+    assert "warning" in train_to_end(run, "train.steps=4")
+    assert_equals_uninterrupted(run, uninterrupted(0), 4)
     assert not marker.exists()
 
 
@@ -82,8 +82,8 @@ def test_a_pickle_under_the_name_of_a_file_of_the_checkpoint_is_never_loaded(
         (path,) = checkpoint.glob(victim)
         path.write_bytes(trap)
         if victim != "manifest.json":
-            vouch(checkpoint)
-    fails(run, "train.steps=3")
+            rewrite_manifest(checkpoint)
+    train_fails(run, "train.steps=3")
     assert not marker.exists()
     assert diffpipe("export", run, run.parent / "exported").returncode == 2
     assert not marker.exists()
@@ -111,11 +111,11 @@ def offending(path: Path) -> Iterator[str]:
         if PICKLING & {part for name in names for part in name.split(".")}:
             yield f"{path}:{node.lineno} imports {names}"  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(node, ast.Call):
-            told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
             call = ast.unparse(node.func)
-            if call == "torch.load" and told.get("weights_only") != "True":
+            if call == "torch.load" and keywords.get("weights_only") != "True":
                 yield f"{path}:{node.lineno} calls torch.load without weights_only=True"
-            if told.get("weights_only") == "False" or told.get("allow_pickle") == "True":
+            if keywords.get("weights_only") == "False" or keywords.get("allow_pickle") == "True":
                 yield f"{path}:{node.lineno} {call} unpickles"
 
 

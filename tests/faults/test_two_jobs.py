@@ -1,4 +1,4 @@
-"""Two jobs in one run directory: the second is refused, and the first is none the worse for it."""
+"""Two jobs in one run directory: the second is refused, and the first is not harmed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_second_job_is_refused_and_touches_nothing(tmp_path: Path, processes: 
         words = [CONFIG, f"run.dir={run}", *SMALL, "train.steps=4"]
         assert "another job trains in" in refused("train", *words, processes=processes)
         assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
-    train(run, *SMALL, "train.steps=4", processes=processes)  # a lock that was left by the dead holds nobody up
+    train(run, *SMALL, "train.steps=4", processes=processes)  # the lock of a dead process blocks no job
     assert max(metrics(run)) == 4
 
 

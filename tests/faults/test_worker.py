@@ -1,4 +1,4 @@
-"""A loader process that is killed, as the kernel does when memory runs out."""
+"""A loader process is killed, as by the kernel when memory runs out."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.training_jobs import Job, trains, unharmed
+from tests.support.training_jobs import TrainingJob, assert_equals_uninterrupted, train_to_end
 
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_killed_loader_process_ends_the_job_promptly_and_clearly(
-    tmp_path: Path, processes: int, straight: Callable[[int], Path]
+    tmp_path: Path, processes: int, uninterrupted: Callable[[int], Path]
 ) -> None:
-    job = Job(tmp_path, "train.steps=5000", "checkpoint.every=2", "data.workers=1", processes=processes)
-    job.until_step(5)
+    job = TrainingJob(tmp_path, "train.steps=5000", "checkpoint.every=2", "data.workers=1", processes=processes)
+    job.wait_until_step(5)
     (worker,) = job.ranks[-1].children()
     worker.kill()
-    struck = time.monotonic()
-    status, said = job.wait()
-    assert time.monotonic() - struck < 20
+    killed = time.monotonic()
+    status, stderr = job.wait()
+    assert time.monotonic() - killed < 20
     assert status > 0
-    errors = [line for line in said.splitlines() if line.startswith("diffpipe train: error: ")]
-    assert len([line for line in errors if f"rank {len(job.ranks) - 1}: a loader process has died" in line]) == 1, said
+    errors = [line for line in stderr.splitlines() if line.startswith("diffpipe train: error: ")]
+    assert len([line for line in errors if f"rank {len(job.ranks) - 1}: a loader process has died" in line]) == 1, (
+        stderr
+    )
     assert len(errors) <= len(job.ranks)
-    assert "Traceback" not in said, said
+    assert "Traceback" not in stderr, stderr
     end = max(int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step-*")) + 2
-    trains(tmp_path, f"train.steps={end}", "checkpoint.every=2", processes=processes)
+    train_to_end(tmp_path, f"train.steps={end}", "checkpoint.every=2", processes=processes)
     if end <= 24:
-        unharmed(tmp_path, straight(processes), end)
+        assert_equals_uninterrupted(tmp_path, uninterrupted(processes), end)

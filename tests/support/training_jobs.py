@@ -1,6 +1,4 @@
-"""Training jobs that meet with an accident: started as a process group of their own, struck, and compared afterwards
-with a run that nothing happened to.
-"""
+"""Training jobs for fault injection, each a process group of its own, and the comparison with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,39 +17,39 @@ import psutil
 from tests.support.commands import CONFIG, HOME, TINY, metrics, seen, server, tensors
 
 SMALL = [*TINY, "data.resolution=8", "data.workers=0", "sample.every=0", "eval.every=0", "train.record_samples=true"]
-# A save beside training yields to all else that runs here, such as other tests: for those that are about it alone.
+# A save beside training has a low priority and waits for other tests: only tests of such saves have one.
 SMALL += ["checkpoint.async=false"]
 
 
-class Job:
-    """`diffpipe train` on tiny networks, running. `processes`: as in `commands.diffpipe`, 0 for one by itself."""
+class TrainingJob:
+    """`diffpipe train` on tiny networks, running. `processes`: as in `commands.diffpipe`, 0 for a single process."""
 
     def __init__(self, run: Path, *words: str, processes: int = 0, module: str = "diffpipe", **env: object):
         self.run = run
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `wait`)
-        told = {key.upper(): str(value) for key, value in env.items()}
-        started = ["train", str(CONFIG), f"run.dir={run}", *SMALL, *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **told}
-        with Path(os.devnull).open("w") as nowhere:
-            self._command = server().start(started, HOME, environment, nowhere, self._said, processes, module)
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `wait`)
+        overrides = {key.upper(): str(value) for key, value in env.items()}
+        arguments = ["train", str(CONFIG), f"run.dir={run}", *SMALL, *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **overrides}
+        with Path(os.devnull).open("w") as devnull:
+            self._command = server().start(arguments, HOME, environment, devnull, self._stderr, processes, module)
         # Forked one after the other, in the order of their ranks.
         self.ranks = sorted(psutil.Process(self._command.pid).children(), key=lambda process: process.pid)
 
     def wait(self, timeout: float = 60) -> tuple[int, str]:
-        """Exit status and stderr. Nothing of the job may be left."""
+        """Exit status and stderr. No process of the job may be left."""
         try:
             status = self._command.wait(timeout)
         finally:
-            with self._said as said:
-                said.seek(0)
-                text = said.read()
+            with self._stderr as file:
+                file.seek(0)
+                stderr = file.read()
         deadline = time.monotonic() + 5  # orphans of a kill may take a moment to die
         while left := _group(self._command.pid):
-            assert time.monotonic() < deadline, f"left of the job: {left}\n{text}"
+            assert time.monotonic() < deadline, f"left of the job: {left}\n{stderr}"
             time.sleep(0.01)
-        return status, text
+        return status, stderr
 
-    def until(self, happened: Callable[[], object], timeout: float = 60) -> None:
+    def wait_until(self, happened: Callable[[], object], timeout: float = 60) -> None:
         """Wait for it. The job must not end before."""
         deadline = time.monotonic() + timeout
         while not happened():
@@ -60,8 +58,8 @@ class Job:
                 raise AssertionError(f"it has not happened: {self.wait()}")
             time.sleep(0.002)
 
-    def until_step(self, step: int) -> None:
-        self.until(lambda: logged(self.run) >= step)
+    def wait_until_step(self, step: int) -> None:
+        self.wait_until(lambda: last_logged_step(self.run) >= step)
 
     def kill_all(self) -> None:
         """SIGKILL to every process of the job at once, the parent that stands for the launcher among them."""
@@ -69,72 +67,72 @@ class Job:
             os.killpg(self._command.pid, signal.SIGKILL)
 
 
-def trains(run: Path, *words: str, processes: int = 0, module: str = "diffpipe", **env: object) -> str:
-    """Train to the end, which must be a good one; stderr."""
-    status, said = Job(run, *words, processes=processes, module=module, **env).wait()
-    assert status == 0, said
-    return said
+def train_to_end(run: Path, *words: str, processes: int = 0, module: str = "diffpipe", **env: object) -> str:
+    """Train to the last step, without an error: stderr."""
+    status, stderr = TrainingJob(run, *words, processes=processes, module=module, **env).wait()
+    assert status == 0, stderr
+    return stderr
 
 
-def fails(run: Path, *words: str, processes: int = 0, module: str = "diffpipe", **env: object) -> str:
-    """Train, which must end with exit status 2 (1 of a launcher) and one line that says why: the line."""
-    status, said = Job(run, *words, processes=processes, module=module, **env).wait()
-    lines = [line for line in said.splitlines() if line.startswith("diffpipe train: error: ")]
-    assert len(lines) == 1, said
-    assert "Traceback" not in said, said
-    assert status == (1 if processes else 2), said
+def train_fails(run: Path, *words: str, processes: int = 0, module: str = "diffpipe", **env: object) -> str:
+    """Train, which must end with exit status 2 (1 of a launcher) and one line of error: the line."""
+    status, stderr = TrainingJob(run, *words, processes=processes, module=module, **env).wait()
+    lines = [line for line in stderr.splitlines() if line.startswith("diffpipe train: error: ")]
+    assert len(lines) == 1, stderr
+    assert "Traceback" not in stderr, stderr
+    assert status == (1 if processes else 2), stderr
     return lines[0]
 
 
-def unharmed(run: Path, straight: Path, step: int) -> None:
-    """The run has come to `step` with the bits of the straight one, and saw the same samples on the way."""
-    expected = tensors(straight / "checkpoints" / f"step-{step:08d}")
-    ours = tensors(run / "checkpoints" / f"step-{step:08d}")
+def assert_equals_uninterrupted(run: Path, uninterrupted: Path, step: int) -> None:
+    """The run has come to `step` with the bits of the uninterrupted one, and saw the same samples on the way."""
+    expected = tensors(uninterrupted / "checkpoints" / f"step-{step:08d}")
+    actual = tensors(run / "checkpoints" / f"step-{step:08d}")
     assert {name.partition(".")[0] for name in expected} == {"net", "ema", "optimizer"}
-    assert ours.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert ours[name].tobytes() == tensor.tobytes(), name
-    assert whole(run / "checkpoints" / f"step-{step:08d}")
-    samples = seen(straight)
+        assert actual[name].tobytes() == tensor.tobytes(), name
+    assert is_intact(run / "checkpoints" / f"step-{step:08d}")
+    samples = seen(uninterrupted)
     assert seen(run) == {k: samples[k] for k in range(step)}
     assert sorted(metrics(run)) == list(range(1, step + 1))
 
 
-def steps(run: Path) -> list[int]:
-    """Those of the checkpoints that stand, in order. Each must be whole: committed is for good."""
-    standing = sorted(run.glob("checkpoints/step-*"))
-    assert all(map(whole, standing)), standing
-    return [int(path.name.removeprefix("step-")) for path in standing]
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps of the checkpoints, in order. Each must be intact: a committed checkpoint stays so."""
+    checkpoints = sorted(run.glob("checkpoints/step-*"))
+    assert all(map(is_intact, checkpoints)), checkpoints
+    return [int(path.name.removeprefix("step-")) for path in checkpoints]
 
 
-def debris(run: Path) -> list[str]:
-    """What lies among the checkpoints and is none."""
+def leftovers(run: Path) -> list[str]:
+    """The entries of the checkpoint directory that are not checkpoints."""
     return sorted(p.name for p in run.glob("checkpoints/*") if not p.name.startswith("step-") and p.name != "latest")
 
 
-def whole(checkpoint: Path) -> bool:
-    """Whether its manifest vouches for every byte of it: the format as the design states it, read with hashlib."""
+def is_intact(checkpoint: Path) -> bool:
+    """Whether the manifest lists every file with its size and hash: the format of the design, read with hashlib."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    there = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "manifest.json"}
-    actual = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in there.items()}
+    contents = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "manifest.json"}
+    actual = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     return actual == manifest
 
 
-def logged(run: Path) -> int:
-    """The last step in metrics.jsonl, which may be half a line just now."""
-    journal = run / "metrics.jsonl"
-    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+def last_logged_step(run: Path) -> int:
+    """The last step in metrics.jsonl, whose last line may be incomplete."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
 def _group(leader: int) -> list[int]:
-    """The processes of a group that still hold anything: of a dead one, until the last of its threads is gone."""
-    found = []
+    """The processes of a group. A dead one counts until the last of its threads is gone: it still holds resources."""
+    pids = []
     for process in psutil.process_iter():
         try:
             dead = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() == 1
             if os.getpgid(process.pid) == leader and not dead:
-                found.append(process.pid)
+                pids.append(process.pid)
         except (OSError, psutil.NoSuchProcess):
             continue
-    return found
+    return pids

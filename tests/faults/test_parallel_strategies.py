@@ -1,4 +1,4 @@
-"""Whole on each process or sharded over them, by FSDP2 or HSDP: one run that goes on from one to the other."""
+"""A run that switches between DDP, FSDP2 and HSDP when it resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from tests.support.checkpoint_tensors import consolidated, parts
 from tests.support.commands import CONFIG, SHARDS, diffpipe, metrics, seen, succeeds
-from tests.support.training_jobs import SMALL, fails, steps, trains
+from tests.support.training_jobs import SMALL, checkpoint_steps, train_fails, train_to_end
 
 # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
 CALM = ("train.precision=fp32", "optimizer.eps=1e-3", "optimizer.warmup=0", "train.accumulate=2")
@@ -22,45 +22,45 @@ FROZEN = ("optimizer.lr=1e-30", "ema.decay=0.9999999999999999", "ema.power=30", 
 
 
 def last(run: Path) -> Path:
-    return run / "checkpoints" / f"step-{steps(run)[-1]:08d}"
+    return run / "checkpoints" / f"step-{checkpoint_steps(run)[-1]:08d}"
 
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight steps, two in each layout; all its checkpoints are kept."""
+    """A run of eight steps, two with each strategy; all its checkpoints are kept."""
     run = tmp_path_factory.mktemp("moved")
-    layouts = [(2, ["train.parallel=ddp"]), (2, ["train.parallel=fsdp"]), (4, [*HSDP]), (2, ["train.parallel=ddp"])]
-    for i, (processes, strategy) in enumerate(layouts):
-        said = trains(run, *CALM, *strategy, f"train.steps={2 * i + 2}", "checkpoint.keep_last=9", processes=processes)
-        assert (f"resuming from {run}/checkpoints/step-{2 * i:08d}" in said) == (i > 0)
+    strategies = [(2, ["train.parallel=ddp"]), (2, ["train.parallel=fsdp"]), (4, [*HSDP]), (2, ["train.parallel=ddp"])]
+    for i, (processes, strategy) in enumerate(strategies):
+        stderr = train_to_end(
+            run, *CALM, *strategy, f"train.steps={2 * i + 2}", "checkpoint.keep_last=9", processes=processes
+        )
+        assert (f"resuming from {run}/checkpoints/step-{2 * i:08d}" in stderr) == (i > 0)
     return run
 
 
-def test_a_run_goes_on_from_ddp_to_fsdp_to_hsdp_and_back_as_if_it_had_been_ddp_throughout(
-    moved: Path, tmp_path: Path
-) -> None:
-    trains(tmp_path, *CALM, "train.steps=8", "checkpoint.every=2", "checkpoint.keep_last=9", processes=2)
+def test_a_run_that_switches_from_ddp_to_fsdp_to_hsdp_and_back_equals_one_with_ddp(moved: Path, tmp_path: Path) -> None:
+    train_to_end(tmp_path, *CALM, "train.steps=8", "checkpoint.every=2", "checkpoint.keep_last=9", processes=2)
     assert seen(moved) == seen(tmp_path)
     losses = {step: line["loss"] for step, line in metrics(tmp_path).items()}
     assert {step: line["loss"] for step, line in metrics(moved).items()} == pytest.approx(losses, rel=1e-4)
-    assert steps(moved) == [2, 4, 6, 8]
-    for step in steps(moved):
-        ours, straight = (consolidated(run / "checkpoints" / f"step-{step:08d}") for run in (moved, tmp_path))
-        assert ours.keys() == straight.keys()
-        assert {name.partition(".")[0] for name in ours} == {"net", "ema", "optimizer"}
-        for name, tensor in straight.items():
-            assert ours[name] == pytest.approx(tensor, abs=2e-4), (step, name)
+    assert checkpoint_steps(moved) == [2, 4, 6, 8]
+    for step in checkpoint_steps(moved):
+        actual, uninterrupted = (consolidated(run / "checkpoints" / f"step-{step:08d}") for run in (moved, tmp_path))
+        assert actual.keys() == uninterrupted.keys()
+        assert {name.partition(".")[0] for name in actual} == {"net", "ema", "optimizer"}
+        for name, tensor in uninterrupted.items():
+            assert actual[name] == pytest.approx(tensor, abs=2e-4), (step, name)
 
 
 def sharded(checkpoint: Path) -> dict[str, list[str]]:
-    """Of the tensors that are in more than one file, which."""
+    """The files of each tensor that is in more than one."""
     files: dict[str, list[str]] = {}
     for part in parts(checkpoint):
         files.setdefault(part.name, []).append(part.file)
     return {name: where for name, where in files.items() if len(where) > 1}
 
 
-def test_checkpoints_hold_each_process_its_part(moved: Path) -> None:
+def test_each_process_writes_its_share_of_a_checkpoint(moved: Path) -> None:
     names = [f"rank-{rank:05d}.safetensors" for rank in range(4)]
     for step, divided, ranks in [(2, False, 2), (4, True, 2), (6, True, 4), (8, False, 2)]:
         checkpoint = moved / "checkpoints" / f"step-{step:08d}"
@@ -89,17 +89,15 @@ def test_one_process_exports_the_whole_of_a_sharded_checkpoint(moved: Path, step
             assert np.array_equal(tensor, expected[prefix + name]), name
 
 
-def test_what_a_sharded_run_draws_scores_and_saves_is_what_a_whole_one_does(
-    moved: Path, tmp_path: Path, few: Path
-) -> None:
-    """From one checkpoint both take a step that moves nothing, and show what they have."""
+def test_a_sharded_run_samples_scores_and_saves_as_an_unsharded_one(moved: Path, tmp_path: Path, few: Path) -> None:
+    """Both take a step that changes nothing, from one checkpoint."""
     shown = ["sample.every=1", "sample.n=20", "eval.every=1", "eval.n=12", "eval.metrics=[fd_efficientnet_lite0]"]
     for strategy in ("ddp", "fsdp"):
         (tmp_path / strategy / "checkpoints").mkdir(parents=True)
         start = tmp_path / strategy / "checkpoints" / "step-00000006"
         start.symlink_to(moved / "checkpoints" / start.name)
         words = [*CALM, *FROZEN, *shown, f"data.test={few}", f"train.parallel={strategy}", "train.steps=7"]
-        trains(tmp_path / strategy, *words, processes=2)
+        train_to_end(tmp_path / strategy, *words, processes=2)
     ddp, fsdp = tmp_path / "ddp", tmp_path / "fsdp"
     assert sharded(last(fsdp))
     assert not sharded(last(ddp))
@@ -124,30 +122,28 @@ def test_what_a_sharded_run_draws_scores_and_saves_is_what_a_whole_one_does(
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty images to be scored against."""
+    """Forty reference images."""
     out = tmp_path_factory.mktemp("few") / "shards"
     succeeds("pack", SHARDS / "test", out, "--resolution", 8, "--per-class", 4)
     return out
 
 
-def test_a_job_that_accelerate_was_told_to_shard_is_sharded_or_refused(
-    tmp_path: Path, straight: Callable[[int], Path]
-) -> None:
-    told = {"accelerate_use_fsdp": "true", "fsdp_version": "2"}
-    trains(tmp_path / "auto", "train.steps=2", processes=2, **told)
+def test_a_job_launched_with_fsdp_is_sharded_or_refused(tmp_path: Path, uninterrupted: Callable[[int], Path]) -> None:
+    launched = {"accelerate_use_fsdp": "true", "fsdp_version": "2"}
+    train_to_end(tmp_path / "auto", "train.steps=2", processes=2, **launched)
     assert sharded(last(tmp_path / "auto"))
-    assert seen(tmp_path / "auto") == {step: seen(straight(2))[step] for step in (0, 1)}
-    error = fails(tmp_path / "ddp", "train.steps=2", "train.parallel=ddp", processes=2, **told)
+    assert seen(tmp_path / "auto") == {step: seen(uninterrupted(2))[step] for step in (0, 1)}
+    error = train_fails(tmp_path / "ddp", "train.steps=2", "train.parallel=ddp", processes=2, **launched)
     assert "accelerate launch was started with FSDP, and train.parallel is ddp" in error
     assert not list((tmp_path / "ddp").rglob("step-*"))
-    trains(tmp_path / "hsdp", "train.steps=1", *HSDP, processes=2, **told)
+    train_to_end(tmp_path / "hsdp", "train.steps=1", *HSDP, processes=2, **launched)
     assert sharded(last(tmp_path / "hsdp"))
 
 
-def test_a_division_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_a_shard_size_that_does_not_divide_the_processes_is_refused(tmp_path: Path) -> None:
     words = ["train", CONFIG, f"run.dir={tmp_path}", *SMALL, "train.parallel=hsdp", "train.shard_size=2"]
     ended = diffpipe(*words, "train.steps=1", processes=3)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert "3 processes cannot be divided into copies of 2 each" in ended.stderr
-    assert steps(tmp_path) == []
+    assert checkpoint_steps(tmp_path) == []
