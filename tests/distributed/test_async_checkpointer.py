@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: whoever saved them and however sharded, anyone can go on from them, bit for bit."""
+"""Checkpoints of several ranks: each loads with any number of ranks and any sharding, bit for bit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 
 def state(strategy: str, world: int, seed: int) -> dict[str, Tensor]:
-    """What is saved under a layout: drawn from the seed, the same numbers at any."""
+    """A state to save, drawn from the seed: the same numbers with every strategy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Net()
@@ -59,12 +59,12 @@ def state(strategy: str, world: int, seed: int) -> dict[str, Tensor]:
     return weights | moments | {"adam.step": torch.tensor(float(seed))}
 
 
-def layouts(world: int) -> list[str]:
+def strategies(world: int) -> list[str]:
     return {1: ["plain"], 2: ["plain", "fsdp", "hsdp"], 3: ["plain", "fsdp"]}[world]
 
 
-def save_all(folder: str, alone: bool = False) -> None:
-    if alone:
+def save_all(folder: str, single: bool = False) -> None:
+    if single:
         save_each(Path(folder), Communicator(), Communicator())
         return
     with Runtime.start("fp32", "cpu") as runtime:
@@ -72,51 +72,51 @@ def save_all(folder: str, alone: bool = False) -> None:
 
 
 def save_each(folder: Path, comm: Communicator, side: Communicator) -> None:
-    for strategy in layouts(comm.world):
+    for strategy in strategies(comm.world):
         with AsyncCheckpointer(folder / f"{strategy}-{comm.world}", CheckpointConfig(), side) as checkpointer:
             checkpointer.save(state(strategy, comm.world, 5), run_state(1))
 
 
-def load_all(folder: str, alone: bool = False) -> list[str]:
-    """Load each checkpoint into each layout that this world has: what differs."""
-    if alone:
+def load_all(folder: str, single: bool = False) -> list[str]:
+    """Load each checkpoint with each strategy of this world size: the tensors that differ."""
+    if single:
         return load_each(Path(folder), Communicator())
     with Runtime.start("fp32", "cpu") as runtime:
         return load_each(Path(folder), runtime.comm)
 
 
 def load_each(folder: Path, comm: Communicator) -> list[str]:
-    wrong, expected = [], state("plain", 1, 5)
+    differences, expected = [], state("plain", 1, 5)
     for saved in sorted(folder.iterdir()):
-        found = open_checkpoint(saved / "step-00000001", comm)
-        for strategy in layouts(comm.world):
+        checkpoint = open_checkpoint(saved / "step-00000001", comm)
+        for strategy in strategies(comm.world):
             target = state(strategy, comm.world, 6)
-            load(found, target, comm)
+            load(checkpoint, target, comm)
             for name, tensor in target.items():
-                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-                if not torch.equal(whole, expected[name]):
-                    wrong.append(f"{saved.name} into {strategy}-{comm.world}: {name}")
-    return wrong
+                full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                if not torch.equal(full, expected[name]):
+                    differences.append(f"{saved.name} into {strategy}-{comm.world}: {name}")
+    return differences
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    save_all(str(folder), alone=True)
+    save_all(str(folder), single=True)
     for world in (2, 3):
         run(world, save_all, str(folder))
     return folder
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_any_world_and_sharding_goes_on_from_any_other(saved: Path, world: int) -> None:
+def test_a_checkpoint_loads_at_any_world_size_and_sharding(saved: Path, world: int) -> None:
     assert len(list(saved.iterdir())) == 6
-    differences = run(world, load_all, str(saved)) if world > 1 else [load_all(str(saved), alone=True)]
+    differences = run(world, load_all, str(saved)) if world > 1 else [load_all(str(saved), single=True)]
     assert differences == [[]] * world
 
 
 def shards(saved: Path) -> Iterator[tuple[str, int, dict[str, tuple[int, ...]]]]:
-    """Each shard: who saved it, its bytes, and its tensors' shapes."""
+    """Each shard: the strategy and world size that saved it, its bytes, and its tensors' shapes."""
     for shard in sorted(saved.glob("*/step-*/*.safetensors")):
         with safe_open(shard, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -124,7 +124,7 @@ def shards(saved: Path) -> Iterator[tuple[str, int, dict[str, tuple[int, ...]]]]
 
 
 def test_each_rank_writes_its_share_and_no_element_is_written_twice(saved: Path) -> None:
-    whole = {name: tensor.numel() for name, tensor in state("plain", 1, 5).items()}
+    elements = {name: tensor.numel() for name, tensor in state("plain", 1, 5).items()}
     written: dict[str, Counter[str]] = {}
     loads: dict[str, list[int]] = {}
     for by, size, shapes in shards(saved):
@@ -132,15 +132,15 @@ def test_each_rank_writes_its_share_and_no_element_is_written_twice(saved: Path)
             {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
         )
         loads.setdefault(by, []).append(size)
-    assert all(count == whole for count in written.values())
+    assert all(count == elements for count in written.values())
     largest = max(tensor.nbytes for tensor in state("plain", 1, 5).values())
     assert {by: len(load) for by, load in loads.items()} == {by: int(by[-1]) for by in loads}
     assert all(max(load) - min(load) <= largest for by, load in loads.items() if "fsdp" not in by), loads
 
 
-def trouble(folder: str) -> dict[str, Any]:
-    """Two ranks, and what goes wrong on one of them."""
-    seen: dict[str, Any] = {}
+def fault_on_rank_one(folder: str) -> dict[str, Any]:
+    """Two ranks save; the disk of rank 1 is full, and later a shard of rank 0 is emptied."""
+    results: dict[str, Any] = {}
     with Runtime.start("fp32", "cpu") as runtime:
         directory, rank = Path(folder), runtime.rank
         checkpointer = AsyncCheckpointer(directory, CheckpointConfig(), runtime.comm.new_group())
@@ -150,49 +150,49 @@ def trouble(folder: str) -> dict[str, Any]:
         before = group._get_sequence_number_for_group()
         checkpointer.save(tensors, run_state(1))
         checkpointer.wait()
-        seen["collectives of the default group"] = group._get_sequence_number_for_group() - before
+        results["collectives of the default group"] = group._get_sequence_number_for_group() - before
 
         checkpointer.save(tensors, run_state(2))
-        sums = [runtime.comm.sum(torch.tensor(float(i))).item() for i in range(50)]  # training talks meanwhile
+        sums = [runtime.comm.sum(torch.tensor(float(i))).item() for i in range(50)]  # training communicates meanwhile
         checkpointer.wait()
-        seen["sums"] = sums == [2.0 * i for i in range(50)]
+        results["sums"] = sums == [2.0 * i for i in range(50)]
 
         def full(*_: object) -> None:
             raise module.SafetensorError("No space left on device")
 
-        kept = module.save_file
-        module.save_file = full if rank == 1 else kept
+        save_file = module.save_file
+        module.save_file = full if rank == 1 else save_file
         checkpointer.save(tensors, run_state(3))
         try:
             checkpointer.wait()
         except UserError as error:
-            seen["error"] = str(error)
-        module.save_file = kept
+            results["error"] = str(error)
+        module.save_file = save_file
         runtime.comm.barrier()
-        seen["then"] = sorted(p.name for p in directory.iterdir())
+        results["after the fault"] = sorted(p.name for p in directory.iterdir())
         runtime.comm.barrier()
 
         checkpointer.save(tensors, run_state(4))
         checkpointer.wait()
-        seen["at last"] = [p.name for p in committed(directory)]
+        results["at the end"] = [p.name for p in committed(directory)]
         if rank == 1:
             next((directory / "step-00000004").glob("rank-00000*")).write_bytes(b"")
         runtime.comm.barrier()
-        found, warnings = recover(directory, runtime.comm)
-        assert found is not None
-        seen["recovered"] = (found.step, warnings)
-        seen["threads"] = [thread.name for thread in threading.enumerate()]
-    return seen
+        newest, warnings = recover(directory, runtime.comm)
+        assert newest is not None
+        results["recovered"] = (newest.step, warnings)
+        results["threads"] = [thread.name for thread in threading.enumerate()]
+    return results
 
 
-def test_trouble_on_one_rank_is_trouble_on_all_and_harms_nothing(tmp_path: Path) -> None:
-    first, second = run(2, trouble, str(tmp_path))
+def test_a_failed_save_on_one_rank_is_an_error_on_all_and_harms_nothing(tmp_path: Path) -> None:
+    first, second = run(2, fault_on_rank_one, str(tmp_path))
     assert first == second
     assert first["collectives of the default group"] == 0
     assert first["sums"]
     assert "rank 1: No space left on device" in first["error"]
-    assert first["then"] == ["latest", "step-00000001", "step-00000002"]
-    assert first["at last"] == ["step-00000004", "step-00000002"]
+    assert first["after the fault"] == ["latest", "step-00000001", "step-00000002"]
+    assert first["at the end"] == ["step-00000004", "step-00000002"]
     step, [warning] = first["recovered"]
     assert step == 2
     assert "rank-00000.safetensors has 0 bytes instead of" in warning

@@ -1,4 +1,4 @@
-"""Compiled blocks: what they compute, when they are compiled anew, and that a compiled model's average moves.
+"""Compiled blocks: what they compute, when they are recompiled, and that a compiled model's average moves.
 
 In processes of their own, where signatures are not checked at run time: the compiler sees the code that users run.
 """
@@ -63,7 +63,7 @@ class Widths(nn.Module):
 
 
 def graphs() -> int:
-    """How many were compiled since the last time."""
+    """The number of graphs compiled since the last call."""
     from torch._dynamo.utils import counters
 
     return counters.pop("stats", {}).get("unique_graphs", 0)
@@ -79,57 +79,57 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def count() -> dict[str, Any]:
-    """What is compiled of a dozen shapes, twice each, in one network and another; and what is computed."""
+    """Compile a dozen shapes, twice each, in two networks: the number of graphs, and whether the results are right."""
     import torch._dynamo
 
-    widths, x, found = [*range(1, 13)] * 2, torch.randn(3, 12), {}
-    found["limit"] = torch._dynamo.config.recompile_limit
+    widths, x, results = [*range(1, 13)] * 2, torch.randn(3, 12), {}
+    results["limit"] = torch._dynamo.config.recompile_limit
     nets, plain = [Widths(widths), Widths(widths)], Widths(widths)
     for net in nets:
         compile_blocks(net, backend="eager")
-    found["same"] = [same(grads(net, x), grads(plain, x)) for net in (*nets, nets[0])]
-    found["graphs"] = graphs()
+    results["same"] = [same(grads(net, x), grads(plain, x)) for net in (*nets, nets[0])]
+    results["graphs"] = graphs()
     with torch.no_grad():
-        found["no_grad"] = torch.equal(nets[0].eval()(x), plain.eval()(x))
-    found["eval graphs"] = graphs()
-    alone = Widths([2])
-    compile_blocks(alone, backend="eager")
+        results["no_grad"] = torch.equal(nets[0].eval()(x), plain.eval()(x))
+    results["eval graphs"] = graphs()
+    single = Widths([2])
+    compile_blocks(single, backend="eager")
     try:
         for n in range(1, 10):
-            alone(torch.randn(n, 2))
+            single(torch.randn(n, 2))
     except Exception as error:  # noqa: BLE001 (a private class of torch's)
-        found["too many"] = type(error).__name__, n
-    found["names"] = [*nets[0].state_dict()] == [*plain.state_dict()]
-    return found
+        results["too many"] = type(error).__name__, n
+    results["names"] = [*nets[0].state_dict()] == [*plain.state_dict()]
+    return results
 
 
 def test_equal_blocks_share_a_graph_and_a_dozen_shapes_do_not_fall_back() -> None:
-    (found,) = run(1, count)
-    assert found["limit"] < 12
-    assert found["same"] == [True, True, True]
-    assert found["graphs"] == 2 * 12
-    assert found["no_grad"]
-    assert found["eval graphs"] == 12
-    assert found["too many"] == ("FailOnRecompileLimitHit", 9)
-    assert found["names"]
+    (results,) = run(1, count)
+    assert results["limit"] < 12
+    assert results["same"] == [True, True, True]
+    assert results["graphs"] == 2 * 12
+    assert results["no_grad"]
+    assert results["eval graphs"] == 12
+    assert results["too many"] == ("FailOnRecompileLimitHit", 9)
+    assert results["names"]
 
 
 def differentiate_twice() -> list[bool]:
-    x, plain, found = torch.randn(3, 2), Widths([2]).eval(), []
+    x, plain, equal = torch.randn(3, 2), Widths([2]).eval(), []
     for recomputed in (False, True):
         net = Widths([2]).eval()
         if recomputed:
             checkpoint_activations(net)
         compile_blocks(net, backend="aot_eager")
-        found.append(same(grads(net, x), grads(plain, x)))
+        equal.append(same(grads(net, x), grads(plain, x)))
         second = []
-        for each in (net, plain):
+        for network in (net, plain):
             at = x.clone().requires_grad_()
             with uncompiled(apply=True):
-                (gradient,) = torch.autograd.grad(each(at).sum(), at, create_graph=True)
-            second.append([*torch.autograd.grad(gradient.square().sum(), [*each.parameters()])])
-        found.append(same(*second))
-    return found
+                (gradient,) = torch.autograd.grad(network(at).sum(), at, create_graph=True)
+            second.append([*torch.autograd.grad(gradient.square().sum(), [*network.parameters()])])
+        equal.append(same(*second))
+    return equal
 
 
 def test_a_second_derivative_is_taken_of_the_uncompiled_block() -> None:
@@ -143,7 +143,7 @@ def build(runtime: Runtime, compiled: bool) -> Trainer:
 
 
 def train(directory: str) -> dict[str, Any]:
-    """The state at the start, after two steps compiled and not, after a third, and after that from a checkpoint."""
+    """The state at the start; after two steps, compiled and not; after a third step, uninterrupted and resumed."""
 
     def step(trainer: Trainer) -> None:
         first = 4 * trainer.step + runtime.rank
@@ -155,25 +155,25 @@ def train(directory: str) -> dict[str, Any]:
     quick = mock.patch.object(loop, "compile_blocks", functools.partial(compile_blocks, backend="aot_eager"))
     with Runtime.start("fp32", "cpu") as runtime, quick:
         trainer, plain = build(runtime, True), build(runtime, False)
-        found = {"start": state()}
+        results = {"start": state()}
         for _ in range(2):
             step(trainer)
             step(plain)
-        found |= {"later": state(), "plain": {name: tensor.numpy() for name, tensor in plain.state().items()}}
+        results |= {"later": state(), "plain": {name: tensor.numpy() for name, tensor in plain.state().items()}}
         with AsyncCheckpointer(Path(directory), CheckpointConfig(), runtime.comm.new_group()) as checkpointer:
             checkpointer.save(trainer.state(), run_state(2))
         step(trainer)
-        found["straight"] = state()
+        results["uninterrupted"] = state()
         newest, _ = checkpoints.newest_valid(Path(directory), runtime.comm)
         assert newest is not None
         checkpoints.load(newest, trainer.state(), runtime.comm)
         trainer.step = 2
         step(trainer)
-        return found | {"resumed": state(), "graphs": graphs()}
+        return results | {"resumed": state(), "graphs": graphs()}
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_compiled_models_average_moves_and_goes_on_from_a_checkpoint(world: int, tmp_path: Path) -> None:
+def test_a_compiled_models_average_moves_and_resumes_exactly(world: int, tmp_path: Path) -> None:
     for part in run(world, train, str(tmp_path)):
         start, later, plain = part["start"], part["later"], part["plain"]
         assert part["graphs"] == 1
@@ -184,14 +184,14 @@ def test_a_compiled_models_average_moves_and_goes_on_from_a_checkpoint(world: in
         assert later.keys() == plain.keys()
         for name, array in plain.items():
             assert later[name] == pytest.approx(array, abs=1e-5), name
-        for name, array in part["straight"].items():
+        for name, array in part["uninterrupted"].items():
             assert part["resumed"][name].tobytes() == array.tobytes(), name
 
 
 def shard() -> list[float]:
-    """How far the gradients of a recomputed, compiled and then sharded network are from the plain one's, at most."""
+    """The largest deviation of each gradient of a recomputed, compiled and sharded network from the plain one's."""
     with Runtime.start("fp32", "cpu"):
-        mesh, x, found = init_device_mesh("cpu", (2,)), torch.randn(2, 1, 4, 4), []
+        mesh, x, gradients = init_device_mesh("cpu", (2,)), torch.randn(2, 1, 4, 4), []
         for compiled in (False, True):
             torch.manual_seed(0)
             net = TarFlow(TarFlowConfig.model_validate(TARFLOW), 1, 4)
@@ -205,10 +205,10 @@ def shard() -> list[float]:
             for _ in range(2):  # gradients add up: the second pass goes through what the first has gathered
                 z, log_det = net(x)
                 (z.square().sum() - log_det.sum()).backward()
-            found.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in net.parameters()])
-        return [float((a - b).abs().max()) for a, b in zip(*found, strict=True)]
+            gradients.append([getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in net.parameters()])
+        return [float((a - b).abs().max()) for a, b in zip(*gradients, strict=True)]
 
 
-def test_blocks_are_sharded_after_they_were_compiled() -> None:
+def test_compiled_blocks_can_be_sharded() -> None:
     for part in run(2, shard):
         assert max(part) < 1e-5

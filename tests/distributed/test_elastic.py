@@ -1,4 +1,4 @@
-"""The same steps at any world size: samples, timesteps, noise and label drops bit for bit, weights up to rounding."""
+"""The same steps at any world size: equal samples, timesteps, noise and label drops; weights up to rounding."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ STAGE = {
 
 def share(step: int, runtime: Runtime) -> Batch:
     positions = range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)
-    mine = batch(positions)
-    return mine._replace(labels=mine.positions % 3)
+    local = batch(positions)
+    return local._replace(labels=local.positions % 3)
 
 
 def build(runtime: Runtime) -> Trainer:
@@ -44,16 +44,16 @@ def build(runtime: Runtime) -> Trainer:
 
 
 def train(directory: str, start: int, stop: int) -> dict[str, Any]:
-    """Train steps start … stop − 1 from the checkpoint at `start`, save, and say what the network was shown."""
+    """Train steps start … stop − 1 from the checkpoint at `start`, and save. Returns what the network was shown."""
     from pathlib import Path
 
     with Runtime.start("fp32", "cpu") as runtime:
         trainer = build(runtime)
         if start:
-            found, _ = checkpoints.newest_valid(Path(directory), runtime.comm)
-            assert found is not None
-            assert found.step == start
-            checkpoints.load(found, trainer.state(), runtime.comm)
+            newest, _ = checkpoints.newest_valid(Path(directory), runtime.comm)
+            assert newest is not None
+            assert newest.step == start
+            checkpoints.load(newest, trainer.state(), runtime.comm)
             trainer.step = start
         shown: dict[tuple[int, int], list[bytes]] = {}
         positions: list[int] = []
@@ -77,35 +77,35 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[tuple[int, int], list[bytes]]:
-    """What all ranks together showed their networks; no position twice in a step."""
+    """What the networks of all ranks were shown. No position may come twice in a step."""
     assert sum(len(part["shown"]) for part in parts) == len({key for part in parts for key in part["shown"]})
     return {key: value for part in parts for key, value in part["shown"].items()}
 
 
-def test_two_one_three_processes_are_shown_what_one_uninterrupted_run_is(tmp_path: Any) -> None:
-    straight = run(2, train, str(tmp_path / "straight"), 0, 6)
+def test_two_one_and_three_processes_see_the_samples_of_an_uninterrupted_run(tmp_path: Any) -> None:
+    uninterrupted = run(2, train, str(tmp_path / "uninterrupted"), 0, 6)
     pieces = [run(world, train, str(tmp_path / "pieces"), at, at + 2) for world, at in ((2, 0), (1, 2), (3, 4))]
     # Each entry holds x_t (so the pixels and the noise), t and the label that the network saw.
     shown: dict[tuple[int, int], list[bytes]] = {}
     for piece in pieces:
         shown |= merged(piece)
-    assert shown == merged(straight)
+    assert shown == merged(uninterrupted)
     assert len(shown) == 6 * BATCH
     losses = [loss for piece in pieces for loss in piece[0]["losses"]]
-    assert losses == pytest.approx(straight[0]["losses"], abs=1e-4)
-    for name, tensor in straight[0]["state"].items():
+    assert losses == pytest.approx(uninterrupted[0]["losses"], abs=1e-4)
+    for name, tensor in uninterrupted[0]["state"].items():
         assert pieces[-1][0]["state"][name] == pytest.approx(tensor, abs=2e-4), name
 
 
 def test_ranks_hold_the_same_weights_and_a_resume_at_the_same_world_size_is_bit_identical(tmp_path: Any) -> None:
-    straight = run(2, train, str(tmp_path / "straight"), 0, 4)
+    uninterrupted = run(2, train, str(tmp_path / "uninterrupted"), 0, 4)
     run(2, train, str(tmp_path / "pieces"), 0, 2)
     resumed = run(2, train, str(tmp_path / "pieces"), 2, 4)
-    for part in (*straight, *resumed):
-        for name, tensor in straight[0]["state"].items():
+    for part in (*uninterrupted, *resumed):
+        for name, tensor in uninterrupted[0]["state"].items():
             assert part["state"][name].tobytes() == tensor.tobytes(), name
-    assert any(name.startswith("ema.") for name in straight[0]["state"])
-    assert any(name.startswith("optimizer.") for name in straight[0]["state"])
+    assert any(name.startswith("ema.") for name in uninterrupted[0]["state"])
+    assert any(name.startswith("optimizer.") for name in uninterrupted[0]["state"])
 
 
 def fail_on_rank_one() -> str:
@@ -126,8 +126,8 @@ def test_an_error_on_one_rank_is_raised_on_all() -> None:
     assert run(2, fail_on_rank_one) == ["rank 1 has no shards"] * 2
 
 
-def poison_rank_one() -> tuple[list[bool], str]:
-    """A NaN on one rank: whether each tensor stayed as it was, and what the check said."""
+def nan_on_rank_one() -> tuple[list[bool], str]:
+    """A NaN on one rank: whether each tensor stayed as it was, and the error."""
     with Runtime.start("fp32", "cpu") as runtime:
         trainer = build(runtime)
         trainer.train_step([share(0, runtime)])
@@ -149,8 +149,8 @@ def poison_rank_one() -> tuple[list[bool], str]:
         return same, "nothing"
 
 
-def test_a_nan_on_one_rank_moves_no_rank_and_all_say_which_sample_it_was() -> None:
-    for same, said in run(2, poison_rank_one):
+def test_a_nan_on_one_rank_changes_no_weight_and_all_ranks_name_the_sample() -> None:
+    for same, error in run(2, nan_on_rank_one):
         assert all(same)
         # Rank 1 has positions 13, 15, 17, …: its second is 15.
-        assert "step 1, rank 1: the loss of key15 is not finite" in said
+        assert "step 1, rank 1: the loss of key15 is not finite" in error

@@ -57,9 +57,9 @@ def train() -> dict[str, tuple[list[float], dict[str, Any]]]:
 
 
 def test_two_processes_train_as_one_and_hold_the_same_weights() -> None:
-    alone = train()
+    single = train()
     first, second = run(2, train)
-    for name, (losses, state) in alone.items():
+    for name, (losses, state) in single.items():
         assert first[name][0] == pytest.approx(losses, rel=1e-4)
         assert {key.split(".")[1] for key in state if key.startswith("net.")} == {"generator", "discriminator"}
         for key, tensor in state.items():

@@ -1,5 +1,5 @@
-"""Latent diffusion under DDP: two processes show their networks the codes that one does, and hold one codec; they
-find one score of its reconstructions, and train one VAE with a perceptual loss and a discriminator of patches.
+"""Latent diffusion on two processes equals that on one: the codec's latents, the score of its reconstructions, and the
+training of a VAE with a perceptual loss and a patch discriminator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ METRIC = f"fd_{__name__}:pixels"
 
 
 def pixels(images: Tensor) -> Tensor:
-    """A feature network that costs nothing."""
+    """A feature network that is cheap."""
     return F.adaptive_avg_pool2d(images[:, 0].float(), 4).flatten(1)
 
 
@@ -69,7 +69,7 @@ def train_autoencoder(runtime: Runtime) -> dict[str, Any]:
 
 
 def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], float]:
-    """What the network was shown at each step and position, the losses, the weights, and the codec's score."""
+    """The network's inputs by step and position, the losses, the weights, and the codec's score."""
     with Runtime.start("fp32", "cpu") as runtime:
         vae = VAEConfig.model_validate(VAE).build(SHAPE)
         with torch.random.fork_rng():
@@ -103,20 +103,20 @@ def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], fl
         return shown, losses, state | train_autoencoder(runtime), lost
 
 
-def test_two_processes_see_and_score_what_one_does_and_train_as_one() -> None:
+def test_two_processes_see_score_and_train_as_one() -> None:
     shown, losses, state, lost = train()
-    (first, their_losses, weights, *theirs), (second, _, same, *others) = run(2, train)
+    (first, first_losses, weights, *first_score), (second, _, second_weights, *second_score) = run(2, train)
     assert lost > 1
-    assert [*theirs, *others] == pytest.approx([lost, lost], rel=1e-9)
+    assert [*first_score, *second_score] == pytest.approx([lost, lost], rel=1e-9)
     assert not first.keys() & second.keys()
     assert (first | second).keys() == shown.keys()
     for at, (x_t, t) in (first | second).items():
         assert t == shown[at][1]
         assert x_t == pytest.approx(shown[at][0], abs=1e-5)
-    assert their_losses == pytest.approx(losses, rel=1e-4)
-    assert weights.keys() == same.keys() == state.keys()
+    assert first_losses == pytest.approx(losses, rel=1e-4)
+    assert weights.keys() == second_weights.keys() == state.keys()
     nets = {name.split(".")[1] for name in state if name.startswith("net.")}
     assert nets == {"denoiser", "latent_scale", "encoder", "decoder", "discriminator"}
     for key, tensor in weights.items():
-        assert tensor.tobytes() == same[key].tobytes(), key
+        assert tensor.tobytes() == second_weights[key].tobytes(), key
         assert tensor == pytest.approx(state[key], abs=2e-4), key

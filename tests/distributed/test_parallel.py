@@ -1,4 +1,4 @@
-"""Every stage sharded by FSDP2 and HSDP: the steps of one process, and each process holds its part of the state."""
+"""Every stage sharded by FSDP2 and HSDP: the steps equal those of one process, and each process holds its shards."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.support.toy_stages import Toy, batch
 BATCH, STEPS = 12, 4
 
 
-class Ended(NamedTuple):
-    """How a few steps of a case ended: the losses, the whole state, and the bytes of it that this process held."""
+class Result(NamedTuple):
+    """After a few steps of a case: the losses, the full state, and the bytes of it that this process holds."""
 
     losses: list[float]
     state: dict[str, Any]
@@ -38,12 +38,12 @@ class Ended(NamedTuple):
 
 def share(step: int, runtime: Runtime) -> list[Batch]:
     """This rank's positions of the step, in two uneven micro-batches."""
-    every = real_batch(BATCH * STEPS)
-    places = [*range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)]
-    parts = [places[:1], places[1:]]
-    assert every.labels is not None
+    full = real_batch(BATCH * STEPS)
+    positions = [*range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)]
+    parts = [positions[:1], positions[1:]]
+    assert full.labels is not None
     return [
-        Batch(every.images[part], every.labels[part], every.positions[part], [every.keys[i] for i in part])
+        Batch(full.images[part], full.labels[part], full.positions[part], [full.keys[i] for i in part])
         for part in parts
     ]
 
@@ -52,9 +52,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def train(settings: dict[str, Any], cases: Sequence[str]) -> dict[str, Ended]:
-    """A few steps of each case, by its name."""
-    ended = {}
+def train(settings: dict[str, Any], cases: Sequence[str]) -> dict[str, Result]:
+    """The result of a few steps of each case, by name."""
+    results = {}
     with Runtime.start("fp32", "cpu") as runtime:
         for name in cases:
             # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
@@ -72,12 +72,12 @@ def train(settings: dict[str, Any], cases: Sequence[str]) -> dict[str, Ended]:
             ]:
                 assert torch.equal(tensor, torch.from_numpy(state[key])), key
             held = sum(local(t).numel() * t.element_size() for t in trainer.state().values())
-            ended[name] = Ended(losses, state, held)
-    return ended
+            results[name] = Result(losses, state, held)
+    return results
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Ended]:
+def single() -> dict[str, Result]:
     return train({}, list(CASES))
 
 
@@ -85,12 +85,12 @@ def alone() -> dict[str, Ended]:
     ("world", "settings", "cases"),
     [(2, {"parallel": "fsdp"}, list(CASES)), (4, {"parallel": "hsdp", "shard_size": 2}, ["ddpm", "gan"])],
 )
-def test_sharded_processes_train_as_one_and_hold_a_part_each(
-    alone: dict[str, Ended], world: int, settings: dict[str, Any], cases: list[str]
+def test_sharded_processes_train_as_one_and_each_holds_its_shards(
+    single: dict[str, Result], world: int, settings: dict[str, Any], cases: list[str]
 ) -> None:
     ranks = run(world, train, settings, cases)
     for name in cases:
-        one = alone[name]
+        one = single[name]
         for rank in ranks:
             assert rank[name].losses == pytest.approx(one.losses, rel=1e-4), name
             assert rank[name].state.keys() == one.state.keys()
@@ -103,8 +103,8 @@ RESUMED = ("ddpm", "gan", "latent_vae, patch")
 
 
 def resumed(parallel: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """The state of a few steps, taken without a break, and with a fresh trainer that goes on from the third."""
-    ended = {}
+    """The state after a few steps, uninterrupted and with a fresh trainer that resumes after the third."""
+    results = {}
     with Runtime.start("fp32", "cpu") as runtime:
         for name in RESUMED:
             config = TrainConfig.model_validate({"steps": STEPS, "accumulate": 2, "parallel": parallel})
@@ -113,57 +113,59 @@ def resumed(parallel: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
                 optimizer, stage = OptimizerConfig(lr=5e-3, warmup=0), CASES[name].stage()
                 return Trainer(stage, runtime, config, optimizer, EMAConfig(), seed=5, batch_size=BATCH)
 
-            straight, again = fresh(), fresh()
+            uninterrupted, restarted = fresh(), fresh()
             for step in range(STEPS):
                 if step == STEPS - 1:
-                    for key, tensor in again.state().items():
-                        tensor.copy_(straight.state()[key])
-                    again.step = step
-                    again.train_step(share(step, runtime))
-                straight.train_step(share(step, runtime))
-            ended[name] = tuple({k: full_tensor(t).numpy() for k, t in t.state().items()} for t in (straight, again))
-    return ended
+                    for key, tensor in restarted.state().items():
+                        tensor.copy_(uninterrupted.state()[key])
+                    restarted.step = step
+                    restarted.train_step(share(step, runtime))
+                uninterrupted.train_step(share(step, runtime))
+            results[name] = tuple(
+                {k: full_tensor(t).numpy() for k, t in t.state().items()} for t in (uninterrupted, restarted)
+            )
+    return results
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_three_processes_go_on_bit_for_bit(parallel: str) -> None:
-    for name, (straight, again) in run(3, resumed, parallel)[0].items():
-        for key, tensor in straight.items():
-            assert tensor.tobytes() == again[key].tobytes(), (name, key)
+def test_three_processes_resume_bit_for_bit(parallel: str) -> None:
+    for name, (uninterrupted, restarted) in run(3, resumed, parallel)[0].items():
+        for key, tensor in uninterrupted.items():
+            assert tensor.tobytes() == restarted[key].tobytes(), (name, key)
 
 
-def layouts(world: int) -> list[str]:
-    """What is said of settings that cannot be."""
-    said = []
+def refusals(world: int) -> list[str]:
+    """The errors of settings that do not fit the job."""
+    errors = []
     with Runtime.start("fp32", "cpu") as runtime:
-        told = dataclasses.replace(runtime, launched_for_fsdp=True)
-        asked: list[tuple[Parallel, int | None, Runtime]] = [
+        launched = dataclasses.replace(runtime, launched_for_fsdp=True)
+        settings: list[tuple[Parallel, int | None, Runtime]] = [
             ("hsdp", 3, runtime),
-            ("ddp", None, told),
+            ("ddp", None, launched),
             ("fsdp", 2, runtime),
         ]
-        for parallel, shard_size, where in asked:
+        for parallel, shard_size, where in settings:
             with pytest.raises(UserError) as refusal:
                 ParallelStrategy.of(parallel, shard_size, where)
-            said.append(str(refusal.value))
+            errors.append(str(refusal.value))
         assert ParallelStrategy.of("auto", None, runtime).mesh is None
-        sharded = ParallelStrategy.of("auto", None, told).mesh
+        sharded = ParallelStrategy.of("auto", None, launched).mesh
         assert sharded is not None
         assert sharded.size() == world
         whole_node = ParallelStrategy.of("hsdp", None, runtime).mesh
         assert whole_node is not None
         assert whole_node.shape == (1, world)
-    return said
+    return errors
 
 
 def test_the_launcher_and_the_config_must_agree() -> None:
-    for divided, launched, sized in run(2, layouts, 2):
+    for divided, launched, sized in run(2, refusals, 2):
         assert "train.shard_size to a divisor of 2" in divided
         assert "accelerate launch was started with FSDP, and train.parallel is ddp" in launched
         assert "train.shard_size is for train.parallel=hsdp" in sized
 
 
-def test_what_accelerate_is_told_and_is_not_ours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_options_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, words in [
         ("FSDP_VERSION", "1", "use --fsdp_version 2"),
         ("FSDP_OFFLOAD_PARAMS", "true", "FSDP_OFFLOAD_PARAMS=true"),
@@ -195,7 +197,7 @@ class OneBlock(nn.Module):
 
 
 class Overflowing(Toy):
-    """The loss of position 5, on rank 1 of two, is finite, and the scaled one is not."""
+    """The loss of position 5, on rank 1 of two, is finite, and overflows when scaled."""
 
     def networks(self) -> dict[str, nn.Module]:
         return {"point": OneBlock()}
@@ -206,7 +208,7 @@ class Overflowing(Toy):
 
 
 def overflow() -> tuple[list[float], list[bool], bool]:
-    """Sharded fp16 in which rank 1 alone overflows in the second of three steps: the scales, whether weights moved."""
+    """Sharded fp16; rank 1 overflows in the second of three steps. The scales, and whether the weights moved."""
     with Runtime.start("fp16", "cpu") as runtime:
         config = TrainConfig(steps=3, log_every=1, parallel="fsdp")
         trainer = Trainer(Overflowing(), runtime, config, OptimizerConfig(), EMAConfig(), seed=5, batch_size=4)
@@ -244,7 +246,7 @@ def test_a_network_without_blocks_is_not_sharded(parallel: str) -> None:
 
 
 def reductions(parallel: str, accumulate: int) -> int:
-    """How often gradients are reduced over the processes in the second step."""
+    """The number of gradient reductions in the second step."""
     reduced = 0
 
     def counted(reduce: Callable[..., Any]) -> Callable[..., Any]:

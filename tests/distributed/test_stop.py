@@ -1,4 +1,4 @@
-"""What ranks agree on between steps: the same thing after the same step, whoever was told of it."""
+"""Stop consensus: all ranks agree after the same step, whichever rank got the signal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from diffpipe.train.stop import Agreed, StopConsensus
 from tests.support.gloo_processes import run
 
 
-def crossings(rank: int, number: int, fails: int) -> list[Agreed]:
-    """Six boundaries; `rank` gets the signal after the second, and the rank `fails` fails after the fourth."""
+def polls(rank: int, number: int, fails: int) -> list[Agreed]:
+    """Six polls; `rank` gets the signal after the second, and the rank `fails` fails after the fourth."""
     agreed: list[Agreed] = []
     with Runtime.start("fp32", "cpu") as runtime:
         stop_consensus = StopConsensus(runtime.comm)
@@ -29,18 +29,18 @@ def crossings(rank: int, number: int, fails: int) -> list[Agreed]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_what_one_rank_has_met_all_ranks_agree_on_one_boundary_later(number: signal.Signals) -> None:
-    first, second = run(2, crossings, 1, number, 0)
+def test_all_ranks_agree_one_step_after_one_rank_got_a_signal(number: signal.Signals) -> None:
+    first, second = run(2, polls, 1, number, 0)
     assert first == second
     assert first == [*[Agreed(None, False)] * 3, *[Agreed(number, False)] * 2, Agreed(number, True)]
 
 
-def test_alone_it_is_known_at_once() -> None:
-    assert crossings(0, signal.SIGTERM, 0)[2:5] == [*[Agreed(signal.SIGTERM, False)] * 2, Agreed(signal.SIGTERM, True)]
+def test_a_single_process_knows_at_once() -> None:
+    assert polls(0, signal.SIGTERM, 0)[2:5] == [*[Agreed(signal.SIGTERM, False)] * 2, Agreed(signal.SIGTERM, True)]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
+def test_a_second_interrupt_aborts_a_single_process() -> None:
     with Runtime.start("fp32", "cpu") as runtime:
         stop_consensus = StopConsensus(runtime.comm)
         with stop_consensus.listening():
@@ -50,7 +50,7 @@ def test_who_insists_on_his_interrupt_alone_gets_it() -> None:
 
 
 def survivor() -> str:
-    """Rank 1 leaves without a word; what rank 0 is told at a boundary."""
+    """Rank 1 exits; the error of rank 0 in its next polls."""
     with Runtime.start("fp32", "cpu", timeout=120) as runtime:
         stop_consensus = StopConsensus(runtime.comm)
         stop_consensus.poll()
@@ -65,6 +65,6 @@ def survivor() -> str:
     return "rank 0 has missed nobody"
 
 
-def test_a_process_that_is_gone_is_missed_at_the_next_boundary() -> None:
+def test_an_exited_process_is_noticed_at_the_next_poll() -> None:
     said, _ = run(2, survivor)
     assert "rank 0 has lost another process of the job" in said

@@ -1,4 +1,4 @@
-"""Samples that could not be had: they move nothing, the others weigh what they would without them, and not too many."""
+"""Bad samples: they change no weight, the others weigh as without them, and their number is limited."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def trainer(runtime: Runtime, stage: Stage, batch_size: int = 8, max_bad_samples
     )
 
 
-def spoiled(positions: Sequence[int], bad: Sequence[int]) -> Batch:
-    """What the loader makes of these positions where those are bad."""
-    whole = batch(positions)
+def batch_with_bad(positions: Sequence[int], bad: Sequence[int]) -> Batch:
+    """The loader's batch of these positions, some of them bad."""
+    good = batch(positions)
     valid = torch.tensor([position not in bad for position in positions])
-    images = whole.images * valid[:, None, None, None]
+    images = good.images * valid[:, None, None, None]
     errors = [f"shard: key{position}: no image" for position in positions if position in bad]
-    return whole._replace(images=images, valid=valid, errors=errors)
+    return good._replace(images=images, valid=valid, errors=errors)
 
 
 def stream(bad: Sequence[int], start: int = 0) -> Iterator[Batch]:
-    return (spoiled(range(8 * i, 8 * i + 8), bad) for i in itertools.count(start))
+    return (batch_with_bad(range(8 * i, 8 * i + 8), bad) for i in itertools.count(start))
 
 
 def weights(t: Trainer) -> dict[str, torch.Tensor]:
@@ -51,32 +51,32 @@ def weights(t: Trainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("stage", [Toy, Duel])
 @pytest.mark.parametrize("size", [7, 8, 12])
-def test_where_all_are_valid_every_bit_is_what_it_was(runtime: Runtime, stage: type[Toy], size: int) -> None:
-    sure, unsure = trainer(runtime, stage(), size), trainer(runtime, stage(), size, max_bad_samples=1)
+def test_where_all_are_valid_every_bit_is_as_without_the_option(runtime: Runtime, stage: type[Toy], size: int) -> None:
+    without, with_option = trainer(runtime, stage(), size), trainer(runtime, stage(), size, max_bad_samples=1)
     for i in range(5):
         parts = range(size * i, size * i + 3), range(size * i + 3, size * i + size)
-        sure.train_step([batch(part) for part in parts])
-        unsure.train_step([spoiled(part, []) for part in parts])
-    now = weights(unsure)
-    for name, tensor in weights(sure).items():
+        without.train_step([batch(part) for part in parts])
+        with_option.train_step([batch_with_bad(part, []) for part in parts])
+    now = weights(with_option)
+    for name, tensor in weights(without).items():
         assert torch.equal(tensor, now[name])
 
 
 @pytest.mark.parametrize("bad", [[0], [1, 2, 5], [0, 1, 2]])
-def test_the_valid_ones_make_the_step_that_they_would_alone(runtime: Runtime, bad: list[int]) -> None:
+def test_the_step_is_that_of_the_valid_samples_alone(runtime: Runtime, bad: list[int]) -> None:
     good = [position for position in range(8) if position not in bad]
     alone, among = trainer(runtime, Toy(), len(good)), trainer(runtime, Toy(), max_bad_samples=9)
     alone.train_step([batch(good)])
-    among.train_step([spoiled(range(3), bad), spoiled(range(3, 8), bad)])
+    among.train_step([batch_with_bad(range(3), bad), batch_with_bad(range(3, 8), bad)])
     for name, tensor in weights(alone).items():
         torch.testing.assert_close(among.state()[name], tensor, rtol=1e-6, atol=1e-8)
-    one, other = alone._log_values(), among._log_values()
+    expected, actual = alone._log_values(), among._log_values()
     for key in ("loss", "pixel", "grad_norm"):
-        assert other[key] == pytest.approx(one[key], rel=1e-6), key
+        assert actual[key] == pytest.approx(expected[key], rel=1e-6), key
 
 
-class Poisoned(Toy):
-    """Its loss is NaN where nothing is to be seen."""
+class NaNOfBlack(Toy):
+    """Its loss is NaN for a black image."""
 
     def loss(self, phase, nets, batch, rng):
         loss = super().loss(phase, nets, batch, rng)
@@ -84,28 +84,28 @@ class Poisoned(Toy):
         return dataclasses.replace(loss, per_sample=loss.per_sample.masked_fill(black, torch.nan))
 
 
-def test_what_a_bad_sample_makes_of_its_loss_does_no_harm(runtime: Runtime, tmp_path: Path) -> None:
-    poisoned, plain = trainer(runtime, Poisoned(), max_bad_samples=1), trainer(runtime, Toy(), max_bad_samples=1)
-    for t in (poisoned, plain):
+def test_a_nan_loss_of_a_bad_sample_does_no_harm(runtime: Runtime, tmp_path: Path) -> None:
+    nan, plain = trainer(runtime, NaNOfBlack(), max_bad_samples=1), trainer(runtime, Toy(), max_bad_samples=1)
+    for t in (nan, plain):
         (tmp_path / type(t.stage).__name__).mkdir()
         t.run(stream([19], start=1), [], tmp_path / type(t.stage).__name__)
     for name, tensor in weights(plain).items():
-        assert torch.equal(poisoned.state()[name], tensor)
-    assert poisoned.skipped == 0
+        assert torch.equal(nan.state()[name], tensor)
+    assert nan.skipped == 0
 
 
-def test_a_step_of_bad_samples_alone_has_no_gradient(runtime: Runtime) -> None:
+def test_a_step_of_bad_samples_only_has_no_gradient(runtime: Runtime) -> None:
     t = trainer(runtime, Toy(), max_bad_samples=9)
     before = weights(t)
-    t.train_step([spoiled(range(8), range(8))])
+    t.train_step([batch_with_bad(range(8), range(8))])
     assert t.step == 1
     assert t._log_values()["grad_norm"] == 0
     assert torch.equal(weights(t)["net.point.weight"], before["net.point.weight"])
 
 
-def test_the_host_waits_for_no_device_to_count_the_valid(runtime: Runtime) -> None:
+def test_counting_the_valid_samples_does_not_wait_for_the_device(runtime: Runtime) -> None:
     t = trainer(runtime, Duel(), max_bad_samples=1)
-    micro = [spoiled(range(4), [2]), spoiled(range(4, 8), [])]
+    micro = [batch_with_bad(range(4), [2]), batch_with_bad(range(4, 8), [])]
     for _ in range(2):
         t.train_step(micro)
     with OperatorCounts() as calls:
@@ -114,31 +114,33 @@ def test_the_host_waits_for_no_device_to_count_the_valid(runtime: Runtime) -> No
     assert calls.counts["_local_scalar_dense"] == 0
 
 
-def test_each_is_told_once_and_counted_once_however_often_it_comes(
+def test_each_is_reported_once_and_counted_once_however_often_it_returns(
     runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     t = trainer(runtime, Toy(), max_bad_samples=2)
-    t.run((spoiled(range(8), [3] if i < 4 else [3, 5]) for i in itertools.count()), [], tmp_path)
-    said = capsys.readouterr().err
-    assert said.count("warning: step 0, rank 0: shard: key3: no image; the sample is left out") == 1
-    assert said.count("warning: step 4, rank 0: shard: key5: no image") == 1
-    assert said.count("warning") == 2
+    t.run((batch_with_bad(range(8), [3] if i < 4 else [3, 5]) for i in itertools.count()), [], tmp_path)
+    stderr = capsys.readouterr().err
+    assert stderr.count("warning: step 0, rank 0: shard: key3: no image; the sample is left out") == 1
+    assert stderr.count("warning: step 4, rank 0: shard: key5: no image") == 1
+    assert stderr.count("warning") == 2
     assert t.bad.known == ["shard: key3: no image", "shard: key5: no image"]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["bad"] for line in lines] == [1, 1, 2]
     assert all(math.isfinite(value) for line in lines for value in line.values())
 
 
-def test_a_run_ends_past_its_budget_and_a_resume_does_not_start_it_anew(runtime: Runtime, tmp_path: Path) -> None:
-    said = r"2 samples are bad and data.max_bad_samples is 1: shard: key19: no image; shard: key40: no image\. Replace"
+def test_a_run_ends_above_the_limit_which_holds_across_resumes(runtime: Runtime, tmp_path: Path) -> None:
+    message = (
+        r"2 samples are bad and data.max_bad_samples is 1: shard: key19: no image; shard: key40: no image\. Replace"
+    )
     t = trainer(runtime, Toy(), max_bad_samples=1)
-    with pytest.raises(BadSamplesError, match=said):
+    with pytest.raises(BadSamplesError, match=message):
         t.run(stream([19, 40]), [], tmp_path)
     assert t.step == 6
-    again = trainer(runtime, Toy(), max_bad_samples=1)
-    again.step, again.bad.known = 4, ["shard: key19: no image"]
-    with pytest.raises(BadSamplesError, match=said):
-        again.run(stream([19, 40], start=4), [], tmp_path)
+    resumed = trainer(runtime, Toy(), max_bad_samples=1)
+    resumed.step, resumed.bad.known = 4, ["shard: key19: no image"]
+    with pytest.raises(BadSamplesError, match=message):
+        resumed.run(stream([19, 40], start=4), [], tmp_path)
     enough = trainer(runtime, Toy(), max_bad_samples=2)
     enough.step, enough.bad.known = 4, ["shard: key19: no image"]
     enough.run(stream([19, 40], start=4), [], tmp_path)

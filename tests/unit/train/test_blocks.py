@@ -87,8 +87,8 @@ def test_each_block_of_a_stage_is_called_as_a_module_and_shares_no_parameter(nam
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CIFAR.glob("*.yaml") if path.stem != "latent_ddpm"))
-def test_blocks_hold_the_greater_part_of_a_network(name: str) -> None:
-    """Not that of latent_ddpm, a UNet as in ddpm: its stage needs a trained codec."""
+def test_blocks_hold_most_of_a_network(name: str) -> None:
+    """Without latent_ddpm, whose stage needs a trained codec; it has the UNet of ddpm."""
     stage = load_config(Experiment, CIFAR / f"{name}.yaml").stage.build(
         ImageShape(channels=3, resolution=32, classes=10)
     )
@@ -99,8 +99,8 @@ def test_blocks_hold_the_greater_part_of_a_network(name: str) -> None:
         assert inside > 0.7 * sum(p.numel() for p in net.parameters())
 
 
-def made(build: Callable[[], nn.Module]) -> nn.Module:
-    """The same weights each time; none is zero, so that every parameter has a part in every gradient."""
+def initialized(build: Callable[[], nn.Module]) -> nn.Module:
+    """The same weights at every call; none is zero, so that every parameter takes part in every gradient."""
     torch.manual_seed(0)
     net = build()
     for p in net.parameters():
@@ -109,19 +109,19 @@ def made(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def unet() -> nn.Module:
-    return made(lambda: UNet(UNET, 1, 8, classes=3))
+    return initialized(lambda: UNet(UNET, 1, 8, classes=3))
 
 
 INPUTS = (torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 2]))
 
 
 def gradients(net: nn.Module, *, frozen: bool = False) -> list[Tensor | None]:
-    """Of the output's square, at one state of the generator: the input's and each parameter's."""
+    """The gradients of the squared output by the input and by each parameter, at one state of the global RNG."""
     net.requires_grad_(not frozen)
     x = INPUTS[0].clone().requires_grad_()
     torch.manual_seed(1)
     loss = net(x, *INPUTS[1:]).square().sum()
-    torch.rand(5)  # whatever is drawn in between
+    torch.rand(5)  # other draws in between
     loss.backward()
     return [x.grad, *(p.grad for p in net.parameters())]
 
@@ -154,18 +154,18 @@ def test_a_gradient_of_a_gradient_is_the_same_bits() -> None:
         return [logits, gradient, *(p.grad for p in net.parameters())]
 
     def build() -> nn.Module:
-        return made(lambda: Discriminator(DiscriminatorConfig(channels=8, channel_mult=(1, 2)), 1, 8, classes=3))
+        return initialized(lambda: Discriminator(DiscriminatorConfig(channels=8, channel_mult=(1, 2)), 1, 8, classes=3))
 
     net = build()
     checkpoint_activations(net)
     assert_same(penalty(net), penalty(build()))
 
 
-def test_only_what_enters_and_leaves_the_blocks_is_kept() -> None:
+def test_only_inputs_and_outputs_of_blocks_are_kept() -> None:
     def kept(net: nn.Module) -> int:
         """Bytes of the tensors that the graph holds between forward and backward, without the parameters."""
         storages: dict[int, int] = {}
-        held: list[Tensor] = []  # so that no address is given out twice
+        held: list[Tensor] = []  # so that no address is reused
 
         def pack(tensor: Tensor) -> Tensor:
             held.append(tensor)
@@ -190,7 +190,7 @@ def test_only_what_enters_and_leaves_the_blocks_is_kept() -> None:
     assert kept(net) < entering(unet())
 
 
-def test_names_stay_and_a_copy_is_one_of_its_own() -> None:
+def test_names_stay_and_a_copy_is_independent() -> None:
     net, plain = unet(), unet()
     checkpoint_activations(net)
     assert [*net.state_dict()] == [*plain.state_dict()]

@@ -1,4 +1,4 @@
-"""The loop on toys: what a step costs the host, what phases, micro-batches and logs do, what non-finite losses do."""
+"""The loop with toy stages: host syncs, phases, micro-batches, logs, hooks and non-finite losses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stream(start: int = 0, size: int = 8) -> Iterator[Batch]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_between_two_log_steps_never_waits_for_the_device(precision: Any) -> None:
+def test_a_step_between_two_log_steps_does_not_wait_for_the_device(precision: Any) -> None:
     stage = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "conditional": True}).build(ImageShape(1, 4, 3))
     with Runtime.start(precision, "cpu") as runtime:
         t = trainer(runtime, stage, accumulate=2)
@@ -46,22 +46,22 @@ def test_a_step_between_two_log_steps_never_waits_for_the_device(precision: Any)
         t.train_step(micro)  # the first step allocates what later ones reuse
         with OperatorCounts() as calls:
             t.train_step(micro)
-        assert calls.counts["_fused_adamw_"] > 0  # the mode did see the step
+        assert calls.counts["_fused_adamw_"] > 0  # the mode has counted the step
         assert calls.counts["_local_scalar_dense"] == 0
         with OperatorCounts() as calls:
             t._log_values()
-        assert calls.counts["_local_scalar_dense"] > 0  # and would have seen a wait
+        assert calls.counts["_local_scalar_dense"] > 0  # and would have counted a wait
 
 
-def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(runtime: Runtime) -> None:
-    whole, parts, uneven = (trainer(runtime, Toy()) for _ in range(3))
+def test_accumulated_micro_batches_make_the_step_of_the_full_batch(runtime: Runtime) -> None:
+    full, parts, uneven = (trainer(runtime, Toy()) for _ in range(3))
     for i in range(4):
         p = range(8 * i, 8 * i + 8)
-        whole.train_step([batch(p)])
+        full.train_step([batch(p)])
         parts.train_step([batch(p[:4]), batch(p[4:])])
         uneven.train_step([batch(p[:1]), batch(p[1:])])
     for t in (parts, uneven):
-        for name, tensor in whole.state().items():
+        for name, tensor in full.state().items():
             torch.testing.assert_close(t.state()[name], tensor, rtol=1e-5, atol=1e-7)
 
 
@@ -97,7 +97,7 @@ def test_phases_train_their_own_networks_when_due(runtime: Runtime, tmp_path: Pa
     assert not any(name.startswith(("optimizer.first.second", "optimizer.second.first")) for name in t.state())
 
 
-def test_a_learning_rate_for_a_network_that_is_not_there_is_refused(runtime: Runtime) -> None:
+def test_a_learning_rate_for_an_unknown_network_is_refused(runtime: Runtime) -> None:
     with pytest.raises(UserError, match=r"optimizer.lr_factors names critic, and this stage's networks are point"):
         Trainer(
             Toy(),
@@ -120,7 +120,7 @@ def test_the_averages_move_and_are_not_the_weights(runtime: Runtime) -> None:
     assert not torch.equal(average, t.nets["point"].state_dict()["weight"])
 
 
-class Poisoned(Toy):
+class NaNLoss(Toy):
     """Its loss is NaN for one sample."""
 
     def loss(self, phase, nets, batch, rng):
@@ -128,8 +128,8 @@ class Poisoned(Toy):
         return type(loss)(torch.where(batch.positions == 19, torch.nan, loss.per_sample), loss.metrics)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(runtime: Runtime, tmp_path: Path) -> None:
-    t = trainer(runtime, Poisoned(), log_every=3)
+def test_a_nonfinite_loss_stops_the_run_and_names_the_sample(runtime: Runtime, tmp_path: Path) -> None:
+    t = trainer(runtime, NaNLoss(), log_every=3)
     saved: list[int] = []
     with pytest.raises(NonFiniteError, match=r"step 2, rank 0: the loss of key19 is not finite"):
         t.run(stream(), [Hook(1, lambda: saved.append(t.step))], tmp_path)
@@ -137,16 +137,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(runtime: R
     assert all(torch.isfinite(tensor).all() for tensor in t.state().values())
 
 
-class Overflowing(Toy):
-    """One sample adds infinity to its loss, and nothing to the gradient."""
+class InfiniteLoss(Toy):
+    """One sample's loss is infinite, with a finite gradient."""
 
     def loss(self, phase, nets, batch, rng):
         loss = super().loss(phase, nets, batch, rng)
         return type(loss)(loss.per_sample + torch.where(batch.positions == 19, torch.inf, 0), loss.metrics)
 
 
-class Rooted(Toy):
-    """One sample's loss is finite, and its gradient is not: the square root's at zero."""
+class InfiniteGradient(Toy):
+    """One sample's loss is finite and its gradient is not: a square root at zero."""
 
     def loss(self, phase, nets, batch, rng):
         loss = super().loss(phase, nets, batch, rng)
@@ -155,38 +155,38 @@ class Rooted(Toy):
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
+    ("stage", "warning"),
     [
-        (Poisoned, "step 2, rank 0: the loss of key19 is not finite"),
-        (Overflowing, "step 2, rank 0: the loss of key19 is not finite"),
+        (NaNLoss, "step 2, rank 0: the loss of key19 is not finite"),
+        (InfiniteLoss, "step 2, rank 0: the loss of key19 is not finite"),
         (
-            Rooted,
+            InfiniteGradient,
             "step 2, rank 0: the gradient of key16, key17, key18, key19, key20, key21, key22, key23 is not finite",
         ),
     ],
 )
-def test_an_update_that_is_not_finite_is_skipped_if_it_may_be(
-    runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: type[Toy], said: str
+def test_a_nonfinite_update_is_skipped_where_it_may_be(
+    runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: type[Toy], warning: str
 ) -> None:
     t = trainer(runtime, stage(), non_finite="skip", log_every=2)
     weights = []
     t.run(stream(), [Hook(1, lambda: weights.append(t.nets["point"].state_dict()["weight"].clone()))], tmp_path)
     assert [torch.equal(a, b) for a, b in itertools.pairwise(weights)] == [False, True, False, False, False]
-    assert f"{said}; skipped, 1 of 10" in capsys.readouterr().err
+    assert f"{warning}; skipped, 1 of 10" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("skipped") for line in lines] == [None, None, 1, 1, 1, 1]
     assert all(math.isfinite(value) for line in lines for value in line.values())
 
 
-def test_a_run_skips_no_more_than_it_may(runtime: Runtime, tmp_path: Path) -> None:
-    t = trainer(runtime, Poisoned(), non_finite="skip", max_skips=1)
+def test_a_run_stops_above_the_limit_of_skipped_updates(runtime: Runtime, tmp_path: Path) -> None:
+    t = trainer(runtime, NaNLoss(), non_finite="skip", max_skips=1)
     t.skipped = 1  # before it was resumed
     with pytest.raises(NonFiniteError, match=r"2 updates were skipped and train\.max_skips is 1"):
         t.run(stream(), [], tmp_path)
     assert t.step == 3
 
 
-def test_a_run_that_is_told_to_stop_ends_with_that_step_and_does_nothing_more(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_with_that_step_and_calls_no_hook(runtime: Runtime, tmp_path: Path) -> None:
     t, ran = trainer(runtime, Toy(), log_every=4), []
     t.run(stream(), [Hook(3, lambda: ran.append(t.step), last=True)], tmp_path, stop=lambda: t.step == 3)
     assert (t.step, ran) == (3, [])
@@ -194,14 +194,14 @@ def test_a_run_that_is_told_to_stop_ends_with_that_step_and_does_nothing_more(ru
     assert [line["step"] for line in lines] == [3]
 
 
-def test_the_journal_forgets_what_comes_again_and_half_lines(runtime: Runtime, tmp_path: Path) -> None:
+def test_the_metrics_log_drops_steps_that_are_trained_again_and_partial_lines(runtime: Runtime, tmp_path: Path) -> None:
     t = trainer(runtime, Toy(), record_samples=True)
     t.run(stream(), [], tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "los')
-    again = trainer(runtime, Toy(), record_samples=True)
-    again.step = 4
-    again.run(stream(4), [], tmp_path)
+    resumed = trainer(runtime, Toy(), record_samples=True)
+    resumed.step = 4
+    resumed.run(stream(4), [], tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     seen = [json.loads(line) for line in (tmp_path / "seen/rank-00000.jsonl").read_text().splitlines()]

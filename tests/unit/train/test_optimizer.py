@@ -1,4 +1,4 @@
-"""The optimizer against torch's own AdamW, its schedule in closed form, and what it does with NaNs."""
+"""The optimizer against torch's own AdamW, its schedule in closed form, and non-finite gradients."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
 
 def test_it_is_torchs_adamw_after_torchs_clipping() -> None:
     config = OptimizerConfig(lr=0.1, weight_decay=0.2, clip=0.5)
-    ours, theirs = parameter(), parameter()
-    optimizer = Optimizer(config, net(ours), scaled=False)
-    reference = torch.optim.AdamW([theirs], lr=0.1, betas=config.betas, eps=config.eps, weight_decay=0.2)
+    actual, expected_parameter = parameter(), parameter()
+    optimizer = Optimizer(config, net(actual), scaled=False)
+    reference = torch.optim.AdamW([expected_parameter], lr=0.1, betas=config.betas, eps=config.eps, weight_decay=0.2)
     for i in range(5):
-        optimizer.backward((ours * (i + 1)).square().sum())
+        optimizer.backward((actual * (i + 1)).square().sum())
         norm = optimizer.step(0.1)
-        (theirs * (i + 1)).square().sum().backward()
-        expected = nn.utils.clip_grad_norm_([theirs], 0.5)
+        (expected_parameter * (i + 1)).square().sum().backward()
+        expected = nn.utils.clip_grad_norm_([expected_parameter], 0.5)
         reference.step()
         reference.zero_grad()
         torch.testing.assert_close(norm, expected)
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(actual, expected_parameter)
 
 
-def test_a_network_with_a_factor_steps_as_torchs_adamw_does_at_that_many_times_the_rate() -> None:
+def test_a_factor_multiplies_the_learning_rate_of_its_network() -> None:
     slow, fast, reference = parameter(), parameter(), parameter()
     config = OptimizerConfig(lr=0.1, clip=1e9, lr_factors={"fast": 3})
     networks = {"slow": nn.ParameterList([slow]), "fast": nn.ParameterList([fast])}
@@ -62,7 +62,7 @@ def test_a_network_with_a_factor_steps_as_torchs_adamw_does_at_that_many_times_t
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+def test_a_nonfinite_gradient_changes_nothing(bad: float) -> None:
     p = parameter()
     optimizer = Optimizer(OptimizerConfig(), net(p), scaled=False)
     optimizer.backward(p.square().sum())
@@ -75,14 +75,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_state_restored_into_a_fresh_optimizer_goes_on_bit_for_bit(scaled: bool) -> None:
+def test_a_restored_optimizer_continues_bit_for_bit(scaled: bool) -> None:
     def steps(p: nn.Parameter, optimizer: Optimizer, n: int) -> None:
         for _ in range(n):
             optimizer.backward(p.sin().sum())
             optimizer.step(0.1)
 
-    straight, p = parameter(), parameter()
-    steps(straight, Optimizer(OptimizerConfig(), net(straight), scaled=scaled), 6)
+    uninterrupted, p = parameter(), parameter()
+    steps(uninterrupted, Optimizer(OptimizerConfig(), net(uninterrupted), scaled=scaled), 6)
     first = Optimizer(OptimizerConfig(), net(p), scaled=scaled)
     steps(p, first, 3)
     saved = {name: t.clone() for name, t in first.state({p: "p"}).items()}
@@ -92,7 +92,7 @@ def test_state_restored_into_a_fresh_optimizer_goes_on_bit_for_bit(scaled: bool)
         assert torch.count_nonzero(tensor) == 0 or name == "scale"
         tensor.copy_(saved[name])
     steps(p, second, 3)
-    assert torch.equal(p, straight)
+    assert torch.equal(p, uninterrupted)
 
 
 def test_fp16_skips_an_overflow_and_halves_its_scale() -> None:
@@ -119,5 +119,5 @@ def test_the_average_is_the_recursion_with_the_decay_of_each_step() -> None:
     weight = average.net.get_parameter("weight")
     assert weight.item() == pytest.approx(expected, rel=1e-5)
     assert not weight.requires_grad
-    assert config.decay_at(0) == 0  # the first step starts the average afresh from the weights
+    assert config.decay_at(0) == 0  # the first step sets the average to the weights
     assert config.decay_at(10**9) == 0.9

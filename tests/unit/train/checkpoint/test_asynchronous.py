@@ -1,4 +1,4 @@
-"""Saving beside training: what was handed over is what is committed, or nothing is."""
+"""Saving beside training: the checkpoint is the state at the call, or there is none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SYNCHRONOUS = CheckpointConfig.model_validate({"async": False})
 
 
 def tensors(step: int) -> dict[str, Tensor]:
-    """Of several ranks (0-d too), dtypes and memory formats, and two that share their memory."""
+    """Tensors of several dimensions (0-d too), dtypes and memory formats, and two that share their memory."""
     generator = torch.Generator().manual_seed(step)
     tied = torch.randn(6, 5, generator=generator)
     return {
@@ -45,14 +45,14 @@ def contents(directory: Path, step: int) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in (directory / f"step-{step:08d}").iterdir()}
 
 
-def test_beside_training_the_same_bytes_are_saved_as_while_it_waits(tmp_path: Path) -> None:
+def test_a_save_beside_training_has_the_bytes_of_one_that_training_waits_for(tmp_path: Path) -> None:
     for name, config in (("async", CheckpointConfig()), ("sync", SYNCHRONOUS)):
         with AsyncCheckpointer(tmp_path / name, config, ALONE) as checkpointer:
             for step in (1, 2):
-                mine, state = tensors(step), run_state(step, bad_samples=["as it was"])
-                checkpointer.save(mine, state)
+                weights, state = tensors(step), run_state(step, bad_samples=["as it was"])
+                checkpointer.save(weights, state)
                 with torch.no_grad():
-                    for tensor in mine.values():
+                    for tensor in weights.values():
                         tensor.zero_()  # as an optimizer's step changes them in place
                 state.bad_samples.append("later")
     for step in (1, 2):
@@ -61,7 +61,7 @@ def test_beside_training_the_same_bytes_are_saved_as_while_it_waits(tmp_path: Pa
 
 
 def held_back(monkeypatch: pytest.MonkeyPatch, at: str) -> tuple[threading.Event, threading.Event]:
-    """Make savers wait at a function: set when one arrives there; set to let it pass."""
+    """Make saves wait at a function. The first event is set when one arrives; setting the second lets it continue."""
     arrived, passes = threading.Event(), threading.Event()
     function: Callable[..., Any] = getattr(module, at)
 
@@ -75,12 +75,10 @@ def held_back(monkeypatch: pytest.MonkeyPatch, at: str) -> tuple[threading.Event
 
 
 @pytest.mark.parametrize("at", ["_begin", "_write", "_commit"])
-def test_one_save_is_in_flight_and_the_next_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
+def test_the_next_save_waits_for_the_one_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     arrived, passes = held_back(monkeypatch, at)
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
-    checkpointer.save(tensors(1), run_state(1))  # returns though nothing can be committed
+    checkpointer.save(tensors(1), run_state(1))  # returns before the commit
     assert arrived.wait(10)
     assert not committed(tmp_path)
     second = threading.Thread(target=checkpointer.save, args=(tensors(2), run_state(2)))
@@ -95,23 +93,23 @@ def test_one_save_is_in_flight_and_the_next_waits_for_it(
     assert [p.name for p in committed(tmp_path)] == ["step-00000002", "step-00000001"]
 
 
-def test_what_is_not_asynchronous_is_committed_on_return(tmp_path: Path) -> None:
+def test_without_async_the_checkpoint_is_committed_on_return(tmp_path: Path) -> None:
     checkpointer = AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE)
     checkpointer.save(tensors(1), run_state(1))
     assert [p.name for p in committed(tmp_path)] == ["step-00000001"]
 
 
-def test_the_switch_is_called_async_in_a_config_and_in_what_is_written_of_it() -> None:
+def test_the_key_is_async_in_configs_that_are_read_and_written() -> None:
     config = validate(CheckpointConfig, {"async": False}, "here")
     assert not config.asynchronous
     assert config.model_dump(mode="json")["async"] is False
     assert validate(CheckpointConfig, config.model_dump(mode="json"), "there") == config
 
 
-def test_a_step_that_has_just_been_saved_is_not_saved_again(tmp_path: Path) -> None:
+def test_the_step_that_was_saved_last_is_not_saved_again(tmp_path: Path) -> None:
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
     inodes = []
-    for _ in range(2):  # because it was due, and because the job was asked to stop
+    for _ in range(2):  # a save was due, and the job was told to stop
         checkpointer.save(tensors(1), run_state(1))
         checkpointer.wait()
         inodes.append(committed(tmp_path)[0].stat().st_ino)
@@ -130,7 +128,7 @@ def full(*_: object) -> None:
         ("atomic_write", r"could not be committed: .*No space left on device"),
     ],
 )
-def test_a_disk_that_refuses_leaves_what_was_committed_and_no_debris(
+def test_a_failed_save_leaves_earlier_checkpoints_and_no_partial_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, complaint: str
 ) -> None:
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
@@ -142,13 +140,13 @@ def test_a_disk_that_refuses_leaves_what_was_committed_and_no_debris(
         with pytest.raises(UserError, match=complaint):
             checkpointer.wait()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000001"]
-    checkpointer.wait()  # it has been told
+    checkpointer.wait()  # the error is raised once
     checkpointer.save(tensors(2), run_state(2))
     checkpointer.wait()
     assert committed(tmp_path)[0].name == "step-00000002"
 
 
-def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match=r"could not be written: .*free some space"),
@@ -158,7 +156,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("connection closed by peer"), KeyError("a bug")])
-def test_any_failure_of_the_thread_is_seen_at_once_and_raised_later(
+def test_an_error_of_the_thread_is_visible_at_once_and_raised_by_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object) -> None:
@@ -178,7 +176,7 @@ def test_any_failure_of_the_thread_is_seen_at_once_and_raised_later(
 @pytest.mark.parametrize(
     ("error", "waits"), [(UserError("all"), True), (RankError("one"), False), (RuntimeError(), False)]
 )
-def test_a_job_that_ends_in_an_error_waits_for_the_save_only_where_all_ranks_do(
+def test_after_an_error_the_save_is_awaited_only_where_all_ranks_have_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, waits: bool
 ) -> None:
     arrived, passes = held_back(monkeypatch, "_commit")
@@ -188,7 +186,8 @@ def test_a_job_that_ends_in_an_error_waits_for_the_save_only_where_all_ranks_do(
         with checkpointer:
             checkpointer.save(tensors(1), run_state(1))
             assert arrived.wait(10)
-            threading.Timer(0.05, passes.set).start() if waits else None
+            if waits:
+                threading.Timer(0.05, passes.set).start()
             raise error
 
     with pytest.raises(type(error)):
@@ -209,7 +208,7 @@ def test_buffers_are_kept_from_save_to_save(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
 @pytest.mark.parametrize("config", [CheckpointConfig(), SYNCHRONOUS])
-def test_it_yields_to_training_that_goes_on_and_hurries_where_training_waits(
+def test_the_thread_has_low_priority_unless_training_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: CheckpointConfig
 ) -> None:
     priorities = []

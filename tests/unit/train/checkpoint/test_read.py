@@ -1,4 +1,4 @@
-"""Checkpoints: what is committed comes back whole, and what is not whole is told from what is."""
+"""Reading checkpoints: a saved one loads bit for bit, and a damaged one is recognized and skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALONE = Communicator()
 
 
 def tensors(step: int) -> dict[str, Tensor]:
-    """Of several ranks (0-d too), dtypes and memory formats."""
+    """Tensors of several dimensions (0-d too), dtypes and memory formats."""
     generator = torch.Generator().manual_seed(step)
     return {
         "net.a.weight": torch.randn(4, 3, 2, 2, generator=generator).to(memory_format=torch.channels_last),
@@ -44,37 +44,37 @@ def zeros() -> dict[str, Tensor]:
     return {name: torch.zeros_like(tensor) for name, tensor in tensors(0).items()}
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_loads_bit_for_bit(tmp_path: Path) -> None:
     save(tmp_path, 3)
-    found, damaged = checkpoints.newest_valid(tmp_path, ALONE)
-    assert found is not None
-    assert (found.step, found.state.bad_samples, damaged) == (3, ["x"], [])
+    newest, damaged = checkpoints.newest_valid(tmp_path, ALONE)
+    assert newest is not None
+    assert (newest.step, newest.state.bad_samples, damaged) == (3, ["x"], [])
     target = zeros()
-    checkpoints.load(found, target, ALONE)
+    checkpoints.load(newest, target, ALONE)
     assert all(torch.equal(target[name], tensor) for name, tensor in tensors(3).items())
 
 
-def test_a_part_of_it_can_be_loaded(tmp_path: Path) -> None:
-    found = checkpoints.open_checkpoint(save(tmp_path, 3), ALONE)
+def test_a_part_of_a_checkpoint_can_be_loaded(tmp_path: Path) -> None:
+    newest = checkpoints.open_checkpoint(save(tmp_path, 3), ALONE)
     target = {"net.a.weight": torch.zeros(4, 3, 2, 2)}
-    checkpoints.load(found, target, ALONE)
+    checkpoints.load(newest, target, ALONE)
     assert torch.equal(target["net.a.weight"], tensors(3)["net.a.weight"])
 
 
-def test_the_newest_is_the_highest_step_whatever_else_lies_there(tmp_path: Path) -> None:
+def test_the_newest_is_the_highest_step_whatever_else_is_there(tmp_path: Path) -> None:
     for step in (8, 9, 10):
         save(tmp_path, step)
-    (tmp_path / "step-00000009").rename(tmp_path / "step-9")  # the longer name is not the newer
-    for age, step in enumerate(("step-00000010", "step-9", "step-00000008")):  # and nor is the younger
+    (tmp_path / "step-00000009").rename(tmp_path / "step-9")  # a longer name is not newer
+    for age, step in enumerate(("step-00000010", "step-9", "step-00000008")):  # nor is a later time
         os.utime(tmp_path / step, (age, age))
-    (tmp_path / "latest").write_text("step-00000008")  # a hint for people, not for us
+    (tmp_path / "latest").write_text("step-00000008")  # for people only
     for name in ("step-abc", "step-", "step-11.bak", "estep-12"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000013").touch()
     assert [p.name for p in checkpoints.committed(tmp_path)] == ["step-00000010", "step-9", "step-00000008"]
-    found, damaged = checkpoints.newest_valid(tmp_path, ALONE)
-    assert found is not None
-    assert (found.step, damaged) == (10, [])
+    newest, damaged = checkpoints.newest_valid(tmp_path, ALONE)
+    assert newest is not None
+    assert (newest.step, damaged) == (10, [])
 
 
 def flip(path: Path) -> None:
@@ -115,17 +115,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path, kind: str) -> None:
     save(tmp_path, 1)
     harm, complaint = DAMAGE[kind]
     harm(save(tmp_path, 2))
-    found, [damaged] = checkpoints.newest_valid(tmp_path, ALONE)
-    assert found is not None
-    assert found.step == 1
+    newest, [damaged] = checkpoints.newest_valid(tmp_path, ALONE)
+    assert newest is not None
+    assert newest.step == 1
     assert re.search(complaint, str(damaged))
 
 
-def test_where_all_are_damaged_nothing_starts_afresh(tmp_path: Path) -> None:
+def test_where_all_are_damaged_nothing_starts_from_scratch(tmp_path: Path) -> None:
     for step in (1, 2):
         flip(shard(save(tmp_path, step)))
     with pytest.raises(
@@ -138,21 +138,21 @@ def test_what_was_never_committed_is_not_a_checkpoint(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
     path.rename(tmp_path / ".tmp-step-00000005")
     assert checkpoints.newest_valid(tmp_path, ALONE) == (None, [])
-    save(tmp_path, 5)  # over the debris
+    save(tmp_path, 5)  # over what is left of the first
     assert [p.name for p in checkpoints.committed(tmp_path)] == ["step-00000005"]
     assert not list(tmp_path.glob(".tmp*"))
 
 
 def test_a_checkpoint_of_another_model_is_refused_before_anything_is_changed(tmp_path: Path) -> None:
-    found = checkpoints.open_checkpoint(save(tmp_path, 3), ALONE)
+    newest = checkpoints.open_checkpoint(save(tmp_path, 3), ALONE)
     for name, tensor in (("net.a.weight", torch.zeros(4, 3, 3, 3)), ("net.b.weight", torch.zeros(1))):
         target = zeros() | {name: tensor}
         with pytest.raises(UserError, match=rf"another model: {name} (has shape \[4, 3, 2, 2\]|is missing) there"):
-            checkpoints.load(found, target, ALONE)
+            checkpoints.load(newest, target, ALONE)
         assert all(torch.count_nonzero(t) == 0 for t in target.values())
 
 
-def test_nothing_in_it_is_pickled(tmp_path: Path) -> None:
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     for file in path.iterdir():
         if file.suffix == ".json":
@@ -166,8 +166,8 @@ def test_nothing_in_it_is_pickled(tmp_path: Path) -> None:
 def test_a_run_moved_elsewhere_still_opens(tmp_path: Path) -> None:
     save(tmp_path / "here", 1)
     shutil.move(tmp_path / "here", tmp_path / "there")
-    found, _ = checkpoints.newest_valid(tmp_path / "there", ALONE)
-    assert found is not None
+    newest, _ = checkpoints.newest_valid(tmp_path / "there", ALONE)
+    assert newest is not None
     target = zeros()
-    checkpoints.load(found, target, ALONE)
+    checkpoints.load(newest, target, ALONE)
     assert torch.equal(target["half"], tensors(1)["half"])
