@@ -1,10 +1,12 @@
-"""The samples that a run could not read: reported once, agreed on by all ranks, and limited in number."""
+"""The samples that a run could not read: reported once, limited in number, and without weight in the loss."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from diffpipe.errors import UserError
@@ -53,3 +55,18 @@ class BadSamples:
             f"{'; '.join(self.known[:8])}{more}. Replace or remove them, or raise data.max_bad_samples; the same "
             f"command goes on from the last checkpoint"
         )
+
+
+def sample_weight(micro_batches: Sequence[Batch], batch_size: int, comm: Communicator) -> float | Tensor:
+    """The per-sample loss weight of a step: world size / valid samples in the global batch.
+
+    DDP and FSDP average gradients over ranks. With this weight the average is the gradient of the mean loss over the
+    global batch, however unevenly its samples fall on ranks and micro-batches. A collective where samples may be bad;
+    it does not wait for the device.
+    """
+    valid = [batch.valid.sum() for batch in micro_batches if batch.valid is not None]
+    if not valid:
+        return comm.world / batch_size
+    total = comm.sum(torch.stack(valid).sum()).clamp(min=1)
+    # Where all are valid, this is the float32 that the quotient above is rounded to.
+    return (comm.world / total.double()).float()

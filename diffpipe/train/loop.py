@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch, Loss, Phase, Stage
 from diffpipe.rng import KeyedRNG, fold_in
-from diffpipe.train.bad_samples import BadSamples
+from diffpipe.train.bad_samples import BadSamples, sample_weight
 from diffpipe.train.blocks import checkpoint_activations, compile_blocks, require_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig, ModelEMA
@@ -184,7 +184,7 @@ class Trainer:
     def train_step(self, micro_batches: Sequence[Batch]) -> None:
         """One step on this rank's micro-batches: the update of every phase that is due, then the averages."""
         micro_batches = [self.runtime.to_device(batch) for batch in micro_batches]
-        weight = self._sample_weight(micro_batches)
+        weight = sample_weight(micro_batches, self.batch_size, self.runtime.comm)
         for phase in self.stage.phases():
             if phase.due(self.step):
                 self._update(phase, micro_batches, weight)
@@ -192,20 +192,6 @@ class Trainer:
             average.update(self.step)
         self.step += 1
         self.position += self.batch_size
-
-    def _sample_weight(self, micro_batches: Sequence[Batch]) -> float | Tensor:
-        """The per-sample loss weight: world size / valid samples in the global batch.
-
-        DDP and FSDP average gradients over ranks. With this weight the average is the gradient of the mean loss over
-        the global batch, however unevenly its samples fall on ranks and micro-batches. A collective where samples may
-        be bad; it does not wait for the device.
-        """
-        valid = [batch.valid.sum() for batch in micro_batches if batch.valid is not None]
-        if not valid:
-            return self.runtime.world / self.batch_size
-        total = self.runtime.comm.sum(torch.stack(valid).sum()).clamp(min=1)
-        # Where all are valid, this is the float32 that the quotient above is rounded to.
-        return (self.runtime.world / total.double()).float()
 
     def _update(self, phase: Phase, micro_batches: Sequence[Batch], weight: float | Tensor) -> None:
         """Accumulate the phase's gradient over the micro-batches, then step its optimizer."""

@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 accelerate launch --config_file launch/cpu.yaml -m eval.speed.saving
 
 Real steps of a config's network (on noise for images, without a loader). The kinds of saves take turns, with steps in
-between. `Saver.save` writes, syncs to the disk, hashes, commits and prunes; save_state writes into the page cache and
-leaves it there: it is timed as it is, and again with an fsync of what it wrote.
+between. `AsyncCheckpointer.save` writes, syncs to the disk, hashes, commits and prunes; save_state writes into the page
+cache and leaves it there: it is timed as it is, and again with an fsync of what it wrote.
 
 A step is one during a save if a save is in flight, on any process, when it begins and when it ends. What a save costs
 is its stall and what the steps beside it take more than they take alone; the CPU's seconds of a save are those of one
