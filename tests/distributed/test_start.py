@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpipe.errors import UserError
@@ -23,6 +23,7 @@ from diffpipe.train.ema import EMAConfig
 from diffpipe.train.initialization import StartFunction
 from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
+from diffpipe.train.parallel import full_tensor
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
 from tests.support.run_states import run_state
@@ -42,11 +43,25 @@ class Scale(nn.Module):
         self.register_buffer("weights", torch.zeros(1, 2, 3, 3).to(memory_format=torch.channels_last))
 
 
+class Point(nn.Module):
+    """One weight and one bias, in a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.linear]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
 class Scaled(Toy):
     """The toy with its pixels divided by their standard deviation, which `start` measures."""
 
     def networks(self) -> dict[str, nn.Module]:
-        return {**super().networks(), "scale": Scale()}
+        return {"point": Point(), "scale": Scale()}
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         loss = super().loss(phase, nets, batch, rng)
@@ -65,7 +80,7 @@ def start(rank: int) -> StartFunction:
         scale.get_buffer("samples").add_(20)
         scale.get_buffer("started").fill_(True)
         scale.get_buffer("weights").copy_(torch.randn(1, 2, 3, 3))
-        nets["point"].get_parameter("bias").fill_(pixels.mean() * (1 + 1e-6 * rank))
+        nets["point"].get_parameter("linear.bias").fill_(pixels.mean() * (1 + 1e-6 * rank))
 
     return set_from_data
 
@@ -104,7 +119,7 @@ def test_any_number_of_processes_starts_with_the_same_bits_and_a_resumed_run_doe
     single, _, _ = started_then_resumed(str(tmp_path / "1"))
     assert single["net.scale.samples"] == 20
     assert single["net.scale.started"]
-    assert single["net.point.bias"] > 1
+    assert single["net.point.linear.bias"] > 1
     for world in (2, 3):
         for started, trained, resumed in run(world, started_then_resumed, str(tmp_path / str(world))):
             for name, value in single.items():
@@ -123,6 +138,27 @@ def test_the_averages_begin_with_the_started_weights_and_buffers_are_not_trained
         for part in ("net", "ema"):
             assert trained[f"{part}.scale.{name}"].tobytes() == started[f"net.scale.{name}"].tobytes()
     assert not any(name.startswith("optimizer.") and "scale" in name for name in started)
+
+
+def sharded() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The full state after `start` with FSDP, and the averaged networks after two steps."""
+    with Runtime.start("fp32", "cpu") as runtime:
+        trainer = build(runtime, start(runtime.rank), parallel="fsdp")
+        started = {name: full_tensor(tensor).numpy().copy() for name, tensor in trainer.state().items()}
+        for step in range(2):
+            trainer.train_step([batch(range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world))])
+        networks = trainer.ema_networks()
+        averages = {f"{key}.{name}": t.numpy() for key, net in networks.items() for name, t in net.state_dict().items()}
+        return started, averages
+
+
+def test_a_sharded_run_starts_with_the_same_bits_and_buffers_alone_are_not_sharded(tmp_path: Path) -> None:
+    single, _, _ = started_then_resumed(str(tmp_path))
+    for started, averages in run(2, sharded):
+        for name, value in single.items():
+            assert started[name].tobytes() == value.tobytes(), name
+        assert averages["scale.std"].tobytes() == single["net.scale.std"].tobytes()
+        assert averages["point.linear.weight"] != single["net.point.linear.weight"]
 
 
 def fails_on_rank_one() -> str:
