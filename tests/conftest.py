@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import hypothesis
+import pytest
 from jaxtyping import install_import_hook
 
 PARTS = (
@@ -26,3 +29,14 @@ PARTS = (
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each on two cores are ten times slower
 install_import_hook([f"diffpipe.{part}" for part in PARTS], "beartype.beartype")
+hypothesis.settings.register_profile("diffpipe", deadline=None)  # how long an example takes is up to the machine
+hypothesis.settings.load_profile("diffpipe")
+
+JOBS = {"distributed", "faults", "integration"}  # folders whose tests start several processes or whole commands
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test in the folders of JOBS is slow. The fast tier, `-m "not slow"`, is the rest of the unit tests."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in JOBS:
+            item.add_marker("slow")

@@ -32,7 +32,6 @@ def entries(run: Path) -> set[tuple[str, int]]:
     return {(entry.name, entry.inode()) for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
-@pytest.mark.slow
 def test_all_ranks_killed_at_random_moments_in_a_save_twenty_times(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print("seed", seed)

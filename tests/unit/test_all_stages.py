@@ -40,6 +40,7 @@ def trainer(name: str, runtime: Runtime, lr: float) -> Trainer:
     return Trainer(CASES[name].stage(), runtime, settings, optimizer, EMAConfig(), seed=0, batch_size=8)
 
 
+@pytest.mark.slow
 @every_stage
 def test_each_phase_alone_learns_one_batch_by_heart(name: str) -> None:
     """The same images, noise and latents at every step: what is left to learn is nothing.

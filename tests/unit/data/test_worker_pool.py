@@ -109,6 +109,7 @@ print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "status"),
     [

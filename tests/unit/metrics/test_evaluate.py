@@ -75,6 +75,7 @@ def without_date(result: Result) -> dict[str, Any]:
     return {key: value for key, value in result.protocol.items() if key != "date"}
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_agree_on_every_score(lite0: dict[str, Extractor]) -> None:
     def run(**ranks: Any) -> Result:
         return evaluate(Blobs(55), Blobs(60, channels=1, seed=1), None, LITE0, extractors=lite0, **ranks)

@@ -201,6 +201,7 @@ def test_bits_per_dim_of_a_known_density() -> None:
     assert (score.unit, score.kind, set(score.terms)) == ("bits/dim", "bound", {"log_det", "prior"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [GLOW, TARFLOW | {"patch": 1}], ids=["glow", "tarflow"])
 def test_a_flow_reaches_the_bits_per_dim_of_a_gaussian(network: dict[str, object]) -> None:
     # Pixels 128 + 24 g, g of covariance R ⊗ R with R = [[1, 0.6], [0.6, 1]]: the determinant is (1 - 0.36)^4, so the
@@ -223,6 +224,7 @@ def test_a_flow_reaches_the_bits_per_dim_of_a_gaussian(network: dict[str, object
     assert truth - 0.01 < score.mean() < truth + 0.02  # 0.01 is four standard errors of the mean
 
 
+@pytest.mark.slow
 def test_uniform_bounds_the_entropy_and_variational_is_tighter() -> None:
     # All pixels are 128: 0 bits. Uniform noise makes a square of each, which a flow that is all but linear takes for a
     # normal of variance 1/12, at log2(2 pi e / 12) / 2 = 0.2546 bits; learned noise can round it off.

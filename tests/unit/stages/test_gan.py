@@ -171,6 +171,7 @@ def bimodal(step: int, n: int) -> Batch:
     return Batch(grey[:, None, None, None].round().to(torch.uint8), None, p, [""] * n)
 
 
+@pytest.mark.slow
 def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
     """At least two of three seeds do: a GAN may collapse to one mode, though in trials none of 40 seeds did here.
 

@@ -165,6 +165,7 @@ def exact_bits_per_dim(images: Tensor) -> np.ndarray:
     return -np.log2((upper - lower).prod(1) @ (weights / weights.sum())) / 4
 
 
+@pytest.mark.slow
 def test_trained_on_a_gaussian_it_reaches_the_known_bits_per_dim_from_above() -> None:
     network = {"channels": 16, "channel_mult": (1,), "groups": 1, "latent": "vector", "latent_channels": 1}
     stage = build(ImageShape(1, 2), network=network)

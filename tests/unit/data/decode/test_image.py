@@ -147,6 +147,7 @@ def test_decode_to_resizes_as_pil_up_to_rounding(size: tuple[int, int], resoluti
         assert (off > 0).sum() <= 2 + 0.01 * off.size
 
 
+@pytest.mark.slow
 def test_a_resize_has_the_same_bits_on_every_processor() -> None:
     code = (
         "import hashlib, torch; from itertools import product\n"

@@ -97,6 +97,7 @@ def run(dataset: Dataset, several: Sequence[Leg]) -> tuple[dict[int, Row], int]:
     return seen, position
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     shards=st.lists(st.integers(0, len(COUNTS) - 1), min_size=1, max_size=6, unique=True),
@@ -120,6 +121,7 @@ def test_a_run_that_changes_at_each_resume_sees_the_samples_of_an_uninterrupted_
         assert Counter(seen[p][0] for p in range(epoch * of.total, (epoch + 1) * of.total)) == keys
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     weights=st.lists(st.integers(1, 4), min_size=2, max_size=4),
