@@ -65,6 +65,12 @@ def commands(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith(tuple(NOT_RUN))]
 
 
+def small_words(config: str) -> list[str]:
+    """Overrides that make the training of a config tiny."""
+    tiny = tiny_stage(yaml.safe_load((HOME / config).read_text())["stage"])
+    return [word for word in [*tiny, *SMALL] if word != "stage.teacher=null"]  # the page trains the teacher first
+
+
 def shortened(line: str) -> str:
     """The command with little to do: CPUs for GPUs, a tiny network, a handful of images, local weights."""
     line = line.replace("--config_file launch/ddp.yaml", "--config_file launch/cpu.yaml --num_processes 2")
@@ -72,9 +78,7 @@ def shortened(line: str) -> str:
     line = line.replace("--num_processes 2 eval/", "--num_processes 2 --main_process_port 0 eval/")
     if " train " in line:
         (config,) = re.findall(r"configs/\S+\.yaml", line)
-        tiny = tiny_stage(yaml.safe_load((HOME / config).read_text())["stage"])
-        words = [word for word in [*tiny, *SMALL] if word != "stage.teacher=null"]  # the page trains it first
-        return line + "".join(f" '{word}'" for word in words)
+        return line + "".join(f" '{word}'" for word in small_words(config))
     if " verify-resume " in line:  # other world sizes have their own test, whose processes start sooner
         words = [*TINY, "data.resolution=8", "data.workers=0"]
         return line.replace(
@@ -128,6 +132,10 @@ def run_python(text: str, home: Path) -> None:
     """The shortened block in `home`, by an interpreter of its own."""
     for name, small in {"n": 4, "steps": 2}.items():
         text = re.sub(rf"\b{name}=\d+", f"{name}={small}", text)
+    if "diffpipe.train(" in text:
+        (config,) = re.findall(r"configs/\S+\.yaml", text)
+        words = ", ".join(f'"{word}"' for word in small_words(config))
+        text = re.sub(r'"run\.dir=[^"]+"', rf"\g<0>, {words}", text)
     env = os.environ | {"PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", text]
     result = subprocess.run(words, cwd=home, env=env, capture_output=True, text=True, check=False, timeout=900)
