@@ -1,12 +1,12 @@
-"""How well each family's score finds anomalies: the figures of eval/anomaly/README.md, by the real commands.
+"""The AUROC of each family's anomaly scores: the figures of eval/anomaly/README.md.
 
     OMP_NUM_THREADS=1 python eval/anomaly/measure.py classes runs/anomaly
     OMP_NUM_THREADS=1 python eval/anomaly/measure.py digits runs/anomaly
 
-`classes`: trained on nine classes of Fashion-MNIST, the tenth is the anomaly, for each class in turn. `digits`: trained
-on all ten, scikit-learn's digits are the anomaly. Jobs run one after the other, all classes of a stage before the next
-stage. What stands already in the working folder is not done again, so a run that was stopped goes on; for other
-settings take another folder. The table goes to stdout, all figures to a JSON file.
+`classes`: train on nine classes of Fashion-MNIST; the tenth is the anomaly, for each class in turn. `digits`: train on
+all ten; scikit-learn's digits are the anomaly. It runs `diffpipe pack`, `train` and `anomaly`, one job after the other,
+all classes of a stage before the next stage. Results in the working folder are kept: started again, it continues. For
+other settings give another folder. The table goes to stdout, all figures to a JSON file.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SMALL = ["data.labels=false", "data.batch_size=32", "sample.every=0"]
 
 
 class Recipe(NamedTuple):
-    """How a stage is trained, as overrides of its config, and how many images of each set are scored.
+    """The training of a stage, as overrides of its config, and the number of images of each set to score.
 
-    vlb_steps: the network evaluations an image for a diffusion's bound.
+    vlb_steps: the network evaluations per image for a diffusion's bound.
     """
 
     config: str
@@ -71,23 +71,27 @@ RECIPES = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["classes", "digits"])
-    parser.add_argument("work", type=Path, metavar="FOLDER", help="for the sets, the runs and their scores")
+    parser.add_argument("experiment", choices=["classes", "digits"])
+    parser.add_argument(
+        "work", type=Path, metavar="FOLDER", help="folder for the image sets, the runs and their scores"
+    )
     parser.add_argument("--stages", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--classes", nargs="+", type=int, default=list(range(10)), help="which are left out in turn")
-    parser.add_argument("--steps", type=int, help="train so many steps, whatever the stage")
-    parser.add_argument("--n", type=int, help="score at most so many images of each set, whatever the stage")
+    parser.add_argument(
+        "--classes", nargs="+", type=int, default=list(range(10)), help="the classes to leave out in turn"
+    )
+    parser.add_argument("--steps", type=int, help="training steps of every stage (default: the stage's own)")
+    parser.add_argument("--n", type=int, help="images of each set to score at most (default: the stage's own)")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the JSON (default: FOLDER/classes.json or digits.json)"
     )
     args = parser.parse_args(argv)
-    recipes = {name: _changed(RECIPES[name], args.steps, args.n) for name in args.stages}
-    if args.what == "classes":
+    recipes = {name: _override(RECIPES[name], args.steps, args.n) for name in args.stages}
+    if args.experiment == "classes":
         names: list[str] = load(str(FASHION / "shards" / "train")).classes or []
         for stage, recipe in recipes.items():
             for label in args.classes:
                 nine_against_one(args.work / f"without-{label}", stage, recipe, label)
-        found = {
+        results = {
             stage: {names[c]: _read(args.work / f"without-{c}" / f"{stage}.json") for c in args.classes}
             for stage in recipes
         }
@@ -95,16 +99,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         sets = digit_sets(args.work / "digits")
         for stage, recipe in recipes.items():
             against_digits(args.work / "digits", stage, recipe, sets)
-        found = {
+        results = {
             stage: {name: _read(args.work / "digits" / f"{stage}-{name}.json") for name in sets} for stage in recipes
         }
-    said = {"recipes": {name: recipe._asdict() for name, recipe in recipes.items()}, "found": found}
-    (args.out or args.work / f"{args.what}.json").write_text(json.dumps(said, indent=1) + "\n")
-    print(table(found, mean=args.what == "classes"))
+    tree = {"recipes": {name: recipe._asdict() for name, recipe in recipes.items()}, "found": results}
+    (args.out or args.work / f"{args.experiment}.json").write_text(json.dumps(tree, indent=1) + "\n")
+    print(table(results, mean=args.experiment == "classes"))
 
 
 def nine_against_one(folder: Path, stage: str, recipe: Recipe, label: int) -> None:
-    """Train on the nine other classes; their test images are normal, those of `label` are not."""
+    """Train on the other nine classes. Their test images are normal, those of class `label` are abnormal."""
     train, normal, abnormal = (folder / name for name in ("train", "normal", "abnormal"))
     pack(FASHION / "shards" / "train", train, "--leave-out", label)
     pack(FASHION / "shards" / "test", normal, "--leave-out", label)
@@ -115,7 +119,7 @@ def nine_against_one(folder: Path, stage: str, recipe: Recipe, label: int) -> No
 
 
 def against_digits(folder: Path, stage: str, recipe: Recipe, sets: Mapping[str, Path]) -> None:
-    """Train on all classes; their test images are normal, digits are not."""
+    """Train on all classes. Their test images are normal, digits are abnormal."""
     for name, abnormal in sets.items():
         out = folder / f"{stage}-{name}.json"
         if not out.exists():
@@ -124,16 +128,14 @@ def against_digits(folder: Path, stage: str, recipe: Recipe, sets: Mapping[str, 
 
 
 def digit_sets(folder: Path) -> dict[str, Path]:
-    """Shards of scikit-learn's 1,797 digits of 8x8 pixels at 28x28, by name.
+    """Two sets of shards of scikit-learn's 1,797 digits of 8x8 pixels, at 28x28, by name.
 
-    "stretched": resized to 28x28 by the packer. "bordered": at 20x20 in the middle of black, as MNIST's are.
+    "stretched": resized to 28x28 by the packer. "bordered": at 20x20 in the middle of a black image, like MNIST's.
     """
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - comes with the tests' requirements alone
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - only the tests' requirements hold it
     except ImportError as error:
-        raise SystemExit(
-            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
-        ) from error
+        raise SystemExit("the digits are scikit-learn's, which is not installed: pip install scikit-learn") from error
     digits: np.ndarray = load_digits().images  # pyright: ignore[reportAttributeAccessIssue]
     sets = {name: folder / name for name in ("stretched", "bordered")}
     for name, shards in sets.items():
@@ -141,7 +143,7 @@ def digit_sets(folder: Path) -> dict[str, Path]:
             continue
         images = folder / f"{name}-images"
         images.mkdir(parents=True, exist_ok=True)
-        for i, digit in enumerate(digits):  # 0 to 16
+        for i, digit in enumerate(digits):  # values 0 to 16
             image = Image.fromarray(np.rint(digit * (255 / 16)).astype(np.uint8))
             if name == "bordered":
                 canvas = Image.new("L", (28, 28))
@@ -158,7 +160,7 @@ def pack(source: Path, out: Path, *options: object) -> None:
 
 
 def fit(run_dir: Path, recipe: Recipe, shards: Path) -> Path:
-    """The directory of a run that was trained to the end; `train` itself resumes one that was stopped."""
+    """Train the run, or resume it, and return its directory."""
     words = [f"run.dir={run_dir}", f"data.train={shards}", "data.test=null", *recipe.overrides]
     words += [f"train.steps={recipe.steps}", f"checkpoint.every={recipe.steps}"]
     run("train", FASHION / f"{recipe.config}.yaml", *words)
@@ -171,43 +173,48 @@ def anomaly(run_dir: Path, recipe: Recipe, normal: Path, abnormal: Path, out: Pa
 
 
 def run(*words: object) -> None:
-    """A command of diffpipe, in this process, which saves its start of some seconds. It says itself what is wrong."""
+    """Run a command of diffpipe in this process, which saves the seconds of a start. It prints its own errors."""
     print("diffpipe", *words, file=sys.stderr, flush=True)
     if diffpipe([str(word) for word in words]):
         raise SystemExit(2)
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], *, mean: bool) -> str:
-    """AUROC in Markdown: a row an anomaly and, if asked for, one for their mean; a column a stage's score.
+def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], *, mean: bool) -> str:
+    """AUROC as a Markdown table: a row per anomaly, and one for the mean where asked; a column per stage and score.
 
-    found: stage → anomaly → what `diffpipe anomaly` wrote. ± is half the 95% bootstrap interval.
+    results: stage → anomaly → the JSON of `diffpipe anomaly`. ± is half the 95% bootstrap interval.
     """
-    scores = [(stage, score) for stage, each in found.items() for score in next(iter(each.values()))["detection"]]
+    scores = [
+        (stage, score) for stage, anomalies in results.items() for score in next(iter(anomalies.values()))["detection"]
+    ]
     rows = [
         ["anomaly", *(f"{stage.replace('_', ' ')}: {score}" for stage, score in scores)],
         ["---", *("---:" for _ in scores)],
     ]
     columns = []
-    anomalies = list(next(iter(found.values())))
+    anomalies = list(next(iter(results.values())))
     for stage, score in scores:
-        aurocs = [found[stage][name]["detection"][score]["auroc"] for name in anomalies]
-        average = sum(each["value"] for each in aurocs) / len(aurocs)
-        columns.append([f"{a['value']:.2f} ± {(a['high'] - a['low']) / 2:.2f}" for a in aurocs] + [f"{average:.2f}"])
+        aurocs = [results[stage][name]["detection"][score]["auroc"] for name in anomalies]
+        average = sum(auroc["value"] for auroc in aurocs) / len(aurocs)
+        columns.append(
+            [f"{auroc['value']:.2f} ± {(auroc['high'] - auroc['low']) / 2:.2f}" for auroc in aurocs]
+            + [f"{average:.2f}"]
+        )
     names = [*anomalies, "mean"] if mean else anomalies
     rows += [[name, *(column[i] for column in columns)] for i, name in enumerate(names)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _changed(recipe: Recipe, steps: int | None, n: int | None) -> Recipe:
+def _override(recipe: Recipe, steps: int | None, n: int | None) -> Recipe:
     return recipe._replace(steps=steps or recipe.steps, n=n or recipe.n)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `diffpipe anomaly` wrote, less where the sets lay: their fingerprints say what was in them."""
-    said = json.loads(path.read_text())
+    """The JSON of `diffpipe anomaly` without the sets' paths. Their fingerprints identify them."""
+    result = json.loads(path.read_text())
     for name in ("normal", "abnormal"):
-        del said["protocol"][name]["shards"]
-    return said
+        del result["protocol"][name]["shards"]
+    return result
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Time to the first batch, and what is read for it: from the start, and at 90% of an epoch of 1,000,000 samples.
+"""The time to the first batch and the bytes read for it: at the start, and at 90% of an epoch of 1,000,000 samples.
 
     OMP_NUM_THREADS=1 taskset -c 0,1 python -m eval.speed.first_batch --dir FOLDER
 
-The shards (1 GB of tiny images) are made in the folder once. Open: the index and the list of the shards. First batch:
-from there on, without loader processes, medians of so many rounds in turns. Beside it, on the same shards, webdataset,
-which has no position to resume at: it is iterated, undecoded, and what was seen is discarded.
+The shards (1 GB of tiny images) are made in the folder once. Opening the index and the list of the shards is timed
+apart. The first batch is timed from there on, without loader processes, as a median of rounds. webdataset, on the same
+shards, has no position to resume at: it is iterated, undecoded, and the samples before the position are discarded.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.reader import Reader
-from eval.speed import jobs
-from eval.speed.subject import table
+from eval.speed import launch
+from eval.speed.benchmark import table
 
 
-class Counted:
-    """Stands for `Reader.at` and counts the members that are read, and their bytes."""
+class CountedReads:
+    """Wraps `Reader.at` and counts the members that are read, and their bytes."""
 
     def __init__(self) -> None:
         self.members = self.bytes = 0
         self._at = Reader.at
 
-    def __enter__(self) -> Counted:
+    def __enter__(self) -> CountedReads:
         def at(reader: Reader, shard: int, offset: int, size: int, crc32: int) -> bytes | None:
             self.members += 1
             self.bytes += size
             return self._at(reader, shard, offset, size, crc32)
 
-        setattr(Reader, "at", at)  # noqa: B010 (the types do not like it)
+        setattr(Reader, "at", at)  # noqa: B010 (a plain assignment fails the type check)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +52,7 @@ class Counted:
 
 
 def make(folder: Path, samples: int, shards: int) -> None:
-    """Shards of one and the same image of 8 x 8 pixels, and their index."""
+    """Shards that hold the same image of 8 x 8 pixels over and over, and their index."""
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, "PNG")
@@ -62,17 +62,17 @@ def make(folder: Path, samples: int, shards: int) -> None:
     for number, (first, end) in enumerate(itertools.pairwise(tqdm(ends, desc="shards"))):
         with (folder / f"{number:05d}.tar").open("wb") as file:
             for i in range(first, end):
-                about = tarfile.TarInfo(f"{i:09d}.png")
-                about.size = len(data)
-                file.write(about.tobuf(tarfile.USTAR_FORMAT) + body)
+                member = tarfile.TarInfo(f"{i:09d}.png")
+                member.size = len(data)
+                file.write(member.tobuf(tarfile.USTAR_FORMAT) + body)
             file.write(bytes(2 * tarfile.BLOCKSIZE))
     write_index(folder)
 
 
-def first_batch(config: DataConfig, shards: ShardSet, start: int) -> tuple[float, Counted]:
-    """Seconds, and what was read."""
+def first_batch(config: DataConfig, shards: ShardSet, start: int) -> tuple[float, CountedReads]:
+    """The seconds to the first batch from position `start`, and the counted reads."""
     since = time.perf_counter()
-    with Counted() as counted:
+    with CountedReads() as counted:
         stream = batches(config, shards, 0, start=start)
         batch = next(stream)
         seconds = time.perf_counter() - since
@@ -82,7 +82,7 @@ def first_batch(config: DataConfig, shards: ShardSet, start: int) -> tuple[float
 
 
 def first_batch_of_webdataset(paths: list[str], batch: int, start: int) -> float:
-    """Seconds."""
+    """The seconds to the first batch of webdataset, which reads and discards `start` samples before it."""
     since = time.perf_counter()
     stream = iter(WebDataset(paths, shardshuffle=False))
     for _ in tqdm(itertools.islice(stream, start), desc="webdataset discards", total=start):
@@ -94,18 +94,18 @@ def first_batch_of_webdataset(paths: list[str], batch: int, start: int) -> float
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, required=True, help="where the shards are or will be")
+    parser.add_argument("--dir", type=Path, required=True, help="folder of the shards; they are made if missing")
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to take the median of (default %(default)s)")
     args = parser.parse_args(argv)
     if not (args.dir / INDEX_NAME).exists():
         make(args.dir, args.samples, args.shards)
     config = DataConfig(train=str(args.dir), batch_size=args.batch, resolution=8, channels=1, workers=0)
     since = time.perf_counter()
     shards = load(str(args.dir), verify_limit=0)
-    opened = time.perf_counter() - since
+    seconds_to_open = time.perf_counter() - since
     starts = {"the start": 0, "90% of the epoch": shards.total * 9 // 10}
     first_batch(config, shards, 0)  # imports and page cache
     rounds = [{name: first_batch(config, shards, start) for name, start in starts.items()} for _ in range(args.rounds)]
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append(
             {
                 "from": name,
-                "first batch": f"{statistics.median(each[name][0] for each in rounds) * 1e3:.1f} ms",
+                "first batch": f"{statistics.median(round_[name][0] for round_ in rounds) * 1e3:.1f} ms",
                 "samples read": str(counted.members),
                 "bytes read": str(counted.bytes),
                 "webdataset": f"{first_batch_of_webdataset(shards.paths, args.batch, start):.2f} s",
@@ -123,7 +123,9 @@ def main(argv: list[str] | None = None) -> None:
             }
         )
     print(table(rows))
-    print(f"\n{shards.total} samples in {len(shards.paths)} shards, opened in {opened:.2f} s; {jobs.machine()}")
+    print(
+        f"\n{shards.total} samples in {len(shards.paths)} shards, opened in {seconds_to_open:.2f} s; {launch.machine()}"
+    )
 
 
 if __name__ == "__main__":

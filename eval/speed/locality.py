@@ -18,7 +18,7 @@ import numpy as np
 from diffpipe.data.loader.mixture import Mixture
 from diffpipe.data.loader.order import Order, sequential
 from diffpipe.rng import permutation
-from eval.speed.subject import table
+from eval.speed.benchmark import table
 
 
 def concurrent_shards(shards: np.ndarray, span: int) -> int:
@@ -26,7 +26,7 @@ def concurrent_shards(shards: np.ndarray, span: int) -> int:
     return max(len(np.unique(shards[i : i + span])) for i in range(0, len(shards), span))
 
 
-def fetched(shards: np.ndarray, room: int) -> int:
+def count_fetches(shards: np.ndarray, room: int) -> int:
     """How often shards are fetched into a cache with room for `room` of them."""
     cache: OrderedDict[int, None] = OrderedDict()
     count = 0
@@ -50,14 +50,14 @@ def share(positions: int, batch: int, world: int) -> np.ndarray:
 def row(name: str, shards: np.ndarray, samples: int, span: int, rooms: list[int]) -> dict[str, str]:
     columns = {"order": name, "shards": str(len(np.unique(shards))), "at a time": str(concurrent_shards(shards, span))}
     for room in rooms:
-        columns[f"read/used, room for {room}"] = f"{fetched(shards, room) * samples / len(shards):.2f}"
+        columns[f"read/used, room for {room}"] = f"{count_fetches(shards, room) * samples / len(shards):.2f}"
     return columns
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=1280)
-    parser.add_argument("--samples", type=int, default=1000, help="of a shard (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=1000, help="samples per shard (default %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="the global batch (default %(default)s)")
     parser.add_argument("--worlds", default="1,8,64", help="numbers of processes (default %(default)s)")
     parser.add_argument("--interleave", type=int, default=64)

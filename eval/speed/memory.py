@@ -1,12 +1,12 @@
-"""Bytes that each process holds under ddp, fsdp and hsdp, counted from the tensors, and bytes of activations.
+"""The bytes of state that each process holds under ddp, fsdp and hsdp, and the bytes of activations.
 
     accelerate launch --config_file launch/cpu.yaml -m eval.speed.memory
     accelerate launch --config_file launch/cpu.yaml --num_processes 4 -m eval.speed.memory
 
-State is what `Trainer.state()` names, of DTensors the local part, after one step; gradients live only within a step.
-Activations are those of one process's share of the global batch under ddp: what the forward pass keeps for the backward
-pass (by hooks on saved tensors, without the parameters), and the peak of all that a step allocates, gradients and
-temporaries among it (on CPUs counted from the tensors that operators return; on GPUs the allocator says).
+The state is that of `Trainer.state()` after one step, of DTensors the local part. Gradients exist only within a step.
+Activations are those of one process's share of the global batch under ddp: the bytes that the forward pass saves for
+the backward pass (by hooks on saved tensors, without the parameters), and the peak of a step's allocations, gradients
+and temporaries included (on CPUs counted from the outputs of operators, on GPUs by the allocator).
 """
 
 from __future__ import annotations
@@ -23,24 +23,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffpipe.train.runtime import Runtime
-from eval.speed.subject import Subject, add_arguments, experiment, progress, setting, start, table
+from eval.speed.benchmark import (
+    NoiseTraining,
+    add_arguments,
+    load_experiment,
+    progress,
+    setting_in_words,
+    start_runtime,
+    table,
+)
 
 KINDS = {"net": "parameters", "ema": "average", "optimizer": "optimizer"}
 
 
-def held(subject: Subject) -> Counter[str]:
-    """Bytes of this process's state, by kind."""
+def state_bytes(training: NoiseTraining) -> Counter[str]:
+    """The bytes of this process's state, by kind."""
     count: Counter[str] = Counter()
-    for name, tensor in subject.trainer.state().items():
+    for name, tensor in training.trainer.state().items():
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         count[KINDS[name.partition(".")[0]]] += local.nbytes
     return count
 
 
-def kept(subject: Subject) -> int:
-    """Bytes that a step's forward pass keeps for its backward pass, each storage once, without the parameters."""
+def saved_bytes(training: NoiseTraining) -> int:
+    """The bytes that a forward pass saves for its backward pass: each storage once, without the parameters."""
     storages: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no address is given out twice
+    alive: list[Tensor] = []  # keeps the storages, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
         alive.append(tensor)
@@ -48,70 +56,70 @@ def kept(subject: Subject) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        subject.step()
-    own = {p.untyped_storage().data_ptr() for net in subject.trainer.nets.values() for p in net.parameters()}
-    return sum(size for at, size in storages.items() if at not in own)
+        training.step()
+    parameters = {p.untyped_storage().data_ptr() for net in training.trainer.nets.values() for p in net.parameters()}
+    return sum(size for address, size in storages.items() if address not in parameters)
 
 
-class Living(TorchDispatchMode):
-    """Counts the bytes of the storages that operators have made within it and that are still there."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operators allocate within the context and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.bytes = self.peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
-        for each in tree_leaves(out):
-            if isinstance(each, Tensor):
-                self._count(each.untyped_storage(), given)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage(), inputs)
         return out
 
-    def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        if storage._cdata in self._known or storage._cdata in given:
+    def _count(self, storage: torch.UntypedStorage, inputs: set[int]) -> None:
+        if storage._cdata in self._known or storage._cdata in inputs:
             return
         self._known.add(storage._cdata)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
 
-    def _gone(self, at: int, size: int) -> None:
-        self._known.discard(at)
-        self.now -= size
+    def _free(self, address: int, size: int) -> None:
+        self._known.discard(address)
+        self.bytes -= size
 
 
-def peak(subject: Subject) -> int:
-    """The most bytes that were there at once of what a step allocates."""
-    device = subject.runtime.device
+def peak_bytes(training: NoiseTraining) -> int:
+    """The peak of the bytes that a step allocates."""
+    device = training.runtime.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        subject.step()
+        training.step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with Living() as living:
-        subject.step()
-    return living.peak
+    with LiveBytes() as live_bytes:
+        training.step()
+    return live_bytes.peak
 
 
 def state_row(strategy: str, counts: list[Counter[str]], ddp: int | None, where: str) -> dict[str, str]:
-    """The process that holds the most."""
+    """The row of the process that holds the most."""
     most = max(counts, key=lambda count: count.total())
     parts = {kind: f"{most[kind] / 1e6:.2f} MB" for kind in KINDS.values()}
     ratio = "" if ddp is None else f"{most.total() / ddp:.4f}"
-    return {"layout": f"{strategy}, {where}", **parts, "together": f"{most.total() / 1e6:.2f} MB", "of ddp's": ratio}
+    return {"strategy": f"{strategy}, {where}", **parts, "together": f"{most.total() / 1e6:.2f} MB", "of ddp's": ratio}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, "configs/fashion_mnist/ddpm.yaml")
-    parser.add_argument("--layouts", nargs="+", choices=["ddp", "fsdp", "hsdp"], default=["ddp", "fsdp", "hsdp"])
+    parser.add_argument("--strategies", nargs="+", choices=["ddp", "fsdp", "hsdp"], default=["ddp", "fsdp", "hsdp"])
     parser.add_argument("--shard-size", type=int, default=2, help="processes that share a copy under hsdp (default 2)")
-    parser.add_argument("--no-activations", action="store_true", help="the state alone")
+    parser.add_argument("--no-activations", action="store_true", help="measure only the state")
     args = parser.parse_args(argv)
-    with start(experiment(args)) as runtime:
+    with start_runtime(load_experiment(args)) as runtime:
         states = measure_states(args, runtime)
         activations = [] if args.no_activations else measure_activations(args, runtime)
         if runtime.main:
@@ -122,16 +130,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure_states(args: argparse.Namespace, runtime: Runtime) -> list[dict[str, str]]:
     rows, ddp = [], None
-    for strategy in progress(args.layouts, "layouts", runtime):
+    for strategy in progress(args.strategies, "strategies", runtime):
         words = [f"train.parallel={strategy}", *([f"train.shard_size={args.shard_size}"] if strategy == "hsdp" else [])]
-        subject = Subject(experiment(args, *words), runtime)
-        subject.step()
-        counts = runtime.comm.gather(held(subject))
+        training = NoiseTraining(load_experiment(args, *words), runtime)
+        training.step()
+        counts = runtime.comm.gather(state_bytes(training))
         if strategy == "ddp":
             ddp = max(count.total() for count in counts)
-        of = f" in copies of {args.shard_size}" if strategy == "hsdp" else ""
-        rows.append(state_row(strategy + of, counts, ddp, f"{runtime.world} processes"))
-        subject.forget()
+        copies = f" in copies of {args.shard_size}" if strategy == "hsdp" else ""
+        rows.append(state_row(strategy + copies, counts, ddp, f"{runtime.world} processes"))
+        training.free()
     return rows
 
 
@@ -139,13 +147,13 @@ def measure_activations(args: argparse.Namespace, runtime: Runtime) -> list[dict
     rows = []
     for checkpointing in progress(["false", "true"], "activations", runtime):
         words = ("train.parallel=ddp", f"train.activation_checkpointing={checkpointing}")
-        subject = Subject(experiment(args, *words), runtime)
-        subject.step()
-        figures = {"kept for the backward pass": kept(subject), "peak of a step": peak(subject)}
-        title = {"train.activation_checkpointing": f"{checkpointing}, {len(subject.batch.images)} images"}
+        training = NoiseTraining(load_experiment(args, *words), runtime)
+        training.step()
+        figures = {"kept for the backward pass": saved_bytes(training), "peak of a step": peak_bytes(training)}
+        title = {"train.activation_checkpointing": f"{checkpointing}, {len(training.batch.images)} images"}
         rows.append(title | {name: f"{size / 1e6:.2f} MB" for name, size in figures.items()})
-        rows[-1]["on"] = setting(runtime)
-        subject.forget()
+        rows[-1]["on"] = setting_in_words(runtime)
+        training.free()
     return rows
 
 

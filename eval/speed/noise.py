@@ -1,4 +1,4 @@
-"""Images of noise with the spectrum of photographs, as shards and, the same bytes, as a folder a class."""
+"""Images of noise with the spectrum of photographs: the same files as shards and as a folder per class."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KINDS = {
 
 
 def canvas(seed: int) -> np.ndarray:
-    """Noise float64 [h w 3] of standard deviation 1, grey for the most part, whose amplitude falls with frequency."""
+    """Noise, float64 [h w 3], standard deviation 1, mostly grey, with an amplitude that falls with frequency."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(_CANVAS)[:, None], np.fft.rfftfreq(_CANVAS))
     frequency[0, 0] = np.inf
@@ -53,13 +53,13 @@ def canvas(seed: int) -> np.ndarray:
     return np.stack([grey + 0.3 * red, grey, grey + 0.3 * blue], axis=-1)
 
 
-def encoded(kind: Kind, n: int, seed: int) -> Iterator[bytes]:
-    whole = (128 + 50 * canvas(seed)).clip(0, 255).astype(np.uint8)
+def encoded_images(kind: Kind, n: int, seed: int) -> Iterator[bytes]:
+    pixels = (128 + 50 * canvas(seed)).clip(0, 255).astype(np.uint8)
     rng = np.random.default_rng(seed)
     for _ in range(n):
         left, top = rng.integers(_CANVAS - kind.width), rng.integers(_CANVAS - kind.height)
         buffer = io.BytesIO()
-        image = Image.fromarray(whole[top : top + kind.height, left : left + kind.width])
+        image = Image.fromarray(pixels[top : top + kind.height, left : left + kind.width])
         if kind.extension == "png":
             image.save(buffer, "PNG")
         else:
@@ -67,12 +67,12 @@ def encoded(kind: Kind, n: int, seed: int) -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-def make(kind: Kind, folder: Path, n: int, seed: int) -> None:
-    """The same images as `files/CLASS/NUMBER.EXTENSION` and as `shards`, without labels."""
+def make_images(kind: Kind, folder: Path, n: int, seed: int) -> None:
+    """Write the same images as `files/CLASS/NUMBER.EXTENSION` and as `shards` without labels."""
     (folder / "shards").mkdir(parents=True)
     for label in range(_CLASSES):
         (folder / "files" / str(label)).mkdir(parents=True)
-    images = encoded(kind, n, seed)
+    images = encoded_images(kind, n, seed)
     ends = np.linspace(0, n, _SHARDS + 1).astype(int).tolist()
     for number, (first, end) in enumerate(itertools.pairwise(tqdm(ends, desc=kind.name))):
         with tarfile.open(folder / "shards" / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:

@@ -1,4 +1,4 @@
-"""eval/anomaly/measure.py with little to do, and its table."""
+"""eval/anomaly/measure.py on few steps and images, and its table."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def test_the_tenth_class_is_scored_by_a_run_that_never_saw_it(
     printed = capsys.readouterr().out
     assert labels(load(str(tmp_path / "without-8" / "train")), range(9000)).bincount(minlength=10)[8] == 0
     assert set(labels(load(str(tmp_path / "without-8" / "abnormal")), range(200)).tolist()) == {8}
-    said = json.loads((tmp_path / "classes.json").read_text())
-    figure = said["found"]["autoencoder"]["Bag"]["detection"]["error"]["auroc"]
+    result = json.loads((tmp_path / "classes.json").read_text())
+    figure = result["found"]["autoencoder"]["Bag"]["detection"]["error"]["auroc"]
     assert f"| Bag | {figure['value']:.2f} ± " in printed
-    assert said["recipes"]["autoencoder"]["steps"] == 2
+    assert result["recipes"]["autoencoder"]["steps"] == 2
     score = tmp_path / "without-8" / "autoencoder.json"
     before = score.stat().st_mtime_ns
-    measure.main(words)  # what stands is not done again
+    measure.main(words)  # results are kept
     assert score.stat().st_mtime_ns == before
     assert capsys.readouterr().out.endswith(printed[printed.index("| anomaly") :])
 
 
-def test_digits_are_stretched_or_stand_in_a_black_border(measure: ModuleType, tmp_path: Path) -> None:
+def test_digits_are_stretched_or_have_a_black_border(measure: ModuleType, tmp_path: Path) -> None:
     sets = measure.digit_sets(tmp_path)
     pixels = {name: images(load(str(shards)), range(1797), None, 1) for name, shards in sets.items()}
-    assert {name: tuple(each.shape) for name, each in pixels.items()} == dict.fromkeys(sets, (1797, 1, 28, 28))
+    assert {name: tuple(digits.shape) for name, digits in pixels.items()} == dict.fromkeys(sets, (1797, 1, 28, 28))
     inside = torch.zeros(28, 28, dtype=torch.bool)
     inside[4:24, 4:24] = True
     assert pixels["bordered"][:, 0, ~inside].max() == 0
@@ -58,7 +58,7 @@ def detection(value: float, half: float) -> dict:
     return {"auroc": {"value": value, "low": value - half, "high": value + half}}
 
 
-def test_the_table_has_a_row_an_anomaly_and_their_mean(measure: ModuleType) -> None:
+def test_the_table_has_a_row_per_anomaly_and_their_mean(measure: ModuleType) -> None:
     found = {
         "autoencoder": {
             "Bag": {"detection": {"error": detection(0.9, 0.02)}},
@@ -79,10 +79,10 @@ def test_the_table_has_a_row_an_anomaly_and_their_mean(measure: ModuleType) -> N
     ]
 
 
-def test_the_tables_shown_are_those_of_the_figures_beside_them(measure: ModuleType) -> None:
+def test_the_readmes_tables_are_those_of_the_json_files(measure: ModuleType) -> None:
     folder = HOME / "eval" / "anomaly"
-    shown = (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
     figures = list(folder.glob("*.json"))
     assert figures
     for path in figures:
-        assert measure.table(json.loads(path.read_text())["found"], mean=path.stem == "classes") in shown
+        assert measure.table(json.loads(path.read_text())["found"], mean=path.stem == "classes") in readme

@@ -1,4 +1,4 @@
-"""`diffpipe compare` through the real command: what it says of two tiny runs is what their own files say."""
+"""`diffpipe compare` through the real command: its numbers of tiny runs are those of the runs' own files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.commands import HOME, diffpipe, metrics, refused, train
 
 FASHION = HOME / "configs" / "fashion_mnist"
 SMALL = ["data.resolution=8", "train.steps=4"]
-ASKED = ["--n", "8", "--nll-n", "6", "--metrics", "fd_efficientnet_lite0"]
+OPTIONS = ["--n", "8", "--nll-n", "6", "--metrics", "fd_efficientnet_lite0"]
 
 
 @pytest.fixture(scope="module")
@@ -36,38 +36,38 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(runs: Path, out: Path, *words: object, processes: int = 0) -> tuple[dict[str, Any], str, str]:
-    """The JSON, what was printed, and what was said along the way."""
-    asked = [*ASKED, "--reference", runs / "reference", "--out", out]
-    result = diffpipe("compare", *words, *asked, processes=processes)
+    """The JSON, stdout and stderr."""
+    options = [*OPTIONS, "--reference", runs / "reference", "--out", out]
+    result = diffpipe("compare", *words, *options, processes=processes)
     assert result.returncode == 0, result.stderr
     return json.loads((out / "compare.json").read_text()), result.stdout, result.stderr
 
 
-def test_families_stand_side_by_side_and_scores_are_made_once(runs: Path, tmp_path: Path) -> None:
+def test_each_row_has_its_runs_numbers_and_scores_are_computed_once(runs: Path, tmp_path: Path) -> None:
     rows = ["--row", "ddpm", runs / "ddpm", "vlb_steps=2"]
     rows += ["--row", "slow ddpm", runs / "ddpm", "sampler=ancestral", "steps=5", "vlb_steps=2"]
     rows += ["--row", "vae", runs / "vae"]
     first, printed, _ = compare(runs, tmp_path / "one", *rows)
     two_steps, slow, vae = first["families"]
-    assert [each["name"] for each in first["families"]] == ["ddpm", "slow ddpm", "vae"]
-    for each in first["families"]:
-        file = json.loads(Path(each["score_file"]).read_text())
-        assert Path(each["score_file"]).parent == Path(each["run"]) / "scores"
-        assert each["scores"] == file["scores"]
+    assert [row["name"] for row in first["families"]] == ["ddpm", "slow ddpm", "vae"]
+    for row in first["families"]:
+        file = json.loads(Path(row["score_file"]).read_text())
+        assert Path(row["score_file"]).parent == Path(row["run"]) / "scores"
+        assert row["scores"] == file["scores"]
         assert first["floor"] == pytest.approx(file["floor"])
-        assert each["checkpoint"] == file["protocol"]["generated"]["checkpoint"]
-        assert each["sampler"] == file["protocol"]["generated"]["sampler"]
+        assert row["checkpoint"] == file["protocol"]["generated"]["checkpoint"]
+        assert row["sampler"] == file["protocol"]["generated"]["sampler"]
         assert file["protocol"]["reference"]["fingerprint"] == first["protocol"]["reference"]["fingerprint"]
-        assert not each["reused"]
-        assert (each["step"], each["images_seen"]) == (4, 32)
-        rates = [line["images_per_second"] for line in metrics(Path(each["run"])).values()]
-        assert each["training"]["images_per_second"] == statistics.median(rates[1:])
-        assert each["training"]["seconds"] == pytest.approx(32 / statistics.median(rates[1:]))
-        assert each["sampling"]["images_per_second"] > 0
-        assert each["bits_per_dim"]["kind"] == "bound"
-        assert each["bits_per_dim"]["n"] == 6
-        assert f"| {each['name']} | {each['stage']} |" in printed
-    assert [each["sampling"]["evaluations"] for each in first["families"]] == [3, 5, 1]
+        assert not row["reused"]
+        assert (row["step"], row["images_seen"]) == (4, 32)
+        rates = [line["images_per_second"] for line in metrics(Path(row["run"])).values()]
+        assert row["training"]["images_per_second"] == statistics.median(rates[1:])
+        assert row["training"]["seconds"] == pytest.approx(32 / statistics.median(rates[1:]))
+        assert row["sampling"]["images_per_second"] > 0
+        assert row["bits_per_dim"]["kind"] == "bound"
+        assert row["bits_per_dim"]["n"] == 6
+        assert f"| {row['name']} | {row['stage']} |" in printed
+    assert [row["sampling"]["evaluations"] for row in first["families"]] == [3, 5, 1]
     assert two_steps["scores"] != slow["scores"]
     assert two_steps["parameters"]["generating"] == two_steps["parameters"]["all"]
     assert vae["parameters"]["generating"] < vae["parameters"]["all"]
@@ -79,25 +79,25 @@ def test_families_stand_side_by_side_and_scores_are_made_once(runs: Path, tmp_pa
     assert all(f'<th scope="row">{name} ' in page for name in ("ddpm", "slow ddpm", "vae"))
     assert page.count("data:image/png;base64,") == 4  # the real images and three families
     assert (tmp_path / "one" / "table.md").read_text() == printed
-    with Image.open(tmp_path / "one" / "samples.png") as picture:
-        assert picture.width > 20 * 56
-        assert 4 * 56 < picture.height < 6 * 56
+    with Image.open(tmp_path / "one" / "samples.png") as grid:
+        assert grid.width > 20 * 56
+        assert 4 * 56 < grid.height < 6 * 56
 
-    again, _, said = compare(runs, tmp_path / "two", *rows, processes=2)
-    assert [each["reused"] for each in again["families"]] == [True] * 3
-    assert said.count("was there already") == 3
-    assert again["protocol"]["sampling"]["processes"] == 2
-    for one, two in zip(first["families"], again["families"], strict=True):
+    second, _, stderr = compare(runs, tmp_path / "two", *rows, processes=2)
+    assert [row["reused"] for row in second["families"]] == [True] * 3
+    assert stderr.count("was there already") == 3
+    assert second["protocol"]["sampling"]["processes"] == 2
+    for one, two in zip(first["families"], second["families"], strict=True):
         assert two["scores"] == one["scores"]
         assert two["bits_per_dim"] == pytest.approx(one["bits_per_dim"])
         assert two["reconstruction"] == pytest.approx(one["reconstruction"])
 
 
-def test_an_autoencoder_shows_what_it_keeps_and_has_no_scores(runs: Path, tmp_path: Path) -> None:
-    found, printed, _ = compare(runs, tmp_path, "--row", "ae", runs / "coder")
-    (row,) = found["families"]
+def test_an_autoencoder_shows_reconstructions_and_has_no_scores(runs: Path, tmp_path: Path) -> None:
+    result, printed, _ = compare(runs, tmp_path, "--row", "ae", runs / "coder")
+    (row,) = result["families"]
     assert row["scores"] is None
-    assert found["floor"] is None
+    assert result["floor"] is None
     assert row["missing"]["scores"] == "stage.kind autoencoder generates no images"
     assert row["missing"]["training"].startswith("its metrics.jsonl has no second log line")
     assert row["reconstruction"]["n"] == 6
@@ -120,7 +120,7 @@ def test_an_autoencoder_shows_what_it_keeps_and_has_no_scores(runs: Path, tmp_pa
 def test_rows_that_cannot_be_compared_are_refused_in_one_line(
     runs: Path, tmp_path: Path, rows: list[str], parts: list[str]
 ) -> None:
-    asked = [*ASKED, "--reference", runs / "reference", "--out", tmp_path]
-    line = refused("compare", *(row.format(runs=runs) for row in rows), *asked)
+    options = [*OPTIONS, "--reference", runs / "reference", "--out", tmp_path]
+    line = refused("compare", *(row.format(runs=runs) for row in rows), *options)
     for part in parts:
         assert part in line

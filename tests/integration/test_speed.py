@@ -1,4 +1,4 @@
-"""The scripts of eval/speed run, and what they count, rather than time, is as it should be."""
+"""The scripts of eval/speed run, and the numbers that they count, not time, are right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.speed import jobs, loading, processes
+from eval.speed import launch, loading, processes
 from tests.support.commands import TINY, diffpipe
 from tests.support.markdown_tables import table_rows
 
@@ -14,24 +14,24 @@ SMALL = [*TINY, "data.resolution=8", "train.device=cpu", "train.precision=fp32"]
 
 
 def script(name: str, *words: object, processes: int = 0) -> str:
-    """Run `python -m eval.speed.NAME`, or as that many processes, and return what it printed."""
-    ended = diffpipe(*words, *SMALL, processes=processes, module=f"eval.speed.{name}")
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    """The output of `python -m eval.speed.NAME`, on several processes where asked."""
+    result = diffpipe(*words, *SMALL, processes=processes, module=f"eval.speed.{name}")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs that scripts start are forks of the server, which a launcher's seconds are not lost on."""
+    """Scripts start their jobs as forks of the command server, which saves the seconds of a launcher."""
 
     def start(module: str, *words: object, processes: int, threads: int) -> str:
-        ended = diffpipe(
+        result = diffpipe(
             *words, processes=processes if processes > 1 else 0, module=module, env={"OMP_NUM_THREADS": str(threads)}
         )
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
-    monkeypatch.setattr(jobs, "start", start)
+    monkeypatch.setattr(launch, "run_module", start)
 
 
 def test_saving(tmp_path: Path) -> None:
@@ -53,19 +53,24 @@ def test_each_of_two_sharded_processes_holds_half_and_recomputation_keeps_less()
 
 
 def test_costs() -> None:
-    said = table_rows(script("costs", "--rounds", 1, "--steps", 2, processes=2))
-    assert [row["step"].split(",")[0] for row in said] == ["ddp", "fsdp", "ddp with its boundary", "the boundary alone"]
+    result = table_rows(script("costs", "--rounds", 1, "--steps", 2, processes=2))
+    assert [row["step"].split(",")[0] for row in result] == [
+        "ddp",
+        "fsdp",
+        "ddp with the stop consensus",
+        "the stop consensus alone",
+    ]
 
 
 @pytest.mark.usefixtures("forked")
-def test_each_byte_is_hashed_once_a_node_and_copied_once_by_whom_it_concerns(
+def test_each_byte_is_hashed_once_per_node_and_copied_once_by_each_rank_that_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loading.main(["--rounds", "1", "--dir", str(tmp_path), *SMALL])
     ddp, shared, fsdp = table_rows(capsys.readouterr().out)
 
-    def total(row: dict[str, str], what: str) -> float:
-        return float(row[what].partition("= ")[2])
+    def total(row: dict[str, str], column: str) -> float:
+        return float(row[column].partition("= ")[2])
 
     for row in (ddp, shared, fsdp):
         assert total(row, "hashed") == pytest.approx(1, abs=0.05)

@@ -1,4 +1,4 @@
-"""What is measured: a config's real network and trainer, on images of noise, so that no data has to be at hand."""
+"""The training that the benchmarks measure: a config's network and trainer on images of noise, without a data set."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from diffpipe.train.runtime import Runtime
 CLASSES = 10
 
 
-class Subject:
-    """A trainer, and the share of this process of one global batch (`data.batch_size`) that it trains on."""
+class NoiseTraining:
+    """A trainer that trains on the same batch in every step: this process's share of `data.batch_size` images."""
 
     def __init__(self, experiment: Experiment, runtime: Runtime):
         data, build = experiment.data, experiment.stage.build
@@ -40,36 +40,36 @@ class Subject:
         generator = torch.Generator().manual_seed(experiment.seed)
         images = (data.batch_size, shape.channels, shape.resolution, shape.resolution)
         noise = torch.randint(0, 256, images, dtype=torch.uint8, generator=generator)
-        mine = torch.arange(data.batch_size)[runtime.rank :: runtime.world]
-        labels = mine % CLASSES if data.labels else None
-        self.batch = Batch(noise[mine], labels, mine, [str(i) for i in mine.tolist()])
+        positions = torch.arange(data.batch_size)[runtime.rank :: runtime.world]
+        labels = positions % CLASSES if data.labels else None
+        self.batch = Batch(noise[positions], labels, positions, [str(i) for i in positions.tolist()])
 
     def step(self) -> None:
         self.trainer.train_step([self.batch])
 
     def timed_step(self) -> float:
-        """The seconds of one step, to its end on the device. The ranks begin it together."""
+        """The seconds of one step, to its end on the device. All ranks begin it together."""
         self.runtime.comm.barrier()
-        since = now(self.runtime)
+        since = synchronized_time(self.runtime)
         self.step()
-        return now(self.runtime) - since
+        return synchronized_time(self.runtime) - since
 
     def state(self) -> RunState:
-        """What a checkpoint of it says beside the tensors."""
+        """The state of a checkpoint beside the tensors."""
         trainer, shape = self.trainer, Shape(**self.shape._asdict())
         experiment = self.experiment.model_dump(mode="json")
         return RunState(
             step=trainer.step, position=trainer.position, fingerprint="noise", shape=shape, experiment=experiment
         )
 
-    def forget(self) -> None:
-        """Give the memory back before the next one is built: a trainer is full of cycles."""
+    def free(self) -> None:
+        """Free the memory before the next training is built: a trainer has reference cycles."""
         del self.trainer
         gc.collect()
 
 
-def now(runtime: Runtime) -> float:
-    """The clock, in seconds, when the device has done all that it was given."""
+def synchronized_time(runtime: Runtime) -> float:
+    """The clock in seconds, after the device has finished all work."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)
     return time.perf_counter()
@@ -78,32 +78,32 @@ def now(runtime: Runtime) -> float:
 def add_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument("--config", default=config, help="an experiment's YAML file (default %(default)s)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="laid over the file; data.batch_size is the global batch"
+        "overrides", nargs="*", metavar="key=value", help="override the file; data.batch_size is the global batch"
     )
 
 
-def experiment(args: argparse.Namespace, *more: str) -> Experiment:
+def load_experiment(args: argparse.Namespace, *more: str) -> Experiment:
     return load_config(Experiment, args.config, [*args.overrides, *more])
 
 
-def start(of: Experiment) -> Runtime:
-    return Runtime.start(of.train.precision, of.train.device, timeout=of.train.timeout)
+def start_runtime(config: Experiment) -> Runtime:
+    return Runtime.start(config.train.precision, config.train.device, timeout=config.train.timeout)
 
 
-def progress(values: Iterable[Any], what: str, runtime: Runtime) -> tqdm:
-    return tqdm(values, desc=what, disable=not runtime.main)
+def progress(values: Iterable[Any], title: str, runtime: Runtime) -> tqdm:
+    return tqdm(values, desc=title, disable=not runtime.main)
 
 
-def setting(runtime: Runtime) -> str:
-    """On what it was measured, for the table: `2 processes of 1 thread on cpu, bf16`."""
+def setting_in_words(runtime: Runtime) -> str:
+    """Processes, device and precision, for the table: `2 processes of 1 thread on cpu, bf16`."""
     processes, threads = runtime.world, torch.get_num_threads()
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else "cpu"
-    counted = f"{processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
-    return f"{counted} on {device}, {str(runtime.dtype).removeprefix('torch.')}"
+    counts = f"{processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+    return f"{counts} on {device}, {str(runtime.dtype).removeprefix('torch.')}"
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows by column name as Markdown: what stands in the README."""
+    """Rows by column name as a Markdown table, as in the README."""
     head = list(rows[0])
     lines = [head, ["---", *("---:" for _ in head[1:])], *([row[name] for name in head] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
