@@ -1,4 +1,4 @@
-"""Parts that are not in this package: stages, networks, samplers, packing sources and trackers, each by its name.
+"""Parts that are not in this package: stages, networks, samplers, feature networks, …, each by its name.
 
 They come from the entry points of installed packages (group `diffpipe.stages`, `diffpipe.networks`, …) and from modules
 that the command line names (`--plugin MODULE`), which hold them in plain dictionaries: `diffpipe_stages`,
@@ -21,7 +21,7 @@ from diffpipe.errors import UserError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-Group = Literal["stages", "networks", "samplers", "packing_sources", "trackers"]
+Group = Literal["stages", "networks", "samplers", "packing_sources", "trackers", "feature_networks"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 _parts: dict[Group, dict[str, Any]] = {group: {} for group in GROUPS}

@@ -107,7 +107,7 @@ def _unknown_kind(key: str, error: dict[str, Any]) -> str:
 
 
 def _unknown_key(path: list[str], siblings: list[str], renamed: dict[str, str]) -> str:
-    """What an unknown key was renamed to, else the nearest known one, else all that are known."""
+    """The complaint about an unknown key: its new name, else the nearest known key, else all known keys."""
     key, section = ".".join(path), ".".join(path[:-1])
     if path[-1] in renamed:
         return f"{key} is called {'.'.join([*path[:-1], renamed[path[-1]]])} now; rename it"

@@ -138,7 +138,7 @@ def decoder_term(x0: Float[Tensor, " b *shape"], p: IsotropicGaussian) -> Float6
 
     below = standardized(level - 0.5).masked_fill(level == 0, -torch.inf)
     above = standardized(level + 0.5).masked_fill(level == 255, torch.inf)
-    # Far from the mean a bin is told apart from 0 in the lower tail alone, so bins above the mean are mirrored into it.
+    # Far from the mean only the lower tail has digits left, so bins above the mean are mirrored into it.
     mirrored = standardized(level) > 0
     below, above = torch.where(mirrored, -above, below), torch.where(mirrored, -below, above)
     at_most = torch.special.log_ndtr(above)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import inspect
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from diffpipe import plugins
 from diffpipe.errors import UserError
 from diffpipe.files import sha256_of
 from diffpipe.metrics.download import download
@@ -88,7 +89,7 @@ def build_extractor(
     rank: int = 0,
     barrier: Callable[[], object] = lambda: None,
 ) -> Extractor:
-    """The extractor `efficientnet_lite0`, `inception`, or `module:attribute`: any callable uint8 [b 3 h w] → [b d].
+    """The extractor `efficientnet_lite0`, `inception`, or a plug-in's: any callable uint8 [b 3 h w] → [b d].
 
     All ranks call it; `barrier` makes them wait for rank 0, which alone downloads. Raises UserError.
     """
@@ -96,9 +97,7 @@ def build_extractor(
         return efficientnet_lite0(device=device)
     if name == "inception":
         return inception(inception_weights, device=device, rank=rank, barrier=barrier)
-    if ":" in name:
-        return _imported(name, device)
-    raise UserError(f"no feature network {name!r}: known are efficientnet_lite0, inception and module:attribute")
+    return _plugged_in(name, device)
 
 
 def efficientnet_lite0(size: int = 96, *, device: str | torch.device = "cpu") -> Extractor:
@@ -190,33 +189,35 @@ def _load_inception(path: Path) -> nn.Module:
         return InceptionV3W(folder, download=False, resize_inside=False).eval()
 
 
-def _imported(name: str, device: str | torch.device) -> Extractor:
-    """The user's own callable or Extractor."""
-    imported = import_network(name)
-    if isinstance(imported, Extractor):
-        return imported
-    network, digest = hashed(name, imported, device)
+def _plugged_in(name: str, device: str | torch.device) -> Extractor:
+    """A plug-in's callable or Extractor."""
+    network = find_network(name, ("efficientnet_lite0", "inception"))
+    if isinstance(network, Extractor):
+        return network
+    network, digest = hashed(network, device)
     with torch.no_grad():
         dim = network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
     return Extractor(name, dim, digest, f"by {name} itself", lambda images: network(images.to(device)))
 
 
-def import_network(name: str) -> Callable[..., Any]:
-    """The callable `module:attribute`. Raises UserError."""
-    module_name, _, attribute = name.partition(":")
-    try:
-        network = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"feature network {name}: cannot import it ({error}); give module:attribute") from error
+def find_network(name: str, known: Sequence[str]) -> Callable[..., Any]:
+    """The feature network that a plug-in has under this name. Raises UserError, with the `known` ones, without one."""
+    network = plugins.find("feature_networks", name)
+    if network is None:
+        names = ", ".join([*known, *plugins.names("feature_networks")])
+        raise UserError(
+            f"no feature network {name!r}; it is one of {names}; others come with --plugin MODULE or an installed "
+            f"package (diffpipe_feature_networks)"
+        )
     if not callable(network):
         raise UserError(f"feature network {name}: not callable; give a callable that takes images [b 3 h w]")
     return network
 
 
-def hashed(name: str, network: Callable[..., Any], device: str | torch.device) -> tuple[Callable[..., Any], str]:
+def hashed(network: Callable[..., Any], device: str | torch.device) -> tuple[Callable[..., Any], str]:
     """The callable and its sha256. A module is moved to the device, in evaluation mode.
 
-    A module is hashed by its state, any other callable by the source of the Python module in `name`.
+    A module is hashed by its state, any other callable by the source of the Python module that defines it.
     """
     digest = hashlib.sha256()
     if isinstance(network, nn.Module):
@@ -225,5 +226,6 @@ def hashed(name: str, network: Callable[..., Any], device: str | torch.device) -
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     else:
-        digest.update(inspect.getsource(importlib.import_module(name.partition(":")[0])).encode())
+        definition = network if inspect.isfunction(network) else type(network)
+        digest.update(inspect.getsource(sys.modules[definition.__module__]).encode())
     return network, digest.hexdigest()

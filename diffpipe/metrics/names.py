@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from diffpipe import plugins
 from diffpipe.errors import UserError
 
 
@@ -27,14 +28,17 @@ METRICS = {
 
 
 def parse_metric(name: str) -> Metric:
-    """A metric by name; `fd_module:attribute` and the like take a feature network of the user's.
+    """A metric by name; `fd_NAME` and the like take the feature network that a plug-in calls NAME.
 
     Raises UserError with the known names.
     """
     kind, _, extractor = name.partition("_")
-    if kind in KINDS and ":" in extractor:
+    plugged_in = plugins.names("feature_networks")
+    if kind in KINDS and extractor in plugged_in:
         return Metric(kind, extractor)
     if name not in METRICS:
-        known = ", ".join([*METRICS, *(f"{kind}_module:attribute" for kind in KINDS)])
-        raise UserError(f"unknown metric {name!r}; known: {known}")
+        known = ", ".join([*METRICS, *(f"{kind}_{network}" for network in plugged_in for kind in KINDS)])
+        raise UserError(
+            f"unknown metric {name!r}; known: {known}; feature networks of your own come with --plugin MODULE"
+        )
     return METRICS[name]

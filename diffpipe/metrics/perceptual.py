@@ -10,26 +10,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffpipe.errors import UserError
-from diffpipe.metrics.features import hashed, import_network, lite0_weights
+from diffpipe.metrics.features import find_network, hashed, lite0_weights
 from diffpipe.metrics.lite0 import lite0_maps
 
 FeatureMaps = Callable[[Tensor], Sequence[Tensor]]
 
 
 def build_feature_maps(name: str, resolution: int, *, device: str | torch.device = "cpu") -> tuple[FeatureMaps, str]:
-    """`efficientnet_lite0` or `module:attribute`, frozen, and its sha256.
+    """`efficientnet_lite0` or a plug-in's network, frozen, and its sha256.
 
     It maps float32 images [b 3 h w] in [-1, 1], of `resolution`, to a list of feature maps [b c h w]. Images are not
     resized. Raises UserError for an unknown name, and for a network that returns something else.
     """
     if name == "efficientnet_lite0":
         network, sha256 = _lite0(device)
-    elif ":" in name:
-        network, sha256 = hashed(name, import_network(name), device)
+    else:
+        network, sha256 = hashed(find_network(name, ("efficientnet_lite0",)), device)
         if isinstance(network, nn.Module):
             network.requires_grad_(False)
-    else:
-        raise UserError(f"no feature network {name!r}: known are efficientnet_lite0 and module:attribute")
     with torch.no_grad():
         _check(name, network(torch.zeros(2, 3, resolution, resolution, device=device)))
     return network, sha256

@@ -52,7 +52,7 @@ class DDPMConfig(StageConfig):
     kind: Literal["ddpm"]
     """Denoising diffusion (Ho et al. 2020), in pixels or in the latents of a VAE."""
     codec: CodecConfig = PixelCodecConfig()
-    """What is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
+    """The data that is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
     network: Annotated[UNetConfig, Kinds("networks")] = UNetConfig()
     """The network that predicts the noise."""
     schedule: ScheduleConfig = ScheduleConfig()

@@ -29,7 +29,7 @@ class PerceptualConfig(Config):
     weight: float = Field(default=1.0, gt=0)
     """Weight of the distance beside the loss in bits/dim."""
     features: str = "efficientnet_lite0"
-    """The feature network: efficientnet_lite0, or `module:attribute`, any callable from images [b 3 h w] in [-1, 1] to
+    """The feature network: efficientnet_lite0, or a plug-in's: any callable from images [b 3 h w] in [-1, 1] to
     a list of feature maps that is differentiable in the images."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of the feature network's weights; null: those that training starts with, which the run then keeps."""

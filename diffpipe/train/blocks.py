@@ -20,8 +20,9 @@ _VERSIONS = 8
 def blocks(net: nn.Module) -> list[nn.Module]:
     """The network's blocks as it declares them (see `interfaces.Network`); none where it has no such method."""
     # Of the class: many a network has a ModuleList of this name.
-    declared = getattr(type(net), "blocks", None)
-    return [*declared(net)] if callable(declared) else []
+    method = getattr(type(net), "blocks", None)
+    declared: Any = method(net) if callable(method) else []
+    return [*declared]
 
 
 def require_blocks(nets: Mapping[str, nn.Module], option: str) -> None:

@@ -226,7 +226,7 @@ class Trainer:
         return loss
 
     def _prefix(self, phase: Phase) -> str:
-        """What the names of the phase's logged values begin with."""
+        """The prefix of the phase's logged values: empty where there is one phase."""
         return f"{phase.name}/" if len(self.stage.phases()) > 1 else ""
 
     def _log_values(self) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Runtime:
 
 
 def _tracker(name: str, log_dir: str | Path) -> Any:
-    """What accelerate takes: a name of its own, or a plug-in's tracker."""
+    """The tracker as accelerate takes it: one of its own names, or a plug-in's tracker object."""
     tracker = plugins.find("trackers", name) or name
     return tracker(str(log_dir)) if callable(tracker) else tracker
 

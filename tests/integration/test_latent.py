@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from diffpipe import plugins
 from diffpipe.__main__ import main
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
@@ -127,16 +128,23 @@ def test_a_reconstruction_score_that_cannot_be_is_refused_before_training(
 MAPS = """
 def maps(images):
     return [images[..., ::2, ::2] + {}]
+diffpipe_feature_networks = {{"maps": maps}}
 """
 
 
 def test_a_perceptual_loss_keeps_to_its_feature_network_and_only_training_needs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
     run, module = tmp_path / "run", tmp_path / "looks.py"
+
+    def unload() -> None:
+        monkeypatch.setattr(plugins, "_parts", {group: {} for group in plugins.GROUPS})
+        monkeypatch.setattr(plugins, "_modules", [])
+        sys.modules.pop("looks", None)
+
+    unload()
     patch = ["stage.patch.start=1", "stage.patch.network.channels=8"]
-    words = ["data.resolution=8", "stage.perceptual.features=looks:maps", *patch]
+    words = ["data.resolution=8", "stage.perceptual.features=maps", "--plugin", str(module), *patch]
     module.write_text(MAPS.format(1))
     assert train(VAE, run, "train.steps=2", *words) == 0
     assert {"adversarial/patch_generator", "adversarial/perceptual", "discriminator/real"} <= metrics(run)[2].keys()
@@ -144,18 +152,18 @@ def test_a_perceptual_loss_keeps_to_its_feature_network_and_only_training_needs_
     assert train(VAE, run, "train.steps=3", *words) == 0
     nets = {name.split(".")[1] for name in tensors(newest(run)) if name.startswith("net.")}
     assert nets == {"encoder", "decoder", "discriminator"}  # and nothing of the features
-    sys.modules.pop("looks")
+    unload()
     module.write_text(MAPS.format(25))
     capfd.readouterr()
     line = refusal(capfd, train(VAE, run, "train.steps=4", *words))
     assert f"stage.perceptual.sha256 was {first} and is " in line
     line = refusal(capfd, train(VAE, run, "train.steps=4", *words, f"stage.perceptual.sha256={first}"))
     assert "bring that network back" in line
-    module.unlink()
-    sys.modules.pop("looks")
+    unload()
     assert main(["sample", str(run), str(tmp_path / "out"), "--n", "1", "--device", "cpu"]) == 0
+    words = [word for word in words if word not in ("--plugin", str(module))]
     line = refusal(capfd, train(VAE, run, "train.steps=4", *words))
-    assert "stage.perceptual.features: feature network looks:maps: cannot import it" in line
+    assert "stage.perceptual.features: no feature network 'maps'; it is one of efficientnet_lite0; others come" in line
 
 
 def test_the_codecs_hash_is_pinned_in_the_run_and_the_codec_is_not_saved_again(vae: Path, latent: Path) -> None:

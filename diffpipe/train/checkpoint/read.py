@@ -109,7 +109,7 @@ def _open(path: Path) -> Checkpoint:
 
 
 def damage(path: Path, comm: Communicator) -> str | None:
-    """What is wrong with the checkpoint at `path`, or None. Each rank hashes a share of the files. A collective."""
+    """The first difference of the checkpoint at `path` from its manifest, or None. Ranks share it out: a collective."""
     complaint, files = _inspect(path)
     # Ranks may see different files where the file system is not shared; they must still decide together.
     complaint = next((c for c in comm.gather(complaint) if c is not None), None)
@@ -122,7 +122,7 @@ def damage(path: Path, comm: Communicator) -> str | None:
 
 
 def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
-    """What is wrong with the checkpoint at `path` before any hashing, and the files that its manifest lists."""
+    """The first difference that shows before any hashing, or None, and the files that the manifest lists."""
     try:
         manifest = Manifest.model_validate_json(read_regular(path / MANIFEST, follow_links=True))
         present = {p.name: p.stat().st_size for p in path.iterdir() if p.name != MANIFEST}
@@ -166,7 +166,7 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator)
     except (SafetensorError, ValueError, KeyError) as error:
         raise _forged(checkpoint.path, error) from error
     missing = MISSING_NETWORKS.get(checkpoint.format, set())
-    tensors = {name: tensor for name, tensor in tensors.items() if name.split(".")[1] not in missing}
+    tensors = {name: tensor for name, tensor in tensors.items() if missing.isdisjoint(name.split(".")[1:2])}
     tensors = {checkpoint.stored_name(name): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         shape = tuple(saved[name].size) if name in saved else None  # pyright: ignore[reportAttributeAccessIssue]

@@ -18,6 +18,7 @@ from cleanfid.resize import build_resizer
 from PIL import Image
 from torch import nn
 
+from diffpipe import plugins
 from diffpipe.errors import UserError
 from diffpipe.metrics import features
 from diffpipe.metrics.download import download
@@ -273,39 +274,41 @@ def test_offline_no_rank_hangs_and_the_message_says_what_to_do(tmp_path: Path, m
 
 
 def test_extractors_by_name(lite0: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_parts", {group: {} for group in plugins.GROUPS})
     source = """\
 import torch
 def colour(images): return images.double().mean((2, 3))
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout())
-number = 3
+diffpipe_feature_networks = {"colour": colour, "net": net, "number": 3}
 """
     (tmp_path / "my_features_of_this_test.py").write_text(source)
+    plugins.load(str(tmp_path / "my_features_of_this_test.py"))
     assert build_extractor("efficientnet_lite0").sha256 == lite0.sha256
-    mine = build_extractor("my_features_of_this_test:colour")
+    mine = build_extractor("colour")
     assert (mine.dim, mine.sha256) == (3, hashlib.sha256(source.encode()).hexdigest())
     x = images(2, 1, 8)
     torch.testing.assert_close(mine(x), x.float().mean((2, 3)).expand(2, 3))
     for name, message in [
-        ("resnet", "known are efficientnet_lite0, inception and module:attribute"),
-        ("my_features_of_this_test:absent", "cannot import it"),
-        ("my_features_of_this_test:number", "not callable"),
-        ("no_such_module_anywhere:x", "cannot import it"),
+        ("resnet", "one of efficientnet_lite0, inception, colour, net, number; others come with --plugin"),
+        ("number", "not callable"),
+        ("my_features_of_this_test:colour", "no feature network 'my_features_of_this_test:colour'"),
     ]:
         with pytest.raises(UserError, match=message):
             build_extractor(name)
 
 
 def test_a_users_module_is_hashed_by_its_state_and_runs_in_eval_mode(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_parts", {group: {} for group in plugins.GROUPS})
     (tmp_path / "my_network_of_this_test.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Linear):\n"
         "    def forward(self, x): return torch.dropout(super().forward(x.float().mean((2, 3))), 0.5, self.training)\n"
         "a, b, c = Net(3, 5), Net(3, 5), Net(3, 5)\n"
         "b.load_state_dict(a.state_dict())\n"
+        "diffpipe_feature_networks = {'a': a, 'b': b, 'c': c}\n"
     )
-    a, b, c = (build_extractor(f"my_network_of_this_test:{name}") for name in "abc")
+    plugins.load(str(tmp_path / "my_network_of_this_test.py"))
+    a, b, c = (build_extractor(name) for name in "abc")
     assert a.dim == 5
     assert a.sha256 == b.sha256 != c.sha256
     assert torch.equal(a(images(4, 3, 8)), b(images(4, 3, 8)))

@@ -8,6 +8,7 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffpipe import plugins
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
@@ -71,22 +72,29 @@ def function(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[:, :1], F.avg_pool2d(x, 2)
 
 
+@pytest.fixture
+def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks above, as a plug-in has them."""
+    networks = {"module": module, "vector": vector, "function": function}
+    monkeypatch.setitem(plugins._parts, "feature_networks", networks)
+
+
+@pytest.mark.usefixtures("plugged_in")
 def test_a_network_of_ones_own_is_frozen_and_hashed() -> None:
-    maps, first = build_feature_maps(f"{__name__}:module", 8)
+    maps, first = build_feature_maps("module", 8)
     assert not any(p.requires_grad for p in module.parameters())
     assert [m.shape for m in maps(torch.zeros(2, 3, 8, 8))] == [(2, 4, 6, 6)]
     with torch.no_grad():
         module.conv.bias[0] += 1  # pyright: ignore[reportOptionalSubscript]
-    assert build_feature_maps(f"{__name__}:module", 8)[1] != first
-    assert len(build_feature_maps(f"{__name__}:function", 8)[0](torch.zeros(2, 3, 8, 8))) == 2
+    assert build_feature_maps("module", 8)[1] != first
+    assert len(build_feature_maps("function", 8)[0](torch.zeros(2, 3, 8, 8))) == 2
 
 
+@pytest.mark.usefixtures("plugged_in")
 def test_what_gives_no_maps_is_refused() -> None:
-    with pytest.raises(UserError, match="no feature network 'vgg': known are efficientnet_lite0 and module:attribute"):
+    with pytest.raises(UserError, match="no feature network 'vgg'; it is one of efficientnet_lite0, function, module"):
         build_feature_maps("vgg", 8)
     with pytest.raises(UserError, match="vector gives no list of float feature maps"):
-        build_feature_maps(f"{__name__}:vector", 8)
+        build_feature_maps("vector", 8)
     with pytest.raises(UserError, match="efficientnet_lite0 gives no list of float feature maps"):
         build_feature_maps("efficientnet_lite0", 4)
-    with pytest.raises(UserError, match="cannot import it"):
-        build_feature_maps("nowhere:maps", 8)

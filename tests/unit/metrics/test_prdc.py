@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from diffpipe import plugins
 from diffpipe.errors import UserError
 from diffpipe.metrics import prdc as module
 from diffpipe.metrics.evaluate import evaluate
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.names import NEIGHBOURS, parse_metric
 from diffpipe.metrics.prdc import prdc
+
+
+@pytest.fixture(autouse=True)
+def _feature_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plug-in of this name: `precision_a` is a metric."""
+    monkeypatch.setitem(plugins._parts, "feature_networks", {"a": object})
 
 
 def features(n: int, d: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -98,8 +105,8 @@ class Points:
         return self.pixels.flatten(1).float()
 
 
-NAMES = [f"{kind}_a:b" for kind in NEIGHBOURS]
-PIXELS = {"a:b": Extractor("pixels", 4, "hash", "none", lambda x: x[:, 0].flatten(1).float())}
+NAMES = [f"{kind}_a" for kind in NEIGHBOURS]
+PIXELS = {"a": Extractor("pixels", 4, "hash", "none", lambda x: x[:, 0].flatten(1).float())}
 
 
 def test_evaluation_scores_generated_images_as_the_fake_ones_with_a_floor_and_k() -> None:
@@ -107,9 +114,9 @@ def test_evaluation_scores_generated_images_as_the_fake_ones_with_a_floor_and_k(
     result = evaluate(generated, reference, floor, NAMES, extractors=PIXELS)
     for scores, fake in ((result.scores, generated), (result.floor, floor)):
         expected = prdc(reference.features(), fake.features())
-        assert scores == {f"{kind}_a:b": value for kind, value in expected.items()}
+        assert scores == {f"{kind}_a": value for kind, value in expected.items()}
     # The generated images are like real ones, but only the bright half of them.
-    assert result.scores["recall_a:b"] < 0.5 < 0.7 < result.floor["recall_a:b"]
+    assert result.scores["recall_a"] < 0.5 < 0.7 < result.floor["recall_a"]
     said = result.protocol["metrics"]
     assert {name: said[name]["k"] for name in NAMES} == dict(zip(NAMES, (3, 3, 5, 5), strict=True))
 
@@ -118,7 +125,7 @@ def test_without_a_floor_the_references_even_indices_play_the_generated_ones() -
     generated, reference = Points(60, 1), Points(101, 2)
     floor = evaluate(generated, reference, None, NAMES, extractors=PIXELS).floor
     x = reference.features()
-    assert floor == {f"{kind}_a:b": value for kind, value in prdc(x[1::2], x[0::2]).items()}
+    assert floor == {f"{kind}_a": value for kind, value in prdc(x[1::2], x[0::2]).items()}
 
 
 def test_names_with_both_feature_networks_are_known() -> None:
