@@ -12,9 +12,8 @@ from diffpipe.cli import options
 from diffpipe.cli.interrupts import stop_cleanly
 from diffpipe.errors import UserError
 
-_SRC = """a folder of images or of class folders, nested at will, or a zip archive of one; an images idx file, or a
-folder of an MNIST's; cifar-10-python.tar.gz; hf:NAME, hf:NAME:CONFIG or a saved Hugging Face dataset; shards;
-or NAME:PATH for a plug-in's source"""
+_SRC = """a folder or zip of images or of class folders; an images idx file, or a folder of an MNIST's; shards;
+cifar-10-python.tar.gz; hf:NAME, hf:NAME:CONFIG or a saved Hugging Face dataset; NAME:PATH for a plug-in's source"""
 _LABELS_FILE = """labels by image path relative to SRC, instead of class folders: CSV or TSV (columns path and label, or
 these two without a header), JSON lines ({path, label}), or text (a path, a space, a label)"""
 _SPLIT_BY = """write OUT/train and OUT/test; a hash of its name puts each group into one. 'group': the first folder of a
@@ -42,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--leave-out", type=types.labels, default=[], metavar="3", help="all images but those with these labels")
     add = parser.add_argument
     add("--per-class", type=types.positive, metavar="N", help="N images of each class, chosen by the seed")
-    add(
-        "--max-bad", type=types.natural, default=0, metavar="N", help="skip up to N bad images, with a warning each (0)"
-    )
+    add("--max-bad", type=types.natural, default=0, metavar="N", help="skip up to N bad images, with warnings (0)")
     add("--split-by", metavar="GROUP", help=_SPLIT_BY)
     add("--test-fraction", type=types.fraction, metavar="F", help="fraction of the groups to test on (0.1)")
     add("--seed", type=int, default=0, metavar="N", help="of the shuffle and the choice (0)")
