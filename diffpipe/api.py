@@ -25,6 +25,7 @@ from diffpipe.evaluation.image_sources import TensorImages
 from diffpipe.evaluation.likelihood import Likelihoods, require_likelihood, score_images, scoring_stage
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.nll import measure_nll
+from diffpipe.evaluation.samples import write_samples
 from diffpipe.evaluation.score_sources import score_sources
 from diffpipe.evaluation.scores import score
 from diffpipe.experiment import training
@@ -34,6 +35,7 @@ from diffpipe.interfaces import Batch, Reconstructs
 from diffpipe.metrics.protocol import Result
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.callbacks import Callback
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Device, Precision, Runtime
 
 __all__ = ["Callback", "LoadedRun", "load", "load_plugin", "stream", "train"]
@@ -71,6 +73,22 @@ class LoadedRun:
     def step(self) -> int:
         """The steps that the weights were trained for."""
         return self._run.checkpoint.step
+
+    @property
+    def weights(self) -> str:
+        """The kind of the weights: "ema", their moving average, or "raw", the trained ones."""
+        return self._run.weights
+
+    def print(self, message: str) -> None:
+        """Print a line on stderr, on rank 0 alone."""
+        print_on_rank_zero(self._runtime, message)
+
+    def write_samples(self, folder: Path, n: int, *, seed: int = 0, label: int | None = None) -> None:
+        """Write n images as `diffpipe sample` does: `000000.png` … by sample index, and `grid.png` with the first ones.
+
+        The images are those of `sample`. No process holds more of them at a time than a chunk.
+        """
+        write_samples(generated_images(self._run, self._runtime, n=n, seed=seed, label=label), folder, self._runtime)
 
     def sample(
         self,

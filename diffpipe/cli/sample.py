@@ -18,17 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.evaluation.samples import write_samples
-    from diffpipe.experiment.run import generated_images, open_run
-    from diffpipe.train.logs import print_on_rank_zero
-    from diffpipe.train.runtime import Runtime
+    from diffpipe.api import load
 
     if args.n < 1:
         raise UserError(f"--n {args.n}: give 1 or more")
-    with Runtime.start(args.precision, args.device) as runtime:
-        run = open_run(args.run, options.sampling_overrides(args), runtime, raw=args.raw)
-        source = generated_images(run, runtime, n=args.n, seed=args.seed, label=args.label)
-        write_samples(source, args.out, runtime)
-        print_on_rank_zero(
-            runtime, f"{args.n} images of step {run.checkpoint.step}, {run.weights} weights: {args.out}/grid.png"
-        )
+    overrides = options.sampling_overrides(args)
+    with load(args.run, overrides=overrides, raw=args.raw, precision=args.precision, device=args.device) as run:
+        run.write_samples(args.out, args.n, seed=args.seed, label=args.label)
+        run.print(f"{args.n} images of step {run.step}, {run.weights} weights: {args.out}/grid.png")

@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The exit status: 0, or EX_TEMPFAIL (75) after a signal: the run has saved, and the same command resumes it."""
-    from diffpipe.config import load_config
-    from diffpipe.experiment.config import Experiment
-    from diffpipe.experiment.training import train
+    from diffpipe.api import train
 
-    stopped_by = train(load_config(Experiment, args.config, args.overrides))
+    stopped_by = train(args.config, args.overrides)
     return os.EX_TEMPFAIL if stopped_by else 0

@@ -175,7 +175,7 @@ class Trainer:
                     self._meter.skip_time()
 
     def _next_micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The next step's."""
+        """The micro-batches of the next step. Raises RankError where this rank cannot read a sample."""
         try:
             return [next(batches) for _ in range(self.config.accumulate)]
         except UserError as error:
