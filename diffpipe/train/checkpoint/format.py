@@ -17,7 +17,7 @@ DAMAGED = "damaged-"
 NAME = re.compile("step-[0-9]+")
 
 
-class Entry(BaseModel, extra="forbid", strict=True):
+class FileEntry(BaseModel, extra="forbid", strict=True):
     """The size and hash of one file."""
 
     size: int
@@ -27,9 +27,9 @@ class Entry(BaseModel, extra="forbid", strict=True):
 class Manifest(BaseModel, extra="forbid", strict=True):
     """The list of a checkpoint's files, by name. It is the last file to be written."""
 
-    format: int = Field(default=FORMAT, ge=1, le=FORMAT)
+    format: int = Field(ge=1, le=FORMAT)
     step: int = Field(ge=0)
-    files: dict[str, Entry]
+    files: dict[str, FileEntry]
 
 
 def step_name(step: int) -> str:
@@ -58,6 +58,6 @@ def manifest_sha256(path: Path) -> str | None:
         return None
 
 
-def describe(path: Path) -> Entry:
+def describe(path: Path) -> FileEntry:
     """The size and sha256 of a file."""
-    return Entry(size=path.stat().st_size, sha256=sha256_of(path))
+    return FileEntry(size=path.stat().st_size, sha256=sha256_of(path))

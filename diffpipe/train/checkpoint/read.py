@@ -24,7 +24,7 @@ from diffpipe.train.checkpoint.format import (
     MANIFEST,
     NAME,
     STATE,
-    Entry,
+    FileEntry,
     Manifest,
     committed,
     describe,
@@ -100,17 +100,18 @@ def _open(path: Path) -> Checkpoint:
     digest = manifest_sha256(path)
     assert digest is not None, "it has just been read"
     try:
-        written = Manifest.model_validate_json(read_regular(path / MANIFEST, follow_links=True)).format
-        return Checkpoint(
-            path, parse_state(json.loads(read_regular(path / STATE, follow_links=True)), written), digest, written
-        )
+        manifest = Manifest.model_validate_json(read_regular(path / MANIFEST, follow_links=True))
+        state = parse_state(json.loads(read_regular(path / STATE, follow_links=True)), manifest.format)
+        if state.step != manifest.step:
+            raise ValueError(f"it is of step {state.step}, and {MANIFEST} of step {manifest.step}")
+        return Checkpoint(path, state, digest, manifest.format)
     except (ValueError, KeyError, TypeError) as error:
         raise _forged(path / STATE, error) from error
 
 
 def damage(path: Path, comm: Communicator) -> str | None:
     """The first difference of the checkpoint at `path` from its manifest, or None. Ranks share it out: a collective."""
-    complaint, files = _inspect(path)
+    complaint, files = comm.raise_on_all_ranks(lambda: _inspect(path))
     # Ranks may see different files where the file system is not shared; they must still decide together.
     complaint = next((c for c in comm.gather(complaint) if c is not None), None)
     if complaint is not None:
@@ -121,10 +122,12 @@ def damage(path: Path, comm: Communicator) -> str | None:
     return next((c for c in comm.gather(complaint) if c is not None), None)
 
 
-def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
+def _inspect(path: Path) -> tuple[str | None, dict[str, FileEntry]]:
     """The first difference that shows before any hashing, or None, and the files that the manifest lists."""
     try:
-        manifest = Manifest.model_validate_json(read_regular(path / MANIFEST, follow_links=True))
+        text = read_regular(path / MANIFEST, follow_links=True)
+        _require_known_format(path, text)
+        manifest = Manifest.model_validate_json(text)
         present = {p.name: p.stat().st_size for p in path.iterdir() if p.name != MANIFEST}
     except OSError as error:
         return f"{MANIFEST} cannot be read ({error.strerror})", {}
@@ -135,7 +138,20 @@ def _inspect(path: Path) -> tuple[str | None, dict[str, Entry]]:
     return _first_difference(manifest.files, present), manifest.files
 
 
-def _first_difference(expected: dict[str, Entry], present: dict[str, int]) -> str | None:
+def _require_known_format(path: Path, manifest: bytes) -> None:
+    """Raise UserError where a newer version wrote the checkpoint: it is not damaged."""
+    try:
+        written = json.loads(manifest)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # not a manifest at all
+    if type(written) is int and written > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer version of diffpipe (format {written}; this version reads up to {FORMAT}); "
+            f"update diffpipe, or take another checkpoint"
+        )
+
+
+def _first_difference(expected: dict[str, FileEntry], present: dict[str, int]) -> str | None:
     for name in sorted(expected.keys() | present.keys()):
         if name not in present:
             return f"{name} is missing"
@@ -146,7 +162,7 @@ def _first_difference(expected: dict[str, Entry], present: dict[str, int]) -> st
     return None if STATE in expected else f"{MANIFEST} does not list {STATE}"
 
 
-def _difference(path: Path, entry: Entry) -> str | None:
+def _difference(path: Path, entry: FileEntry) -> str | None:
     try:
         altered = describe(path) != entry
     except OSError as error:

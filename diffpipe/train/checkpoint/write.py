@@ -19,8 +19,9 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 from diffpipe.errors import UserError
 from diffpipe.files import atomic_write, sync
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.checkpoint.format import MANIFEST, STATE, Entry, Manifest, describe, step_name
+from diffpipe.train.checkpoint.format import MANIFEST, STATE, FileEntry, Manifest, describe, step_name
 from diffpipe.train.checkpoint.retention import LATEST, TEMPORARY, prune, retire
+from diffpipe.train.checkpoint.state import FORMAT
 from diffpipe.train.distributed import Communicator
 
 
@@ -92,17 +93,17 @@ def _write(shard: Path, shards: Mapping[str, TensorShard], comm: Communicator) -
         raise _refused(shard.parent, f"could not be written: rank {comm.rank}: {error}") from error
 
 
-def _describe(shard: Path) -> dict[str, Entry]:
+def _describe(shard: Path) -> dict[str, FileEntry]:
     try:
         return {shard.name: describe(shard)} if shard.exists() else {}
     except OSError as error:
         raise UserError(f"{shard}: cannot be read back ({error.strerror}); look at the disk") from error
 
 
-def _commit(temp: Path, final: Path, step: int, files: dict[str, Entry], state: str) -> None:
+def _commit(temp: Path, final: Path, step: int, files: dict[str, FileEntry], state: str) -> None:
     try:
         atomic_write(temp / STATE, state)
-        manifest = Manifest(step=step, files=files | {STATE: describe(temp / STATE)})
+        manifest = Manifest(format=FORMAT, step=step, files=files | {STATE: describe(temp / STATE)})
         atomic_write(temp / MANIFEST, manifest.model_dump_json(indent=1))
         sync(temp)
         if final.exists():

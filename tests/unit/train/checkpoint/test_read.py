@@ -17,6 +17,8 @@ from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.format import describe
+from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.distributed import Communicator
 from tests.support.run_states import run_state
 
@@ -104,7 +106,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an abyss of brackets": (lambda p: (p / "manifest.json").write_text("[" * 100_000), "not what a save writes"),
     "a number that is a word": (lambda p: manifest(p, step="two"), "not what a save writes"),
     "a list of files that is none": (lambda p: manifest(p, files=["state.json"]), "not what a save writes"),
-    "a format to come": (lambda p: manifest(p, format=3), "not what a save writes"),
     "a folder for a manifest": (
         lambda p: ((p / "manifest.json").unlink(), (p / "manifest.json").mkdir()),
         "cannot be read",
@@ -123,6 +124,25 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path, kind: str) ->
     assert newest is not None
     assert newest.step == 1
     assert re.search(complaint, str(damaged))
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_and_not_renamed(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    manifest(save(tmp_path, 2), format=3, more={"of": "what is to come"})
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"step-00000002 was written by a newer version of diffpipe \(format 3; this"):
+        recover(tmp_path, ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_state_of_another_step_than_the_manifests_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 2)
+    state = json.loads((path / "state.json").read_text()) | {"step": 9}
+    (path / "state.json").write_text(json.dumps(state))
+    entry = describe(path / "state.json").model_dump()
+    manifest(path, files=json.loads((path / "manifest.json").read_text())["files"] | {"state.json": entry})
+    with pytest.raises(UserError, match=r"it is of step 9, and manifest\.json of step 2"):
+        checkpoints.open_checkpoint(path, ALONE)
 
 
 def test_where_all_are_damaged_nothing_starts_from_scratch(tmp_path: Path) -> None:
