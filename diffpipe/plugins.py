@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 Group = Literal["stages", "networks", "samplers", "packing_sources", "trackers", "feature_networks"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
+BUILT_IN: dict[Group, frozenset[str]] = {
+    "stages": frozenset({"adversarial", "autoencoder", "ddpm", "flow", "gan", "vae"}),
+    "networks": frozenset({"unet", "glow", "tarflow"}),
+    "samplers": frozenset({"ancestral", "ddim"}),
+    "packing_sources": frozenset({"hf"}),
+    "trackers": frozenset({"tensorboard"}),
+    "feature_networks": frozenset({"efficientnet_lite0", "inception"}),
+}
+"""The names of diffpipe's own parts, which no plug-in may take."""
+
 _parts: dict[Group, dict[str, Any]] = {group: {} for group in GROUPS}
 _modules: list[str] = []
 
@@ -33,28 +43,38 @@ def load(name: str) -> None:
 
     name: of a module that Python can import, or the path of a `.py` file.
     """
-    if name in _modules:
+    place = str(Path(name).resolve()) if name.endswith(".py") else name
+    if place in _modules:
         return
     module = _import(name)
     parts: dict[Group, dict[str, Any]] = {group: getattr(module, f"diffpipe_{group}", {}) for group in GROUPS}
+    for group, named in parts.items():
+        if not isinstance(named, dict) or not all(isinstance(part, str) for part in named):
+            raise UserError(f"--plugin {name}: diffpipe_{group} is not a dictionary from names to {group}; make it one")
     if not any(parts.values()):
         known = ", ".join(f"diffpipe_{group}" for group in GROUPS)
         raise UserError(f"--plugin {name}: the module holds no parts; give it a dictionary called one of {known}")
     for group, named in parts.items():
         for part in named:
+            if part in BUILT_IN[group]:
+                raise UserError(f"--plugin {name}: {part} in {group} is a name of diffpipe's own; take another")
             if part in names(group):
                 raise UserError(f"--plugin {name}: another plug-in has {part} in {group} already; rename one of them")
         _parts[group] |= named
-    _modules.append(name)
+    _modules.append(place)
 
 
 def find(group: Group, name: str) -> Any | None:
     """The part of this name, or None where no plug-in has it. Raises UserError where its package cannot be imported."""
     if name in _parts[group]:
         return _parts[group][name]
-    entry = _entries(group).get(name)
-    if entry is None:
+    entries = [entry for entry in _entries(group) if entry.name == name]
+    if not entries:
         return None
+    if len(entries) > 1:
+        values = " and ".join(entry.value for entry in entries)
+        raise UserError(f"plug-in {name}: two packages have it in {group}, {values}; uninstall one of them")
+    (entry,) = entries
     try:
         return entry.load()
     except Exception as error:
@@ -65,7 +85,7 @@ def find(group: Group, name: str) -> Any | None:
 
 def names(group: Group) -> list[str]:
     """The names of all parts of a group, in alphabetical order."""
-    return sorted({*_parts[group], *_entries(group)})
+    return sorted({*_parts[group], *(entry.name for entry in _entries(group))})
 
 
 def options() -> list[str]:
@@ -74,10 +94,11 @@ def options() -> list[str]:
 
 
 @functools.cache
-def _entries(group: Group) -> dict[str, EntryPoint]:
+def _entries(group: Group) -> list[EntryPoint]:
+    """The entry points of a group, without names of diffpipe's own, which stay what they are."""
     from importlib.metadata import entry_points  # noqa: PLC0415 (slow, and --help needs none)
 
-    return {entry.name: entry for entry in entry_points(group=f"diffpipe.{group}")}
+    return [entry for entry in entry_points(group=f"diffpipe.{group}") if entry.name not in BUILT_IN[group]]
 
 
 def _import(name: str) -> ModuleType:
