@@ -75,7 +75,7 @@ class ActNorm(nn.Module):
 
 @torch.no_grad()
 def start_act_norms(flow: nn.Module, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None) -> None:
-    """Set every ActNorm of a flow from what reaches it: one pass over x, in which each is set before it is applied."""
+    """Initialize every ActNorm of a flow in one pass over x: each is set from its own input before it is applied."""
 
     def start(layer: nn.Module, args: tuple[Any, ...]) -> None:
         cast(ActNorm, layer).start(args[0])

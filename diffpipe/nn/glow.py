@@ -95,7 +95,7 @@ class Glow(nn.Module):
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
-    """The channels that left at each level, back at their places in the image."""
+    """The channels that were factored out at each level, put back into the image."""
     z = unsqueeze(parts[-1])
     for part in reversed(parts[:-1]):
         z = unsqueeze(torch.cat([z, part], dim=1))

@@ -77,7 +77,7 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[tuple[int, int], list[bytes]]:
-    """What the networks of all ranks were shown. No position may come twice in a step."""
+    """The inputs of the networks on all ranks. No position may come twice in a step."""
     assert sum(len(part["shown"]) for part in parts) == len({key for part in parts for key in part["shown"]})
     return {key: value for part in parts for key, value in part["shown"].items()}
 

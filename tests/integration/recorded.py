@@ -69,7 +69,7 @@ class Watched:
 
 
 def shown(folder: Path) -> dict[str, dict[int, np.ndarray]]:
-    """What all ranks of all runs were shown: for each call of each network the row of each position."""
+    """The network inputs of all ranks and runs: for each call of each network the row of each position."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for path in folder.iterdir():
         with np.load(path) as tables:

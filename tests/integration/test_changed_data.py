@@ -1,4 +1,4 @@
-"""What of the data a resume may change: how many samples make a step. And what it may not, unless that is meant."""
+"""A resume may change the batch size. Changed shards are refused, unless data.allow_changes is set."""
 
 from __future__ import annotations
 

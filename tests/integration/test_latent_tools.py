@@ -32,7 +32,7 @@ def size(picture: Path) -> tuple[int, int]:
 
 
 def height(rows: int) -> int:
-    """Of a picture of 8×8 images, eight times as large and framed, under a title and the columns' words."""
+    """The size of a picture of 8×8 images, enlarged eight times and framed, under a title and column labels."""
     return rows * 66 + 52
 
 

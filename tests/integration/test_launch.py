@@ -28,7 +28,7 @@ SMALL = [*TINY, "data.resolution=8", "data.workers=0", "sample.every=0", "eval.e
 
 
 class Launched(NamedTuple):
-    """What `accelerate launch` would start: torchrun's config, and what it adds to the ranks' environment."""
+    """The config that `accelerate launch` hands to torchrun, and the environment that it adds."""
 
     config: LaunchConfig
     env: dict[str, str]

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, dict[str, Any]]]:
-    """What the command says and writes on one process and on two."""
+    """The command's output and files on one process and on two."""
     home, found = tmp_path_factory.mktemp("nll"), []
     for processes in (0, 2):
         out = home / f"{processes}.json"

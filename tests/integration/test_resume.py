@@ -1,4 +1,4 @@
-"""Promises 1 and 2 through the real command: killed and resumed at the same world size. At others: the battery."""
+"""Promises 1 and 2 through the real command: killed and resumed at the same world size. Others: test_all_stages.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of one family is asked for and another family has: one line in the user's own words."""
+"""A command that the run's family cannot serve ends in one line, in terms of the options given."""
 
 from __future__ import annotations
 

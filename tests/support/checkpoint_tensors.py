@@ -13,7 +13,7 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32
 
 
 class Part(NamedTuple):
-    """What one file holds of a tensor, and where in it that begins."""
+    """The values that one file holds of a tensor, and their offsets in it."""
 
     file: str
     name: str

@@ -152,7 +152,7 @@ def _run(module: str, words: Sequence[str]) -> int:
 
 
 def _places(processes: int) -> list[dict[str, str]]:
-    """What torchrun adds to the environment of each process of a job on one machine."""
+    """The variables that torchrun adds to the environment of each process of a job on one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -18,7 +18,7 @@ from tests.support.commands import diffpipe
 
 
 def run(world: int, function: Callable[..., Any], *args: Any, timeout: float = 600) -> list[Any]:
-    """What `function(*args)` returns on each of `world` ranks. Raises RuntimeError with a failed rank's traceback."""
+    """The result of `function(*args)` on each of `world` ranks. Raises RuntimeError with a failed rank's traceback."""
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder) / "call"
         call.write_bytes(pickle.dumps((function, args)))

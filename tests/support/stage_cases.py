@@ -1,4 +1,4 @@
-"""Every stage as the battery tries it: the configs for Fashion-MNIST, made tiny, one list for all properties."""
+"""Every stage for the all-stages tests: the configs for Fashion-MNIST, made tiny, one list for all properties."""
 
 from __future__ import annotations
 

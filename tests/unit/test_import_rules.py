@@ -1,4 +1,4 @@
-"""What import-linter cannot check: single modules of other packages, and the layout of the tests."""
+"""Rules that import-linter cannot check: single modules of other packages, and the layout of the tests."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ print([module for module in {HEAVY} if module in sys.modules], file=sys.stderr)
 
 
 def printed(*words: str) -> tuple[str, list[str]]:
-    """What the command prints, and the lines on stderr: the last one lists the heavy modules that it imported."""
+    """The command's output, and its lines on stderr: the last one lists the heavy modules that it imported."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=True)
     return done.stdout, done.stderr.splitlines()
 

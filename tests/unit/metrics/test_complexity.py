@@ -34,7 +34,7 @@ def pairs() -> np.ndarray:
 
 
 def shares(bits: np.ndarray) -> float:
-    """What a code of these lengths takes of all words: at most 1 if it can be decoded (Kraft), and 1 if it is full."""
+    """The Kraft sum of a code of these lengths: at most 1 if it can be decoded, and 1 if it is full."""
     return float((2.0**-bits).sum())
 
 

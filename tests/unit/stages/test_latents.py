@@ -33,7 +33,7 @@ def vae(shape: ImageShape = SHAPE, **changes: Any) -> VAE:
 
 
 def codec(stage: VAE | None = None) -> LatentCodec:
-    """Of a VAE with random weights, so that its latents have some mean, and another spread in each channel."""
+    """A VAE with random weights, so that its latents have some mean, and another spread in each channel."""
     stage = stage or vae()
     torch.manual_seed(0)
     nets = stage.networks()

@@ -1,4 +1,4 @@
-"""What makes reconstructions look right: perceptual distance and the game of patches, by hand and in the VAE's loss."""
+"""The perceptual distance and the patch discriminator's losses, by hand and in the VAE's loss."""
 
 from __future__ import annotations
 
