@@ -101,7 +101,9 @@ def log_prior(run: Run, prior: str) -> Float64[Tensor, " k"]:
             shards = shard_set.load(data.trained_on, cache=data.shard_cache)
             counts = torch.bincount(sequential_reader.labels(shards, range(shards.total)), minlength=classes)
         except UserError as error:
-            raise UserError(f"--prior data counts the run's data.train: {error}; or give --prior uniform") from error
+            raise UserError(
+                f"--prior data needs the labels of the run's data.train: {error}; or give --prior uniform"
+            ) from error
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
 
 
