@@ -59,8 +59,6 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def _no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
-    monkeypatch.setattr(plugins, "_parts", {group: {} for group in plugins.GROUPS})
-    monkeypatch.setattr(plugins, "_modules", [])
     yield
     for name in set(sys.modules) - before:
         if name in {"my_parts", "other_parts", "empty", "broken"}:

@@ -274,7 +274,6 @@ def test_offline_no_rank_hangs_and_the_message_says_what_to_do(tmp_path: Path, m
 
 
 def test_extractors_by_name(lite0: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_parts", {group: {} for group in plugins.GROUPS})
     source = """\
 import torch
 def colour(images): return images.double().mean((2, 3))
@@ -298,7 +297,6 @@ diffpipe_feature_networks = {"colour": colour, "net": net, "number": 3}
 
 
 def test_a_users_module_is_hashed_by_its_state_and_runs_in_eval_mode(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(plugins, "_parts", {group: {} for group in plugins.GROUPS})
     (tmp_path / "my_network_of_this_test.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Linear):\n"
