@@ -23,7 +23,7 @@ from diffpipe.train.parallel import Parallel, ParallelStrategy, full_tensor
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
 from tests.support.stage_cases import CASES, real_batch
-from tests.support.toy_stages import Toy, batch
+from tests.support.toy_stages import OneBlock, Toy, batch
 
 BATCH, STEPS = 12, 4
 
@@ -182,18 +182,6 @@ def test_launcher_options_without_effect_are_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FSDP_VERSION", "2")
     with Runtime.start("fp32", "cpu") as runtime:
         assert runtime.launched_for_fsdp
-
-
-class OneBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(1, 1)
-
-    def blocks(self) -> list[nn.Module]:
-        return [self.linear]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x)
 
 
 class Overflowing(Toy):

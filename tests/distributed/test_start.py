@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpipe.errors import UserError
@@ -27,7 +27,7 @@ from diffpipe.train.parallel import full_tensor
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
 from tests.support.run_states import run_state
-from tests.support.toy_stages import Toy, batch
+from tests.support.toy_stages import OneBlock, Toy, batch
 
 BATCH = 12
 
@@ -43,25 +43,11 @@ class Scale(nn.Module):
         self.register_buffer("weights", torch.zeros(1, 2, 3, 3).to(memory_format=torch.channels_last))
 
 
-class Point(nn.Module):
-    """One weight and one bias, in a block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(1, 1)
-
-    def blocks(self) -> list[nn.Module]:
-        return [self.linear]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x)
-
-
 class Scaled(Toy):
     """The toy with its pixels divided by their standard deviation, which `start` measures."""
 
     def networks(self) -> dict[str, nn.Module]:
-        return {"point": Point(), "scale": Scale()}
+        return {"point": OneBlock(), "scale": Scale()}
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         loss = super().loss(phase, nets, batch, rng)

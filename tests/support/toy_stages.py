@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffpipe.interfaces import Batch, Loss, Phase
 from diffpipe.rng import KeyedRNG
@@ -25,6 +25,20 @@ class Toy:
         target = x + 0.1 * rng.normal("noise", ())
         guess = nets["point"](x[:, None])[:, 0]
         return Loss((guess - target).square(), {"pixel": x})
+
+
+class OneBlock(nn.Module):
+    """One weight and one bias, in a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def blocks(self) -> list[nn.Module]:
+        return [self.linear]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
 
 
 class Duel(Toy):

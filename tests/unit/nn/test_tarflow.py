@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffpipe.nn.tarflow import AutoregressiveBlock, TarFlow, TarFlowConfig
+from tests.support.randomized import randomized
 
 SMALL = TarFlowConfig(kind="tarflow", patch=2, width=16, blocks=3, layers=2, heads=2)
 CLASSES = pytest.mark.parametrize("classes", [0, 3])
 LABELS = torch.tensor([0, 1, 2])
-
-
-def randomized(net: nn.Module, std: float = 0.1) -> nn.Module:
-    """Every parameter moved off its start, so that no zero hides a mistake."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(torch.randn(p.shape, generator=generator), alpha=std)
-    return net.eval()
 
 
 def normal(*shape: int) -> Tensor:

@@ -16,6 +16,7 @@ from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.flow import FlowConfig, FlowStage
 from tests.support.operator_counts import OperatorCounts
+from tests.support.randomized import randomized
 
 GLOW = {"kind": "glow", "levels": 1, "steps": 2, "hidden": 8}
 TARFLOW = {"kind": "tarflow", "patch": 2, "width": 16, "blocks": 2, "layers": 1, "heads": 2}
@@ -25,15 +26,6 @@ SHAPE = ImageShape(channels=1, resolution=4, classes=3)
 
 def config(**changes: object) -> FlowConfig:
     return FlowConfig.model_validate({"kind": "flow", "network": GLOW, **changes})
-
-
-def randomized(net: nn.Module, std: float = 0.1) -> nn.Module:
-    """Every parameter moved off its start, so that no zero hides a mistake."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(torch.randn(p.shape, generator=generator), alpha=std)
-    return net.eval()
 
 
 def networks(stage: FlowStage, std: float = 0.1) -> dict[str, nn.Module]:

@@ -1,0 +1,15 @@
+"""A network with parameters that no initialization left at zero or one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def randomized(net: nn.Module, std: float = 0.1) -> nn.Module:
+    """Every parameter moved off its start, so that no zero hides a mistake."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn(p.shape, generator=generator), alpha=std)
+    return net.eval()
