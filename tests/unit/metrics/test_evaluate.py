@@ -5,23 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from diffpipe import plugins
 from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import CHUNK, build_extractors, evaluate
 from diffpipe.metrics.features import Extractor
-from diffpipe.metrics.folder import FolderImages
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.moments import Moments
-from diffpipe.metrics.names import parse_metric
 from diffpipe.metrics.protocol import Result
 
 LITE0 = ["fd_efficientnet_lite0", "kid_efficientnet_lite0"]
@@ -34,17 +30,17 @@ def _feature_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Blobs:
-    """Soft random images, each from its own seed; counts how often each is made."""
+    """Soft random images, each from its own seed; lists the indices that were asked for."""
 
     def __init__(self, n: int, channels: int = 3, seed: int = 0, brightness: float = 0.0):
         self.n, self.channels, self.seed, self.brightness = n, channels, seed, brightness
-        self.made: list[int] = []
+        self.indices: list[int] = []
 
     def describe(self) -> dict[str, Any]:
         return {"fingerprint": f"blobs {self.seed}"}
 
     def images(self, indices: range) -> torch.Tensor:
-        self.made += indices
+        self.indices += indices
         coarse = [np.random.default_rng((self.seed, i)).normal(size=(self.channels, 4, 4)) for i in indices]
         x = torch.nn.functional.interpolate(torch.from_numpy(np.stack(coarse)), (16, 16), mode="bilinear")
         return (x * 60 + 128 + self.brightness).clamp(0, 255).to(torch.uint8)
@@ -160,7 +156,7 @@ def test_images_are_made_once_for_all_metrics_and_handed_over_once() -> None:
         on_generated=keep,
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert generated.made == list(range(130))
+    assert generated.indices == list(range(130))
     assert sorted(handed) == list(range(130))
     assert torch.equal(handed[77], Blobs(130).images(range(77, 78))[0])
     assert steps == [(50, 190), (100, 190), (130, 190), (180, 190), (190, 190)]
@@ -184,24 +180,15 @@ def test_each_chunk_is_whole_and_on_one_rank() -> None:
 def test_the_protocol_says_what_the_score_depends_on() -> None:
     extractor = pixels()
     names = ["fd_a", "kid_a"]
-    said = evaluate(Blobs(10), Blobs(12, seed=1), None, names, extractors={"a": extractor}).protocol
-    assert said["generated"] == {"n": 10, "fingerprint": "blobs 0"}
-    assert said["reference"] == {"n": 12, "fingerprint": "blobs 1"}
+    protocol = evaluate(Blobs(10), Blobs(12, seed=1), None, names, extractors={"a": extractor}).protocol
+    assert protocol["generated"] == {"n": 10, "fingerprint": "blobs 0"}
+    assert protocol["reference"] == {"n": 12, "fingerprint": "blobs 1"}
     for name in names:
-        metric = said["metrics"][name]
+        metric = protocol["metrics"][name]
         assert (metric["extractor"], metric["sha256"], metric["resize"]) == ("pixels", "hash", "none")
-    kid = said["metrics"]["kid_a"]
+    kid = protocol["metrics"]["kid_a"]
     assert (kid["subsets"], kid["subset_size"], kid["seed"]) == (100, 10, 0)
-    assert said["versions"]["torch"] == torch.__version__
-
-
-def test_metric_names() -> None:
-    assert parse_metric("fid") == ("fd", "inception")
-    assert parse_metric("kid") == ("kid", "inception")
-    assert parse_metric("fd_efficientnet_lite0") == ("fd", "efficientnet_lite0")
-    assert parse_metric("kid_a") == ("kid", "a")
-    with pytest.raises(UserError, match=r"unknown metric 'fdi'; known: fd_efficientnet_lite0, .*fid, kid"):
-        parse_metric("fdi")
+    assert protocol["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize(
@@ -239,70 +226,3 @@ def test_a_failure_on_one_rank_is_raised_on_all_of_them() -> None:
 
     on_ranks(2, run)
     assert len(failures) == 2
-
-
-def save(folder: Path, name: str, mode: str = "L", size: tuple[int, int] = (6, 5), seed: int = 0) -> np.ndarray:
-    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
-    array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    folder.mkdir(exist_ok=True)
-    Image.fromarray(array).save(folder / name)
-    return array
-
-
-def test_a_folders_images_come_by_name_and_index(tmp_path: Path) -> None:
-    arrays = {name: save(tmp_path, name, seed=i) for i, name in enumerate(["b.png", "a.png", "c.PNG"])}
-    (tmp_path / "notes.txt").write_text("not an image")
-    source = FolderImages(tmp_path)
-    assert source.n == 3
-    expected = np.stack([arrays[name] for name in ("a.png", "b.png", "c.PNG")])[:, None]
-    assert torch.equal(source.images(range(3)), torch.from_numpy(expected))
-    assert torch.equal(source.images(range(1, 2)), torch.from_numpy(expected[1:2]))
-
-
-def test_one_coloured_image_makes_the_folder_rgb(tmp_path: Path) -> None:
-    gray, colour = save(tmp_path, "a.png"), save(tmp_path, "b.png", "RGB")
-    x = FolderImages(tmp_path).images(range(2)).numpy()
-    assert np.array_equal(x[0], np.broadcast_to(gray, (3, 5, 6)))
-    assert np.array_equal(x[1], colour.transpose(2, 0, 1))
-
-
-def test_the_fingerprint_follows_names_and_contents_but_not_the_place(tmp_path: Path) -> None:
-    for folder in ("x", "y", "z"):
-        save(tmp_path / folder, "a.png", seed=1)
-        save(tmp_path / folder, "b.png", seed=3 if folder == "z" else 2)
-    x, y, z = (FolderImages(tmp_path / folder).describe()["fingerprint"] for folder in "xyz")
-    assert x == y != z
-    (tmp_path / "y" / "b.png").rename(tmp_path / "y" / "c.png")
-    assert FolderImages(tmp_path / "y").describe()["fingerprint"] != x
-    assert (
-        FolderImages(tmp_path / "x", n=1).describe()["fingerprint"]
-        == FolderImages(tmp_path / "z", 1).describe()["fingerprint"]
-    )
-
-
-def test_bad_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
-        FolderImages(tmp_path / "absent")
-    with pytest.raises(UserError, match="holds 0 PNG or JPEG images"):
-        FolderImages(tmp_path)
-    save(tmp_path, "a.png")
-    with pytest.raises(UserError, match="holds 1 PNG or JPEG images and 2 are asked for"):
-        FolderImages(tmp_path, n=2)
-    save(tmp_path, "b.png", size=(7, 5))
-    with pytest.raises(UserError, match=r"b\.png is .*one size"):
-        FolderImages(tmp_path)
-    (tmp_path / "b.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"b\.png: cannot read it as an image"):
-        FolderImages(tmp_path)
-    Image.fromarray(np.zeros((5, 6), dtype=np.uint16)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match="more than 8 bits"):
-        FolderImages(tmp_path)
-
-
-def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
-    save(tmp_path, "a.png", size=(64, 64))
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    source = FolderImages(tmp_path)
-    with pytest.raises(UserError, match=r"a\.png: cannot read it as an image"):
-        source.images(range(1))

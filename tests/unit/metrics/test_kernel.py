@@ -69,8 +69,8 @@ def test_subsets_are_distinct_indices_that_depend_on_the_seed_alone() -> None:
     subsets = draw_subsets(50, 80, number=10, size=30, seed=3)
     assert [(len(set(i)), len(set(j))) for i, j in subsets] == [(30, 30)] * 10
     assert all(0 <= i.min() <= i.max() < 50 and 0 <= j.min() <= j.max() < 80 for i, j in subsets)
-    again, other = draw_subsets(50, 80, 10, 30, 3), draw_subsets(50, 80, 10, 30, 4)
-    assert all(np.array_equal(i, k) and np.array_equal(j, m) for (i, j), (k, m) in zip(subsets, again, strict=True))
+    repeated, other = draw_subsets(50, 80, 10, 30, 3), draw_subsets(50, 80, 10, 30, 4)
+    assert all(np.array_equal(i, k) and np.array_equal(j, m) for (i, j), (k, m) in zip(subsets, repeated, strict=True))
     assert not np.array_equal(subsets[0][0], other[0][0])
     assert not np.array_equal(subsets[0][0], subsets[1][0])
     assert len(draw_subsets(20, 80, number=1)[0][1]) == 20

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage against the `prdc` package, and against what they are meant to tell apart."""
+"""Precision, recall, density and coverage: against the `prdc` package, and on distributions they should tell apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.metrics import prdc as module
 from diffpipe.metrics.evaluate import evaluate
 from diffpipe.metrics.features import Extractor
-from diffpipe.metrics.names import NEIGHBOURS, parse_metric
+from diffpipe.metrics.names import NEIGHBOURS
 from diffpipe.metrics.prdc import prdc
 
 
@@ -117,8 +117,8 @@ def test_evaluation_scores_generated_images_as_the_fake_ones_with_a_floor_and_k(
         assert scores == {f"{kind}_a": value for kind, value in expected.items()}
     # The generated images are like real ones, but only the bright half of them.
     assert result.scores["recall_a"] < 0.5 < 0.7 < result.floor["recall_a"]
-    said = result.protocol["metrics"]
-    assert {name: said[name]["k"] for name in NAMES} == dict(zip(NAMES, (3, 3, 5, 5), strict=True))
+    metrics = result.protocol["metrics"]
+    assert {name: metrics[name]["k"] for name in NAMES} == dict(zip(NAMES, (3, 3, 5, 5), strict=True))
 
 
 def test_without_a_floor_the_references_even_indices_play_the_generated_ones() -> None:
@@ -126,9 +126,3 @@ def test_without_a_floor_the_references_even_indices_play_the_generated_ones() -
     floor = evaluate(generated, reference, None, NAMES, extractors=PIXELS).floor
     x = reference.features()
     assert floor == {f"{kind}_a": value for kind, value in prdc(x[1::2], x[0::2]).items()}
-
-
-def test_names_with_both_feature_networks_are_known() -> None:
-    for kind in NEIGHBOURS:
-        assert parse_metric(f"{kind}_efficientnet_lite0") == (kind, "efficientnet_lite0")
-        assert parse_metric(f"{kind}_inception") == (kind, "inception")

@@ -1,0 +1,25 @@
+"""Metrics by name: the known ones, a plug-in's, and the message for an unknown one."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffpipe import plugins
+from diffpipe.errors import UserError
+from diffpipe.metrics.names import NEIGHBOURS, parse_metric
+
+
+def test_metric_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plugins._parts, "feature_networks", {"a": object})
+    assert parse_metric("fid") == ("fd", "inception")
+    assert parse_metric("kid") == ("kid", "inception")
+    assert parse_metric("fd_efficientnet_lite0") == ("fd", "efficientnet_lite0")
+    assert parse_metric("kid_a") == ("kid", "a")
+    with pytest.raises(UserError, match=r"unknown metric 'fdi'; known: fd_efficientnet_lite0, .*fid, kid"):
+        parse_metric("fdi")
+
+
+def test_names_with_both_feature_networks_are_known() -> None:
+    for kind in NEIGHBOURS:
+        assert parse_metric(f"{kind}_efficientnet_lite0") == (kind, "efficientnet_lite0")
+        assert parse_metric(f"{kind}_inception") == (kind, "inception")
