@@ -9,7 +9,6 @@ from torch import nn
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.ddpm import DDPMConfig
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
@@ -35,14 +34,6 @@ class Recorder(nn.Module):
     def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         self.asked.append((x, t, labels))
         return torch.zeros_like(x) if labels is None else labels[:, None, None, None] * torch.ones_like(x) * 0.1
-
-
-def test_pixels_make_the_round_trip() -> None:
-    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    x = PixelCodec().encode(images)
-    assert x.min() == -1
-    assert x.max() == 1
-    assert torch.equal(PixelCodec().decode(x), images)
 
 
 def test_the_loss_of_predicting_zero_is_the_mean_square_of_the_noise() -> None:
