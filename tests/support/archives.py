@@ -12,6 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from diffpipe.data.packing.idx import IdxSource, find_idx
+from tests.support.tars import png, random_pixels
+
+PHOTOS = {
+    "cat/1.png": png(random_pixels(1)),
+    "cat/old/2.png": png(random_pixels(2)),
+    "dog/1.png": png(random_pixels(3)),
+    "dog/notes.txt": b"words",
+}
+"""An image folder of two classes, and a file that is no image."""
+
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # What `pickle.dumps(np.zeros(0, "u1"), 2)` of Python 2 and its numpy begins with, and the state of its dtype.
 _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R"
@@ -85,3 +96,15 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
 
 def by_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """The idx file of an array of bytes, as MNIST's page describes the format."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def idx_source(folder: Path, split: str = "train", **options: Any) -> IdxSource:
+    """The images and labels of a split of the idx files in a folder."""
+    files = find_idx(folder, split)
+    assert files is not None
+    return IdxSource(*files, **options)

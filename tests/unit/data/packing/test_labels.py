@@ -1,8 +1,7 @@
+"""Labels files: the forms that are read, and the error where a row is invalid."""
+
 from __future__ import annotations
 
-import pickle
-import struct
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,74 +11,7 @@ from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.labels import read_labels
 from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
-from tests.support.archives import by_bytes, write_folder, write_zip
-from tests.support.tars import png, random_pixels
-
-FILES = {
-    "cat/1.png": png(random_pixels(1)),
-    "cat/old/2.png": png(random_pixels(2)),
-    "dog/1.png": png(random_pixels(3)),
-    "dog/notes.txt": b"words",
-}
-
-
-@pytest.mark.parametrize("prefix", ["", "./", "photos/", "a b/"])
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_zip_archive_packs_as_the_folder_does(tmp_path: Path, prefix: str, compression: int) -> None:
-    pack(FolderSource(write_folder(tmp_path / "photos", FILES)), tmp_path / "a")
-    hidden = {"__MACOSX/cat/._1.png": b"", f"{prefix}cat/.DS_Store": b""}
-    archive = write_zip(tmp_path / "a.zip", {prefix + name: data for name, data in FILES.items()} | hidden, compression)
-    source = FolderSource(archive)
-    assert source.skipped == 1
-    pack(source, tmp_path / "b")
-    assert by_bytes(tmp_path / "a") == by_bytes(tmp_path / "b")
-    assert load(str(tmp_path / "b")).classes == ["cat", "dog"]
-
-
-def test_a_zip_archive_pickles_as_its_path(tmp_path: Path) -> None:
-    source = FolderSource(write_zip(tmp_path / "a.zip", FILES))
-    unpickled = pickle.loads(pickle.dumps(source))
-    assert [unpickled.item(i).image for i in range(3)] == [source.item(i).image for i in range(3)]
-
-
-def test_names_in_a_zip_archive_cannot_leave_it(tmp_path: Path) -> None:
-    data = png(random_pixels(0))
-    source = FolderSource(write_zip(tmp_path / "a.zip", {"../../cat/1.png": data, "/dog/1.png": data}))
-    assert (source.names(), source.classes) == (["cat/1.png", "dog/1.png"], ["cat", "dog"])
-    with pytest.raises(UserError, match=r"1\.png comes twice"):
-        FolderSource(write_zip(tmp_path / "b.zip", {"../cat/1.png": data, "cat/1.png": data}))
-
-
-def test_a_damaged_zip_archive_is_named(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "a.zip", FILES, zipfile.ZIP_STORED)
-    data = bytearray(path.read_bytes())
-    data[data.index(FILES["cat/old/2.png"]) + 60] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.zip: cat/old/2\.png: cannot be read.*CRC"):
-        FolderSource(path).item(1)
-    path.write_bytes(data[:-30])
-    with pytest.raises(UserError, match=r"a\.zip: not a whole zip"):
-        FolderSource(path)
-    bomb = write_zip(tmp_path / "bomb.zip", {"cat/1.png": b"\0" * 1000})
-    data = bytearray(bomb.read_bytes())
-    at = data.rindex(b"PK\x01\x02") + 24
-    data[at : at + 4] = struct.pack("<I", 2**31)  # what the directory says that it holds
-    bomb.write_bytes(data)
-    with pytest.raises(UserError, match=r"1\.png: 2147483648 bytes, more than"):
-        FolderSource(bomb).item(0)
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
-    write_folder(tmp_path / "there", FILES)
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "cat").symlink_to(tmp_path / "there" / "cat")
-    (tmp_path / "there" / "cat" / "up").symlink_to(tmp_path / "there" / "cat")
-    (tmp_path / "src" / "cat" / "3.png").symlink_to(tmp_path / "nowhere")
-    source = FolderSource(tmp_path / "src")
-    assert source.names() == ["cat/1.png", "cat/3.png", "cat/old/2.png"]
-    with pytest.raises(UserError, match=r"cat/3\.png: no such file"):
-        source.item(1)
-
+from tests.support.archives import PHOTOS, write_folder, write_zip
 
 ROWS = {
     "a.csv": "path,label,who\ncat/1.png,tabby,ann\ncat/old/2.png,black,bob\ndog/1.png,tabby,ann\n",
@@ -94,7 +26,7 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_labels_file_gives_the_classes(tmp_path: Path, name: str, zipped: bool) -> None:
-    place = write_zip(tmp_path / "a.zip", FILES) if zipped else write_folder(tmp_path / "photos", FILES)
+    place = write_zip(tmp_path / "a.zip", PHOTOS) if zipped else write_folder(tmp_path / "photos", PHOTOS)
     (tmp_path / name).write_text("\ufeff" + ROWS[name], encoding="utf-8")
     source = FolderSource(place, tmp_path / name)
     assert source.names() == ["cat/1.png", "cat/old/2.png", "dog/1.png"]
@@ -110,7 +42,7 @@ def test_a_labels_file_gives_the_classes(tmp_path: Path, name: str, zipped: bool
 
 
 def test_numbers_in_a_labels_file_are_the_labels(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "photos", FILES)
+    folder = write_folder(tmp_path / "photos", PHOTOS)
     file = tmp_path / "labels.txt"
     file.write_text("cat/1.png 7\ndog/1.png 2\n")
     source = FolderSource(folder, file)
@@ -144,6 +76,6 @@ def test_numbers_in_a_labels_file_are_the_labels(tmp_path: Path) -> None:
 def test_an_invalid_labels_file_is_named(tmp_path: Path, name: str, text: str, about: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=about):
-        FolderSource(write_folder(tmp_path / "photos", FILES), tmp_path / name)
+        FolderSource(write_folder(tmp_path / "photos", PHOTOS), tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         read_labels(tmp_path / "none.csv")
