@@ -1,9 +1,14 @@
-"""A network with parameters that no initialization left at zero or one."""
+"""Networks with parameters that no initialization left at zero or one, and inputs for them."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def normal(*shape: int) -> Tensor:
+    """Standard normal numbers, the same in every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
 
 
 def randomized(net: nn.Module, std: float = 0.1) -> nn.Module:

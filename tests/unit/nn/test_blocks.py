@@ -1,51 +1,75 @@
-"""The blocks that each network declares: the repeated parts, in order, and no part of the rest."""
+"""The blocks of the convolutional networks, against torch's own modules and as they start."""
 
 from __future__ import annotations
 
-import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from diffpipe.interfaces import Network
-from tests.support.stage_cases import CASES
-
-_UNET = "down.0.0 down.1 down.2.0 middle.0 middle.1 middle.2 up.0.0 up.1.0 up.2 up.3.0 up.4.0"
-_LATENT_UNET = (
-    "down.0.0 down.1.0 down.2 down.3.0 down.4.0 middle.0 middle.1 middle.2 "
-    "up.0.0 up.1.0 up.2.0 up.3 up.4.0 up.5.0 up.6.0"
+from diffpipe.nn.blocks import (
+    Downsample,
+    ResBlock,
+    SelfAttention,
+    Upsample,
+    res_blocks,
+    sinusoidal_embedding,
+    zero_init,
 )
-_UNET_DISCRIMINATOR = "down.0.0 down.1 down.2.0 middle.0 middle.1 middle.2 heads.0 heads.1 heads.2"
-_CODER = {"encoder": "layers.0 layers.1 layers.2", "decoder": "layers.0 layers.1 layers.2"}
-_GLOW = " ".join(f"chains.0.layers.{i}" for i in range(6)) + " priors.0"
-_DENOISING_GAN = {"generator": _UNET, "discriminator": _UNET_DISCRIMINATOR}
-
-BLOCKS = {
-    "adversarial": _DENOISING_GAN,
-    "adversarial, x_prev": _DENOISING_GAN,
-    "autoencoder": _CODER,
-    "ddpm": {"denoiser": _UNET},
-    "denoising_autoencoder": _CODER,
-    "flow": {"flow": _GLOW},
-    "flow, variational": {"flow": _GLOW, "dequantizer": "chain.layers.0 chain.layers.1 chain.layers.2"},
-    "gan": {
-        "generator": "levels.0.0 levels.1.0 up.0",
-        "discriminator": "levels.0.0 levels.1.0 down.0 heads.0 heads.1 heads.2",
-    },
-    "latent_ddpm": {"denoiser": _LATENT_UNET, "latent_scale": ""},
-    "latent_vae": _CODER,
-    "latent_vae, patch": _CODER | {"discriminator": "levels.0.0 levels.1.0 widen.0"},
-    "tarflow": {"flow": "flow_blocks.0.layers.0 flow_blocks.1.layers.0"},
-    "vae": _CODER,
-}
+from tests.support.randomized import normal, randomized
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_each_network_declares_its_repeated_parts(name: str) -> None:
-    stage = CASES[name].stage()
-    with torch.device("meta"):
-        nets = stage.networks()
-    declared: dict[str, str] = {}
-    for key, net in nets.items():
-        assert isinstance(net, Network)
-        names = {module: name for name, module in net.named_modules()}
-        declared[key] = " ".join(names[block] for block in net.blocks())
-    assert declared == BLOCKS[name]
+def test_the_embedding_holds_sines_and_cosines_of_every_frequency() -> None:
+    e = sinusoidal_embedding(torch.tensor([0, 3]), 8)
+    assert torch.equal(e[0], torch.tensor([0.0] * 4 + [1.0] * 4))
+    torch.testing.assert_close(e[1, 1], torch.sin(torch.tensor(3 * 10_000 ** (-1 / 4))))
+
+
+def test_a_residual_block_starts_as_its_skip() -> None:
+    x, emb = normal(2, 8, 4, 4), normal(2, 6)
+    same, wider = ResBlock(8, 8, 6, 4, dropout=0.0), ResBlock(8, 12, 6, 4, dropout=0.0)
+    assert torch.equal(same(x, emb), x)
+    assert torch.equal(wider(x, emb), wider.skip(x))
+
+
+def test_the_embedding_is_added_between_the_convolutions() -> None:
+    block = randomized(ResBlock(8, 8, 6, 4, dropout=0.0))
+    assert isinstance(block, ResBlock)
+    assert block.emb is not None
+    x, emb = normal(2, 8, 4, 4), normal(2, 6)
+    h = block.conv1(F.silu(F.group_norm(x, 4, block.norm1.weight, block.norm1.bias)))
+    h = h + (emb @ block.emb.weight.T + block.emb.bias)[:, :, None, None]
+    h = block.conv2(F.silu(F.group_norm(h, 4, block.norm2.weight, block.norm2.bias)))
+    torch.testing.assert_close(block(x, emb), x + h)
+
+
+def test_attention_is_torchs_multi_head_attention_over_the_pixels() -> None:
+    layer = randomized(SelfAttention(8, heads=2, groups=4))
+    assert isinstance(layer, SelfAttention)
+    reference = nn.MultiheadAttention(8, 2, batch_first=True)
+    reference.load_state_dict(
+        {
+            "in_proj_weight": layer.qkv.weight,
+            "in_proj_bias": layer.qkv.bias,
+            "out_proj.weight": layer.out.weight,
+            "out_proj.bias": layer.out.bias,
+        }
+    )
+    x = normal(3, 8, 4, 5)
+    tokens = layer.norm(x).flatten(2).mT
+    expected = reference(tokens, tokens, tokens, need_weights=False)[0].mT.reshape(x.shape)
+    torch.testing.assert_close(layer(x), x + expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resolutions_are_doubled_by_nearest_neighbours_and_halved() -> None:
+    x = normal(1, 3, 4, 6)
+    up = Upsample(3)
+    doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(up(x), up.conv(doubled))
+    assert Downsample(3)(x).shape == (1, 3, 2, 3)
+
+
+def test_only_the_first_of_several_blocks_changes_the_channels() -> None:
+    first, *others = res_blocks(4, 8, 3, None, 4)
+    assert first(normal(1, 4, 2, 2)).shape == (1, 8, 2, 2)
+    assert [other(normal(1, 8, 2, 2)).shape for other in others] == [(1, 8, 2, 2)] * 2
+    assert all(torch.count_nonzero(p) == 0 for p in zero_init(nn.Conv2d(2, 2, 3)).parameters())

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from diffpipe.nn.tarflow import AutoregressiveBlock, TarFlow, TarFlowConfig
-from tests.support.randomized import randomized
+from tests.support.randomized import normal, randomized
 
 SMALL = TarFlowConfig(kind="tarflow", patch=2, width=16, blocks=3, layers=2, heads=2)
 CLASSES = pytest.mark.parametrize("classes", [0, 3])
 LABELS = torch.tensor([0, 1, 2])
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
 
 
 def block(classes: int) -> AutoregressiveBlock:
@@ -33,10 +28,10 @@ def test_it_is_inverted(classes: int, blocks: int) -> None:
     x = normal(3, 1, 28, 28)
     with torch.no_grad():
         z, log_det = net(x, LABELS)
-        again = net.inverse(z, LABELS)  # pyright: ignore[reportCallIssue]
+        inverse = net.inverse(z, LABELS)  # pyright: ignore[reportCallIssue]
     assert z.shape == x.shape
     assert log_det.shape == (3,)
-    assert (again - x).abs().max() < 1e-4
+    assert (inverse - x).abs().max() < 1e-4
     assert (z - x).abs().max() > 0.1
 
 

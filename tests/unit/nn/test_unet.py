@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from diffpipe.errors import UserError
-from diffpipe.nn.blocks import sinusoidal_embedding
 from diffpipe.nn.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(channels=16, channel_mult=(1, 2), blocks=1, attention=(4,), heads=2, groups=8, dropout=0.0)
@@ -55,12 +54,6 @@ def test_channels_last_and_contiguous_agree() -> None:
     before = net(x, t)
     last = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
     torch.testing.assert_close(last, before, rtol=1e-4, atol=1e-5)
-
-
-def test_the_embedding_holds_sines_and_cosines_of_every_frequency() -> None:
-    e = sinusoidal_embedding(torch.tensor([0, 3]), 8)
-    assert torch.equal(e[0], torch.tensor([0.0] * 4 + [1.0] * 4))
-    torch.testing.assert_close(e[1, 1], torch.sin(torch.tensor(3 * 10_000 ** (-1 / 4))))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -15,14 +15,11 @@ from diffpipe.diffusion.process import posterior, q_sample
 from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape, TrainedStage
-from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
-from diffpipe.nn.unet import UNet, UNetConfig
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion, SDEStepsConfig, TimestepsConfig
 from diffpipe.stages.ddpm import DDPMConfig
-from tests.support.tiny_gans import batch, random_networks, rows_of, trainer
+from tests.support.tiny_gans import UNET, batch, random_networks, rows_of, trained_unet, trainer
 
-UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 SHAPE = ImageShape(channels=1, resolution=8, classes=3)
 LEVELS = Schedule.build(ScheduleConfig(kind="cosine"))
 
@@ -231,31 +228,6 @@ def test_each_phase_moves_its_own_network(runtime: Any) -> None:
     same = {name: all(map(torch.equal, before[name], net.parameters())) for name, net in t.nets.items()}
     assert same == {"generator": False, "discriminator": True}
     assert math.isfinite(t._log_values()["penalty/penalty"])
-
-
-def trained_unet() -> UNet:
-    torch.manual_seed(0)
-    unet = UNet(UNetConfig.model_validate(UNET), 1, 8, 3)
-    for p in unet.parameters():
-        nn.init.normal_(p, std=0.2)
-    return unet
-
-
-def test_a_generator_that_starts_from_a_ddpm_is_its_unet_whatever_the_latent() -> None:
-    unet, generator = trained_unet(), DenoisingGenerator(UNetConfig.model_validate(UNET), 4, 1, 8, 3)
-    start_from(generator, unet.state_dict())
-    x, t, z, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 3]), torch.randn(2, 4), torch.tensor([0, 2])
-    assert torch.equal(generator(x, t, z, labels), unet(x, t, labels))
-
-
-def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev() -> None:
-    unet, discriminator = trained_unet(), DenoisingDiscriminator(UNetConfig.model_validate(UNET), 1, 8, 3)
-    start_from(discriminator, unet.state_dict())
-    x_prev, x_t = torch.randn(2, 2, 1, 8, 8)
-    emb = unet.embed(torch.tensor([0, 3]), torch.tensor([0, 2]))
-    theirs, _ = unet.encode(x_prev, emb)
-    ours, _ = discriminator.encode(torch.cat([x_prev, x_t], dim=1), emb)
-    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:

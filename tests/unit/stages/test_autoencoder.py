@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Generates, ImageShape, Reconstructs, Scores, Stage
-from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoencoder import Autoencoder, AutoencoderConfig
 
@@ -43,26 +42,6 @@ class Recorder(nn.Module):
 
 def errors(stage: Autoencoder, nets: Mapping[str, nn.Module], some: Batch) -> Tensor:
     return stage.loss(stage.phases()[0], nets, some, KeyedRNG(3, some.positions)).per_sample
-
-
-@pytest.mark.parametrize(("latent", "shape"), [("spatial", (3, 2, 2)), ("vector", (3, 1, 1))])
-def test_the_decoder_undoes_the_encoders_shapes(latent: str, shape: tuple[int, int, int]) -> None:
-    config = CoderConfig.model_validate(NETWORK | {"channel_mult": (1, 2, 2), "latent": latent})
-    assert config.latent_shape(8) == shape
-    x = torch.zeros(5, 2, 8, 8)
-    z = Encoder(config, 2, 8, outputs=3)(x)
-    assert z.shape == (5, *shape)
-    assert Decoder(config, 8, outputs=2)(z).shape == x.shape
-
-
-def test_labels_change_what_a_class_conditional_coder_says() -> None:
-    config = CoderConfig.model_validate(NETWORK)
-    encoder, decoder = Encoder(config, 2, 8, 3, classes=4), Decoder(config, 8, 2, classes=4)
-    for net, x in ((encoder, torch.ones(2, 2, 8, 8)), (decoder, torch.ones(2, 3, 4, 4))):
-        for p in net.parameters():
-            nn.init.normal_(p, std=0.3)
-        first, second = net(x, torch.tensor([0, 3]))
-        assert not torch.allclose(first, second)
 
 
 def test_it_is_a_stage_that_reconstructs_and_scores_but_generates_nothing() -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
-from diffpipe.nn.discriminator import Discriminator
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan import GAN
 from diffpipe.stages.gan_losses import GANLoss, adversarial_loss
@@ -103,17 +102,6 @@ def test_the_penalty_is_in_full_precision_under_autocast() -> None:
     assert not torch.equal(rounded.metrics["real"], full.metrics["real"])
 
 
-def test_logits_far_from_zero_keep_their_small_differences_under_autocast() -> None:
-    torch.manual_seed(0)
-    net = gan_config(loss="hinge").build(SHAPE).networks()["discriminator"]
-    assert isinstance(net, Discriminator)
-    nn.init.constant_(net.whole.bias, 1000.0)  # bfloat16 knows 1000 and 1004, and nothing between
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits = net(torch.randn(64, 1, 8, 8))
-    assert logits.dtype == torch.float32
-    assert len(logits.unique()) > 32
-
-
 def test_an_image_depends_on_its_index_its_label_and_the_temperature_alone() -> None:
     stage = gan_config(conditional=True).build(SHAPE)
     nets = random_networks(stage, torch.float32)
@@ -131,16 +119,6 @@ def test_an_image_depends_on_its_index_its_label_and_the_temperature_alone() -> 
     drawn = KeyedRNG(3, torch.arange(6)).integers("label", 3)
     expected = stage.generate(nets, KeyedRNG(3, torch.arange(6)), drawn)
     assert torch.equal(stage.generate(nets, KeyedRNG(3, torch.arange(6)), None), expected)
-
-
-def test_a_new_network_neither_swells_nor_fades_its_input_with_depth() -> None:
-    for blocks in (1, 12):
-        stage = gan_config(generator=NETS | {"latent": 4, "blocks": blocks}).build(SHAPE)
-        torch.manual_seed(0)
-        nets = stage.networks()
-        images = nets["generator"](torch.randn(64, 4)).detach()
-        assert 0.02 < float(images.std()) < 2
-        assert nets["discriminator"](images).detach().abs().max() < 10
 
 
 class OneNumberGAN(GAN):
