@@ -201,17 +201,3 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, extension: str) -> None:
     (note,) = notes(tmp_path)
     assert f"1 .{extension} members may be pickles" in note
     assert not (tmp_path / "gone off").exists()
-
-
-def test_missing_members_are_reported_and_indexed(tmp_path: Path) -> None:
-    write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"0", "b.jpg": b"1", "b.cls": b"1"})
-    write_tar(tmp_path / "1.tar", {"c.png": b"1", "d.webp": b"1", "d.cls": b"1", "e.json": b"{}", "e.cls": b"3"})
-    write_index(tmp_path)
-    assert notes(tmp_path) == [
-        f"{tmp_path}: 1 of 5 samples have no image, the first of them e in 1.tar",
-        f"{tmp_path}: 1 of 5 samples have no .cls, the first of them c in 1.tar",
-    ]
-    assert load(str(tmp_path)).total == 5
-    write_tar(tmp_path / "1.tar", {"c.png": b"1", "c.cls": b"0"})
-    write_index(tmp_path)
-    assert notes(tmp_path) == []

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -185,18 +184,6 @@ def test_remote_shards_are_read_through_once_and_resumed_by_their_etag(tmp_path:
     assert (local.base, remote.base) == (None, web.url)
     assert remote.shards == local.shards
     assert [remote.sample(i) for i in range(11)] == [local.sample(i) for i in range(11)]
-
-
-def test_remote_shards_of_several_folders_or_over_local_ones_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=re.escape("http://h/a and http://h/b: an index covers the shards of one folder")
-    ):
-        write_remote_index(["http://h/a/x.tar?${A}", "http://h/b/x.tar"], tmp_path / "out")
-    with pytest.raises(UserError, match=r"http://h/x\.tar is named twice"):
-        parallel_scan.remote_shards(["http://h/x.tar", "http://h/{x,y}.tar"])
-    write_shards(tmp_path, [1])
-    with pytest.raises(UserError, match="holds tars itself"):
-        write_remote_index(["http://h/x.tar"], tmp_path)
 
 
 def test_a_remote_folder_is_listed(tmp_path: Path) -> None:

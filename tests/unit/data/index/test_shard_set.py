@@ -88,18 +88,6 @@ def test_keys_and_bytes_are_those_that_webdataset_reads(tmp_path: Path, write) -
     assert read_all(shards) == read_by_webdataset(shards.paths)
 
 
-def test_patterns_name_shards_in_order(tmp_path: Path) -> None:
-    a, b, c = (str(path) for path in write_shards(tmp_path, [2, 3, 1]))
-    write_index(tmp_path)
-    assert load(str(tmp_path)).paths == [a, b, c]
-    assert load(f"{tmp_path}/shard-00[12].tar").paths == [b, c]
-    assert load(f"{tmp_path}/shard-{{000..001}}.tar").paths == [a, b]
-    assert load([c, f"{tmp_path}/shard-{{001,000}}.tar"]).paths == [c, b, a]
-    subset = load([c, a])
-    assert (subset.total, subset.counts.tolist()) == (3, [1, 2])
-    assert [key for key, _ in read_all(subset)] == ["00005", "00000", "00001"]
-
-
 def test_what_cannot_be_loaded_is_named_with_the_remedy(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, [2, 2])
     remedy = f"diffpipe index {tmp_path}"
@@ -135,21 +123,6 @@ def test_what_cannot_be_loaded_is_named_with_the_remedy(tmp_path: Path) -> None:
     load(str(tmp_path))
 
 
-def test_a_failed_index_leaves_the_old_one(tmp_path: Path) -> None:
-    write_shards(tmp_path, [2])
-    write_index(tmp_path)
-    before = (tmp_path / INDEX_NAME).read_bytes()
-    (tmp_path / "bad.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match=r"bad\.tar"):
-        write_index(tmp_path)
-    assert (tmp_path / INDEX_NAME).read_bytes() == before
-    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["bad.tar", INDEX_NAME, "shard-000.tar"]
-    (tmp_path / "bad.tar").unlink()
-    write_index(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [INDEX_NAME, "shard-000.tar"]
-    assert (tmp_path / INDEX_NAME).read_bytes() == before
-
-
 def test_the_fingerprint_is_of_the_bytes_in_order(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
@@ -161,19 +134,6 @@ def test_the_fingerprint_is_of_the_bytes_in_order(tmp_path: Path) -> None:
     assert shards.fingerprint == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     assert shards.fingerprint == load(str(there)).fingerprint
     assert shards.fingerprint != load([str(p) for p in reversed(files)]).fingerprint
-
-
-def test_classes_are_counted_and_their_names_outlive_a_new_index(tmp_path: Path) -> None:
-    write_shards(tmp_path, [4, 4], classes=3)
-    write_index(tmp_path)
-    assert load(str(tmp_path)).classes is None
-    assert number_of_classes(load(str(tmp_path))) == 3
-    with pytest.raises(UserError, match="only 2 class names"):
-        write_index(tmp_path, classes=["a", "b"])
-    write_index(tmp_path, classes=["a", "b", "c", "d"])
-    write_index(tmp_path)
-    assert load(str(tmp_path)).classes == ["a", "b", "c", "d"]
-    assert number_of_classes(load(str(tmp_path))) == 4
 
 
 def test_an_extension_is_there_only_where_every_sample_has_it(tmp_path: Path) -> None:

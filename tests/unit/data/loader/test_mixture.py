@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpipe.config import validate
 from diffpipe.data import DataConfig, load
 from diffpipe.data.config import SourceConfig
 from diffpipe.data.index.dataset_diff import differences
@@ -190,18 +188,3 @@ def test_a_cache_too_small_for_remote_shards_is_warned_of(folders: list[str]) ->
     assert warning is not None
     assert "the 16 shards that are read from at a time have 800" in warning
     assert cache_warning(far, order, 8 * 50, rank_share=0.5) is None
-
-
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({}, "either as data.train=PATH or as data.sources"),
-        ({"train": "a", "sources": [{"url": "b"}]}, "either as data.train=PATH or as data.sources"),
-        ({"sources": [{"url": "b", "weight": 0}]}, "sources.0.weight"),
-        ({"sources": [{"path": "b"}]}, "unknown key sources.0.path in section sources.0; known: url, weight"),
-        ({"sources": [{"url": "b", "wieght": 2}]}, "did you mean sources.0.weight?"),
-    ],
-)
-def test_a_config_names_either_train_or_sources(values: dict, word: str) -> None:
-    with pytest.raises(UserError, match=re.escape(word)):
-        validate(DataConfig, {"batch_size": 1, "resolution": 8, **values}, "x.yaml")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import itertools
 import multiprocessing
 import os
@@ -11,21 +10,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from diffpipe.config import validate
-from diffpipe.data import DataConfig, batches, images, labels, load
+from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.order import rank_positions
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
-from tests.support.tars import png, random_pixels, write_shards, write_tar
+from tests.support.tars import random_pixels, write_shards
 
 COUNTS = [13, 1, 30, 7]
 CONFIG = DataConfig(
@@ -216,58 +212,3 @@ def test_a_changed_shard_is_one_clear_line_even_from_a_worker(tmp_path: Path, wo
     with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: 00000\.png was changed after indexing[^\n]*$"):
         next(stream)
     assert multiprocessing.active_children() == []
-
-
-def test_missing_labels_and_images_are_named_before_the_first_batch(tmp_path: Path) -> None:
-    image = png(random_pixels(0))
-    write_tar(tmp_path / "0.tar", {"a.png": image, "a.cls": b"0"})
-    write_tar(tmp_path / "1.tar", {"a.png": image, "a.cls": b"0", "b.png": image})
-    write_tar(tmp_path / "2.tar", {"a.png": image, "a.cls": b"cat"})
-    write_tar(tmp_path / "3.tar", {"a.txt": b"no image", "a.cls": b"0"})
-    write_index(tmp_path)
-    for name, word in (("1.tar", "data.labels"), ("2.tar", "not integers"), ("3.tar", "no image")):
-        with pytest.raises(UserError, match=rf"{re.escape(name)}: .*{re.escape(word)}"):
-            batches(changed(batch_size=1), load([f"{tmp_path}/0.tar", f"{tmp_path}/{name}"]), 0)
-    take(1, batches(changed(batch_size=1, labels=False), load(f"{tmp_path}/{{0,1,2}}.tar"), 0))
-
-
-def test_a_batch_smaller_than_the_world_is_refused(shards: ShardSet) -> None:
-    with pytest.raises(UserError, match=r"data\.batch_size=12.*make it 14"):
-        batches(CONFIG, shards, 0, world=7, accumulate=2)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"batch_size": 0},
-        {"channels": 2},
-        {"workers": -1},
-        {"crop": "left"},
-        {"shuffle_window": 0},
-        {"resolution": True},
-    ],
-)
-def test_values_out_of_range_are_refused_by_key(values: dict) -> None:
-    (key,) = values
-    with pytest.raises(UserError, match=key):
-        validate(DataConfig, {**CONFIG.model_dump(), **values}, "x.yaml")
-
-
-def test_images_for_evaluation_are_in_order(shards: ShardSet) -> None:
-    indices = [50, 0, 13, 12]
-    expected = np.stack([random_pixels(i, (10, 12))[None] for i in indices])
-    assert np.array_equal(images(shards, indices, None, 1).numpy(), expected)
-    assert np.array_equal(images(shards, indices, 10, 1).numpy(), expected[..., 1:11])
-    assert images(shards, range(3), 4, 3).shape == (3, 3, 4, 4)
-    assert labels(shards, indices).tolist() == [i % 3 for i in indices]
-
-
-def test_images_of_several_sizes_need_a_resolution(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    Image.new("L", (9, 9)).save(buffer, "WEBP")
-    write_tar(tmp_path / "0.tar", {"a.png": png(random_pixels(0)), "b.webp": buffer.getvalue()})
-    write_index(tmp_path)
-    shards = load(str(tmp_path))
-    with pytest.raises(UserError, match=r"b: .*give a resolution"):
-        images(shards, [0, 1], None, 1)
-    assert images(shards, [0, 1], 8, 1).shape == (2, 1, 8, 8)

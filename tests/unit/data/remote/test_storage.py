@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from diffpipe.data.remote import storage
 from diffpipe.data.remote.storage import RemoteFile, tars
-from diffpipe.data.remote.urls import is_remote, join, parse, redacted
 from diffpipe.errors import UserError
 from tests.support.web_server import Web, serving
 
@@ -146,18 +143,6 @@ def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     refusal = message(url)
     assert "secret" not in refusal
     assert "${NAME}" in refusal or "%2F" in refusal
-
-
-@given(st.text("ab:/@?#${}%.", max_size=12), st.text("ab/%", max_size=5))
-def test_a_redacted_url_has_neither_user_nor_query(rest: str, path: str) -> None:
-    assert redacted(f"https://u:secret@host/{path}?secret{rest}") == f"https://host/{path}"
-
-
-def test_urls_are_distinguished_from_paths() -> None:
-    assert all(map(is_remote, ["http://h/x", "s3://b/x", "gs://b", "ftp://h"]))
-    assert not any(map(is_remote, ["/a/b", "a://b"[2:], "a/b.tar", "c:\\x", "{a,b}.tar", "~/x"]))
-    assert str(parse("HTTP://u:${A}@h:80/a/b.tar?${B}")) == "http://u:${A}@h:80/a/b.tar?${B}"
-    assert join("https://h/a/?t=${T}", "x.tar") == "https://h/a/x.tar?t=${T}"
 
 
 def test_the_tars_on_a_page_are_listed(web: Web, tmp_path: Path) -> None:
