@@ -165,25 +165,6 @@ def test_the_launcher_and_the_config_must_agree() -> None:
         assert "train.shard_size is for train.parallel=hsdp" in sized
 
 
-def test_launcher_options_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value, words in [
-        ("FSDP_VERSION", "1", "use --fsdp_version 2"),
-        ("FSDP_OFFLOAD_PARAMS", "true", "FSDP_OFFLOAD_PARAMS=true"),
-        ("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD", "use train.parallel=hsdp"),
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "use train.precision instead"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "use train.parallel=fsdp"),
-    ]:
-        with monkeypatch.context() as env:
-            env.setenv("ACCELERATE_USE_FSDP", "true")
-            env.setenv(name, value)
-            with pytest.raises(UserError, match=words):
-                Runtime.start("fp32", "cpu")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    with Runtime.start("fp32", "cpu") as runtime:
-        assert runtime.launched_for_fsdp
-
-
 class Overflowing(Toy):
     """The loss of position 5, on rank 1 of two, is finite, and overflows when scaled."""
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from diffpipe.train.ema import EMAConfig, ModelEMA
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 
 
@@ -103,21 +102,3 @@ def test_fp16_skips_an_overflow_and_halves_its_scale() -> None:
     optimizer.step(0.1)
     assert torch.equal(p.detach(), before)
     assert optimizer.state({p: "p"})["scale"] == scale / 2
-
-
-def test_the_average_is_the_recursion_with_the_decay_of_each_step() -> None:
-    config = EMAConfig(decay=0.9, power=0.75)
-    net = nn.Linear(1, 1, bias=False)
-    average = ModelEMA(config, net)
-    expected = net.weight.item()
-    for step in range(30):
-        with torch.no_grad():
-            net.weight.fill_(float(step))
-        average.update(step)
-        decay = min(0.9, 1 - (1 + step) ** -0.75)
-        expected = decay * expected + (1 - decay) * step
-    weight = average.net.get_parameter("weight")
-    assert weight.item() == pytest.approx(expected, rel=1e-5)
-    assert not weight.requires_grad
-    assert config.decay_at(0) == 0  # the first step sets the average to the weights
-    assert config.decay_at(10**9) == 0.9

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffpipe.config import validate
 from diffpipe.errors import RankError, UserError
 from diffpipe.train.checkpoint import write as module
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
@@ -97,13 +96,6 @@ def test_without_async_the_checkpoint_is_committed_on_return(tmp_path: Path) -> 
     checkpointer = AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE)
     checkpointer.save(tensors(1), run_state(1))
     assert [p.name for p in committed(tmp_path)] == ["step-00000001"]
-
-
-def test_the_key_is_async_in_configs_that_are_read_and_written() -> None:
-    config = validate(CheckpointConfig, {"async": False}, "here")
-    assert not config.asynchronous
-    assert config.model_dump(mode="json")["async"] is False
-    assert validate(CheckpointConfig, config.model_dump(mode="json"), "there") == config
 
 
 def test_the_step_that_was_saved_last_is_not_saved_again(tmp_path: Path) -> None:

@@ -52,11 +52,6 @@ def test_the_newest_and_the_multiples_are_kept(
     assert lie(tmp_path) == kept
 
 
-def test_fewer_than_two_are_refused() -> None:
-    with pytest.raises(ValueError, match="keep_last"):
-        CheckpointConfig(keep_last=1)
-
-
 def test_only_what_killed_jobs_have_left_is_removed(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     shutil.copytree(tmp_path / "step-00000001", tmp_path / ".tmp-step-00000003")

@@ -1,0 +1,63 @@
+"""The runtime of one process: its precision, its memory format, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffpipe import plugins
+from diffpipe.errors import UserError
+from diffpipe.train.runtime import Runtime, resolve_precision
+from tests.support.toy_stages import batch
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_auto_is_bf16_where_the_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, expected in (("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx2", "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capability=capability: {capability: True})
+        assert resolve_precision("auto", CPU) == expected
+    for native, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert resolve_precision("auto", CUDA) == expected
+    assert resolve_precision("fp16", CPU) == "fp16"
+
+
+def test_autocast_computes_in_the_precision_and_parameters_stay_float32(runtime: Runtime) -> None:
+    net, x = runtime.place(nn.Linear(2, 2)), torch.ones(1, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        with dataclasses.replace(runtime, dtype=dtype).autocast():
+            assert net(x).dtype == dtype
+    assert net.weight.dtype == torch.float32
+
+
+def test_networks_and_images_share_a_memory_format(runtime: Runtime) -> None:
+    for dtype, expected in ((torch.float32, torch.channels_last), (torch.bfloat16, torch.contiguous_format)):
+        runtime_of_dtype = dataclasses.replace(runtime, dtype=dtype)
+        images = batch(range(2)).images.expand(-1, 3, -1, -1).contiguous()
+        placed = runtime_of_dtype.to_device(batch(range(2))._replace(images=images))
+        assert placed.images.is_contiguous(memory_format=expected)
+        assert torch.equal(placed.images, images)
+        weight = runtime_of_dtype.place(nn.Conv2d(3, 3, 3)).weight
+        assert weight.is_contiguous(memory_format=expected)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"train\.device is cuda, and torch sees no CUDA device"):
+        Runtime.start("fp32", "cuda")
+
+
+def test_a_tracker_gets_the_logged_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Runtime.start("fp32", "cpu", tmp_path) as runtime:
+        runtime.start_tracking({"seed": 3})
+        values = []
+        (tracker,) = runtime.accelerator.trackers
+        monkeypatch.setattr(tracker, "log", lambda row, step, **_: values.append((row, step)))
+        runtime.track({"loss": 0.5}, step=7)
+    assert values == [({"loss": 0.5}, 7)]
+    assert plugins.names("trackers") == []
