@@ -1,0 +1,91 @@
+"""The command line: its commands, plug-ins before or after the command, and errors as one line and a status."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import diffpipe
+from diffpipe import __main__, plugins
+from diffpipe.__main__ import COMMANDS, main
+from diffpipe.errors import LostPeerError, UserError
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A command in the place of `index`: it records its arguments and does what its `action` does."""
+
+    def run(args: argparse.Namespace) -> int | None:
+        module.words.append(args.word)
+        return module.action()
+
+    module = SimpleNamespace(words=[], action=lambda: None, run=run)
+    module.add_arguments = lambda parser: parser.add_argument("word")
+    monkeypatch.setattr(__main__, "_module", lambda name: module)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return module
+
+
+def raising(error: Exception) -> Any:
+    def action() -> None:
+        raise error
+
+    return action
+
+
+def test_the_status_is_that_of_the_command(command: SimpleNamespace) -> None:
+    assert main(["index", "a"]) == 0
+    command.action = lambda: 3
+    assert main(["index", "b"]) == 3
+    assert command.words == ["a", "b"]
+
+
+def test_a_user_error_is_one_line_and_its_status(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    for error, status in ((UserError("no such\n file"), 2), (LostPeerError("gone"), 1)):
+        command.action = raising(error)
+        assert main(["index", "a"]) == status
+    assert capsys.readouterr().err == (
+        "diffpipe index: error: no such file\ndiffpipe index: error: gone\n"  # one line each
+    )
+
+
+def test_another_rank_leaves_the_message_to_rank_zero(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    command.action = raising(UserError("no such file"))
+    assert main(["index", "a"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_of_a_process_alone_has_its_traceback(command: SimpleNamespace) -> None:
+    command.action = raising(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        main(["index", "a"])
+
+
+def test_plugins_are_loaded_in_order_wherever_they_stand(
+    command: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(plugins, "load", loaded.append)
+    assert main(["--plugin", "a", "index", "word", "--plugin=b.py", "--plugin", "c"]) == 0
+    assert (loaded, command.words) == (["a", "b.py", "c"], ["word"])
+
+
+def test_a_word_that_is_no_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["smaple"])
+    assert caught.value.code == 2
+    assert "'smaple'" in capsys.readouterr().err
+
+
+def test_every_command_has_a_module() -> None:
+    folder = Path(diffpipe.__file__).parent / "cli"
+    for name in COMMANDS:
+        assert (folder / f"{name.replace('-', '_')}.py").is_file(), name
