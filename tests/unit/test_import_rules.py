@@ -1,4 +1,4 @@
-"""Rules that import-linter cannot check: single modules of other packages, and the layout of the tests."""
+"""Rules that import-linter cannot check: single modules of other packages, and what the tests import."""
 
 from __future__ import annotations
 
@@ -28,18 +28,6 @@ def test_data_and_metrics_do_not_import_torch_distributed() -> None:
 
 
 TESTS = HOME.parent / "tests"
-# Suites of one property over many modules, and tests of what is no module.
-PROPERTY_SUITES = {
-    "cli/test_start.py",
-    "config/test_readme.py",
-    "data/decode/test_bad_images.py",
-    "data/index/test_malformed_tars.py",
-    "data/loader/test_stream_properties.py",
-    "data/packing/test_sources.py",
-    "data/remote/test_remote_shards.py",
-    "test_all_stages.py",
-    "test_import_rules.py",
-}
 
 
 def test_no_module_of_the_tests_imports_a_test_module() -> None:
@@ -47,15 +35,6 @@ def test_no_module_of_the_tests_imports_a_test_module() -> None:
         for name in imported(path):
             parts = name.split(".")
             assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), (path, name)
-
-
-def test_unit_tests_mirror_the_package_file_by_file() -> None:
-    for path in (TESTS / "unit").rglob("test_*.py"):
-        name = path.relative_to(TESTS / "unit")
-        mirrored = HOME / name.with_name(name.name.removeprefix("test_"))
-        assert mirrored.is_file() or name.as_posix() in PROPERTY_SUITES, f"{name} tests no module at {mirrored}"
-    for name in PROPERTY_SUITES:
-        assert (TESTS / "unit" / name).is_file(), name
 
 
 def test_tests_and_scripts_import_the_library_and_no_command() -> None:
