@@ -26,7 +26,7 @@ from diffpipe.report.run_summary import RunSummary
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
-SEARCHED_IMAGES = 2000  # the first reference images, among which those to show of each class are found
+SEARCHED_IMAGES = 2000  # reference images, drawn at random, among which those to show of each class are found
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class MeasuredRun(NamedTuple):
 class ComparisonRunner(NamedTuple):
     """Measures runs on the same real images.
 
-    likelihood_images: the first reference images, for the likelihood and the reconstruction. real: the images of the
-    real row, [k c h w]. classes: the number of classes of the run that has most, 0 without labels.
+    likelihood_images: reference images drawn at random, for the likelihood and the reconstruction. real: the images of
+    the real row, [k c h w]. classes: the number of classes of the run that has most, 0 without labels.
     """
 
     settings: ComparisonSettings
