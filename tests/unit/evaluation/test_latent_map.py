@@ -7,8 +7,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from diffpipe.evaluation.latent_map import SIDE, Map, lattice, principal
-from diffpipe.report.latent_map_plot import plot_latent_map
+from diffpipe.evaluation.latent_map import lattice, principal
 
 
 def latents(n: int, d: int) -> Tensor:
@@ -21,8 +20,8 @@ def latents(n: int, d: int) -> Tensor:
 def test_the_plane_is_that_of_scikit_learns_principal_components(n: int, d: int) -> None:
     z = latents(n, d)
     plane, reference = principal(z), PCA(2, svd_solver="full").fit(z.double().numpy())
-    found, expected = plane.points(z), torch.from_numpy(reference.transform(z.double().numpy()))
-    torch.testing.assert_close(found, expected * (found * expected).sum(0).sign(), rtol=0, atol=1e-8)
+    points, expected = plane.points(z), torch.from_numpy(reference.transform(z.double().numpy()))
+    torch.testing.assert_close(points, expected * (points * expected).sum(0).sign(), rtol=0, atol=1e-8)
     assert plane.explained == pytest.approx(reference.explained_variance_ratio_, rel=1e-10)
 
 
@@ -51,17 +50,3 @@ def test_a_point_of_the_plane_is_the_latent_that_lies_there() -> None:
 def test_the_lattice_reads_like_a_picture() -> None:
     corners = torch.tensor([[0.0, 10], [4, 12]], dtype=torch.float64)
     assert lattice(corners, 2).tolist() == [[1, 11.5], [3, 11.5], [1, 10.5], [3, 10.5]]
-
-
-def test_each_class_has_its_colour_in_the_legend_and_on_the_map() -> None:
-    z, labels = latents(30, 2), torch.arange(30) % 3
-    plane = principal(z)
-    corners = torch.tensor([[-1.0, -1], [1, 1]], dtype=torch.float64)
-    decoded = torch.zeros(SIDE**2, 3, 4, 4, dtype=torch.uint8)
-    figure = plot_latent_map(Map(plane, plane.points(z), labels, corners, decoded), ["cat", "dog", "owl"], "title")
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["cat", "dog", "owl"]
-    colours = [handle.get_color() for handle in legend.legend_handles]  # pyright: ignore
-    dots = figure.axes[0].collections[0].get_facecolors()[:, :3]  # pyright: ignore
-    assert [tuple(dot) for dot in dots] == [colours[label][:3] for label in labels]
-    assert figure.axes[1].get_images()[0].get_extent() == [-1, 1, -1, 1]

@@ -1,0 +1,58 @@
+"""Labelled grids: every image at its place, in whole pixels, and the files that can and cannot be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diffpipe.errors import UserError
+from diffpipe.report.labelled_grid import LINE, labelled_grid, require_png, save
+
+
+def test_each_image_is_at_its_row_and_column_enlarged_to_64_pixels() -> None:
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 28, 28).contiguous() * 40
+    pixels = np.asarray(labelled_grid(images, ["a", "b", "c"], "t"))
+    cell = 3 * 28 + 2  # the least whole factor that makes 28 pixels 64 or more, and a white line on each side
+    assert pixels.shape == (2 * LINE + 2 * cell, 3 * cell, 3)
+    for i in range(6):
+        top, left = 2 * LINE + i // 3 * cell, i % 3 * cell
+        assert (pixels[top + 1 : top + cell - 1, left + 1 : left + cell - 1] == 40 * i).all()
+        assert (pixels[top, left : left + cell] == 255).all()
+
+
+def test_room_is_made_for_long_titles_and_for_labels_of_rows() -> None:
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    plain = labelled_grid(images, ["1"], "t")
+    assert labelled_grid(images, ["1"], "a long title " * 9).width > 3 * plain.width
+    labelled = labelled_grid(images, ["1"], "t", rows=["first row", "second"])
+    assert labelled.height == plain.height
+    ink = np.asarray(labelled.convert("L"))[2 * LINE :, : labelled.width - plain.width] < 128
+    assert ink[:66].any()
+    assert ink[66:].any()
+
+
+def test_the_file_must_be_a_png_in_a_folder_that_can_be_made(tmp_path: Path) -> None:
+    require_png(tmp_path / "new" / "grid.PNG")
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(UserError, match=r"grid\.jpg: the image is written as a PNG"):
+        require_png(tmp_path / "grid.jpg")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="give a place that can be written"):
+        require_png(tmp_path / "file" / "grid.png")
+
+
+def test_images_and_plots_are_saved_and_a_failure_is_the_users_error(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (3, 2), (1, 2, 3))
+    save(picture, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as saved:
+        assert np.array_equal(np.asarray(saved), np.asarray(picture))
+    save(Figure(figsize=(2, 1), dpi=50), tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as saved:
+        assert saved.size == (100, 50)
+    with pytest.raises(UserError, match=r"x\.png: cannot be written \(No such file or directory\)"):
+        save(picture, tmp_path / "absent" / "x.png")
