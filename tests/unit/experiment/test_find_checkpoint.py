@@ -1,0 +1,61 @@
+"""The checkpoint that a path and a hash stand for, among those of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from diffpipe.errors import UserError
+from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint, is_run
+from diffpipe.train.runtime import Runtime
+from tests.support.runs import saved_run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of steps 2 and 10."""
+    home = tmp_path_factory.mktemp("runs") / "photos"
+    saved_run(home, steps=(2, 10))
+    return home
+
+
+def sha256(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+
+
+def test_a_run_stands_for_its_newest_checkpoint_and_a_checkpoint_for_itself(home: Path, runtime: Runtime) -> None:
+    assert find_checkpoint(home, runtime).step == 10
+    assert find_checkpoint(home / "checkpoints" / "step-00000002", runtime).step == 2
+
+
+def test_runs_and_checkpoints_are_told_from_other_folders(home: Path) -> None:
+    assert is_run(home)
+    assert is_run(home / "checkpoints" / "step-00000002")
+    assert not is_run(home / "checkpoints")
+    assert not is_run(home / "absent")
+
+
+def test_places_without_a_checkpoint_are_refused(tmp_path: Path, runtime: Runtime) -> None:
+    with pytest.raises(UserError, match="no such directory; give a run directory or one of its checkpoints"):
+        find_checkpoint(tmp_path / "absent", runtime)
+    with pytest.raises(UserError, match="no checkpoint in it; give a run directory that training has saved to"):
+        find_checkpoint(tmp_path, runtime)
+
+
+def test_a_hash_finds_its_checkpoint_in_the_run_though_it_is_not_the_newest(home: Path, runtime: Runtime) -> None:
+    older = home / "checkpoints" / "step-00000002"
+    for path in (home, older):
+        checkpoint = find_pinned_checkpoint(path, sha256(older), runtime, role="codec", place="--codec PATH")
+        assert (checkpoint.step, checkpoint.manifest_sha256) == (2, sha256(older))
+
+
+def test_a_hash_that_is_not_there_is_refused_with_those_that_are(home: Path, runtime: Runtime) -> None:
+    newest = home / "checkpoints" / "step-00000010"
+    with pytest.raises(UserError, match=rf"has sha256 {'0' * 64}, and there are .*{sha256(newest)}"):
+        find_pinned_checkpoint(home, "0" * 64, runtime, role="codec", place="--codec PATH")
+    with pytest.raises(UserError, match=rf"and there is only {sha256(newest)}"):
+        find_pinned_checkpoint(newest, "0" * 64, runtime, role="codec", place="--codec PATH")
+    with pytest.raises(UserError, match=r"this run needs its codec, .*give its new place \(--codec PATH\)"):
+        find_pinned_checkpoint(home / "absent", "0" * 64, runtime, role="codec", place="--codec PATH")

@@ -1,0 +1,88 @@
+"""Checks before the first step: whatever the training would need later is refused at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffpipe.data.decode import latents
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.index.write_index import write_index
+from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.preflight import open_data, require_codec_of_latents, require_fit
+from diffpipe.interfaces import ImageShape
+from tests.support.runs import Coder, Noise, indexed_shards
+from tests.support.stage_cases import CASES
+from tests.support.tars import write_tar
+
+SHA256 = "ab" * 32
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    return indexed_shards(tmp_path / "images", 6, 6)
+
+
+@pytest.fixture
+def encoded(tmp_path: Path) -> ShardSet:
+    """Shards of latents that name the checkpoint with SHA256 as their encoder."""
+    (tmp_path / "latents").mkdir()
+    row = latents.to_bytes(np.zeros((8, 2, 2), dtype=np.float32))
+    write_tar(tmp_path / "latents" / "a.tar", {f"{i}.{latents.LATENTS}": row for i in range(3)})
+    write_index(tmp_path / "latents")
+    (tmp_path / "latents" / latents.CODEC).write_text(json.dumps({"sha256": SHA256}))
+    return shard_set.load(str(tmp_path / "latents"))
+
+
+def experiment(home: Path, images: str, *words: str) -> Experiment:
+    words = ("data.batch_size=4", "data.test=null", f"run.dir={home / 'run'}", f"data.train={images}", *words)
+    return CASES["ddpm"].experiment(*words)
+
+
+def test_the_shape_of_the_data_has_classes_where_labels_are_asked_for(tmp_path: Path, images: str) -> None:
+    shards, shape = open_data(experiment(tmp_path, images, "data.labels=true"), 1)
+    assert (shards.total, shape) == (12, ImageShape(1, 8, 3))
+    labels = ("data.labels=false", "stage.conditional=false", "stage.label_dropout=0", "stage.sampler.guidance=1")
+    assert open_data(experiment(tmp_path, images, *labels), 1)[1] == ImageShape(1, 8, 0)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path, images: str) -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size"):
+        open_data(experiment(tmp_path, images), 8)
+
+
+def test_scores_that_the_stage_or_the_data_cannot_give_are_refused(tmp_path: Path, images: str) -> None:
+    shards = shard_set.load(images)
+    with pytest.raises(UserError, match=r"eval\.every scores generated images, .* generates none; set eval\.every=0"):
+        require_fit(experiment(tmp_path, images, "eval.every=1"), Coder(), shards)
+    with pytest.raises(UserError, match=r"eval\.every needs images to compare with; set data\.test"):
+        require_fit(experiment(tmp_path, images, "eval.every=1"), Noise(), shards)
+    with pytest.raises(UserError, match="unknown metric 'fdi'"):
+        require_fit(
+            experiment(tmp_path, images, "eval.every=1", f"data.test={images}", "eval.metrics=[fdi]"), Noise(), shards
+        )
+    with pytest.raises(UserError, match=r"eval\.reconstruction: .* hold 12 images, fewer than 13"):
+        require_fit(experiment(tmp_path, images, "eval.reconstruction=13"), Coder(), shards)
+
+
+def test_a_checkpoints_folder_is_made_and_one_that_cannot_be_is_refused(tmp_path: Path, images: str) -> None:
+    shards = shard_set.load(images)
+    require_fit(experiment(tmp_path, images), Noise(), shards)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"checkpoints: .*; give a run\.dir that can be written"):
+        require_fit(experiment(tmp_path / "file", images), Noise(), shards)
+
+
+def test_latents_are_for_the_codec_that_encoded_them(encoded: ShardSet) -> None:
+    codec = CASES["latent_ddpm"].experiment(f"stage.codec.sha256={SHA256}")
+    require_codec_of_latents(codec, encoded)
+    with pytest.raises(UserError, match=rf"encoded by the checkpoint with sha256 {SHA256}, .* the one with {'c' * 64}"):
+        require_codec_of_latents(CASES["latent_ddpm"].experiment(f"stage.codec.sha256={'c' * 64}"), encoded)
+    with pytest.raises(UserError, match=rf"hold latents, and the stage takes images; .*sha256 {SHA256}"):
+        require_codec_of_latents(CASES["ddpm"].experiment(), encoded)

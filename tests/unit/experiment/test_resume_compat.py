@@ -1,0 +1,72 @@
+"""Changes between a checkpoint and its resume: which are refused, and which `allow_changes` allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffpipe.data.index import shard_set
+from diffpipe.data.index.dataset_diff import save_listing
+from diffpipe.errors import UserError
+from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
+from diffpipe.interfaces import ImageShape
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.checkpoint.state import Shape
+from tests.support.run_states import run_state
+from tests.support.runs import indexed_shards
+from tests.support.stage_cases import CASES
+
+SHAPE = ImageShape(1, 8, 10)
+
+
+def checkpoint(*words: str, fingerprint: str = "0" * 64) -> Checkpoint:
+    tree = CASES["ddpm"].experiment("run.dir=x", *words).model_dump(mode="json")
+    state = run_state(4, experiment=tree, shape=Shape(channels=1, resolution=8, classes=10), fingerprint=fingerprint)
+    return Checkpoint(Path("x/checkpoints/step-00000004"), state, "0" * 64)
+
+
+def test_what_does_not_touch_the_samples_or_the_weights_may_change() -> None:
+    words = ("data.batch_size=4", "train.steps=99", "data.workers=1", "stage.sampler.steps=2", "checkpoint.every=7")
+    assert allowed_changes(checkpoint(), CASES["ddpm"].experiment("run.dir=elsewhere", *words), SHAPE) == []
+
+
+@pytest.mark.parametrize(
+    "word", ["optimizer.lr=0.5", "seed=9", "data.shuffle_window=64", "ema.decay=0.5", "data.flip=true"]
+)
+def test_other_changes_are_refused_unless_the_key_or_its_section_is_allowed(word: str) -> None:
+    key, _, value = word.partition("=")
+    was = checkpoint("data.flip=false")
+    with pytest.raises(UserError, match=rf"of another experiment: {key} was .* and is .*allow_changes=\[{key}\]"):
+        allowed_changes(was, CASES["ddpm"].experiment("data.flip=false", word), SHAPE)
+    for allowed in {key, key.partition(".")[0]}:
+        words = ("data.flip=false", word, f"run.allow_changes=[{allowed}]")
+        (change,) = allowed_changes(was, CASES["ddpm"].experiment(*words), SHAPE)
+        assert (change.key, str(change.now).lower()) == (key, value)
+    prefix = CASES["ddpm"].experiment("data.flip=false", word, f"run.allow_changes=[{key[:-1]}]")
+    with pytest.raises(UserError, match="of another experiment"):
+        allowed_changes(was, prefix, SHAPE)
+
+
+def test_a_change_of_the_model_is_always_refused() -> None:
+    wider = CASES["ddpm"].experiment("stage.network.channels=16", "run.allow_changes=[stage]")
+    with pytest.raises(UserError, match=r"of another model: stage\.network\.channels was 8 and is 16"):
+        allowed_changes(checkpoint(), wider, SHAPE)
+    same = CASES["ddpm"].experiment("run.allow_changes=[data]")
+    with pytest.raises(UserError, match=r"of another model: data\.classes was 10 and is 11"):
+        allowed_changes(checkpoint(), same, ImageShape(1, 8, 11))
+
+
+def test_a_changed_data_set_is_described_and_needs_to_be_allowed(tmp_path: Path) -> None:
+    before = shard_set.load(indexed_shards(tmp_path / "before", 4, 3))
+    now = shard_set.load(indexed_shards(tmp_path / "now", 4, 5))
+    save_listing(before, tmp_path)
+    was = checkpoint(fingerprint=before.fingerprint)
+    experiment = CASES["ddpm"].experiment("data.allow_changes=false")
+    assert allowed_data_change(was, experiment, before, tmp_path) is None
+    with pytest.raises(UserError, match=r"was trained on other data: .*shard-001.*data\.allow_changes=true"):
+        allowed_data_change(was, experiment, now, tmp_path)
+    allowed = allowed_data_change(was, CASES["ddpm"].experiment("data.allow_changes=true"), now, tmp_path)
+    assert allowed is not None
+    assert "shard-001" in allowed
+    assert "shard-000" not in allowed

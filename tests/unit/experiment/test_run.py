@@ -1,0 +1,80 @@
+"""Opened runs: the averaged or the trained weights, and overrides that the stage can take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffpipe.errors import UserError
+from diffpipe.experiment.run import build_stage, generated_images, open_run, reconfigured
+from diffpipe.interfaces import ImageShape
+from diffpipe.train.runtime import Runtime
+from tests.support.runs import Noise, opened_run, saved_run
+from tests.support.stage_cases import CASES
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose trained weights are all 4, and whose averaged weights are all 4.5."""
+    home = tmp_path_factory.mktemp("runs") / "photos"
+    saved_run(home, steps=(4,))
+    return home
+
+
+@pytest.mark.parametrize(("raw", "value"), [(False, 4.5), (True, 4.0)])
+def test_a_run_has_its_averaged_weights_or_the_trained_ones(
+    home: Path, runtime: Runtime, raw: bool, value: float
+) -> None:
+    run = open_run(home, [], runtime, raw=raw)
+    for p in run.nets["denoiser"].parameters():
+        assert torch.equal(p, torch.full_like(p, value))
+        assert not p.requires_grad
+    assert not run.nets["denoiser"].training
+    assert run.describe()["weights"] == ("raw" if raw else "ema")
+    assert run.shape == ImageShape(1, 8, 10)
+
+
+def test_a_run_is_called_by_its_directory_and_step(home: Path, runtime: Runtime) -> None:
+    run = open_run(home, [], runtime)
+    assert (run.home, run.title) == (home, "photos, step 4")
+    assert open_run(run.checkpoint.path, [], runtime).title == run.title
+
+
+def test_opening_a_run_draws_no_random_numbers(home: Path, runtime: Runtime) -> None:
+    state = torch.get_rng_state()
+    open_run(home, [], runtime)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_overrides_change_the_stage_and_keep_the_networks(home: Path, runtime: Runtime) -> None:
+    run = open_run(home, ["stage.sampler.steps=2"], runtime)
+    assert run.describe()["sampler"]["steps"] == 2
+    other = reconfigured(run, ["stage.sampler.steps=3"], runtime)
+    assert other.describe()["sampler"]["steps"] == 3
+    assert other.nets is run.nets
+
+
+def test_an_option_of_another_kind_of_stage_is_refused(home: Path, runtime: Runtime) -> None:
+    for word, message in [
+        ("stage.sampler.temperature=0.5", r"--temperature is for the sampling of a flow, VAE, .* of stage\.kind ddpm"),
+        ("stage.sampler.importance_samples=5", "--importance-samples is for a VAE's bound"),
+        ("stage.codec.run=x", "--codec is for a latent diffusion"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            open_run(home, [word], runtime)
+
+
+def test_the_images_of_a_run_are_the_stages_with_the_runs_protocol(runtime: Runtime) -> None:
+    run = opened_run(Noise(), Path("runs/toy"))
+    source = generated_images(run, runtime, n=9, seed=2, label=1)
+    assert torch.equal(source.images(range(3)), torch.ones(3, 1, 8, 8, dtype=torch.uint8))
+    assert source.describe().items() >= run.describe().items()
+
+
+def test_a_stage_without_dependencies_is_built_from_its_config_alone(runtime: Runtime) -> None:
+    experiment = CASES["vae"].experiment("run.dir=x")
+    result = build_stage(experiment, ImageShape(1, 8, 10), runtime, training=True)
+    assert (result.experiment, result.runs) == (experiment, {})
+    assert result.stage.networks().keys() == CASES["vae"].stage().networks().keys()

@@ -1,0 +1,47 @@
+"""The config in a checkpoint: with overrides, under today's names, and from format 1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffpipe.errors import UserError
+from diffpipe.experiment.run import open_run
+from diffpipe.experiment.stored_config import stored_config
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.runtime import Runtime
+from tests.support.commands import HOME
+from tests.support.run_states import run_state
+from tests.support.stage_cases import CASES
+
+FORMAT_1 = HOME / "tests" / "fixtures" / "format_1" / "step-00000004"
+
+
+def test_its_state_and_config_are_read_under_todays_names(runtime: Runtime) -> None:
+    run = open_run(FORMAT_1, [], runtime)
+    state, config = run.checkpoint.state, run.experiment
+    assert (run.checkpoint.format, state.step, state.position, state.bad_samples) == (1, 4, 32, [])
+    stored = json.loads((FORMAT_1 / "state.json").read_text())
+    assert state.fingerprint == stored["identity"]["data"]["fingerprint"]
+    assert config.stage.network.channel_mult == (1, 2)  # pyright: ignore[reportAttributeAccessIssue]
+    assert config.optimizer.lr_factors == {"denoiser": 1.5}
+    assert (config.data.allow_changes, config.data.max_bad_samples, config.data.interleave) == (True, 3, 64)
+    assert config.run.allow_changes == ("optimizer.clip",)
+
+
+def test_the_stored_config_is_the_trained_one_and_overrides_leave_it_alone() -> None:
+    experiment = CASES["ddpm"].experiment("run.dir=x")
+    checkpoint = Checkpoint(Path("x"), run_state(1, experiment=experiment.model_dump(mode="json")), "0" * 64)
+    assert stored_config(checkpoint) == experiment
+    other = stored_config(checkpoint, ["stage.sampler.steps=7", "seed=5"])
+    assert (other.stage.sampler.steps, other.seed) == (7, 5)  # pyright: ignore[reportAttributeAccessIssue]
+    assert stored_config(checkpoint) == experiment
+
+
+def test_a_key_that_does_not_exist_is_refused_with_the_checkpoint() -> None:
+    tree = CASES["ddpm"].experiment("run.dir=x").model_dump(mode="json")
+    checkpoint = Checkpoint(Path("x/checkpoints/step-00000001"), run_state(1, experiment=tree), "0" * 64)
+    with pytest.raises(UserError, match=r"step-00000001: unknown key stage\.sampler\.step; did you mean"):
+        stored_config(checkpoint, ["stage.sampler.step=7"])
