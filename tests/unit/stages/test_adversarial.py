@@ -43,7 +43,7 @@ class Oracle(nn.Module):
         self.asked: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x_t: Tensor, level: Tensor, z: Tensor, labels: Tensor | None) -> Tensor:
-        t = torch.tensor([self.levels.index(int(each)) for each in level])
+        t = torch.tensor([self.levels.index(int(row)) for row in level])
         self.asked.append((x_t, t))
         a = self.alpha_bar[t][:, None, None, None]
         trust = 1 / (1 + (1 - a) / a / 400)
@@ -81,13 +81,8 @@ def test_steps_between_timesteps_are_those_of_the_schedule_that_they_are_of() ->
     )
     t, s = torch.tensor([379]), torch.tensor([129])
     torch.testing.assert_close(steps.beta(torch.tensor([1]), torch.tensor([0])), LEVELS.beta(t, s))
-    told = (
-        config(schedule={"kind": "timesteps", "timesteps": [129, 949]})
-        .build(SHAPE)
-        .levels.on("cpu")
-        .embedding_timesteps
-    )
-    assert told.tolist() == [0, 129, 949]
+    stage = config(schedule={"kind": "timesteps", "timesteps": [129, 949]}).build(SHAPE)
+    assert stage.levels.on("cpu").embedding_timesteps.tolist() == [0, 129, 949]
 
 
 def test_focus_trains_the_last_steps_more_often() -> None:
@@ -96,8 +91,8 @@ def test_focus_trains_the_last_steps_more_often() -> None:
     nets = {"generator": Oracle(torch.zeros(1, 8, 8), stage), "discriminator": spy}
     whole = batch(n=n)
     stage.loss(stage.phases()[0], nets, whole, KeyedRNG(0, whole.positions))
-    told = [0, *nets["generator"].levels]
-    t = torch.tensor([told.index(int(level)) for level in spy.shown[0][2][:n]])
+    levels = [0, *nets["generator"].levels]
+    t = torch.tensor([levels.index(int(level)) for level in spy.shown[0][2][:n]])
     expected = torch.tensor([0, 1, 2, 3, 4]).div(4).sqrt().diff()
     assert torch.bincount(t).div(n).tolist() == pytest.approx(expected.tolist(), abs=0.03)
 
@@ -131,8 +126,8 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
     x_prev, x_t, level = spy.shown[0]
     assert torch.equal(x_t[:n], x_t[n:])
     assert torch.equal(level[:n], level[n:])
-    told = [0, *oracle.levels]  # the discriminator is told the noise of x_{t-1}, and x_0 has none
-    t = torch.tensor([told.index(int(each)) for each in level])
+    levels = [0, *oracle.levels]  # the discriminator gets the noise level of x_{t-1}, and x_0 has none
+    t = torch.tensor([levels.index(int(row)) for row in level])
     assert torch.bincount(t[:n]).float().div(n).tolist() == pytest.approx([0.25] * 4, abs=0.03)
     schedule = stage.config.schedule.build(LEVELS)
     for step in range(4):
@@ -150,7 +145,7 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
         assert float((x_prev[n:][rows] - mean).var()) == pytest.approx(float(variance[0]), rel=0.03, abs=1e-6)
 
 
-def test_x0_can_be_compared_beside_the_x_t_that_it_was_told_of() -> None:
+def test_x0_can_be_compared_beside_its_x_t() -> None:
     stage = config(schedule={"kind": "sde", "steps": 4}, discriminator_input="x_0").build(SHAPE)
     n, spy, oracle = 100, Spy(), Oracle(torch.full((1, 8, 8), 0.3), stage)
     whole = batch(n=n)
@@ -185,9 +180,9 @@ def test_the_gradient_penalty_is_at_the_real_x_prev_alone() -> None:
     def one(x_prev: Tensor, x_t: Tensor, level: Tensor) -> Tensor:
         return discriminator(x_prev[None], x_t[None], level[None], None)[0]
 
-    each = zip(x_prev.detach(), x_t, level, strict=True)
+    samples = zip(x_prev.detach(), x_t, level, strict=True)
     with sdpa_kernel(SDPBackend.MATH):
-        rows = [torch.func.jacrev(one)(*arguments) for arguments in each]
+        rows = [torch.func.jacrev(one)(*arguments) for arguments in samples]
     expected = 0.7 / 2 * torch.stack(rows).square().sum((1, 2, 3))
     torch.testing.assert_close(loss.metrics["penalty"], expected, rtol=1e-4, atol=1e-6)
 
