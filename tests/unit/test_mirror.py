@@ -18,7 +18,7 @@ WITHOUT_TESTS = {
 }
 
 # Folders whose tests are not arranged by module yet.
-NOT_YET = ("diffusion", "evaluation", "experiment", "metrics", "report", "stages", "verify")
+NOT_YET = ("evaluation", "experiment", "report")
 
 # Test files of one property over many modules, or of something that is no module.
 OF_THE_WHOLE = {
@@ -26,6 +26,7 @@ OF_THE_WHOLE = {
     "config/test_readme.py",
     "data/decode/test_bad_images.py",
     "data/index/test_malformed_tars.py",
+    "data/loader/test_bad_samples.py",
     "data/loader/test_stream_properties.py",
     "data/remote/test_remote_shards.py",
     "nn/test_declared_blocks.py",

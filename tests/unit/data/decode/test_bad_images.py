@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,105 +11,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.decode.image import decode, decode_to, pixels
-from diffpipe.data.decode.latents import to_bytes
-from diffpipe.data.index.write_index import write_index
-from diffpipe.errors import BadSampleError, UserError
-from tests.support.tars import png, random_pixels, write_tar
+from diffpipe.errors import BadSampleError
+from tests.support.broken_images import (
+    COLOUR,
+    GREY,
+    JPEG,
+    PNG,
+    PROGRESSIVE,
+    REFUSED,
+    WEBP,
+    bomb,
+    by_pil,
+    encoded,
+)
+from tests.support.tars import png, random_pixels
 
-GREY, COLOUR = random_pixels(0, (24, 40)), random_pixels(1, (24, 40, 3))
 ALPHA = random_pixels(2, (24, 40))
 SMOOTH = np.indices((24, 40)).transpose(1, 2, 0).repeat(2, axis=2)[..., :3].astype(np.uint8) * 4
-
-
-def encoded(image: np.ndarray | Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def by_pil(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def chunks(header: bytes, pieces: list[bytes]) -> bytes:
-    """A PNG of a header and of compressed pixels."""
-    parts = [b"IHDR" + header, *(b"IDAT" + piece for piece in pieces), b"IEND"]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts
-    )
-
-
-def bomb(side: int) -> bytes:
-    """A whole black RGB PNG of side x side pixels, of a thousandth of their bytes, made without making them."""
-    size, block = side * (3 * side + 1), 1 << 20
-    deflate = zlib.compressobj(wbits=-15)
-    zeros = deflate.compress(bytes(block)) + deflate.flush(zlib.Z_FULL_FLUSH)  # which may be repeated
-    deflate = zlib.compressobj(wbits=-15)
-    rest = deflate.compress(bytes(size % block)) + deflate.flush()
-    checksum = struct.pack(">I", size % 65521 << 16 | 1)
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return chunks(header, [b"\x78\x9c", *[zeros] * (size // block), rest + checksum])
-
-
-def rotted_jpeg() -> bytes:
-    """A JPEG with one flipped bit, whose codes end before its data does: PIL decodes it without an error."""
-    data = bytearray(encoded(COLOUR, "JPEG", quality=90))
-    scan = data.index(b"\xff\xda") + 14
-    for at in range(scan, len(data) - 2):
-        data[at] ^= 4
-        by_pil(bytes(data))
-        try:
-            decode(bytes(data), 3, "")
-        except BadSampleError:
-            return bytes(data)
-        data[at] ^= 4
-    raise AssertionError("no bit of it matters")
+LOSSLESS = encoded(COLOUR, "WEBP", lossless=True)
 
 
 def with_exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
-
-
-def flipped(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
-
-
-PNG, JPEG = png(COLOUR), encoded(COLOUR, "JPEG")
-PROGRESSIVE = encoded(COLOUR, "JPEG", progressive=True)
-WEBP, LOSSLESS = encoded(COLOUR, "WEBP"), encoded(COLOUR, "WEBP", lossless=True)
-HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
-NO_IMAGE = "not an image that can be decoded"
-
-REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "a PNG cut short": (lambda: PNG[: len(PNG) // 2], f"{NO_IMAGE} .*cut short"),
-    "a PNG without its end": (lambda: PNG[:-12], f"{NO_IMAGE} .*cut short"),
-    "a PNG cut in its header": (lambda: PNG[:20], NO_IMAGE),
-    "a JPEG cut short": (lambda: JPEG[: len(JPEG) // 2], f"{NO_IMAGE} .*truncated"),
-    "a JPEG without its end marker": (lambda: JPEG[:-2], f"{NO_IMAGE} .*truncated"),
-    "a JPEG cut in its header": (lambda: JPEG[:100], NO_IMAGE),
-    "a progressive JPEG cut short": (lambda: PROGRESSIVE[: len(PROGRESSIVE) * 3 // 4], f"{NO_IMAGE} .*truncated"),
-    "a WebP cut short": (lambda: WEBP[: len(WEBP) // 2], NO_IMAGE),
-    "a GIF cut short": (lambda: (data := encoded(GREY, "GIF"))[: len(data) // 2], NO_IMAGE),
-    "a rotted PNG": (lambda: flipped(PNG, len(PNG) // 2), f"{NO_IMAGE} .*checksum of its IDAT chunk"),
-    "a rotted JPEG": (rotted_jpeg, f"{NO_IMAGE} .*Corrupt JPEG data"),
-    "no bytes": (lambda: b"", f"{NO_IMAGE} .*it has no bytes"),
-    "a web page": (lambda: HTML, f"{NO_IMAGE} .*no image begins with b'<!DOCTYPE html><'"),
-    "zeros": (lambda: bytes(1000), f"{NO_IMAGE} .*no image begins with"),
-    "floats": (lambda: encoded(GREY.astype(np.float32), "TIFF"), f"{NO_IMAGE} .*floats"),
-    "a PNG of 20000 x 20000": (lambda: bomb(20000), "more than 64 megapixels; make the image smaller"),
-    "a JPEG that says 65000 x 65000": (
-        lambda: JPEG.replace(struct.pack(">HH", 24, 40), struct.pack(">HH", 65000, 65000)),
-        "65000 x 65000 pixels, more than 64 megapixels",
-    ),
-    "a GIF that says 20000 x 20000": (
-        lambda: encoded(GREY, "GIF").replace(struct.pack("<HH", 40, 24), struct.pack("<HH", 20000, 20000)),
-        "more than 64 megapixels",
-    ),
-}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -272,97 +195,3 @@ def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:
     before, after, *_ = out.split()
     assert "more than 64 megapixels" in out
     assert int(after) - int(before) < 20_000  # KiB; decoded it is 1.6 GB
-
-
-def stream_of(members: dict[str, bytes], folder: Path, **config):
-    write_tar(folder / "shard.tar", members)
-    write_index(folder)
-    n = len({name.partition(".")[0] for name in members})
-    return batches(
-        DataConfig.model_validate(
-            {
-                "train": "",
-                "batch_size": n,
-                "resolution": 24,
-                "channels": 3,
-                "workers": 0,
-                "shuffle_window": 100,
-                **config,
-            }
-        ),
-        load(str(folder)),
-        0,
-    )
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_sample_keeps_its_position_in_a_batch(tmp_path: Path, workers: int) -> None:
-    files = {f"bad{i}.png": make() for i, (make, _) in enumerate(REFUSED.values())}
-    files |= {f"good{i}.jpg": png(random_pixels(i, (24, 24, 3))) for i in range(9)}  # the name does not matter
-    members = {
-        name: data for image, data in files.items() for name, data in ((image, data), (image[:-3] + "cls", b"7"))
-    }
-    stream = stream_of(members, tmp_path, labels=True, workers=workers, max_bad_samples=1)
-    batch = next(stream)
-    stream.close()
-    assert batch.labels is not None
-    assert batch.valid is not None
-    assert sorted(batch.keys) == sorted(name[:-4] for name in files)
-    assert batch.valid.tolist() == [key.startswith("good") for key in batch.keys]
-    for key, image, label in zip(batch.keys, batch.images.numpy(), batch.labels.tolist(), strict=True):
-        good = key.startswith("good")
-        assert label == 7 * good
-        assert np.array_equal(image, random_pixels(int(key[4:]), (24, 24, 3)).transpose(2, 0, 1) if good else 0 * image)
-    bad = [key for key in batch.keys if key.startswith("bad")]
-    for key, complaint in zip(bad, batch.errors, strict=True):
-        assert complaint.startswith(f"{tmp_path}/shard.tar: {key}: ")
-
-
-def test_no_sample_may_be_bad_by_default(tmp_path: Path) -> None:
-    stream = stream_of({"a.png": HTML, "b.png": png(COLOUR)}, tmp_path)
-    with pytest.raises(UserError, match=r"shard\.tar: a: not an image that can be decoded"):
-        next(stream)
-    (tmp_path / "b").mkdir()
-    assert next(stream_of({"b.png": png(COLOUR)}, tmp_path / "b")).valid is None
-
-
-def test_bytes_changed_after_indexing_are_a_bad_sample(tmp_path: Path) -> None:
-    image = png(COLOUR)
-    stream = stream_of({"a.png": image, "b.png": png(COLOUR[::-1])}, tmp_path, max_bad_samples=1)
-    path = tmp_path / "shard.tar"
-    path.write_bytes(path.read_bytes().replace(image, flipped(image, len(image) // 2)))
-    batch = next(stream)
-    assert batch.valid is not None
-    assert [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if not valid] == ["a"]
-    assert "a.png was changed after indexing" in batch.errors[0]
-
-
-def test_a_missing_shard_is_not_a_bad_sample(tmp_path: Path) -> None:
-    stream = stream_of({"a.png": png(COLOUR)}, tmp_path, max_bad_samples=9)
-    (tmp_path / "shard.tar").unlink()
-    with pytest.raises(UserError, match="cannot be read"):
-        next(stream)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_latents_that_cannot_be_read_are_zeros_of_the_right_shape(tmp_path: Path, batch_size: int) -> None:
-    latents = np.ones((8, 3, 3), dtype=np.float32)
-    members = {f"{i}.latents.npy": to_bytes(latents)[:200] if i in (0, 2) else to_bytes(latents) for i in range(4)}
-    stream = stream_of(members, tmp_path, batch_size=batch_size, max_bad_samples=2)
-    for _ in range(4 // batch_size):
-        batch = next(stream)
-        assert batch.valid is not None
-        assert batch.images.shape == (batch_size, 8, 3, 3)
-        for key, image, valid in zip(batch.keys, batch.images, batch.valid.tolist(), strict=True):
-            assert valid == (key not in ("0", "2"))
-            assert (image == float(valid)).all()
-
-
-def test_max_pixels_can_be_set(tmp_path: Path) -> None:
-    for i, (most, valid) in enumerate([(24 * 40, True), (24 * 40 - 1, False)]):
-        (tmp_path / str(i)).mkdir()
-        batch = next(
-            stream_of({"a.png": png(COLOUR), "b.jpg": JPEG}, tmp_path / str(i), max_bad_samples=1, max_pixels=most)
-        )
-        assert batch.valid is not None
-        assert batch.valid.tolist() == [valid, valid]
