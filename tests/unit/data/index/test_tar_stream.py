@@ -29,9 +29,17 @@ def test_headers_length_and_hash_are_those_of_other_libraries(tmp_path: Path, ta
     assert stream.last == len(data.rstrip(b"\0"))
 
 
-def test_it_reads_forward_only() -> None:
+class Slow(io.BytesIO):
+    """A file that gives at most seven bytes at a time, as a socket may."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(7)
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Slow])
+def test_it_reads_forward_only(kind: type[io.BytesIO]) -> None:
     data = bytes(range(256)) * 10
-    stream = TarStream(io.BytesIO(data), "a.tar")
+    stream = TarStream(kind(data), "a.tar")
     stream.seek(300)
     assert b"".join(stream.views(50)) == data[300:350]
     assert (stream.tell(), stream.read(9000)) == (350, data[350:])

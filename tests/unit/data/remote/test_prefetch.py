@@ -70,9 +70,9 @@ def test_shards_that_are_due_come_first_and_none_twice(cache: HeldCache, prefetc
 def test_a_shard_is_requested_again_after_a_minute_and_an_error_does_not_end_the_thread(
     cache: HeldCache, prefetcher: Prefetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for now in (1000.0, 1059.0, 1060.0):
+    for now, urls in ((1000.0, ["lost", "late"]), (1059.0, ["late"]), (1060.0, ["lost"])):
         monkeypatch.setattr(prefetch.time, "monotonic", lambda now=now: now)
-        prefetcher.request([cache.shard("lost")], due=True)
+        prefetcher.request(map(cache.shard, urls), due=True)
     prefetcher.request([cache.shard("last")], due=False)
     monkeypatch.undo()
-    assert cache.release() == ["lost", "lost"]
+    assert cache.release() == ["lost", "late", "lost"]
