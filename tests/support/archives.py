@@ -36,7 +36,7 @@ def python2(value: Any) -> bytes:
 
 def _python2(value: Any) -> bytes:
     if isinstance(value, dict):
-        return b"}(" + b"".join(_python2(each) for item in value.items() for each in item) + b"u"
+        return b"}(" + b"".join(_python2(part) for item in value.items() for part in item) + b"u"
     if isinstance(value, list):
         return b"](" + b"".join(map(_python2, value)) + b"e"
     if isinstance(value, int):
@@ -49,7 +49,7 @@ def _python2(value: Any) -> bytes:
 
 
 def cifar_batch(seed: int, n: int) -> dict[bytes, Any]:
-    """A batch of CIFAR-10 with noise for images: their labels are 0, 1, 2 … and start anew at 10."""
+    """A batch of CIFAR-10 with noise for images: their labels are 0, 1, 2 … and begin at 0 again after 9."""
     data = np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
     names = [f"{CIFAR_CLASSES[i % 10]}_s_{seed:03d}{i:03d}.png".encode() for i in range(n)]
     about = f"batch {seed}".encode()

@@ -40,7 +40,7 @@ def consolidated(checkpoint: Path) -> dict[str, np.ndarray]:
     by_name: dict[str, list[Part]] = {}
     for part in parts(checkpoint):
         by_name.setdefault(part.name, []).append(part)
-    found = {}
+    tensors = {}
     for name, pieces in by_name.items():
         ends = [np.add(piece.offsets, piece.values.shape) for piece in pieces]
         shape = tuple(int(n) for n in np.max(ends, axis=0)) if pieces[0].values.ndim else ()
@@ -50,5 +50,5 @@ def consolidated(checkpoint: Path) -> dict[str, np.ndarray]:
             whole[places] = piece.values
             filled[places] += 1
         assert (filled == 1).all(), name
-        found[name] = whole
-    return found
+        tensors[name] = whole
+    return tensors

@@ -23,8 +23,8 @@ def run(world: int, function: Callable[..., Any], *args: Any, timeout: float = 6
         call = Path(folder) / "call"
         call.write_bytes(pickle.dumps((function, args)))
         ended = diffpipe(call, processes=world, timeout=timeout, module="tests.support.gloo_processes")
-        said = [call.with_name(f"said-{rank}") for rank in range(world)]
-        parts = [pickle.loads(path.read_bytes()) if path.exists() else (None, None) for path in said]
+        paths = [call.with_name(f"result-{rank}") for rank in range(world)]
+        parts = [pickle.loads(path.read_bytes()) if path.exists() else (None, None) for path in paths]
     for rank, (failure, _) in enumerate(parts):
         if failure:
             raise RuntimeError(f"rank {rank} of {world} failed:\n{failure}")
@@ -40,7 +40,7 @@ def _main(call: Path) -> int:
         result = function(*args)
     except BaseException:  # noqa: BLE001 (it is raised again by `run`)
         failure = traceback.format_exc()
-    call.with_name(f"said-{os.environ['RANK']}").write_bytes(pickle.dumps((failure, result)))
+    call.with_name(f"result-{os.environ['RANK']}").write_bytes(pickle.dumps((failure, result)))
     return 1 if failure else 0
 
 

@@ -65,7 +65,7 @@ class Hosts(contextlib.ExitStack):
         _ip("-n", self.name(host), "link", "set", INTERFACE, "up")
 
     def unplug(self, host: int) -> None:
-        """Cut the host off: nothing arrives any more, and nobody is told so."""
+        """Cut the host off: packets vanish without an error."""
         _ip("-n", self.name(host), "link", "set", INTERFACE, "down")
 
     def start(

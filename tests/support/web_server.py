@@ -1,4 +1,4 @@
-"""A web server on this machine that behaves as badly as it is told to, and counts what it is asked for."""
+"""A web server on this machine with the faults that a test asks for. It records the requests."""
 
 from __future__ import annotations
 

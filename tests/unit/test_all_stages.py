@@ -74,7 +74,7 @@ def alone(t: Trainer, phase: Any, steps: int) -> Iterator[float]:
 @every_stage
 def test_in_bf16_it_trains_as_in_fp32_but_for_rounding(name: str) -> None:
     """Within the first steps' losses agree to 1%, of which bf16 resolves 0.4%; all that is trained stays finite."""
-    found = []
+    by_precision = []
     for precision in ("fp32", "bf16"):
         with Runtime.start(precision, "cpu") as runtime:
             t = trainer(name, runtime, lr=1e-3)
@@ -84,9 +84,9 @@ def test_in_bf16_it_trains_as_in_fp32_but_for_rounding(name: str) -> None:
                 for key, value in t._log_values().items():  # raises where a loss or a gradient is not finite
                     if key.endswith("loss"):
                         losses.setdefault(key, []).append(value)
-            found.append(losses)
+            by_precision.append(losses)
             assert all(torch.isfinite(tensor).all() for tensor in t.state().values())
-    full, half = found
+    full, half = by_precision
     assert full.keys() == half.keys()
     for key, losses in full.items():
         assert half[key] == pytest.approx(losses, rel=1e-2, abs=1e-3), key

@@ -1,3 +1,5 @@
+"""`diffpipe index`: several folders, one process of a job, and errors in one line."""
+
 from __future__ import annotations
 
 from pathlib import Path

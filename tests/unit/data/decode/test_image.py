@@ -1,3 +1,5 @@
+"""Decoding, resizing and cropping: against PIL, and with the same bits everywhere."""
+
 from __future__ import annotations
 
 import io

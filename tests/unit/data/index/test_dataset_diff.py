@@ -1,3 +1,5 @@
+"""The differences between two data sets are named shard by shard."""
+
 from __future__ import annotations
 
 import json

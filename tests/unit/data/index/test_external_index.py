@@ -1,3 +1,5 @@
+"""Lists of members made by other tools: a matching one changes nothing, another one is refused."""
+
 from __future__ import annotations
 
 import struct

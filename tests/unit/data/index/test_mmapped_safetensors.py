@@ -1,3 +1,5 @@
+"""Arrays in a safetensors file: written in pieces, mapped, and refused when damaged."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Scans by several processes: the same index, resumed after an interruption."""
+
 from __future__ import annotations
 
 import fcntl

@@ -1,3 +1,5 @@
+"""The scan of a tar: offsets and hashes against tarfile and hashlib, and damaged headers."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""The index at scale: opened without being read, shared by processes, and refused when inconsistent."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""A set of shards: the samples that webdataset reads, fingerprints, classes, and refusals."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""Several sources: each has its share and is read in exact epochs."""
+
 from __future__ import annotations
 
 from collections import Counter

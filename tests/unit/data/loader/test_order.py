@@ -1,3 +1,5 @@
+"""The order: exact permutations, a function of the position alone, within bounds on open shards."""
+
 from __future__ import annotations
 
 import time

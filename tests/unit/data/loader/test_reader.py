@@ -1,3 +1,5 @@
+"""The reader of members: images and labels, changed bytes, and a bounded number of open files."""
+
 from __future__ import annotations
 
 import os

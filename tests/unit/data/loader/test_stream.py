@@ -1,3 +1,5 @@
+"""The stream of batches: the same samples for any number of processes, workers and micro-batches."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""The CIFAR-10 archive comes back pixel for pixel, and an invalid one is named."""
+
 from __future__ import annotations
 
 from pathlib import Path

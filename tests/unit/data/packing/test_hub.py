@@ -1,3 +1,5 @@
+"""Hugging Face datasets, saved or loaded by name: packed byte for byte."""
+
 from __future__ import annotations
 
 import sys

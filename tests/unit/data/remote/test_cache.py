@@ -1,3 +1,5 @@
+"""The cache of remote shards: each file fetched once, within a limit, and never damaged."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""Remote files: read from any byte, resumed after errors, without secrets in messages."""
+
 from __future__ import annotations
 
 import io

@@ -101,7 +101,7 @@ def test_without_async_the_checkpoint_is_committed_on_return(tmp_path: Path) -> 
 def test_the_step_that_was_saved_last_is_not_saved_again(tmp_path: Path) -> None:
     checkpointer = AsyncCheckpointer(tmp_path, CheckpointConfig(), ALONE)
     inodes = []
-    for _ in range(2):  # a save was due, and the job was told to stop
+    for _ in range(2):  # a save was due, and the job got a signal to stop
         checkpointer.save(tensors(1), run_state(1))
         checkpointer.wait()
         inodes.append(committed(tmp_path)[0].stat().st_ino)
