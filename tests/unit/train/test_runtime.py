@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from diffpipe import plugins
 from diffpipe.errors import UserError
 from diffpipe.train.runtime import Runtime, resolve_precision
 from tests.support.toy_stages import batch
@@ -60,4 +59,3 @@ def test_a_tracker_gets_the_logged_values(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(tracker, "log", lambda row, step, **_: values.append((row, step)))
         runtime.track({"loss": 0.5}, step=7)
     assert values == [({"loss": 0.5}, 7)]
-    assert plugins.names("trackers") == []

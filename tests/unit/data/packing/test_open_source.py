@@ -18,28 +18,28 @@ from tests.support.tars import png, random_pixels, write_shards
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def pets(tmp_path: Path) -> Path:
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         (tmp_path / "photos" / name / "0.png").write_bytes(png(random_pixels(0)))
     return tmp_path / "photos"
 
 
-def test_folders_and_archives_are_folder_sources(photos: Path, tmp_path: Path) -> None:
+def test_folders_and_archives_are_folder_sources(pets: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
-        for path in photos.rglob("*.png"):
-            archive.write(path, path.relative_to(photos))
-    for path in (photos, tmp_path / "photos.zip"):
+        for path in pets.rglob("*.png"):
+            archive.write(path, path.relative_to(pets))
+    for path in (pets, tmp_path / "photos.zip"):
         source = open_source(str(path))
         assert isinstance(source, FolderSource)
         assert (len(source), source.classes) == (2, ["cat", "dog"])
         assert unpacked_files(source, []) == []
 
 
-def test_files_that_are_not_packed_are_counted(photos: Path, tmp_path: Path) -> None:
-    (photos / "cat" / "notes.txt").write_text("no image")
+def test_files_that_are_not_packed_are_counted(pets: Path, tmp_path: Path) -> None:
+    (pets / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "labels.csv").write_text("cat/0.png,0")
-    source = open_source(str(photos), labels_file=tmp_path / "labels.csv")
+    source = open_source(str(pets), labels_file=tmp_path / "labels.csv")
     assert unpacked_files(source, ["bad"]) == [
         "skipped 1 files that are no images by their names",
         f"skipped 1 images that {tmp_path / 'labels.csv'} does not name",
@@ -67,9 +67,9 @@ def test_shards_are_packed_again_once_they_have_an_index(tmp_path: Path) -> None
         ({"classes": ["cat"]}, "the classes of an image folder are its subfolders"),
     ],
 )
-def test_an_option_of_another_kind_is_refused(photos: Path, options: dict[str, Any], message: str) -> None:
+def test_an_option_of_another_kind_is_refused(pets: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        open_source(str(photos), **options)
+        open_source(str(pets), **options)
 
 
 def test_nothing_is_no_source(tmp_path: Path) -> None:
