@@ -17,8 +17,21 @@ WITHOUT_TESTS = {
     "train/config.py": "fields with bounds that pydantic checks; tests/unit/config reads them all",
 }
 
-# Folders whose tests are not arranged by module yet.
-NOT_YET = ("evaluation",)
+# Modules that are tested through the commands in tests/integration alone, and still need a test file of their own.
+TO_WRITE = {
+    "evaluation/anomaly.py",
+    "evaluation/encode.py",
+    "evaluation/export.py",
+    "evaluation/image_grid.py",
+    "evaluation/image_sources.py",
+    "evaluation/likelihood.py",
+    "evaluation/nll.py",
+    "evaluation/reconstruction.py",
+    "evaluation/samples.py",
+    "evaluation/score_sources.py",
+    "evaluation/scores.py",
+    "evaluation/validation.py",
+}
 
 # Test files of one property over many modules, or of something that is no module.
 OF_THE_WHOLE = {
@@ -44,7 +57,8 @@ def mirror_of(module: Path) -> Path:
 
 
 def exempt(module: Path) -> bool:
-    return module.parts[0] in NOT_YET or any(place.as_posix() in WITHOUT_TESTS for place in (module, *module.parents))
+    places = {place.as_posix() for place in (module, *module.parents)}
+    return not places.isdisjoint(WITHOUT_TESTS) or module.as_posix() in TO_WRITE
 
 
 def test_every_module_has_a_test_file() -> None:
@@ -55,6 +69,10 @@ def test_every_module_has_a_test_file() -> None:
 def test_every_test_file_has_its_module() -> None:
     mirrored = {mirror_of(module) for module in MODULES}
     assert {path.as_posix() for path in TESTS - mirrored} == OF_THE_WHOLE
+
+
+def test_the_modules_that_need_a_test_file_exist() -> None:
+    assert {module.as_posix() for module in MODULES} >= TO_WRITE
 
 
 def test_every_exception_exists_and_needs_to_be_one() -> None:
