@@ -23,24 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.evaluation.anomaly import default_path, detect_anomalies
-    from diffpipe.evaluation.map_over_ranks import on_rank_zero
-    from diffpipe.experiment.run import open_run
+    from diffpipe.api import load
     from diffpipe.metrics import protocol
     from diffpipe.report.anomaly_grid import most_and_least_anomalous
     from diffpipe.report.labelled_grid import save
-    from diffpipe.train.logs import print_on_rank_zero
-    from diffpipe.train.runtime import Runtime
 
-    with Runtime.start(args.precision, args.device) as runtime:
-        run = open_run(args.run, options.likelihood_overrides(args), runtime, raw=args.raw)
-        result = detect_anomalies(run, args.normal, args.abnormal, runtime, n=args.n, seed=args.seed)
-        out = args.out or default_path(run)
+    runtime = options.values(args, "precision", "device")
+    with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
+        images = options.values(args, "normal", "abnormal", "n", "seed", "precision")
+        result = run.detect_anomalies(**images)
+    if options.main_process():
+        out = args.out or run.score_path("anomaly")
         picture = out.with_suffix(".png")
-
-        def write() -> None:
-            protocol.write_json(result.tree(), out)
-            save(most_and_least_anomalous(result.scores, result.pixels), picture)
-
-        on_rank_zero(runtime, write)
-        print_on_rank_zero(runtime, f"{result.table()}\n{out}\n{picture}")
+        protocol.write_json(result.tree(), out)
+        save(most_and_least_anomalous(result.scores, result.pixels), picture)
+        options.print_result(result.table(), out, picture)

@@ -24,27 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.evaluation.attributes import FEWEST, move_between, score_file
-    from diffpipe.evaluation.map_over_ranks import on_rank_zero
-    from diffpipe.experiment.run import open_run
+    from diffpipe.api import load
     from diffpipe.metrics import protocol
     from diffpipe.report.attribute_grid import attribute_grid
     from diffpipe.report.labelled_grid import require_png, save
-    from diffpipe.train.logs import print_on_rank_zero
-    from diffpipe.train.runtime import Runtime
 
-    if args.source == args.target:
-        raise UserError(f"--from {args.source} and --to {args.target} are one class; give two")
-    if args.n < FEWEST or args.rows < 1:
-        raise UserError(f"--n {args.n} --rows {args.rows}: give {FEWEST} or more images and 1 or more rows")
-    with Runtime.start(args.precision, args.device) as runtime:
-        runtime.comm.raise_on_all_ranks(lambda: require_png(args.out))
-        run = open_run(args.run, [], runtime, raw=args.raw)
-        pair, moved = move_between(run, args.shards, args.source, args.target, runtime, n=args.n, seed=args.seed)
-
-        def write() -> None:
-            save(attribute_grid(moved, pair, run, args.rows), args.out)
-            protocol.write_json(score_file(moved, pair, run, runtime, seed=args.seed), args.out.with_suffix(".json"))
-
-        on_rank_zero(runtime, write)
-        print_on_rank_zero(runtime, f"{moved.text(*pair.names)}\n{args.out}")
+    if args.rows < 1:
+        raise UserError(f"--rows {args.rows}: give 1 or more")
+    require_png(args.out)
+    with load(args.run, raw=args.raw, **options.values(args, "precision", "device")) as run:
+        how = options.values(args, "source", "target", "n", "seed", "precision")
+        result = run.move_attribute(args.shards, **how)
+    if options.main_process():
+        save(attribute_grid(result.pair, result.moved, args.rows, run.title), args.out)
+        protocol.write_json(result.tree(), args.out.with_suffix(".json"))
+        options.print_result(result.text(), args.out)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from diffpipe.cli import options
-from diffpipe.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,32 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.evaluation import classification
-    from diffpipe.evaluation.likelihood import labelled_images
-    from diffpipe.evaluation.map_over_ranks import on_rank_zero
-    from diffpipe.experiment.run import open_run
+    from diffpipe.api import load
     from diffpipe.metrics import protocol
     from diffpipe.report.classification_plot import plot_classification
     from diffpipe.report.labelled_grid import save
-    from diffpipe.train.logs import print_on_rank_zero
-    from diffpipe.train.runtime import Runtime
 
-    if args.n < 4:
-        raise UserError(f"--n {args.n}: give 4 or more, for two halves of at least 2 images")
-    with Runtime.start(args.precision, args.device) as runtime:
-        run = open_run(args.run, options.likelihood_overrides(args), runtime, raw=args.raw)
-        classification.require_conditional(run)
-        images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(args.shards, run, args.n))
-        how = {"prior": args.prior, "seed": args.seed}
-        result = classification.classify_images(run, images, runtime, **how)
-        out = args.out or classification.default_path(run, images.n, args.steps)
+    runtime = options.values(args, "precision", "device")
+    with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
+        result = run.classify(args.shards, **options.values(args, "n", "prior", "seed", "precision"))
+    if options.main_process():
+        named = options.in_file_name(steps=args.steps, n=result.classification.n)
+        out = args.out or run.score_path("classify", *named)
         plot = out.with_suffix(".png")
-
-        def write() -> None:
-            protocol.write_json(classification.score_file(result, run, images, runtime, **how), out)
-            low, high = result.interval
-            title = f"{run.title}: accuracy {result.right / result.n:.3f} ({low:.3f} to {high:.3f})"
-            save(plot_classification(result, classification.class_names(images, run.shape.classes), title), plot)
-
-        on_rank_zero(runtime, write)
-        print_on_rank_zero(runtime, f"{result.table()}\n{out}\n{plot}")
+        protocol.write_json(result.tree(), out)
+        save(plot_classification(result.classification, result.classes, run.title), plot)
+        options.print_result(result.classification.table(), out, plot)

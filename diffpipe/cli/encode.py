@@ -19,13 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.evaluation.encode import encode_shards
     from diffpipe.experiment.run import open_codec
-    from diffpipe.train.logs import print_on_rank_zero
     from diffpipe.train.runtime import Runtime
 
     with Runtime.start(args.precision, args.device) as runtime:
         codec, checkpoint = open_codec(args.run, runtime)
         shards = encode_shards(codec, checkpoint.manifest_sha256, args.shards, args.out, runtime)
+    if options.main_process():
         shape = "x".join(map(str, codec.vae.latent_shape))
-        print_on_rank_zero(
-            runtime, f"{shards.total} images as latents of {shape} in {len(shards.shards)} shards: {args.out}"
-        )
+        options.print_result(f"{shards.total} images as latents of {shape} in {len(shards.shards)} shards: {args.out}")

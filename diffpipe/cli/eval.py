@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
-from diffpipe.errors import UserError
-from diffpipe.metrics.names import METRICS, parse_metric
+from diffpipe.metrics.names import DEFAULT_METRICS, METRICS, parse_metric
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="RUN|FOLDER|SHARDS", help="images to score: of a run or checkpoint, or files")
     parser.add_argument("--reference", required=True, metavar="FOLDER|SHARDS", help="the real images to compare with")
     parser.add_argument("--n", type=int, help="images to score (default: 1000 of a run, all of a folder or shards)")
-    options.add_metrics(parser, "fd_efficientnet_lite0,kid_efficientnet_lite0", ", ".join(METRICS))
+    options.add_metrics(parser, ",".join(DEFAULT_METRICS), ", ".join(METRICS))
     parser.add_argument(
         "--floor",
         metavar="FOLDER|SHARDS|split",
@@ -27,35 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.evaluation.map_over_ranks import on_rank_zero
-    from diffpipe.evaluation.score_sources import ScoreSources, default_path, open_images, score_sources
-    from diffpipe.evaluation.scores import score, table
+    from diffpipe.api import load, score
+    from diffpipe.evaluation.scores import table
     from diffpipe.experiment.find_checkpoint import is_run
-    from diffpipe.experiment.run import generated_images, open_run
     from diffpipe.metrics import protocol
-    from diffpipe.train.logs import print_on_rank_zero
-    from diffpipe.train.runtime import Runtime
 
     metrics = args.metrics.split(",")
     for name in metrics:
         parse_metric(name)
-    if args.n is not None and args.n < 2:
-        raise UserError(f"--n {args.n}: a score needs at least 2 images")
-    with Runtime.start(args.precision, args.device) as runtime:
-        run = None
-        if is_run(Path(args.images)):
-            run = open_run(Path(args.images), options.sampling_overrides(args), runtime, raw=args.raw)
-
-        def sources() -> ScoreSources:
-            if run is None:
-                generated = open_images(args.images, None, args.n)
-            else:
-                generated = generated_images(run, runtime, n=args.n or 1000, seed=args.seed, label=args.label)
-            return score_sources(generated, run, args.reference, args.floor)
-
-        generated, reference, floor = runtime.comm.raise_on_all_ranks(sources)
-        result = score(generated, reference, floor, metrics, runtime, inception_weights=args.inception)
-        out = args.out or default_path(run, generated.n)
+    how = {"metrics": metrics, **options.values(args, "reference", "floor", "inception")}
+    runtime = options.values(args, "precision", "device")
+    if is_run(Path(args.images)):
+        n = 1000 if args.n is None else args.n
+        with load(args.images, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
+            result = run.score(n=n, seed=args.seed, label=args.label, **how)
+        sampler = run.config.stage.sampler.model_dump()
+        named = [str(sampler[key]) for key in ("kind", "steps") if key in sampler]
+        out = args.out or run.score_path("", *named, f"n{n}")
+    else:
+        result, out = score(args.images, n=args.n, **how, **runtime), args.out
+    if options.main_process():
         if out is not None:
-            on_rank_zero(runtime, lambda: protocol.write(result, out))
-        print_on_rank_zero(runtime, table(result) + (f"\n{out}" if out else ""))
+            protocol.write(result, out)
+        options.print_result(table(result), *([] if out is None else [out]))

@@ -17,13 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.evaluation.export import export_safetensors
-    from diffpipe.evaluation.map_over_ranks import on_rank_zero
-    from diffpipe.experiment.run import open_run
-    from diffpipe.train.logs import print_on_rank_zero
-    from diffpipe.train.runtime import Runtime
+    from diffpipe.api import load
 
-    with Runtime.start("fp32", "cpu") as runtime:
-        run = open_run(args.run, [], runtime, raw=args.raw)
-        on_rank_zero(runtime, lambda: export_safetensors(run, args.out))
-        print_on_rank_zero(runtime, f"{run.weights} weights of step {run.checkpoint.step}: {args.out}")
+    with load(args.run, raw=args.raw, precision="fp32", device="cpu") as run:
+        run.export(args.out)
+    if options.main_process():
+        options.print_result(f"{run.weights} weights of step {run.step}: {args.out}")

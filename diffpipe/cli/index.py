@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.data.index.write_index import write_index, write_remote_index
     from diffpipe.data.remote.urls import is_remote
 
-    if os.environ.get("RANK", "0") != "0":
+    if not options.main_process():
         return  # one process of a launched job indexes, with workers of its own
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     max_member = MAX_MEMBER if args.max_member is None else args.max_member

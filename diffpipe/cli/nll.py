@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from diffpipe.cli import options
-from diffpipe.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,30 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.evaluation.map_over_ranks import on_rank_zero
-    from diffpipe.evaluation.nll import default_path, measure_nll
-    from diffpipe.experiment.run import open_run
+    from diffpipe.api import load
     from diffpipe.metrics import protocol
     from diffpipe.report.labelled_grid import save
     from diffpipe.report.vlb_plot import plot_vlb
-    from diffpipe.train.logs import print_on_rank_zero
-    from diffpipe.train.runtime import Runtime
 
-    if args.n < 2:
-        raise UserError(f"--n {args.n}: a standard error needs at least 2 images")
-    with Runtime.start(args.precision, args.device) as runtime:
-        run = open_run(args.run, options.likelihood_overrides(args), runtime, raw=args.raw)
-        nll = measure_nll(run, args.shards, runtime, n=args.n, seed=args.seed)
-        likelihoods = nll.likelihoods
-        out = args.out or default_path(run, likelihoods.n, args.steps, args.importance_samples)
-        plot = out.with_suffix(".png") if likelihoods.vlb_by_timestep else None
-
-        def write() -> None:
-            protocol.write(nll.result, out)
-            if plot and likelihoods.vlb_by_timestep:
-                title = f"{run.title}: {nll.text('score')} ({likelihoods.kind})"
-                prior, decoder = likelihoods.mean("L_T"), likelihoods.mean("L_0")
-                save(plot_vlb(likelihoods.vlb_by_timestep, prior, decoder, title), plot)
-
-        on_rank_zero(runtime, write)
-        print_on_rank_zero(runtime, "\n".join([nll.table(), str(out), *([str(plot)] if plot else [])]))
+    runtime = options.values(args, "precision", "device")
+    with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
+        nll = run.nll(args.shards, n=args.n, seed=args.seed, precision=args.precision)
+    if options.main_process():
+        named = options.in_file_name(steps=args.steps, k=args.importance_samples, n=nll.likelihoods.n)
+        out = args.out or run.score_path("nll", *named)
+        protocol.write(nll.result, out)
+        files = [out]
+        if nll.likelihoods.vlb_by_timestep:
+            files.append(out.with_suffix(".png"))
+            save(plot_vlb(nll, run.title), files[-1])
+        options.print_result(nll.table(), *files)

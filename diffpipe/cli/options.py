@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,23 @@ def example(*commands: str, notes: str = "") -> str:
     """The end of a command's --help, which is printed as it is: notes, filled to the line, and examples."""
     lines = ["example:", *(f"  {command}" for command in commands)]
     return "\n".join([*textwrap.wrap(notes, 100), *([""] if notes else []), *lines])
+
+
+def main_process() -> bool:
+    """Whether this is the process of a job that prints and writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_result(text: str, *files: Path) -> None:
+    """Print the result on stdout, and on stderr the files that hold it."""
+    print(text, flush=True)
+    for path in files:
+        print(path, file=sys.stderr, flush=True)
+
+
+def in_file_name(**values: object) -> list[str]:
+    """The options of a score for the name of its file, such as `n100`; None is left out."""
+    return [f"{name}{value}" for name, value in values.items() if value is not None]
 
 
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.data.packing.open_source import open_source, unpacked_files
     from diffpipe.data.packing.pack import pack
 
-    if os.environ.get("RANK", "0") != "0":
+    if not options.main_process():
         return  # one process of a launched job packs, with workers of its own
     if args.quality is not None and args.format not in ("jpeg", "webp"):
         raise UserError("--quality is for --format jpeg and webp; give one of them")

@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.n < 1:
         raise UserError(f"--n {args.n}: give 1 or more")
-    overrides = options.sampling_overrides(args)
-    with load(args.run, overrides=overrides, raw=args.raw, precision=args.precision, device=args.device) as run:
+    runtime = options.values(args, "precision", "device")
+    with load(args.run, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
         run.write_samples(args.out, args.n, seed=args.seed, label=args.label)
-        run.print(f"{args.n} images of step {run.step}, {run.weights} weights: {args.out}/grid.png")
+    if options.main_process():
+        options.print_result(f"{args.n} images of step {run.step}, {run.weights} weights: {args.out}/grid.png")

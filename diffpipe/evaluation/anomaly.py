@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,11 +84,6 @@ def detect_anomalies(run: Run, normal: str, abnormal: str, runtime: Runtime, *, 
     protocol = {"run": run.describe(), "seed": seed}
     protocol |= {name: {"n": images.n, **images.describe()} for name, images in sets.items()}
     return AnomalyDetection(kind, unit, scores, pixels, detections, protocol)
-
-
-def default_path(run: Run) -> Path:
-    """The score file in the run directory."""
-    return run.home / "scores" / f"anomaly-step-{run.checkpoint.step:08d}.json"
 
 
 def _images(option: str, shards: str | list[str], run: Run, n: int) -> ShardImages:

@@ -58,13 +58,46 @@ class ClassPair(NamedTuple):
         return names[self.source], names[self.target]
 
 
+class AttributeMove(NamedTuple):
+    """The images of one class moved towards another, with the protocol."""
+
+    pair: ClassPair
+    moved: Moved
+    protocol: dict[str, Any]
+
+    def text(self) -> str:
+        """The shares in one line."""
+        return self.moved.text(*self.pair.names)
+
+    def tree(self) -> dict[str, Any]:
+        """JSON values: the classes, the shares by strength, and the protocol."""
+        pair, moved = self.pair, self.moved
+        (n_source, n_target), (source, target) = map(len, pair.places.values()), pair.names
+        return {
+            "from": {"class": pair.source, "name": source, "n": n_source},
+            "to": {"class": pair.target, "name": target, "n": n_target},
+            "nearer_to": {
+                "n": len(moved.images),
+                "moved": [{"strength": s, "share": share} for s, share in zip(STRENGTHS, moved.shares, strict=True)],
+                "real_from": moved.real[0],
+                "real_to": moved.real[1],
+            },
+            "protocol": self.protocol,
+        }
+
+
 def move_between(
     run: Run, patterns: str, source: int, target: int, runtime: Runtime, *, n: int, seed: int
-) -> tuple[ClassPair, Moved]:
+) -> AttributeMove:
     """Move images of class `source` towards `target`; up to n images of each make the means. A collective.
 
-    Raises UserError for a stage without latents, a class-conditional one, and a class with fewer than `FEWEST` images.
+    Raises UserError for one class, a stage without latents, a class-conditional one, and a class with fewer than
+    `FEWEST` images.
     """
+    if source == target:
+        raise UserError(f"class {source} is both the one to move from and the one to move to; give two classes")
+    if n < FEWEST:
+        raise UserError(f"n is {n}; the mean of a class needs {FEWEST} images or more")
     space = LatentSpace(run.stage, run.nets, run.shape, runtime, seed)
     if is_conditional(run):
         raise UserError(
@@ -74,30 +107,15 @@ def move_between(
     shards = runtime.comm.raise_on_all_ranks(lambda: labelled_shards(patterns))
     classes = (source, target)
     places = runtime.comm.raise_on_all_ranks(lambda: drawn_of_class(shards, classes, n, seed, least=FEWEST))
-    return ClassPair(shards, source, target, places), move(space, shards, places[source], places[target])
-
-
-def score_file(moved: Moved, pair: ClassPair, run: Run, runtime: Runtime, *, seed: int) -> dict[str, Any]:
-    """JSON values: the classes, the shares by strength, and the protocol."""
-    shards = pair.shards
-    (n_source, n_target), (source, target) = map(len, pair.places.values()), pair.names
-    return {
-        "from": {"class": pair.source, "name": source, "n": n_source},
-        "to": {"class": pair.target, "name": target, "n": n_target},
-        "nearer_to": {
-            "n": len(moved.images),
-            "moved": [{"strength": s, "share": share} for s, share in zip(STRENGTHS, moved.shares, strict=True)],
-            "real_from": moved.real[0],
-            "real_to": moved.real[1],
-        },
-        "protocol": {
-            "model": {"stage": run.experiment.stage.kind, **run.describe()},
-            "precision": str(runtime.dtype).removeprefix("torch."),
-            "seed": seed,
-            "shards": {"paths": shards.paths, "fingerprint": shards.fingerprint},
-            **provenance(),
-        },
+    protocol = {
+        "model": {"stage": run.experiment.stage.kind, **run.describe()},
+        "precision": str(runtime.dtype).removeprefix("torch."),
+        "seed": seed,
+        "shards": {"paths": shards.paths, "fingerprint": shards.fingerprint},
+        **provenance(),
     }
+    moved = move(space, shards, places[source], places[target])
+    return AttributeMove(ClassPair(shards, source, target, places), moved, protocol)
 
 
 def move(space: LatentSpace, shards: ShardSet, source: Int[np.ndarray, " n"], target: Int[np.ndarray, " m"]) -> Moved:

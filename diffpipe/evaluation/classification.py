@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,13 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.likelihood import is_conditional, require_likelihood, score_images, scoring_stage
+from diffpipe.evaluation.likelihood import (
+    is_conditional,
+    labelled_images,
+    require_likelihood,
+    score_images,
+    scoring_stage,
+)
 from diffpipe.experiment.run import Run
 from diffpipe.metrics import calibration
 from diffpipe.metrics.calibration import Reliability
@@ -107,14 +112,60 @@ def log_prior(run: Run, prior: str) -> Float64[Tensor, " k"]:
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
 
 
-def classify_images(run: Run, images: ShardImages, runtime: Runtime, *, prior: str, seed: int) -> Classification:
-    """Classify the images by Bayes' rule. A collective.
+class ClassifiedImages(NamedTuple):
+    """The classification of images of shards, the names of the classes, and the protocol."""
+
+    classification: Classification
+    classes: list[str]
+    protocol: dict[str, Any]
+
+    def tree(self) -> dict[str, Any]:
+        """JSON values: the scores, the confusion matrix, the reliability diagrams, and the protocol."""
+        result = self.classification
+        low, high = result.interval
+        scores = {"accuracy": result.right / result.n, "accuracy_low": low, "accuracy_high": high}
+        posteriors = {"posterior": result.raw, "tempered": result.tempered}
+        for name, quality in posteriors.items():
+            scores |= {f"{name}_log_loss": quality.log_loss, f"{name}_ece": quality.reliability.error}
+        return {
+            "scores": scores,
+            "floor": {},
+            "temperature": result.temperature,
+            "classes": self.classes,
+            "confusion": result.confusion.tolist(),
+            "reliability": {
+                name: {column: values.tolist() for column, values in quality.reliability._asdict().items()}
+                for name, quality in posteriors.items()
+            },
+            "protocol": self.protocol,
+        }
+
+
+def classify_images(run: Run, shards: str, runtime: Runtime, *, n: int, prior: str, seed: int) -> ClassifiedImages:
+    """Classify n labelled images of the shards by Bayes' rule. A collective.
 
     prior: `data` (the classes' shares of the run's training data) or `uniform`. Raises UserError.
     """
+    if n < 4:
+        raise UserError(f"n is {n}; give 4 or more, for two halves of at least 2 images")
+    require_conditional(run)
+    images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
     labels = runtime.comm.raise_on_all_ranks(lambda: images.labels(range(images.n)))
     prior_of_class = runtime.comm.raise_on_all_ranks(lambda: log_prior(run, prior))
-    return classify(log_likelihoods(run, images, seed, runtime) + prior_of_class, labels, seed)
+    result = classify(log_likelihoods(run, images, seed, runtime) + prior_of_class, labels, seed)
+    held = result.n - result.n // 2
+    options = {"prior": prior, "seed": seed, "precision": str(runtime.dtype).removeprefix("torch.")}
+    protocol = {
+        "metrics": {
+            "accuracy": {"interval": "Wilson 95%"},
+            "log_loss": {"unit": "nats", "n": held},
+            "ece": {"bins": calibration.BINS, "n": held},
+        },
+        "model": {"stage": run.experiment.stage.kind, **options, **run.describe()},
+        "reference": {"n": result.n, **images.describe()},
+        **provenance(),
+    }
+    return ClassifiedImages(result, _class_names(images, run.shape.classes), protocol)
 
 
 def require_conditional(run: Run) -> None:
@@ -146,47 +197,7 @@ def classify(logits: Float64[Tensor, "n k"], labels: Int[Tensor, " n"], seed: in
     return Classification(confusion, temperature, judge(logits[held]), judge(logits[held] / temperature))
 
 
-def score_file(
-    result: Classification, run: Run, images: ShardImages, runtime: Runtime, *, prior: str, seed: int
-) -> dict[str, Any]:
-    """JSON values: the scores, the confusion matrix, the reliability diagrams, and the protocol."""
-    low, high = result.interval
-    scores = {"accuracy": result.right / result.n, "accuracy_low": low, "accuracy_high": high}
-    posteriors = {"posterior": result.raw, "tempered": result.tempered}
-    for name, quality in posteriors.items():
-        scores |= {f"{name}_log_loss": quality.log_loss, f"{name}_ece": quality.reliability.error}
-    held = result.n - result.n // 2
-    options = {"prior": prior, "seed": seed, "precision": str(runtime.dtype).removeprefix("torch.")}
-    return {
-        "scores": scores,
-        "floor": {},
-        "temperature": result.temperature,
-        "classes": class_names(images, run.shape.classes),
-        "confusion": result.confusion.tolist(),
-        "reliability": {
-            name: {column: values.tolist() for column, values in quality.reliability._asdict().items()}
-            for name, quality in posteriors.items()
-        },
-        "protocol": {
-            "metrics": {
-                "accuracy": {"interval": "Wilson 95%"},
-                "log_loss": {"unit": "nats", "n": held},
-                "ece": {"bins": calibration.BINS, "n": held},
-            },
-            "model": {"stage": run.experiment.stage.kind, **options, **run.describe()},
-            "reference": {"n": result.n, **images.describe()},
-            **provenance(),
-        },
-    }
-
-
-def class_names(images: ShardImages, classes: int) -> list[str]:
+def _class_names(images: ShardImages, classes: int) -> list[str]:
     """The names of the run's classes in the index of the images, else their numbers."""
     names = images.shards.classes or []
     return [names[i] if i < len(names) else str(i) for i in range(classes)]
-
-
-def default_path(run: Run, n: int, steps: int | None) -> Path:
-    """The score file in the run directory. Its name has the options that change the numbers."""
-    options = "" if steps is None else f"steps{steps}-"
-    return run.home / "scores" / f"classify-step-{run.checkpoint.step:08d}-{options}n{n}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,6 +101,11 @@ class TensorImages:
     @property
     def n(self) -> int:
         return len(self._images)
+
+    def describe(self) -> dict[str, Any]:
+        parts = [self._images] if self._labels is None else [self._images, self._labels]
+        data = b"".join(part.cpu().contiguous().numpy().tobytes() for part in parts)
+        return {"sha256": hashlib.sha256(data).hexdigest(), "shape": list(self._images.shape)}
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         return self._images[indices.start : indices.stop]

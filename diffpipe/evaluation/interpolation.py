@@ -51,26 +51,39 @@ def between_images(
     return torch.cat([first, rearrange(images, "(n k) c h w -> n k c h w", k=len(t)), last], dim=1)
 
 
-def interpolate_images(
-    run: Run, patterns: str, t: Float[Tensor, " k"], runtime: Runtime, *, n: int, seed: int, label: int | None
-) -> tuple[Ends, UInt8[Tensor, "n k2 c h w"]]:
-    """n pairs of images drawn from the shards, and the images between each (see `between_images`). A collective.
+class Interpolation(NamedTuple):
+    """Rows of images from one end to another, and the name of each column: the fraction of the way, or `image`.
 
-    label: the class of the images; see `draw_pairs`. Raises UserError.
+    between: the ends in words, such as `two noises`.
     """
+
+    images: UInt8[Tensor, "n k c h w"]
+    columns: list[str]
+    between: str
+
+
+def interpolate(
+    run: Run, patterns: str | None, runtime: Runtime, *, n: int, points: int, seed: int, label: int | None
+) -> Interpolation:
+    """n rows of `points` images each, at even steps from one end to the other. A collective. Raises UserError.
+
+    patterns: shards from which pairs of images are drawn; they stand at the ends of their row, and their latents are
+    interpolated. None: from one noise to another. label: the class of the images (see `draw_pairs`).
+    """
+    if n < 1 or points < 2:
+        raise UserError(f"{n} pairs and {points} points; give 1 or more pairs and 2 or more points")
+    t = torch.linspace(0, 1, points, dtype=torch.float64)
+    columns = [f"{fraction:.3g}" for fraction in t.tolist()]
+    if patterns is None:
+        if not isinstance(run.stage, Generates):
+            kind = run.experiment.stage.kind
+            raise UserError(f"a run of stage.kind {kind} generates nothing from noise; give --shards with images")
+        source = generated_images(run, runtime, n=n, seed=seed, label=label)
+        return Interpolation(between_noises(source, t), columns, "two noises")
     space = LatentSpace(run.stage, run.nets, run.shape, runtime, seed)
     shards, ends = runtime.comm.raise_on_all_ranks(lambda: draw_pairs(run, patterns, n, seed, label))
-    return ends, between_images(space, shards, ends, t)
-
-
-def interpolate_noise(
-    run: Run, t: Float[Tensor, " k"], runtime: Runtime, *, n: int, seed: int, label: int | None
-) -> UInt8[Tensor, "n k c h w"]:
-    """n rows of images from one noise to another (see `between_noises`). A collective. Raises UserError."""
-    if not isinstance(run.stage, Generates):
-        kind = run.experiment.stage.kind
-        raise UserError(f"a run of stage.kind {kind} generates nothing from noise; give --shards with images")
-    return between_noises(generated_images(run, runtime, n=n, seed=seed, label=label), t)
+    between = "the latents of two images" + ("" if ends.labels is None else " of a class")
+    return Interpolation(between_images(space, shards, ends, t), ["image", *columns, "image"], between)
 
 
 def draw_pairs(run: Run, patterns: str, n: int, seed: int, label: int | None) -> tuple[ShardSet, Ends]:

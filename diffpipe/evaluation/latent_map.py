@@ -12,7 +12,7 @@ from torch import Tensor
 from diffpipe.data.index.shard_set import ShardSet, number_of_classes
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
-from diffpipe.evaluation.latent_space import LatentSpace, drawn, labelled_shards
+from diffpipe.evaluation.latent_space import LatentSpace, class_names, drawn, labelled_shards
 from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.experiment.run import Run
 from diffpipe.train.runtime import Runtime
@@ -47,24 +47,28 @@ class Plane(NamedTuple):
 class Map(NamedTuple):
     """Latents on their plane with their labels, and the decoded images of a lattice on it, the top row first.
 
-    corners: the lowest and the highest x and y of the lattice. decoded: None for a class-conditional stage.
+    classes: their names. corners: the lowest and the highest x and y of the lattice. decoded: None for a
+    class-conditional stage.
     """
 
     plane: Plane
     points: Float64[Tensor, "n 2"]
     labels: Int[Tensor, " n"]
+    classes: list[str]
     corners: Float64[Tensor, "2 2"]
     decoded: UInt8[Tensor, "m c h w"] | None
 
 
-def map_of_run(run: Run, patterns: str, runtime: Runtime, *, n: int, seed: int) -> tuple[ShardSet, Map]:
+def map_of_run(run: Run, patterns: str, runtime: Runtime, *, n: int, seed: int) -> Map:
     """The map of up to n images of the shards. A collective.
 
     Raises UserError for a stage without latents, and classes that the run was not trained on.
     """
+    if n < 3:
+        raise UserError(f"n is {n}; a map needs 3 images or more")
     space = LatentSpace(run.stage, run.nets, run.shape, runtime, seed)
     shards = runtime.comm.raise_on_all_ranks(lambda: _labelled_shards(patterns, run))
-    return shards, latent_map(space, shards, drawn(shards, n, seed), conditional=is_conditional(run))
+    return latent_map(space, shards, drawn(shards, n, seed), conditional=is_conditional(run))
 
 
 def _labelled_shards(patterns: str, run: Run) -> ShardSet:
@@ -94,7 +98,7 @@ def latent_map(
     if not conditional:
         cells = plane.latents(lattice(corners, SIDE))
         decoded = space.images_of(cells.reshape(-1, *latent), None)
-    return Map(plane, points, labels, corners, decoded)
+    return Map(plane, points, labels, class_names(shards), corners, decoded)
 
 
 def principal(z: Float[Tensor, "n d"]) -> Plane:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
+from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import TensorImages
 from diffpipe.evaluation.likelihood import (
     Likelihoods,
     labelled_images,
@@ -36,10 +37,18 @@ class NLL(NamedTuple):
         return "\n".join([f"{first} ({self.likelihoods.kind}; {self.likelihoods.n} images)", *terms])
 
 
-def measure_nll(run: Run, shards: str, runtime: Runtime, *, n: int, seed: int) -> NLL:
-    """The likelihood of n images of the shards. A collective. Raises UserError where the run has no likelihood."""
+def measure_nll(run: Run, source: str | TensorImages, runtime: Runtime, *, n: int, seed: int) -> NLL:
+    """The likelihood of n images of shards, or of the images in memory. A collective.
+
+    Raises UserError where the run has no likelihood, and for fewer than 2 images.
+    """
     scoring_stage(run, likelihood=True)
-    images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
+    images = source
+    if isinstance(images, str):
+        shards = images
+        images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
+    if images.n < 2:
+        raise UserError(f"n is {images.n}; a standard error needs at least 2 images")
     likelihoods = score_images(run, images, seed, runtime)
     require_likelihood(likelihoods, run)
     scores = {"nll": likelihoods.mean("score"), "nll_standard_error": likelihoods.standard_error("score")}
@@ -54,10 +63,3 @@ def measure_nll(run: Run, shards: str, runtime: Runtime, *, n: int, seed: int) -
         **provenance(),
     }
     return NLL(likelihoods, Result(scores | terms, {}, protocol))
-
-
-def default_path(run: Run, n: int, steps: int | None, importance_samples: int | None) -> Path:
-    """The score file in the run directory. Its name has the options that change the number."""
-    options = "" if steps is None else f"steps{steps}-"
-    options += "" if importance_samples is None else f"k{importance_samples}-"
-    return run.home / "scores" / f"nll-step-{run.checkpoint.step:08d}-{options}n{n}.json"

@@ -56,12 +56,3 @@ def score_sources(generated: ImageSource, run: Run | None, reference: str, floor
             f"the floor takes the run's data.train: {error}; or name others with --floor, or split"
         ) from error
     return ScoreSources(generated, real, training)
-
-
-def default_path(run: Run | None, n: int) -> Path | None:
-    """The score file in the run directory. Its name has the sampler and n; None where there is no run."""
-    if run is None:
-        return None
-    sampler = run.experiment.stage.sampler.model_dump()
-    options = "".join(f"{sampler[key]}-" for key in ("kind", "steps") if key in sampler)
-    return run.home / "scores" / f"step-{run.checkpoint.step:08d}-{options}n{n}.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import ImageSource, build_extractors, evaluate
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
@@ -27,6 +28,8 @@ def score(
 
     extractors: from `load_extractors`, where several scores share them.
     """
+    if generated.n < 2:
+        raise UserError(f"n is {generated.n}; a score needs at least 2 images")
     extractors = extractors or load_extractors(metrics, runtime, inception_weights)
     total = generated.n + reference.n + (floor.n if floor else 0)
     with progress_bar("score", "image", total, runtime) as bar:

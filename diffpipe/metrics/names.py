@@ -26,6 +26,8 @@ METRICS = {
     **{f"{kind}_{name}": Metric(kind, name) for name in ("efficientnet_lite0", "inception") for kind in NEIGHBOURS},
 }
 
+DEFAULT_METRICS = ("fd_efficientnet_lite0", "kid_efficientnet_lite0")  # they work offline
+
 
 def parse_metric(name: str) -> Metric:
     """A metric by name; `fd_NAME` and the like take the feature network that a plug-in calls NAME.

@@ -8,16 +8,15 @@ from PIL import Image
 
 from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.attributes import STRENGTHS, ClassPair, Moved
-from diffpipe.experiment.run import Run
 from diffpipe.report.labelled_grid import labelled_grid
 
 
-def attribute_grid(moved: Moved, pair: ClassPair, run: Run, rows: int) -> Image.Image:
-    """One row per image: the original, then the image moved by each strength."""
-    channels, resolution, _ = run.shape
+def attribute_grid(pair: ClassPair, moved: Moved, rows: int, title: str) -> Image.Image:
+    """One row per image: the original, then the image moved by each strength. title: the run's."""
     images = moved.images[:rows]
+    channels, resolution = images.shape[2], images.shape[4]
     originals = sequential_reader.images(pair.shards, pair.places[pair.source][: len(images)], resolution, channels)
     cells = rearrange(torch.cat([originals[:, None], images], dim=1), "n k c h w -> (n k) c h w")
     source, target = pair.names
-    title = f"{run.title}: {source} to {target}, along the difference of their mean latents"
+    title = f"{title}: {source} to {target}, along the difference of their mean latents"
     return labelled_grid(cells, ["image", *(f"{strength:g}" for strength in STRENGTHS)], title)

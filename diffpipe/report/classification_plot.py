@@ -13,7 +13,10 @@ MAX_NAMED = 30  # more classes are neither named nor counted in the plot: there 
 
 
 def plot_classification(result: Classification, names: list[str], title: str) -> Figure:
-    """The confusion matrix, as shares of each true class, and the reliability of the raw and the tempered posterior."""
+    """The confusion matrix, as shares of each true class, and the reliability of the raw and the tempered posterior.
+
+    title: the run's.
+    """
     k = len(names)
     figure = Figure(figsize=(11, 6.4), dpi=150, layout="constrained")
     grid = figure.add_gridspec(2, 2, width_ratios=[2, 1])
@@ -31,7 +34,8 @@ def plot_classification(result: Classification, names: list[str], title: str) ->
     panels = {"raw posterior": result.raw, f"at temperature {result.temperature:.3g}": result.tempered}
     for row, (name, calibration) in enumerate(panels.items()):
         _reliability(figure.add_subplot(grid[row, 1]), calibration.reliability, name)
-    figure.suptitle(title)
+    low, high = result.interval
+    figure.suptitle(f"{title}: accuracy {result.right / result.n:.3f} ({low:.3f} to {high:.3f})")
     return figure
 
 

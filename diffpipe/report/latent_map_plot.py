@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -14,12 +12,12 @@ from diffpipe.evaluation.image_grid import grid
 from diffpipe.evaluation.latent_map import SIDE, Map, Plane
 
 
-def plot_latent_map(latents: Map, names: Sequence[str], title: str) -> Figure:
+def plot_latent_map(latents: Map, title: str) -> Figure:
     """The latents coloured by class, and beside them the images that the stage decodes on their plane."""
     panels = 1 if latents.decoded is None else 2
     figure = Figure(figsize=(1.6 + 6 * panels, 6.2), dpi=150, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    k = len(names)
+    k = len(latents.classes)
     colours = colormaps["tab10" if k <= 10 else "tab20" if k <= 20 else "turbo"]
     shades = [colours(i if k <= 20 else i / (k - 1)) for i in range(k)]
     axes[0].scatter(
@@ -27,7 +25,7 @@ def plot_latent_map(latents: Map, names: Sequence[str], title: str) -> Figure:
     )
     axes[0].set_title("images by their class")
     dots = [Line2D([], [], marker="o", linestyle="", color=shade) for shade in shades]
-    figure.legend(dots, names, loc="outside right upper", ncols=-(-k // 25), frameon=False)
+    figure.legend(dots, latents.classes, loc="outside right upper", ncols=-(-k // 25), frameon=False)
     if latents.decoded is not None:
         (left, bottom), (right, top) = latents.corners.tolist()
         axes[0].add_patch(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from matplotlib.figure import Figure
 
-from diffpipe.evaluation.likelihood import (
-    VLBByTimestep,
-)
+from diffpipe.evaluation.nll import NLL
 
 
-def plot_vlb(course: VLBByTimestep, prior: float, decoder: float, title: str) -> Figure:
+def plot_vlb(nll: NLL, title: str) -> Figure:
     """The terms of a diffusion's bound over time, and what they add up to, at the paper's t of 1 to T.
 
-    There t = 1 is L_0, and T + 1 stands for L_T.
+    There t = 1 is L_0, and T + 1 stands for L_T. title: the run's.
     """
+    likelihoods = nll.likelihoods
+    course = likelihoods.vlb_by_timestep
+    assert course is not None, "only a diffusion's bound has terms by timestep"
+    prior, decoder = likelihoods.mean("L_T"), likelihoods.mean("L_0")
     first = [1, *(stratum.start + 1 for stratum in course.strata)]
     middle = [1, *((stratum.start + stratum.stop + 1) / 2 for stratum in course.strata)]
     lengths = [1, *(len(stratum) for stratum in course.strata)]
@@ -31,5 +33,5 @@ def plot_vlb(course: VLBByTimestep, prior: float, decoder: float, title: str) ->
     for axes in (terms_axes, total_axes):
         axes.set_xlabel("timestep $t$")
         axes.grid(visible=True, alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(f"{title}: {nll.text('score')} ({likelihoods.kind})")
     return figure

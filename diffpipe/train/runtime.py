@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -104,6 +104,10 @@ class Runtime:
         """channels_last; contiguous for bf16 on a CPU, where it costs GroupNorm more than convolutions gain."""
         slow = self.device.type == "cpu" and self.dtype == torch.bfloat16
         return torch.contiguous_format if slow else torch.channels_last
+
+    def in_precision(self, precision: Precision) -> Runtime:
+        """This runtime, with another precision."""
+        return replace(self, dtype=_DTYPES[resolve_precision(precision, self.accelerator.device)])
 
     def place(self, module: M) -> M:
         """The module on this process's device, in its memory format."""

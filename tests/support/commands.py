@@ -89,10 +89,10 @@ def server() -> Server:
 
 
 def succeeds(*words: object, processes: int = 0, real: bool = False) -> str:
-    """Run it, require exit status 0, and return stderr."""
+    """Run it, require exit status 0, and return all that it printed: stdout, then stderr."""
     result = diffpipe(*words, processes=processes, real=real)
     assert result.returncode == 0, result.stderr
-    return result.stderr
+    return result.stdout + result.stderr
 
 
 def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG, real: bool = False) -> str:

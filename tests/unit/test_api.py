@@ -20,6 +20,7 @@ from diffpipe.__main__ import main
 from diffpipe.errors import UserError
 from tests.support.commands import CONFIG, SHARDS, TINY
 
+METHODS = [f"LoadedRun.{name}" for name in ("sample", "score", "nll", "classify", "interpolate")]
 WORDS = [*TINY, "data.resolution=8", "data.workers=0", "train.precision=fp32", f"data.train={SHARDS / 'test'}"]
 WORDS += ["data.test=null", "sample.every=0", "checkpoint.async=false"]
 
@@ -55,7 +56,7 @@ def test_importing_the_package_imports_no_torch_and_lists_the_api() -> None:
     assert (Path(diffpipe.__file__).parent / "py.typed").exists()
 
 
-@pytest.mark.parametrize("name", ["load", "LoadedRun.sample", "LoadedRun.score", "LoadedRun.nll", "stream", "train"])
+@pytest.mark.parametrize("name", ["load", "score", "stream", "train", *METHODS])
 def test_the_examples_run(name: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path if name == "train" else home)
     function: Any = api
@@ -98,7 +99,7 @@ def test_likelihoods_of_images_in_memory_are_those_of_shards(home: Path) -> None
     run = diffpipe.load(home / "runs/tiny")
     options = {"batch_size": 4, "resolution": 8, "channels": 1, "workers": 0}
     images = next(diffpipe.stream(str(SHARDS / "test"), **options)).images
-    values = run.nll(images, steps=2, labels=torch.zeros(4, dtype=torch.int64)).values["score"]
+    values = run.nll(images, steps=2, labels=torch.zeros(4, dtype=torch.int64)).likelihoods.values["score"]
     assert values.shape == (4,)
     assert values.isfinite().all()
 

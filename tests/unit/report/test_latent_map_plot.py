@@ -13,7 +13,7 @@ def test_each_class_has_its_colour_in_the_legend_and_on_the_map() -> None:
     plane = principal(z)
     corners = torch.tensor([[-1.0, -1], [1, 1]], dtype=torch.float64)
     decoded = torch.zeros(SIDE**2, 3, 4, 4, dtype=torch.uint8)
-    figure = plot_latent_map(Map(plane, plane.points(z), labels, corners, decoded), ["cat", "dog", "owl"], "title")
+    figure = plot_latent_map(Map(plane, plane.points(z), labels, ["cat", "dog", "owl"], corners, decoded), "title")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["cat", "dog", "owl"]
     colours = [handle.get_color() for handle in legend.legend_handles]  # pyright: ignore

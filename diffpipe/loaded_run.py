@@ -1,0 +1,278 @@
+"""A trained run, to sample from and to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor, nn
+
+from diffpipe.errors import UserError
+from diffpipe.evaluation.anomaly import AnomalyDetection, detect_anomalies
+from diffpipe.evaluation.attributes import AttributeMove, move_between
+from diffpipe.evaluation.classification import ClassifiedImages, classify_images
+from diffpipe.evaluation.export import export_safetensors
+from diffpipe.evaluation.image_sources import TensorImages
+from diffpipe.evaluation.interpolation import Interpolation, interpolate
+from diffpipe.evaluation.latent_map import Map, map_of_run
+from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
+from diffpipe.evaluation.nll import NLL, measure_nll
+from diffpipe.evaluation.samples import write_samples
+from diffpipe.evaluation.score_sources import score_sources
+from diffpipe.evaluation.scores import score
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.run import Run, generated_images, open_run, reconfigured
+from diffpipe.interfaces import Reconstructs
+from diffpipe.metrics.names import DEFAULT_METRICS
+from diffpipe.metrics.protocol import Result
+from diffpipe.rng import KeyedRNG
+from diffpipe.train.runtime import Device, Precision, Runtime
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run, to sample from and to measure. `load` makes it.
+
+    Options of a method that are None are as the run's config says. It is a context manager: under several processes,
+    leaving it leaves their group.
+
+    Images are generated in the precision that `load` was given. Likelihoods and latents are computed in that of their
+    method.
+    """
+
+    _run: Run
+    _runtime: Runtime
+    _overrides: tuple[str, ...]
+
+    def __enter__(self) -> LoadedRun:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._runtime.__exit__(*error)
+
+    @property
+    def config(self) -> Experiment:
+        """The run's config, as it was trained."""
+        return self._run.experiment
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by name, on the device, in evaluation mode."""
+        return self._run.nets
+
+    @property
+    def step(self) -> int:
+        """The steps that the weights were trained for."""
+        return self._run.checkpoint.step
+
+    @property
+    def weights(self) -> str:
+        """The kind of the weights: "ema", their moving average, or "raw", the trained ones."""
+        return self._run.weights
+
+    @property
+    def title(self) -> str:
+        """The title in pictures, such as `ddpm, step 1500`."""
+        return self._run.title
+
+    def score_path(self, kind: str, *options: str) -> Path:
+        """A file in the run's scores/. Its name has the kind of the score, the step, and options such as `n100`."""
+        words = [*([kind] if kind else []), f"step-{self.step:08d}", *options]
+        return self._run.home / "scores" / f"{'-'.join(words)}.json"
+
+    def write_samples(self, folder: Path, n: int, *, seed: int = 0, label: int | None = None) -> None:
+        """Write n images as `diffpipe sample` does: `000000.png` … by sample index, and `grid.png` with the first ones.
+
+        The images are those of `sample`. No process holds more of them at a time than a chunk.
+        """
+        write_samples(generated_images(self._run, self._runtime, n=n, seed=seed, label=label), folder, self._runtime)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        label: int | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        guidance: float | None = None,
+        temperature: float | None = None,
+    ) -> UInt8[Tensor, "n c h w"]:
+        """n images, as `diffpipe sample` writes them: image i depends on (seed, i) and the weights alone.
+
+        label: the class of all images; None: image i of a class-conditional run is of class i mod classes. steps:
+        network evaluations per image. Raises UserError for an option that the run's stage does not have.
+
+        >>> run.sample(4, seed=1, steps=2).shape
+        torch.Size([4, 1, 8, 8])
+        """
+        if n < 1:
+            raise UserError(f"n is {n}; give 1 or more")
+        chosen = self._with(kind=sampler, steps=steps, eta=eta, guidance=guidance, temperature=temperature)
+        source = generated_images(chosen, self._runtime, n=n, seed=seed, label=label)
+        return torch.cat(map_over_ranks(n, source.images, self._runtime))
+
+    def score(
+        self,
+        reference: str | Path,
+        *,
+        n: int = 1000,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        seed: int = 0,
+        label: int | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        floor: str | None = None,
+        inception: str | None = None,
+    ) -> Result:
+        """The scores of n generated images, as `diffpipe eval` computes them: `.scores`, `.floor` and `.protocol`.
+
+        reference: a folder or shards of real images. floor: other real images, whose score shows how low one can get;
+        None: the run's training shards; "split": the halves of the reference. inception: a file with the weights of
+        fid and kid; None: they are downloaded once.
+
+        >>> result = run.score(shards, n=4, metrics=["fd_efficientnet_lite0"], steps=2, floor="split")
+        >>> result.scores["fd_efficientnet_lite0"] > 0
+        True
+        """
+        chosen = self._with(kind=sampler, steps=steps)
+        generated = generated_images(chosen, self._runtime, n=n, seed=seed, label=label)
+        sources = self._runtime.comm.raise_on_all_ranks(lambda: score_sources(generated, chosen, str(reference), floor))
+        return score(*sources, metrics, self._runtime, inception_weights=inception)
+
+    def nll(
+        self,
+        images: str | UInt8[Tensor, "n c h w"],
+        *,
+        labels: Int[Tensor, " n"] | None = None,
+        n: int = 1000,
+        seed: int = 0,
+        steps: int | None = None,
+        importance_samples: int | None = None,
+        precision: Precision = "fp32",
+    ) -> NLL:
+        """The negative log-likelihood of each image: `.likelihoods`, and their mean with its protocol in `.result`.
+
+        images: shards, of which n are taken, or images at the run's resolution, with labels for a class-conditional
+        run. steps: network evaluations per image for a diffusion's bound. importance_samples: latents per image for a
+        VAE's. Raises UserError where the run has no likelihood.
+
+        >>> nll = run.nll(shards, n=4, steps=2)
+        >>> nll.likelihoods.unit, nll.likelihoods.values["score"].shape
+        ('bits/dim', torch.Size([4]))
+        """
+        chosen = self._with(vlb_steps=steps, importance_samples=importance_samples)
+        source = images if isinstance(images, str) else TensorImages(images, labels)
+        return measure_nll(chosen, source, self._runtime.in_precision(precision), n=n, seed=seed)
+
+    def classify(
+        self,
+        shards: str,
+        *,
+        n: int = 1000,
+        prior: str = "data",
+        seed: int = 0,
+        steps: int | None = None,
+        precision: Precision = "fp32",
+    ) -> ClassifiedImages:
+        """The likeliest class of n labelled images, and the calibration of p(y|x).
+
+        prior: p(y), `data` (the shares of the classes in the training data) or `uniform`. steps: network evaluations
+        per image and class for a diffusion's bound. Raises UserError where the run is not class-conditional.
+
+        >>> run.classify(shards, n=4, steps=2, prior="uniform").classification.n
+        4
+        """
+        runtime = self._runtime.in_precision(precision)
+        return classify_images(self._with(vlb_steps=steps), shards, runtime, n=n, prior=prior, seed=seed)
+
+    def detect_anomalies(
+        self,
+        normal: str,
+        abnormal: str,
+        *,
+        n: int = 1000,
+        seed: int = 0,
+        steps: int | None = None,
+        precision: Precision = "fp32",
+    ) -> AnomalyDetection:
+        """How well the run's score separates up to n images of the shards `abnormal` from as many of `normal`.
+
+        Raises UserError for a run without a score, a class-conditional one, and images of another size than the run's.
+        """
+        runtime = self._runtime.in_precision(precision)
+        return detect_anomalies(self._with(vlb_steps=steps), normal, abnormal, runtime, n=n, seed=seed)
+
+    def interpolate(
+        self, n: int, points: int = 9, *, shards: str | None = None, seed: int = 0, label: int | None = None
+    ) -> Interpolation:
+        """n rows of images at even steps from one end to another: two noises, or two images of the shards.
+
+        Raises UserError where the run generates nothing, or with shards where it has no latents of images.
+
+        >>> run.interpolate(2, points=3).images.shape
+        torch.Size([2, 3, 1, 8, 8])
+        """
+        return interpolate(self._run, shards, self._runtime, n=n, points=points, seed=seed, label=label)
+
+    def move_attribute(
+        self, shards: str, source: int, target: int, *, n: int = 500, seed: int = 0, precision: Precision = "fp32"
+    ) -> AttributeMove:
+        """Images of class `source`, moved in latent space along the direction to class `target`.
+
+        n: most images of a class in its mean. Raises UserError for a run without latents, and a class-conditional one.
+        """
+        runtime = self._runtime.in_precision(precision)
+        return move_between(self._run, shards, source, target, runtime, n=n, seed=seed)
+
+    def latent_map(self, shards: str, *, n: int = 2000, seed: int = 0, precision: Precision = "fp32") -> Map:
+        """Up to n images of the shards on a plane through their latents. Raises UserError for a run without latents."""
+        return map_of_run(self._run, shards, self._runtime.in_precision(precision), n=n, seed=seed)
+
+    def reconstruct(self, images: UInt8[Tensor, "n c h w"], *, seed: int = 0) -> UInt8[Tensor, "n c h w"]:
+        """The images after encoding and decoding, by an autoencoder or a VAE. Raises UserError for other stages."""
+        stage = self._run.stage
+        if not isinstance(stage, Reconstructs):
+            raise UserError(f"stage.kind {self.config.stage.kind} reconstructs no images; load an autoencoder or a vae")
+
+        def again(indices: range) -> Tensor:
+            rng = KeyedRNG(seed, torch.tensor(indices, device=self._runtime.device))
+            chunk = images[indices.start : indices.stop].to(self._runtime.device)
+            return stage.reconstruct(self.networks, chunk, rng).cpu()
+
+        return torch.cat(map_over_ranks(len(images), again, self._runtime))
+
+    def export(self, folder: Path) -> None:
+        """Write the weights as one safetensors file per network, and the config. Raises UserError."""
+        on_rank_zero(self._runtime, lambda: export_safetensors(self._run, folder))
+
+    def _with(self, **sampler: Any) -> Run:
+        """The run with these keys of its sampler; None leaves one as it is."""
+        words = [f"stage.sampler.{key}={value}" for key, value in sampler.items() if value is not None]
+        return reconfigured(self._run, [*self._overrides, *words], self._runtime) if words else self._run
+
+
+def load(
+    run: str | Path,
+    *,
+    raw: bool = False,
+    overrides: Sequence[str] = (),
+    precision: Precision = "auto",
+    device: Device = "auto",
+) -> LoadedRun:
+    """Load a run directory, or one checkpoint in it. Raises UserError.
+
+    raw: the trained weights instead of their moving average. overrides: of the run's config, such as
+    `stage.codec.run=PATH` where the VAE of a latent diffusion has moved.
+
+    >>> run = diffpipe.load("runs/tiny")
+    >>> run.config.stage.kind, run.step, list(run.networks)
+    ('ddpm', 2, ['denoiser'])
+    """
+    runtime = Runtime.start(precision, device)
+    return LoadedRun(open_run(Path(run), overrides, runtime, raw=raw), runtime, tuple(overrides))
