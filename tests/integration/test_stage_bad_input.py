@@ -39,7 +39,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["stage.kind autoencoder has none", "stage.conditional=true"],
     ),
     "no classes": (["classify", "{vae}", "{test}"], ["{vae}: ", "stage.kind vae has none", "data.labels=true"]),
-    "too few to classify": (["classify", "{vae}", "{test}", "--n", "3"], ["--n 3", "4 or more"]),
+    "too few to classify": (["classify", "{vae}", "{test}", "--n", "3"], ["n is 3", "4 or more"]),
     "steps of a VAE's bound": (
         ["nll", "{vae}", "{test}", "--steps", "9"],
         ["--steps is for a diffusion's bound, and {vae} is of stage.kind vae"],
