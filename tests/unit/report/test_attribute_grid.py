@@ -12,7 +12,7 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.attributes import STRENGTHS, ClassPair, Moved
 from diffpipe.report.attribute_grid import attribute_grid
 from diffpipe.report.labelled_grid import LINE
-from tests.support.runs import Coder, indexed_shards, opened_run
+from tests.support.runs import indexed_shards
 
 
 def test_each_row_is_an_original_and_its_moved_images(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_each_row_is_an_original_and_its_moved_images(tmp_path: Path) -> None:
     pair = ClassPair(shards, 0, 2, {0: np.array([9, 3, 6]), 2: np.array([2, 5])})
     images = torch.arange(3 * len(STRENGTHS), dtype=torch.uint8).reshape(3, -1, 1, 1, 1).expand(-1, -1, 1, 8, 8)
     moved = Moved(images.contiguous(), [0.0] * len(STRENGTHS), (0.0, 1.0))
-    picture = np.asarray(attribute_grid(moved, pair, opened_run(Coder(), tmp_path / "coder"), rows=2).convert("L"))
+    picture = np.asarray(attribute_grid(pair, moved, rows=2, title="coder, step 2").convert("L"))
     cell = 8 * 8 + 2
     assert picture.shape[0] == 2 * LINE + 2 * cell
     left = (picture.shape[1] - (1 + len(STRENGTHS)) * cell) // 2

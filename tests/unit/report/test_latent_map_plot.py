@@ -26,7 +26,7 @@ def test_axes_name_the_share_of_the_variance_and_without_decoded_images_there_is
     z = torch.randn(30, 5, generator=torch.Generator().manual_seed(3))
     plane, corners = principal(z), torch.zeros(2, 2, dtype=torch.float64)
     assert plane.explained is not None
-    figure = plot_latent_map(Map(plane, plane.points(z), torch.arange(30) % 2, corners, None), ["a", "b"], "title")
+    figure = plot_latent_map(Map(plane, plane.points(z), torch.arange(30) % 2, ["a", "b"], corners, None), "title")
     (axes,) = figure.axes
     for i, label in enumerate((axes.get_xlabel(), axes.get_ylabel())):
         assert f"principal component {i + 1} ({100 * plane.explained[i]:.1f}%" in label
