@@ -20,10 +20,14 @@ from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.state import Shape
 from diffpipe.train.distributed import Communicator
+from tests.support.commands import SHARDS, TINY
 from tests.support.run_states import run_state
 from tests.support.stage_cases import CASES
 from tests.support.tars import write_shards
 from tests.support.toy_stages import Toy
+
+TINY_WORDS = [*TINY, "data.resolution=8", "data.workers=0", "train.precision=fp32", f"data.train={SHARDS / 'test'}"]
+TINY_WORDS += ["data.test=null", "sample.every=0", "checkpoint.async=false"]
 
 
 class Coder(Toy):
