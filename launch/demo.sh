@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Two processes train a DDPM on Fashion-MNIST, sample from it, and score the samples.
-# Minutes on two CPU cores. Run it again to continue from the checkpoints in the run directory ($RUN).
+# Minutes on two CPU cores. Run it again to continue from the checkpoints in the run directory ($RUN). $N images are scored.
 # Arguments override the config: ./launch/demo.sh train.steps=2000
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,5 +9,5 @@ run="${RUN:-runs/fashion_mnist/ddpm}"
 diffpipe=(.venv/bin/accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe)
 "${diffpipe[@]}" train configs/fashion_mnist/ddpm.yaml run.dir="$run" "$@"
 "${diffpipe[@]}" sample "$run" "$run/samples/demo" --n 100
-"${diffpipe[@]}" eval "$run" --reference configs/fashion_mnist/shards/test --n 1000
+"${diffpipe[@]}" eval "$run" --reference configs/fashion_mnist/shards/test --n "${N:-1000}"
 echo "the samples, one class per column: $run/samples/demo/grid.png"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.commands import CONFIG, HOME, SHARDS, TINY_RUN, refused, succeeds, tensors
+from tests.support.commands import CONFIG, HOME, TINY_RUN, refused, succeeds, tensors
 
 STAGE = "stage={kind: rectified_flow, width: 16, sampler: {steps: 3}}"
 SMALL = [STAGE, *TINY_RUN, "data.resolution=8", "data.workers=0", "sample.every=0"]
@@ -73,7 +73,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_a_stage_in_a_file_of_the_users_own_goes_through_every_command(plugin: str, tmp_path: Path) -> None:
+def test_a_stage_in_a_file_of_the_users_own_goes_through_every_command(
+    plugin: str, tmp_path: Path, few_test_images: Path
+) -> None:
     runs = {"straight": [4], "resumed": [2, 4]}
     for name, steps in runs.items():
         for n in steps:
@@ -87,7 +89,7 @@ def test_a_stage_in_a_file_of_the_users_own_goes_through_every_command(plugin: s
     run = tmp_path / "straight"
     succeeds("--plugin", plugin, "sample", run, tmp_path / "samples", "--n", 4, "--steps", 2)
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 4
-    words = ["eval", run, "--reference", SHARDS / "test", "--n", 6, "--metrics", "fd_efficientnet_lite0"]
+    words = ["eval", run, "--reference", few_test_images, "--n", 6, "--metrics", "fd_efficientnet_lite0"]
     succeeds(*words, "--out", tmp_path / "score.json", f"--plugin={plugin}")
     score = json.loads((tmp_path / "score.json").read_text())
     assert np.isfinite(score["scores"]["fd_efficientnet_lite0"])

@@ -13,8 +13,8 @@ import pytest
 
 import diffpipe
 from diffpipe import api
-from tests.support.commands import CONFIG, SHARDS
-from tests.support.runs import TINY_WORDS
+from tests.support.commands import CONFIG
+from tests.support.runs import TINY_WORDS, indexed_shards
 
 METHODS = [f"LoadedRun.{name}" for name in ("sample", "score", "nll", "classify", "interpolate")]
 
@@ -49,7 +49,7 @@ def test_the_examples_run(name: str, tiny_run: Path, tmp_path: Path, monkeypatch
     for part in name.split("."):
         function = getattr(function, part)
     config = {key: value.model_dump(mode="json", by_alias=True) for key, value in _sections(tiny_run).items()}
-    scope = {"diffpipe": diffpipe, "shards": str(SHARDS / "test"), "config": config}
+    scope = {"diffpipe": diffpipe, "shards": indexed_shards(tmp_path / "shards", 12), "config": config}
     if name.startswith("LoadedRun."):
         scope["run"] = diffpipe.load(tiny_run)
     (example,) = [test for test in doctest.DocTestFinder().find(function, name, globs=scope) if test.examples]
