@@ -65,7 +65,8 @@ class Phase(NamedTuple):
 
     trains: the networks that it updates. Phases that train the same networks share an optimizer. every, start, until:
     it is due at steps start, start + every, … before step `until` (None: without end). penalizes: its loss contains
-    gradients with respect to images, so the update needs second derivatives.
+    gradients with respect to images, so the update needs second derivatives. exact: parts of its loss are computed in
+    IEEE float32, such as a flow's likelihood or a perceptual distance, and so is its backward pass.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Phase(NamedTuple):
     start: int = 0
     until: int | None = None
     penalizes: bool = False
+    exact: bool = False
 
     def due(self, step: int) -> bool:
         over = self.until is not None and step >= self.until

@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 PARTS = (
     "rng",
     "errors",
+    "precision",
     "interfaces",
     "data",
     "nn",

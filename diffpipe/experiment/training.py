@@ -21,7 +21,9 @@ def train(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> signal.
     Returns the signal that stopped it, after a checkpoint was saved, or None at the last step. Raises UserError.
     """
     config, home = experiment.train, experiment.run.path
-    runtime = Runtime.start(config.precision, config.device, home, config.timeout, config.trackers)
+    runtime = Runtime.start(
+        config.precision, config.device, home, config.timeout, config.trackers, deterministic=config.deterministic
+    )
     with runtime, lost_peer_errors():
         stop_consensus = StopConsensus(runtime.comm)
         # Caught up to the last line: once one rank has left, the launcher signals the others.

@@ -29,6 +29,7 @@ from diffpipe.errors import UserError
 from diffpipe.files import sha256_of
 from diffpipe.metrics.download import download
 from diffpipe.metrics.lite0 import lite0_features
+from diffpipe.precision import float32_products
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 # As k-diffusion and others that check the file give it.
@@ -58,27 +59,20 @@ class Extractor:
             images = repeat(images, "b 1 h w -> b c h w", c=3)
         # The images may lie on another device than the network, so autocast is switched off for both kinds.
         off = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
-        with torch.no_grad(), next(off), next(off), _exact_float32():
+        with torch.no_grad(), next(off), next(off), float32_products(tf32=False), _one_algorithm():
             return self.network(images).float().cpu()
 
 
 @contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Inside: no TF32 or bfloat16 in float32 products, and one algorithm per shape, whatever the process has set."""
-    backends: Any = torch.backends
-    # cudnn.rnn only because torch's older switch cannot be read while convolutions and RNNs differ.
-    products = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
-    products += (backends.mkldnn.conv, backends.mkldnn.matmul)
-    settings = [(product, "fp32_precision", "ieee") for product in products]
-    settings += [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
-    before = [getattr(owner, name) for owner, name, _ in settings]
+def _one_algorithm() -> Iterator[None]:
+    """Inside: one deterministic algorithm per shape, whatever the process has set."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
     try:
-        for owner, name, value in settings:
-            setattr(owner, name, value)
+        cudnn.deterministic, cudnn.benchmark = True, False
         yield
     finally:
-        for (owner, name, _), value in zip(settings, before, strict=True):
-            setattr(owner, name, value)
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def build_extractor(

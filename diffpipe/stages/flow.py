@@ -18,6 +18,7 @@ from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.flow import Dequantizer, start_act_norms
 from diffpipe.nn.glow import Glow, GlowConfig
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
+from diffpipe.precision import float32_products
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes, required_labels
@@ -135,6 +136,7 @@ class FlowStage:
         """Glow's ActNorms start from data. TarFlow has none."""
         return START_SAMPLES if self.config.network.kind == "glow" else 0
 
+    @float32_products(tf32=False)
     def start(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> None:
         """Set Glow's ActNorms from these images (Kingma & Dhariwal 2018, section 3.1)."""
         x, _ = self._continuous(nets, batch.images, rng)
@@ -145,7 +147,7 @@ class FlowStage:
 
     def phases(self) -> Sequence[Phase]:
         variational = isinstance(self.config.dequantization, VariationalDequantizationConfig)
-        return (Phase("likelihood", trains=("flow", "dequantizer") if variational else ("flow",)),)
+        return (Phase("likelihood", trains=("flow", "dequantizer") if variational else ("flow",), exact=True),)
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         """The bits/dim of each sample."""
@@ -177,6 +179,7 @@ class FlowStage:
         return self.decode_latents(nets, z, labels)
 
     @torch.no_grad()
+    @float32_products(tf32=False)
     def encode_latents(
         self,
         nets: Mapping[str, nn.Module],
@@ -189,6 +192,7 @@ class FlowStage:
         return nets["flow"](x, required_labels(self.classes, labels))[0].float()
 
     @torch.no_grad()
+    @float32_products(tf32=False)
     def decode_latents(
         self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
@@ -203,6 +207,7 @@ class FlowStage:
     def _image(self) -> tuple[int, int, int]:
         return self.shape.channels, self.shape.resolution, self.shape.resolution
 
+    @float32_products(tf32=False)
     def _bits(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> dict[str, Float[Tensor, " b"]]:
         """The terms of the negative log-likelihood in bits/dim. Float32 also under autocast."""
         labels = required_labels(self.classes, batch.labels)

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffpipe.config import Config
 from diffpipe.interfaces import Loss, Phase
+from diffpipe.precision import float32_products
 
 GANLoss = Literal["non_saturating", "hinge", "relativistic"]
 LogitsFunction = Callable[[Tensor], Tensor]
@@ -135,7 +136,8 @@ def _penalized(
     """
     images = images.detach().requires_grad_()
     # The fused kernels of attention have no second derivative.
-    with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+    math = sdpa_kernel(SDPBackend.MATH)
+    with torch.autocast(images.device.type, enabled=False), float32_products(tf32=False), math:
         logits = discriminator(images)
         squared = squared_gradient(logits, images)
     penalty = config.r1 / 2 * squared[:b]

@@ -17,6 +17,7 @@ from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.levels import LevelsConfig
+from diffpipe.precision import float32_products
 from diffpipe.stages.gan_losses import discriminator_loss, generator_loss
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -64,7 +65,7 @@ def perceptual_distance(
     all of its weights alike, and a mean over layers, so that it lies in [0, 4] whatever the network.
     """
     # In full precision: late in training the two differ only a little.
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), float32_products(tf32=False):
         with torch.no_grad():
             wanted = [_unit(f) for f in features(_rgb(x.float()))]
         found = [_unit(f) for f in features(_rgb(y.float()))]

@@ -133,13 +133,13 @@ class VAE:
 
     def phases(self) -> Sequence[Phase]:
         """With a discriminator, the autoencoder's update changes to another phase at the discriminator's first step."""
-        coder, patch = (ENCODER, DECODER), self.config.patch
+        coder, patch, perceptual = (ENCODER, DECODER), self.config.patch, self.config.perceptual is not None
         if patch is None:
-            return (Phase("bound", trains=coder),)
+            return (Phase("bound", trains=coder, exact=perceptual),)
         return (
-            Phase("bound", trains=coder, until=patch.start),
+            Phase("bound", trains=coder, until=patch.start, exact=perceptual),
             Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,), start=patch.start),
-            Phase("adversarial", trains=coder, start=patch.start),
+            Phase("adversarial", trains=coder, start=patch.start, exact=perceptual),
         )
 
     def encode(

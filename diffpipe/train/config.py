@@ -24,6 +24,13 @@ class TrainConfig(Config):
     Parameters, optimizer state and averages are always fp32."""
     device: Device = "auto"
     """Device to train on; auto: CUDA where there is any, else the CPU."""
+    tf32: bool = False
+    """Let the training's float32 products use TF32 on NVIDIA GPUs: faster, with 10 mantissa bits instead of 23. false:
+    they are IEEE float32, which is what train.precision=fp32 means. Gradient penalties, perceptual distances, flows,
+    likelihoods, samples and scores are IEEE float32 in any case, where they are float32."""
+    deterministic: bool = True
+    """Compute with deterministic algorithms, as a resume with the same bits needs. false: faster on GPUs, where sums
+    may then differ in their last bits from one run to the next."""
     parallel: Parallel = "auto"
     """ddp: a whole copy of the networks on each process. fsdp: parameters, gradients, optimizer state and averages are
     sharded over all processes. hsdp: they are sharded within groups of train.shard_size. auto: fsdp under

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch, Loss, Phase, Stage
+from diffpipe.precision import float32_products
 from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.bad_samples import BadSamples, sample_weight
 from diffpipe.train.blocks import checkpoint_activations, compile_blocks, require_blocks, uncompiled
@@ -219,10 +220,11 @@ class Trainer:
         """Forward and backward on micro-batch i. After the last one the gradients are those of the global batch."""
         torch.manual_seed(fold_in(self.seed, "network", phase.name, self.step, self.runtime.rank, i))
         with nullcontext() if last else self.strategy.no_sync([*self.wrapped.values()]):
-            with self.runtime.autocast():
+            with self.runtime.autocast(), float32_products(tf32=self.config.tf32):
                 loss = self.stage.loss(phase, nets, batch, KeyedRNG(self.seed, batch.positions))
             losses = loss.per_sample if batch.valid is None else loss.per_sample.where(batch.valid, 0)
-            self.optimizers[phase.trains].backward(losses.sum() * weight)
+            with float32_products(tf32=self.config.tf32 and not (phase.penalizes or phase.exact)):
+                self.optimizers[phase.trains].backward(losses.sum() * weight)
         return loss
 
     def _prefix(self, phase: Phase) -> str:

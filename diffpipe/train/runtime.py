@@ -6,8 +6,8 @@ The same command runs alone, under `accelerate launch` and under torchrun, on CP
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 from diffpipe import plugins
 from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch
+from diffpipe.precision import float32_products, set_float32_products
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.launcher import launched_for_fsdp
 from diffpipe.train.rendezvous import init_method
@@ -54,18 +55,19 @@ class Runtime:
         log_dir: str | Path | None = None,
         timeout: float = 600,
         trackers: Sequence[str] = ("tensorboard",),
+        deterministic: bool = True,
     ) -> Runtime:
         """Join the job that the launcher describes in the environment, or run as a single process.
 
         log_dir: where trackers write; None: nothing is tracked. timeout: the seconds that a collective waits for a
-        process. trackers: names of accelerate's or of plug-ins'.
+        process. trackers: names of accelerate's or of plug-ins'. deterministic: see `TrainConfig`.
 
         Raises UserError for a device that the machine does not have, and for a launcher option without effect here.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("train.device is cuda, and torch sees no CUDA device here; set train.device=cpu or auto")
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-        _be_deterministic()
+        _set_determinism(deterministic)
         limit = timedelta(seconds=timeout)
         fsdp = launched_for_fsdp()
         accelerator = Accelerator(
@@ -77,6 +79,7 @@ class Runtime:
             else None,
             kwargs_handlers=[InitProcessGroupKwargs(init_method=init_method(), timeout=limit)],
         )
+        set_float32_products(tf32=False)  # after accelerate, which allows TF32 under its --dynamo_backend
         dtype = _DTYPES[resolve_precision(precision, accelerator.device)]
         comm = Communicator(accelerator.process_index, accelerator.num_processes, timeout=limit)
         return cls(accelerator, dtype, comm, fsdp)
@@ -125,10 +128,12 @@ class Runtime:
         """The module in DistributedDataParallel where there is more than one process."""
         return self.accelerator.prepare_model(module)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Around networks: autocast to `dtype`. Products that stay in float32 are IEEE float32, not TF32."""
+        float32 = self.dtype == torch.float32
+        with nullcontext() if float32 else torch.autocast(self.device.type, self.dtype), float32_products(tf32=False):
+            yield
 
     def start_tracking(self, config: Mapping[str, Any]) -> None:
         self.accelerator.init_trackers("tensorboard", config=dict(config))
@@ -167,9 +172,10 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
-def _be_deterministic() -> None:
-    """The same inputs give the same bits, as an exact resume needs."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def _set_determinism(deterministic: bool) -> None:
+    """Whether the same inputs give the same bits, as an exact resume needs, or the fastest algorithms are taken."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not deterministic
