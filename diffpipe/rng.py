@@ -26,6 +26,7 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIER = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_BLOCK = 2**16  # entries of a permutation at a time: about 6 MB
 
 
 def fold_in(*parts: int | str) -> int:
@@ -55,10 +56,32 @@ def permutation(n: int, *parts: int | str) -> np.ndarray:
 
     It sorts by 64 random bits per entry. Numpy's own shuffle may change between releases.
     """
-    i = np.arange(n, dtype=np.int64)
+    return np.argsort(_sort_keys(0, n, fold_in(*parts)), kind="stable")
+
+
+def permutation_start(size: int, n: int, *parts: int | str) -> np.ndarray:
+    """The first `size` entries of `permutation(n, *parts)`, in memory for `size` entries instead of n."""
+    key, kept, entries = fold_in(*parts), np.empty(0, np.int64), np.empty(0, np.int64)
+    pending, limit = [(kept, entries)], np.iinfo(np.int64).max
+    for start in range(0, n, _BLOCK):
+        keys = _sort_keys(start, min(start + _BLOCK, n), key)
+        candidates = np.flatnonzero(keys <= limit)
+        pending.append((keys[candidates], candidates + start))
+        if start + _BLOCK < n and sum(len(part) for part, _ in pending) < 2 * size + _BLOCK:
+            continue
+        kept, entries = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+        order = np.argsort(kept, kind="stable")[:size]
+        pending = [(kept[order], entries[order])]
+        limit = kept[order[-1]] if 0 < len(order) == size else limit
+    return pending[0][1][:size]
+
+
+def _sort_keys(start: int, stop: int, key: int) -> np.ndarray:
+    """64 random bits for each of the entries start to stop - 1 of a permutation, int64."""
+    i = np.arange(start, stop, dtype=np.int64)
     zero = np.zeros_like(i)
-    high, low, _, _ = philox(i & _WORD, i >> 32, zero, zero, fold_in(*parts))
-    return np.argsort((high << 32) | low, kind="stable")
+    high, low, _, _ = philox(i & _WORD, i >> 32, zero, zero, key)
+    return (high << 32) | low
 
 
 @runtime_checkable

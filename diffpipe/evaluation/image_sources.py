@@ -15,7 +15,7 @@ from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, ImageShape, Stage
-from diffpipe.rng import KeyedRNG, permutation
+from diffpipe.rng import KeyedRNG, permutation_start
 from diffpipe.train.runtime import Runtime
 
 
@@ -71,9 +71,10 @@ class ShardImages:
             )
         require_images(shards)
         self.shards, self.channels, self.resolution = shards, channels, resolution
-        drawn = n is not None and n < shards.total
-        self._indices = permutation(shards.total, seed, "subset")[:n] if drawn else np.arange(shards.total)
-        self.drawn = {"drawn_by_seed": seed} if drawn else {}
+        if n is not None and n < shards.total:
+            self._indices, self.drawn = permutation_start(n, shards.total, seed, "subset"), {"drawn_by_seed": seed}
+        else:
+            self._indices, self.drawn = np.arange(shards.total), {}
 
     @property
     def n(self) -> int:

@@ -16,7 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import require_images
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.interfaces import Encodes, ImageShape, Stage
-from diffpipe.rng import KeyedRNG, permutation
+from diffpipe.rng import KeyedRNG, permutation_start
 from diffpipe.train.runtime import Runtime
 
 BLOCK = 1000  # labels read at a time in search of a class
@@ -91,7 +91,7 @@ def labelled_shards(patterns: str) -> ShardSet:
 
 def drawn(shards: ShardSet, n: int, seed: int) -> Int[np.ndarray, " _"]:
     """The places of up to n of the set's images, drawn without replacement."""
-    return permutation(shards.total, seed, "subset")[:n]
+    return permutation_start(n, shards.total, seed, "subset")
 
 
 def drawn_of_class(
@@ -106,8 +106,10 @@ def drawn_of_class(
     if unknown:
         raise UserError(f"{unknown[0]} is no class of {shards.paths[0]} and its set; they are 0 to {known - 1}")
     places_of: dict[int, list[int]] = {label: [] for label in classes}
-    order = permutation(shards.total, seed, "subset")
+    order = permutation_start(BLOCK, shards.total, seed, "subset")
     for start in range(0, shards.total, BLOCK):
+        if start == len(order):
+            order = permutation_start(2 * start, shards.total, seed, "subset")
         block = order[start : start + BLOCK]
         labels = sequential_reader.labels(shards, block).numpy()
         for label, places in places_of.items():

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from diffpipe.errors import UserError
-from diffpipe.rng import permutation
+from diffpipe.rng import permutation_start
 
 Subset = tuple[Int64[np.ndarray, " size"], Int64[np.ndarray, " size"]]
 
@@ -18,8 +18,10 @@ Subset = tuple[Int64[np.ndarray, " size"], Int64[np.ndarray, " size"]]
 def draw_subsets(n: int, m: int, number: int = 100, size: int = 1000, seed: int = 0) -> list[Subset]:
     """`number` pairs of index lists into n and m features, each of min(n, m, size) entries without repetition."""
     size = min(n, m, size)
-    pairs = ((permutation(n, seed, "kid a", s), permutation(m, seed, "kid b", s)) for s in range(number))
-    return [(i[:size], j[:size]) for i, j in pairs]
+    return [
+        (permutation_start(size, n, seed, "kid a", s), permutation_start(size, m, seed, "kid b", s))
+        for s in range(number)
+    ]
 
 
 def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], subsets: Sequence[Subset]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from diffpipe.rng import KeyedRNG, fold_in, inverse_normal_cdf, permutation, philox
+from diffpipe.rng import KeyedRNG, fold_in, inverse_normal_cdf, permutation, permutation_start, philox
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key (low word first), output.
 KNOWN_ANSWERS = [
@@ -194,6 +195,24 @@ def test_a_permutation_has_every_entry_once(n):
     order = permutation(n, 0, "order")
     assert order.dtype == np.int64
     assert np.array_equal(np.sort(order), np.arange(n))
+
+
+@pytest.mark.parametrize(
+    ("size", "n"), [(0, 5), (3, 0), (1, 1), (7, 5), (5, 5), (10, 70_000), (60_000, 300_000), (150_000, 200_000)]
+)
+def test_the_start_of_a_permutation_is_the_permutations(size, n):
+    assert np.array_equal(permutation_start(size, n, 3, "order"), permutation(n, 3, "order")[:size])
+
+
+def test_the_start_of_a_permutation_takes_memory_for_the_start_alone():
+    def peak(n):
+        tracemalloc.start()
+        permutation_start(1000, n, 0, "order")
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    assert peak(2_000_000) < 1.2 * peak(200_000) < 15_000_000  # the whole one takes 94 bytes an entry
 
 
 def test_a_permutation_depends_on_every_part_and_on_nothing_else():

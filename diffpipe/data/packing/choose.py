@@ -11,7 +11,7 @@ import numpy as np
 
 from diffpipe.data.packing.source import Source
 from diffpipe.errors import UserError
-from diffpipe.rng import permutation
+from diffpipe.rng import permutation_start
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def _draw(labels: np.ndarray, label: int, names: Sequence[str] | None, n: int, s
     if len(members) < n:
         name = label if names is None else names[label]
         raise UserError(f"class {name} has {len(members)} images, fewer than --per-class {n}; ask for fewer")
-    return members[permutation(len(members), seed, "per-class", label)[:n]]
+    return members[permutation_start(n, len(members), seed, "per-class", label)]
