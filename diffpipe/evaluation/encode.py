@@ -16,7 +16,7 @@ from diffpipe.data.loader.reader import Reader
 from diffpipe.data.packing.shard_writer import TarWriter
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import on_rank_zero
-from diffpipe.metrics.evaluate import chunks
+from diffpipe.metrics.feature_sets import chunks
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.logs import progress_bar
 from diffpipe.train.runtime import Runtime

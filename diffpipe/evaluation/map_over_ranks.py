@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from diffpipe.metrics.evaluate import chunks
+from diffpipe.metrics.feature_sets import chunks
 from diffpipe.train.logs import progress_bar
 from diffpipe.train.runtime import Runtime
 

@@ -43,9 +43,8 @@ def score(
             floor,
             metrics,
             extractors=extractors,
-            rank=runtime.rank,
-            world=runtime.world,
-            gather=runtime.comm.gather,
+            ranks=runtime.comm,
+            device=runtime.device,
             on_generated=on_generated,
             progress=progress,
         )

@@ -52,7 +52,10 @@ class Extractor:
     network: Callable[[Tensor], Tensor]
 
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Features float32 [b dim] on the CPU of gray (c = 1) or RGB (c = 3) images. Raises UserError for other c."""
+        """Features float32 [b dim] of gray (c = 1) or RGB (c = 3) images, on the network's device.
+
+        Raises UserError for other c.
+        """
         if images.shape[1] not in (1, 3):
             raise UserError(f"the feature network {self.name} takes gray or RGB images, not {images.shape[1]} channels")
         if images.shape[1] == 1:
@@ -60,7 +63,7 @@ class Extractor:
         # The images may lie on another device than the network, so autocast is switched off for both kinds.
         off = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
         with torch.no_grad(), next(off), next(off), float32_products(tf32=False), _one_algorithm():
-            return self.network(images).float().cpu()
+            return self.network(images).float()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 from diffpipe import __version__
 from diffpipe.errors import UserError
 from diffpipe.experiment.run import Run, open_run
-from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.report.comparison_rows import ComparisonRow
 from diffpipe.report.comparison_runner import (
     ComparisonRunner,

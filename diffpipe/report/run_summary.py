@@ -19,7 +19,7 @@ from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, 
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Borrows, Generates, Reconstructs
-from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 

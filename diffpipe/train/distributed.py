@@ -49,6 +49,19 @@ class Communicator:
         dist.all_reduce(total, group=self.group)
         return total
 
+    def sum_in_place(self, value: Tensor) -> None:
+        """Overwrite a tensor with its sum over all ranks. A collective."""
+        if self.world > 1:
+            dist.all_reduce(value, group=self.group)
+
+    def stack(self, value: Tensor) -> Tensor:
+        """Every rank's tensor of one shape, in rank order: [world, *shape]. A collective."""
+        if self.world == 1:
+            return value[None]
+        stacked = value.new_empty(self.world, *value.shape)
+        dist.all_gather([*stacked], value.contiguous(), group=self.group)
+        return stacked
+
     def broadcast(self, value: Tensor) -> None:
         """Overwrite a tensor with rank 0's. A collective."""
         if self.world == 1:

@@ -17,7 +17,7 @@ from diffpipe.config import load_config
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import build_stage, open_run
 from diffpipe.interfaces import Generates, Reconstructs, Stage
-from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.integration.recorded import shown

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 
@@ -26,6 +29,12 @@ class ThreadCommunicator(Communicator):
         gathered = list(self.values)
         self.threads.wait(timeout=20)
         return gathered
+
+    def sum_in_place(self, value: Tensor) -> None:
+        value.copy_(self.stack(value.clone()).sum(0))
+
+    def stack(self, value: Tensor) -> Tensor:
+        return torch.stack(self.gather(value))
 
 
 def on_ranks(world: int, run: Callable[[Runtime], Any]) -> list[Any]:

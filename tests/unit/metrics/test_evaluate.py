@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,14 @@ import torch
 
 from diffpipe import plugins
 from diffpipe.errors import UserError
-from diffpipe.metrics.evaluate import CHUNK, build_extractors, evaluate
+from diffpipe.metrics.evaluate import build_extractors, evaluate
+from diffpipe.metrics.feature_sets import CHUNK, Ranks
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.frechet import frechet_distance
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.moments import Moments
 from diffpipe.metrics.protocol import Result
+from tests.support import thread_ranks
 
 LITE0 = ["fd_efficientnet_lite0", "kid_efficientnet_lite0"]
 
@@ -58,20 +58,8 @@ def lite0() -> dict[str, Extractor]:
 
 
 def on_ranks(world: int, run: Callable[..., Result]) -> list[Result]:
-    """`run` on `world` threads, whose `gather` hands each one all of their values in rank order."""
-    values: list[Any] = [None] * world
-    barrier = threading.Barrier(world, timeout=60)
-
-    def rank_main(rank: int) -> Result:
-        def gather(value: Any) -> list[Any]:
-            values[rank] = value
-            barrier.wait()
-            return list(values)
-
-        return run(rank=rank, world=world, gather=gather)
-
-    with ThreadPoolExecutor(world) as pool:
-        return list(pool.map(rank_main, range(world)))
+    """The results of `run` on `world` threads, each of which is a rank."""
+    return thread_ranks.on_ranks(world, lambda runtime: run(ranks=runtime.comm))
 
 
 def without_date(result: Result) -> dict[str, Any]:
@@ -165,12 +153,10 @@ def test_images_are_made_once_for_all_metrics_and_handed_over_once() -> None:
 def test_each_chunk_is_whole_and_on_one_rank() -> None:
     seen: list[tuple[int, range]] = []
 
-    def run(rank: int, **ranks: Any) -> Result:
-        note = lambda indices, images: seen.append((rank, indices))  # noqa: E731
+    def run(ranks: Ranks) -> Result:
+        note = lambda indices, images: seen.append((ranks.rank, indices))  # noqa: E731
         extractors = {"a": pixels()}
-        return evaluate(
-            Blobs(130), Blobs(60), None, ["fd_a"], extractors=extractors, rank=rank, on_generated=note, **ranks
-        )
+        return evaluate(Blobs(130), Blobs(60), None, ["fd_a"], extractors=extractors, ranks=ranks, on_generated=note)
 
     on_ranks(2, run)
     assert CHUNK == 50

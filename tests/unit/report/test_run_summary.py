@@ -12,7 +12,7 @@ import torch
 from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.metrics.evaluate import CHUNK
+from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.report import run_summary
 from diffpipe.report.run_summary import (
     count_parameters,
