@@ -140,6 +140,9 @@ class Network(Protocol):
         Each block is called as a module by the network's forward pass. No block holds another one or shares a
         parameter with it. The order is that of registration. An option that needs blocks is refused where there are
         none.
+
+        Sharding gives a block its parameters in the type that autocast computes in. A block whose parameters must be
+        float32, because it switches autocast off, has an attribute `float32 = True`.
         """
         ...
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.blocks import zero_init
-from diffpipe.nn.discriminator import head, multiscale_logits
+from diffpipe.nn.discriminator import Head, multiscale_logits
 from diffpipe.nn.unet import UNet, UNetConfig, UNetEncoder
 
 
@@ -51,7 +51,7 @@ class DenoisingDiscriminator(UNetEncoder):
         super().__init__(config, 2 * channels, resolution, classes)
         # The last features at each resolution, and the middle's.
         widths = [config.channels * mult for mult in (*config.channel_mult, config.channel_mult[-1])]
-        self.heads = nn.ModuleList(head(width, config.groups) for width in widths)
+        self.heads = nn.ModuleList(Head(width, config.groups) for width in widths)
         self.projection = zero_init(nn.Embedding(classes, self.widths[-1])) if classes else None
 
     def blocks(self) -> list[nn.Module]:

@@ -48,7 +48,7 @@ class Discriminator(nn.Module):
             self.levels.append(res_blocks(c, width, config.blocks, c_emb, config.groups))
             c = width
         self.last = ResBlock(c, c, c_emb, config.groups, dropout=0.0)
-        self.heads = nn.ModuleList(head(width, config.groups) for width in (*widths, c))
+        self.heads = nn.ModuleList(Head(width, config.groups) for width in (*widths, c))
         self.whole = nn.Linear(c * smallest**2, 1)
         self.projection = zero_init(nn.Embedding(classes, c)) if classes else None
 
@@ -71,9 +71,13 @@ class Discriminator(nn.Module):
         return multiscale_logits(features, self.heads, self.projection, labels, self.whole)
 
 
-def head(channels: int, groups: int) -> nn.Module:
-    """A layer that maps features to a logit at each place."""
-    return nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
+class Head(nn.Sequential):
+    """A layer that maps features to a logit at each place. It computes in float32: see `multiscale_logits`."""
+
+    float32 = True
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, 1, 3, padding=1))
 
 
 def multiscale_logits(

@@ -50,6 +50,8 @@ def one_hot(labels: Int[Tensor, " b"], classes: int, like: Tensor) -> Float[Tens
 class ActNorm(nn.Module):
     """A scale and a shift for each channel (paper, section 3.1). It is the identity until `start` sets it from data."""
 
+    float32 = True
+
     def __init__(self, channels: int):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(channels, 1, 1))
@@ -96,6 +98,7 @@ class InvertibleConv(nn.Module):
     W starts as a random rotation. P and the signs of s stay as they start.
     """
 
+    float32 = True
     permutation: Tensor
     sign: Tensor
 
@@ -135,6 +138,8 @@ class Coupling(nn.Module):
     The log-scale is bounded. The last convolution starts at zero, so the layer starts as the identity;
     it computes in full precision, since later scales would magnify the rounding of a shift.
     """
+
+    float32 = True
 
     def __init__(self, channels: int, hidden: int, c_context: int):
         super().__init__()
@@ -197,6 +202,8 @@ class Prior(nn.Module):
 
     It makes the learned Gaussian of each level a layer of the flow, so that all of z is standard normal.
     """
+
+    float32 = True
 
     def __init__(self, channels: int, c_given: int, c_context: int):
         super().__init__()

@@ -58,16 +58,24 @@ class KVCache:
         return self.kv
 
 
+class LayerNorm(nn.LayerNorm):
+    """Its parameters may have fewer digits than its input, as those of a sharded block have."""
+
+    def forward(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+
+
 class TransformerLayer(nn.Module):
     """norm → causal attention → add, norm → MLP → add."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, h: Float[Tensor, "b n width"], cache: KVCache | None = None) -> Float[Tensor, "b n width"]:

@@ -82,12 +82,14 @@ class Trainer:
         }
         for option in [option for option, chosen in options.items() if chosen]:
             require_blocks(self.nets, option)
+        # The gradient of a gradient is taken in float32.
+        penalized = {name for phase in self.stage.phases() if phase.penalizes for name in phase.trains}
         for name, net in self.nets.items():
             if config.activation_checkpointing:
                 checkpoint_activations(net)
             if config.compile:
                 compile_blocks(net)
-            self.strategy.shard(net)
+            self.strategy.shard(net, float32=name in penalized)
             self.strategy.shard(self.averages[name].net)
 
     def _build_optimizers(self, config: OptimizerConfig) -> dict[tuple[str, ...], Optimizer]:

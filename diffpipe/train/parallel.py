@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,8 +28,11 @@ class ParallelStrategy:
 
     mesh: the processes that share one copy, [shard] or [replicate shard]; None where each process holds a full copy.
 
-    Sharded parameters are gathered and gradients reduced in float32, whatever autocast computes in. So a sharded run
-    gives the numbers of an unsharded one, up to the order of sums.
+    Gradients are reduced in float32, whatever autocast computes in. The parameters of a block are gathered in
+    autocast's type, except where it needs them in float32 (see `interfaces.Network`): autocast would keep its casts of
+    all blocks from the forward to the backward pass. So a sharded run gives the numbers of an unsharded one up to the
+    order of sums, and in bfloat16 also up to the rounding of parameters that autocast leaves in float32, such as those
+    of a norm.
     """
 
     runtime: Runtime
@@ -67,15 +70,24 @@ class ParallelStrategy:
         """
         return self.mesh is None and self.runtime.world > 1
 
-    def shard(self, net: nn.Module) -> None:
-        """Shard a network, whose parameters are the same on all processes, in place. Without parameters: unchanged."""
+    def shard(self, net: nn.Module, *, float32: bool = False) -> None:
+        """Shard a network, whose parameters are the same on all processes, in place. Without parameters: unchanged.
+
+        float32: all blocks need their parameters in float32.
+        """
         if self.mesh is None or not has_parameters(net):
             return
         # FSDP2 takes no channels_last parameters; the images keep that format, and so do the activations.
         net.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         for block in blocks(net):
-            fully_shard(block, mesh=self.mesh)
+            fully_shard(block, mesh=self.mesh, mp_policy=self._policy(float32 or getattr(block, "float32", False)))
         fully_shard(net, mesh=self.mesh)
+
+    def _policy(self, float32: bool) -> MixedPrecisionPolicy:
+        if float32 or self.runtime.dtype == torch.float32:
+            return MixedPrecisionPolicy()
+        # Autocast decides for each operator what it computes in: inputs are not cast here.
+        return MixedPrecisionPolicy(self.runtime.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network whose backward pass averages the gradients over the processes."""
