@@ -33,15 +33,20 @@ class ModelEMA:
     net: the averaged network, frozen and in evaluation mode. It must be sharded as the trained one is.
     """
 
-    def __init__(self, config: EMAConfig, net: nn.Module):
-        """net: the trained network without wrapper: ema-pytorch matches names, and a wrapper's prefix matches none."""
+    def __init__(self, config: EMAConfig, net: nn.Module, averaged: nn.Module | None = None):
+        """net: the trained network without wrapper: ema-pytorch matches names, and a wrapper's prefix matches none.
+
+        averaged: a second network that holds the average, sharded as the first one is; None: a copy of the first.
+        """
         self.config = config
-        self._ema: Any = EMA(net, include_online_model=False, use_foreach=True)
+        self._ema: Any = EMA(net, averaged, include_online_model=False, use_foreach=True)
         self._ema.copy_params_from_model_to_ema()
+        for copy, value in zip(self._ema.ema_model.buffers(), net.buffers(), strict=True):
+            copy.copy_(value)  # ema-pytorch leaves out integers
         self.net: nn.Module = self._ema.ema_model
         self.net.requires_grad_(False).eval()
-        trained, averaged = dict(net.named_parameters()), dict(self.net.named_parameters())
-        assert trained.keys() == averaged.keys(), "an average with other parameters would never move"
+        trained, average = dict(net.named_parameters()), dict(self.net.named_parameters())
+        assert trained.keys() == average.keys(), "an average with other parameters would never move"
 
     def update(self, step: int) -> None:
         """Move towards the weights after `step`. ema-pytorch's own step counter would wait for the device."""

@@ -27,8 +27,15 @@ from diffpipe.train.logs import MetricsLog, SampleLog, progress_bar
 from diffpipe.train.meter import Meter
 from diffpipe.train.nonfinite import handle_nonfinite
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
-from diffpipe.train.parallel import ParallelStrategy, full_tensor
+from diffpipe.train.parallel import ParallelStrategy
 from diffpipe.train.runtime import Runtime
+from diffpipe.train.sharded_networks import (
+    empty_sharded_networks,
+    fill,
+    networks_of_rank_zero,
+    unsharded_copies,
+    without_values,
+)
 
 
 class Trainer:
@@ -57,12 +64,19 @@ class Trainer:
         A collective. Raises UserError where an option does not fit the stage's networks or the job's processes.
         """
         self.stage, self.runtime, self.config, self.seed, self.batch_size = stage, runtime, config, seed, batch_size
-        self.nets = initial_networks(stage, runtime, seed)
-        if start is not None:
-            start_from_data(self.nets, start, seed, runtime.comm)
-        self.averages = {name: ModelEMA(ema, net) for name, net in self.nets.items()}
         self.strategy = ParallelStrategy.of(config.parallel, config.shard_size, runtime)
-        self._prepare_blocks()
+        if self.strategy.mesh is None:
+            self.nets = initial_networks(stage, runtime, seed)
+            if start is not None:
+                start_from_data(self.nets, start, seed, runtime.comm)
+            self.averages = {name: ModelEMA(ema, net) for name, net in self.nets.items()}
+            self._prepare_blocks()
+        else:
+            self.nets = without_values(stage)
+            self._prepare_blocks()
+            fill(self.nets, networks_of_rank_zero(stage, runtime, seed, start), runtime)
+            averaged = empty_sharded_networks(stage, self.strategy)
+            self.averages = {name: ModelEMA(ema, net, averaged[name]) for name, net in self.nets.items()}
         self.wrapped = {name: self.strategy.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
         self.optimizers = self._build_optimizers(optimizer)
@@ -90,7 +104,6 @@ class Trainer:
             if config.compile:
                 compile_blocks(net)
             self.strategy.shard(net, float32=name in penalized)
-            self.strategy.shard(self.averages[name].net)
 
     def _build_optimizers(self, config: OptimizerConfig) -> dict[tuple[str, ...], Optimizer]:
         """One optimizer for the phases that train the same networks."""
@@ -121,12 +134,7 @@ class Trainer:
         nets = {name: average.net for name, average in self.averages.items()}
         if self.strategy.mesh is None:
             return nets
-        with torch.random.fork_rng(devices=[]):
-            copies = {name: self.runtime.place(net) for name, net in self.stage.networks().items()}
-        for name, copy in copies.items():
-            copy.load_state_dict({key: full_tensor(value) for key, value in nets[name].state_dict().items()})
-            copy.requires_grad_(False).eval()
-        return copies
+        return unsharded_copies(self.stage, nets, self.runtime)
 
     def run(
         self,
