@@ -22,14 +22,12 @@ TO_WRITE = {
     "evaluation/anomaly.py",
     "evaluation/encode.py",
     "evaluation/export.py",
-    "evaluation/image_grid.py",
     "evaluation/image_sources.py",
     "evaluation/likelihood.py",
     "evaluation/nll.py",
     "evaluation/reconstruction.py",
     "evaluation/samples.py",
     "evaluation/score_sources.py",
-    "evaluation/scores.py",
     "evaluation/validation.py",
 }
 
