@@ -21,7 +21,6 @@ WITHOUT_TESTS = {
 TO_WRITE = {
     "evaluation/anomaly.py",
     "evaluation/encode.py",
-    "evaluation/export.py",
     "evaluation/image_sources.py",
     "evaluation/likelihood.py",
     "evaluation/nll.py",
