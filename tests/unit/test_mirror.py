@@ -19,12 +19,9 @@ WITHOUT_TESTS = {
 
 # Modules that are tested through the commands in tests/integration alone, and still need a test file of their own.
 TO_WRITE = {
-    "evaluation/encode.py",
     "evaluation/image_sources.py",
-    "evaluation/reconstruction.py",
     "evaluation/samples.py",
     "evaluation/score_sources.py",
-    "evaluation/validation.py",
 }
 
 # Test files of one property over many modules, or of something that is no module.
