@@ -19,8 +19,6 @@ WITHOUT_TESTS = {
 
 # Modules that are tested through the commands in tests/integration alone, and still need a test file of their own.
 TO_WRITE = {
-    "evaluation/image_sources.py",
-    "evaluation/samples.py",
     "evaluation/score_sources.py",
 }
 
