@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -70,11 +71,10 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage(), inputs)
+        for storage in _storages(out):
+            self._count(storage, inputs)
         return out
 
     def _count(self, storage: torch.UntypedStorage, inputs: set[int]) -> None:
@@ -88,6 +88,13 @@ class LiveBytes(TorchDispatchMode):
     def _free(self, address: int, size: int) -> None:
         self._known.discard(address)
         self.bytes -= size
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """The storages of the tensors among nested values: of DTensors this process's part, and none on the meta device."""
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor) and not leaf.is_meta:
+            yield (leaf._local_tensor if isinstance(leaf, DTensor) else leaf).untyped_storage()
 
 
 def peak_bytes(training: NoiseTraining) -> int:

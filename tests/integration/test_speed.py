@@ -52,6 +52,13 @@ def test_each_of_two_sharded_processes_holds_half_and_recomputation_keeps_less()
         assert float(recomputed[figure].split()[0]) < float(kept[figure].split()[0])
 
 
+def test_one_of_many_processes() -> None:
+    step, fid, kid = table_rows(script("many_ranks", "--ranks", 4, "--dim", 8))
+    assert step["a step of"].startswith("4 processes")
+    assert fid["collectives"] == "1"
+    assert kid["collectives"] == "4"
+
+
 def test_costs() -> None:
     result = table_rows(script("costs", "--rounds", 1, "--steps", 2, processes=2))
     assert [row["step"].split(",")[0] for row in result] == [

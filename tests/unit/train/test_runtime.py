@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diffpipe.errors import UserError
+from diffpipe.train.config import TrainConfig
 from diffpipe.train.runtime import Runtime, resolve_precision
 from tests.support.toy_stages import batch
 
@@ -59,3 +60,22 @@ def test_a_tracker_gets_the_logged_values(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(tracker, "log", lambda row, step, **_: values.append((row, step)))
         runtime.track({"loss": 0.5}, step=7)
     assert values == [({"loss": 0.5}, 7)]
+
+
+def test_algorithms_are_deterministic_unless_the_config_says_otherwise() -> None:
+    for deterministic in (False, True):
+        with Runtime.start("fp32", "cpu", deterministic=deterministic):
+            assert torch.are_deterministic_algorithms_enabled() == deterministic
+            assert torch.backends.cudnn.benchmark != deterministic
+    with Runtime.start("fp32", "cpu"):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert TrainConfig(steps=1).deterministic
+    assert not TrainConfig(steps=1).tf32
+
+
+def test_a_launcher_option_does_not_allow_tf32() -> None:
+    """accelerate sets torch's switch for matrix products under --dynamo_backend."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with Runtime.start("fp32", "cpu"):
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert not torch.backends.cudnn.allow_tf32
