@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import stat
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -22,7 +24,7 @@ _KINDS = {
 }
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` when the block ends without an error.
 
@@ -58,37 +60,111 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a regular file, in hexadecimal. Raises OSError."""
-    with os.fdopen(open_regular(path, follow_links=True), "rb") as file:
+def sha256_of(path: Path, *, follow_links: bool = True) -> str:
+    """The sha256 of a regular file, in hexadecimal. follow_links: see `open_regular`. Raises OSError."""
+    with os.fdopen(open_regular(path, follow_links=follow_links), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_regular(path: str | Path, *, follow_links: bool = False) -> int:
+def open_regular(path: str | Path, *, follow_links: bool = False, own: bool = False) -> int:
     """A descriptor of a regular file, to read from.
 
     Anything else is refused at once: opening a FIFO would wait for its writer, and reading a device may never end.
-    A symbolic link as the last part of `path` is refused, too, unless `follow_links`. Raises OSError, whose `strerror`
-    says what is there instead.
+    A symbolic link as the last part of `path` is refused, too, unless `follow_links`. own: another user's file is
+    refused. Raises OSError, whose `strerror` says what is there instead.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    try:
-        descriptor = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
-    except OSError as error:
-        if error.errno == errno.ELOOP and not follow_links:
-            raise OSError(errno.ELOOP, "a symbolic link, not a regular file", str(path)) from error
-        raise
-    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if kind != stat.S_IFREG:
+    return _open(path, os.O_RDONLY | (0 if follow_links else os.O_NOFOLLOW), own=own)
+
+
+def open_writable(path: str | Path, *, mode: int = 0o666, own: bool = False) -> int:
+    """A descriptor of a regular file, to read from and to write to, created where it is missing.
+
+    Anything else is refused as by `open_regular`, symbolic links included: they would choose another file to write to.
+    own: refused are another user's file, and one with a second name (a hard link). mode: of a new file, less the umask.
+    Raises OSError.
+    """
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, mode, own=own)
+    if own and os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"{_KINDS.get(kind, 'something else')}, not a regular file", str(path))
+        raise OSError(errno.EMLINK, "a hard link to another file", str(path))
     return descriptor
 
 
-def read_regular(path: Path, *, follow_links: bool = False) -> bytes:
-    """The content of a regular file; anything else is refused as by `open_regular`. Raises OSError."""
+def _open(path: str | Path, flags: int, mode: int = 0o666, *, own: bool) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
+            raise OSError(errno.ELOOP, "a symbolic link, not a regular file", str(path)) from error
+        if error.errno == errno.ENXIO:  # a socket, or a FIFO that nobody reads
+            raise OSError(errno.EINVAL, "not a regular file", str(path)) from error
+        raise
+    status = os.fstat(descriptor)
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{_KINDS.get(kind, 'something else')}, not a regular file", str(path))
+    if own and status.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise OSError(errno.EPERM, "a file of another user", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, *, follow_links: bool = False, limit: int | None = None) -> bytes:
+    """The content of a regular file; anything else is refused as by `open_regular`. Raises OSError.
+
+    limit: the most bytes that it may have; a longer file is refused before it is read.
+    """
     with os.fdopen(open_regular(path, follow_links=follow_links), "rb") as file:
-        return file.read()
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"{size} bytes, more than the {limit} that such a file may have", str(path))
+        return file.read() if limit is None else file.read(limit)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The tree of a JSON text. Raises ValueError for any other text, with a message of at most some hundred characters.
+
+    Refused, where Python's own parser is lenient or fails otherwise: a key that comes twice, NaN and infinities, values
+    that are nested too deeply, bytes that are not UTF-8.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode("utf-8", "strict")
+        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        repeated = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {repeated[:40]!r} comes twice")
+    return tree
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only this user can enter, unless it is there. Raises OSError where others could change it.
+
+    What is in it can be trusted as far as this user can: the folder belongs to this user and nobody else can write to
+    it, and a symbolic link to it is this user's own. The mode of a folder that exists is left as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(0o700)
+    status = path.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.ENOTDIR, "not a folder", str(path))
+    if {status.st_uid, path.lstat().st_uid} != {os.geteuid()}:
+        raise OSError(errno.EPERM, "it belongs to another user", str(path))
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(errno.EPERM, f"other users can write to it; run: chmod 700 {path}", str(path))
 
 
 def lock(descriptor: int, *, wait: bool = False, owner: Literal["process", "file"] = "process") -> bool:
@@ -115,13 +191,15 @@ def lock(descriptor: int, *, wait: bool = False, owner: Literal["process", "file
     return True
 
 
-def open_locked(path: Path, *, wait: bool = False, owner: Literal["process", "file"] = "process") -> int | None:
-    """A descriptor of `path`, created where it is missing, and locked: see `lock`. None: another holds it.
+def open_locked(
+    path: Path, *, wait: bool = False, owner: Literal["process", "file"] = "process", own: bool = False
+) -> int | None:
+    """A descriptor of `path` by `open_writable`, locked: see `lock`. None: another holds it.
 
     Its holder may remove or replace it: what is returned has the name `path` once it is locked. Raises OSError.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = open_writable(path, own=own)
         try:
             locked = lock(descriptor, wait=wait, owner=owner)
             if locked and has_name(descriptor, path):
