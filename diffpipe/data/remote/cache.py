@@ -6,6 +6,9 @@ index, which say more than an etag and need no request; that of an index is the 
 While a file is fetched, it is `NAME.BYTES.part`, locked by the process that fetches it. The lock ends with that
 process, however it ends, and the next process continues from the bytes that are there. The file gets its name only once
 its hash is right.
+
+The folder is this user's alone, and so are the files in it. A symbolic link, a FIFO or another user's file in a file's
+place is refused, and a file that has changed since its hash was checked (see `verified`) is checked again.
 """
 
 from __future__ import annotations
@@ -14,16 +17,18 @@ import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from diffpipe.data.remote import verified
 from diffpipe.data.remote.storage import RemoteFile
 from diffpipe.data.remote.urls import parent, redacted
 from diffpipe.errors import UserError
-from diffpipe.files import has_name, lock, open_locked, open_regular, release
+from diffpipe.files import has_name, lock, open_locked, open_regular, open_writable, private_folder, release
 
 DEFAULT_LIMIT = 1 << 36
 _CHUNK = 1 << 18
@@ -31,6 +36,7 @@ _POLL = 0.05  # seconds
 _RECENT = 300.0  # seconds
 _INDEX = ".index"
 _PART = ".part"
+_NAME = re.compile(r"[0-9a-f]{64}(?P<index>\.index)?(\.(?P<bytes>[0-9]{1,18})\.part)?")
 
 
 class CachedFile(NamedTuple):
@@ -63,12 +69,12 @@ class ShardCache:
         self.folder = Path(folder or default).expanduser().absolute()
         self.limit = limit
 
-    def open(self, file: CachedFile) -> int:
-        """A descriptor of the file, which is fetched where it is missing. Raises UserError."""
+    def open(self, file: CachedFile, *, again: bool = False) -> int:
+        """A descriptor of the file, which is fetched where it is missing, or in any case (again). Raises UserError."""
         while True:
-            descriptor = self._open_cached(file)
+            descriptor = None if again else self._open_cached(file)
             if descriptor is None:
-                descriptor = self._fetch(file, ahead=False)
+                descriptor = self._fetch(file, ahead=False, again=again)
             if descriptor is not None:
                 return descriptor
             time.sleep(_POLL)  # other processes are fetching; there is room when they are done
@@ -87,7 +93,7 @@ class ShardCache:
             if remote.size is None:
                 raise UserError(f"{redacted(url)}: the server does not say how long it is; use one that does")
             file = CachedFile(url, remote.size, remote.etag, index=True)
-        os.close(self.open(file))
+        os.close(self.open(file, again=not remote.etag))  # without an etag, nothing says whether it has changed
         return str(self.folder / file.name)
 
     def drop(self, file: CachedFile) -> None:
@@ -97,19 +103,25 @@ class ShardCache:
     def _open_cached(self, file: CachedFile) -> int | None:
         """A descriptor of the file, or None where it is not here as a whole."""
         try:
-            descriptor = open_regular(self.folder / file.name)
+            private_folder(self.folder)
+            descriptor = open_regular(self.folder / file.name, own=True)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise self._unusable(error) from error
-        if os.fstat(descriptor).st_size != file.bytes:
+        try:
+            whole = os.fstat(descriptor).st_size == file.bytes
+            if whole and (
+                verified.is_unchanged(descriptor) if file.index else verified.has_sha256(descriptor, file.sha256)
+            ):
+                mark_used(descriptor)
+                return os.dup(descriptor)
+        finally:
             os.close(descriptor)
-            self.drop(file)
-            return None
-        mark_used(descriptor)
-        return descriptor
+        self.drop(file)
+        return None
 
-    def _fetch(self, file: CachedFile, ahead: bool) -> int | None:
+    def _fetch(self, file: CachedFile, ahead: bool, again: bool = False) -> int | None:
         """A descriptor of the file, which this call has fetched; None where others fetch it or there is no room now."""
         if file.bytes > self.limit:
             raise UserError(
@@ -121,10 +133,10 @@ class ShardCache:
                 if part is None:
                     return None
                 try:
-                    if (self.folder / file.name).exists():
+                    if (self.folder / file.name).exists() and not again:
                         part_path.unlink()
                         return None
-                    self._fill(file, part)
+                    verified.record(part, self._fill(file, part))
                     part_path.replace(self.folder / file.name)
                 except (OSError, ChangedError):
                     part_path.unlink(missing_ok=True)
@@ -138,11 +150,11 @@ class ShardCache:
     def _locked_part(self, file: CachedFile, ahead: bool) -> Iterator[int | None]:
         """The locked file to download into, with room for all of it; None where there is no room or others hold it."""
         path = self._part_path(file)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         part = None
         with self._lock():
             if path.exists() or self._make_room(file.bytes, time.time() - _RECENT if ahead else math.inf):
-                part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                part = open_writable(path, mode=0o600, own=True)
         if part is None:
             yield None
             return
@@ -152,8 +164,8 @@ class ShardCache:
         finally:
             release(part)
 
-    def _fill(self, file: CachedFile, part: int) -> None:
-        """Download the missing bytes. Raises ChangedError where the server has other bytes than were indexed."""
+    def _fill(self, file: CachedFile, part: int) -> str:
+        """Download the missing bytes, and return the sha256 of all. Raises ChangedError where the index has another."""
         present = os.fstat(part).st_size
         if file.index or present > file.bytes:  # the beginning of an index may be of another version
             os.truncate(part, 0)
@@ -165,6 +177,7 @@ class ShardCache:
         if digest != file.sha256 and not file.index:
             raise _changed(file, "its sha256 is another")
         os.fsync(part)
+        return digest
 
     def _download(self, file: CachedFile, part: int) -> str:
         """Append the missing bytes. Returns the sha256 of the whole."""
@@ -192,12 +205,12 @@ class ShardCache:
         """Whether `need` more bytes fit, after removing files that were last used before that time, if necessary."""
         kept: list[tuple[bool, float, int, Path]] = []
         for entry in os.scandir(self.folder):
-            stem, _, kind = entry.name.partition(".")
-            if len(stem) == 64:
+            if (name := _NAME.fullmatch(entry.name)) is not None:
                 with suppress(FileNotFoundError):
-                    status = entry.stat()
-                    size = int(kind.split(".")[-2]) if kind.endswith(_PART[1:]) else status.st_size
-                    kept.append((entry.name.endswith(_INDEX), status.st_mtime, size, Path(entry.path)))
+                    status = entry.stat(follow_symlinks=False)
+                    size = int(name["bytes"]) if name["bytes"] else status.st_size
+                    is_index = bool(name["index"]) and not name["bytes"]
+                    kept.append((is_index, status.st_atime, size, Path(entry.path)))
         over = sum(size for _, _, size, _ in kept) + need - self.limit
         for _, used, size, path in sorted(kept):
             if over <= 0 or used > before:
@@ -209,7 +222,7 @@ class ShardCache:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Hold the lock of the whole folder."""
-        descriptor = open_locked(self.folder / "lock", wait=True, owner="file")
+        descriptor = open_locked(self.folder / "lock", wait=True, owner="file", own=True)
         assert descriptor is not None
         try:
             yield
@@ -220,9 +233,12 @@ class ShardCache:
         return self.folder / f"{file.name}.{file.bytes}{_PART}"
 
     def _unusable(self, error: OSError) -> UserError:
+        path = Path(os.fsdecode(error.filename or self.folder))
+        if path.parent == self.folder:
+            return UserError(f"{path}: not a file of diffpipe's cache ({error.strerror}); remove it")
         return UserError(
             f"{self.folder}: remote shards cannot be kept there ({error.strerror}); free some space, lower "
-            "data.cache_bytes, or set data.cache to a folder that can be written"
+            "data.cache_bytes, or set data.cache to a folder of your own that can be written"
         )
 
 
@@ -244,9 +260,9 @@ def _changed(file: CachedFile, what: str) -> ChangedError:
 
 
 def mark_used(descriptor: int) -> None:
-    """Record that an open file of the cache is in use now."""
-    with suppress(OSError):  # another user's file
-        os.utime(descriptor)
+    """Record that an open file of the cache is in use now: its access time. That of its last change is kept."""
+    with suppress(OSError):
+        os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
 
 
 def _remove(path: Path) -> bool:
@@ -255,8 +271,8 @@ def _remove(path: Path) -> bool:
         path.unlink(missing_ok=True)
         return True
     try:
-        part = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        part = open_regular(path, own=True)
+    except OSError:  # it is gone, or none of the cache's files
         return False
     try:
         idle = lock(part, owner="file") and has_name(part, path)
