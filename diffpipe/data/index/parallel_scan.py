@@ -24,7 +24,7 @@ from diffpipe.data.remote.storage import RemoteFile, tars
 from diffpipe.data.remote.urls import is_remote, parse, redacted
 from diffpipe.data.worker_pool import WorkerDiedError, WorkerPool
 from diffpipe.errors import UserError
-from diffpipe.files import lock, open_regular
+from diffpipe.files import lock, open_regular, open_writable
 
 _VERSION = 1
 _NAMED_ERRORS = 5
@@ -73,7 +73,9 @@ def scans_folder(directory: Path) -> Iterator[Path]:
     """
     folder = directory / ".index.parts"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    if folder.is_symlink():
+        raise UserError(f"{folder}: a symbolic link, where diffpipe index keeps its own files; remove it")
+    with os.fdopen(open_writable(folder / "lock"), "r+b") as file:
         with suppress(OSError):  # the file system has no locks
             if not lock(file.fileno()):
                 raise UserError(f"{directory}: another diffpipe index is at work there; wait for it or stop it")

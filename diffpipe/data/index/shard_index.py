@@ -6,15 +6,17 @@ metadata of the file.
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffpipe.data.index.mmapped_safetensors import map_arrays
+from diffpipe.data.index.check_index import check_arrays, check_header
+from diffpipe.data.index.mmapped_safetensors import CHECKSUM, map_arrays, verify_checksum
 from diffpipe.errors import UserError
+from diffpipe.files import parse_json
 
 INDEX_NAME = "index.safetensors"
 VERSION = 1
@@ -48,11 +50,12 @@ class Sample(NamedTuple):
 class ShardIndex:
     """The index file of one directory. It pickles as its path. Raises UserError where the file is missing or damaged.
 
+    verify: check the file's checksum (a file of an earlier version has none), and all that is in it.
     base: the URL of the folder of the shards, without secrets, or None where they are beside the index. shards: by
     name, in order, `{"name", "bytes", "sha256", "samples", "members", "classes_count"}`.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, *, verify: bool = True):
         self.path = path
         directory = Path(path).parent
         if not Path(path).exists():
@@ -60,33 +63,32 @@ class ShardIndex:
         remedy = f"write it again with: diffpipe index {directory}"
         try:
             arrays, metadata = map_arrays(Path(path))
-            header = json.loads(metadata["diffpipe"])
-            if header["version"] not in (VERSION, REMOTE_VERSION):
-                raise UserError(
-                    f"{path}: index version {header['version']}, which this diffpipe does not read; {remedy}"
-                )
-            self.shards: dict[str, dict[str, Any]] = {shard["name"]: shard for shard in header["shards"]}
-            self.extensions: list[str] = header["extensions"]
-            self.classes: list[str] | None = header["classes"]
-            self.base: str | None = header["base"] if header["version"] == REMOTE_VERSION else None
-            self._key_bytes, self._key_end = arrays["key.bytes"], arrays["key.end"]
-            self._first_member = arrays["sample.first_member"]
-            self._extension = arrays["member.extension"]
-            self._location = arrays["member.offset"], arrays["member.size"], arrays["member.crc32"]
-            samples, members = sum(shard["samples"] for shard in header["shards"]), len(self._extension)
-            if not (
-                len(self._key_end) == len(self._first_member) - 1 == samples
-                and {len(array) for array in self._location} == {members}
-                and (self._first_member[-1], self._key_end[-1]) == (members, len(self._key_bytes))
-            ):
-                raise ValueError("the lengths of its arrays do not match")
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
-            raise UserError(f"{path}: not a readable index ({error}); {remedy}") from error
+            header = parse_json(metadata.get("diffpipe", "null"))
+            version = header.get("version") if isinstance(header, dict) else None
+            if type(version) is int and version > REMOTE_VERSION:
+                raise UserError(f"{path}: index version {version}, which this diffpipe does not read; {remedy}")
+            if type(version) is not int or version not in (VERSION, REMOTE_VERSION):
+                raise ValueError("its version is not known")
+            if verify:
+                verify_checksum(Path(path), arrays)
+                check_header(header)
+                check_arrays({name: array for name, array in arrays.items() if name != CHECKSUM}, header)
+        except (OSError, ValueError, MemoryError) as error:
+            if isinstance(error, UserError):
+                raise
+            what = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
+            raise UserError(f"{path}: not a readable index ({what}); {remedy}") from error
+        self.shards: dict[str, dict[str, Any]] = {shard["name"]: shard for shard in header["shards"]}
+        self.extensions: list[str] = header["extensions"]
+        self.classes: list[str] | None = header.get("classes")
+        self.base: str | None = header.get("base") if version == REMOTE_VERSION else None
+        self._key_bytes, self._key_end = arrays["key.bytes"], arrays["key.end"]
+        self._first_member = arrays["sample.first_member"]
+        self._extension = arrays["member.extension"]
+        self._location = arrays["member.offset"], arrays["member.size"], arrays["member.crc32"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardIndex, (self.path,)
+        return functools.partial(ShardIndex, verify=False), (self.path,)  # this process has verified it
 
     def sample(self, i: int) -> Sample:
         """Sample i of the directory, in constant time."""

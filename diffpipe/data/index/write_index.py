@@ -94,7 +94,7 @@ def _scan_and_write(
                 "classes": None if classes is None else list(classes),
                 **({} if base is None else {"base": base}),
             }
-            write_arrays(target, _index_arrays(scans, extensions), {"diffpipe": json.dumps(header)})
+            write_arrays(target, _index_arrays(scans, extensions), {"diffpipe": json.dumps(header)}, checksum=True)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror}); free some space or change the rights"

@@ -18,6 +18,7 @@ SCHEMES = ("http", "https", "s3", "gs")
 _PARTS = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*)://(?:(?P<user>[^/?#]*)@)?(?P<host>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.S
 )
+_NOT_IN_NAME = re.compile(r"[/\\?#\x00-\x1f\x7f]")
 _NAME = re.compile(r"\$\{(\w+)\}")
 _USER = re.compile(r"([^:@]*:)?\$\{\w+\}")
 _QUERY = re.compile(r"\?([\w.-]+=)?\$\{\w+\}(&([\w.-]+=)?\$\{\w+\})*")
@@ -73,8 +74,12 @@ def parse(url: str) -> RemoteURL:
 
 
 def join(url: str, name: str) -> str:
-    """The URL of `name` in the folder `url`."""
+    """The URL of `name` in the folder `url`. Raises UserError where the name would lead elsewhere, or add a query."""
     parts = parse(url)
+    if name in ("", ".", "..") or _NOT_IN_NAME.search(name):
+        raise UserError(
+            f"{redacted(url)}: {name[:80]!r} is not the name of a file in a remote folder; give the file another name"
+        )
     return str(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
