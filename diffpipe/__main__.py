@@ -35,6 +35,10 @@ COMMANDS = {
 }
 
 
+_LONGEST = 4000  # characters of an error
+BASE_HELP = (
+    "a remote folder that an index may refer to, such as https://host/shards?token=${TOKEN}; may be given several times"
+)
 PLUGIN_HELP = "a module, or the path of a .py file, that adds stages, networks, …; may be given several times"
 
 
@@ -44,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Rank 0 prints the error on one line. A rank with an error of its own prints it and exits at once: to shut down in
     order, it would have to wait for the others.
     """
-    words, modules = _without_plugins(list(sys.argv[1:] if argv is None else argv))
+    words, modules = _without_option("--plugin", list(sys.argv[1:] if argv is None else argv))
+    words, bases = _without_option("--allow-base", words)
     parser = argparse.ArgumentParser(prog="diffpipe", description="Distributed training of image generators.")
     parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
-    parser.add_argument("--plugin", metavar="MODULE", help=PLUGIN_HELP)  # `_without_plugins` has taken it
+    _add_common_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
@@ -57,19 +62,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines of the example
         )
         if name in words[:1]:
-            command.add_argument("--plugin", metavar="MODULE", help=PLUGIN_HELP)
+            _add_common_options(command)
             _module(name).add_arguments(command)
     args = parser.parse_args(words)
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     try:
         for module in modules:
             plugins.load(module)
+        for url in bases:
+            importlib.import_module("diffpipe.data.remote.allowed_bases").allow(url)  # imports torch
         return _module(args.command).run(args) or 0
     except UserError as error:
         exits_alone = isinstance(error, RankError) and not alone
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             start = "\n" if exits_alone else ""  # ends the line of another rank's progress bar
-            message = f"{start}diffpipe {args.command}: error: {' '.join(str(error).split())}"
+            message = f"{start}diffpipe {args.command}: error: {_one_line(str(error))}"
             print(message, file=sys.stderr, flush=True)  # noqa: T201
         if exits_alone:
             os._exit(error.status)
@@ -81,18 +88,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         os._exit(1)
 
 
-def _without_plugins(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words without `--plugin MODULE`, wherever it stands, and the modules."""
-    rest, modules = [], []
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every command has; `_without_option` has taken them."""
+    parser.add_argument("--plugin", metavar="MODULE", help=PLUGIN_HELP)
+    parser.add_argument("--allow-base", metavar="URL", help=BASE_HELP)
+
+
+def _without_option(option: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without `OPTION VALUE`, wherever it stands, and the values."""
+    rest, values = [], []
     while words:
         word = words.pop(0)
-        if word == "--plugin" and words:
-            modules.append(words.pop(0))
-        elif word.startswith("--plugin="):
-            modules.append(word.partition("=")[2])
+        if word == option and words:
+            values.append(words.pop(0))
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
         else:
             rest.append(word)
-    return rest, modules
+    return rest, values
+
+
+def _one_line(message: str) -> str:
+    """The message on one line that a terminal shows as it is: a name in a file may hold its control characters."""
+    words = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in words)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
 
 
 def _module(command: str) -> ModuleType:

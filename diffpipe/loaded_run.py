@@ -133,7 +133,7 @@ class LoadedRun:
         """The scores of n generated images, as `diffpipe eval` computes them: `.scores`, `.floor` and `.protocol`.
 
         reference: a folder or shards of real images. floor: other real images, whose score shows how low one can get;
-        None: the run's training shards; "split": the halves of the reference. inception: a file with the weights of
+        None or "split": the halves of the reference. inception: a file with the weights of
         fid and kid; None: they are downloaded once.
 
         >>> result = run.score(shards, n=4, metrics=["fd_efficientnet_lite0"], steps=2, floor="split")
@@ -175,15 +175,16 @@ class LoadedRun:
         shards: str,
         *,
         n: int = 1000,
-        prior: str = "data",
+        prior: str | None = None,
         seed: int = 0,
         steps: int | None = None,
         precision: Precision = "fp32",
     ) -> ClassifiedImages:
         """The likeliest class of n labelled images, and the calibration of p(y|x).
 
-        prior: p(y), `data` (the shares of the classes in the training data) or `uniform`. steps: network evaluations
-        per image and class for a diffusion's bound. Raises UserError where the run is not class-conditional.
+        prior: p(y), `data` (the shares of the classes in the training data), `uniform`, or other shards with labels;
+        None: `data` of a run that this user trained. steps: network evaluations per image and class for a diffusion's
+        bound. Raises UserError where the run is not class-conditional.
 
         >>> run.classify(shards, n=4, steps=2, prior="uniform").classification.n
         4
@@ -196,6 +197,7 @@ class LoadedRun:
         normal: str,
         abnormal: str,
         *,
+        training: str | None = None,
         n: int = 1000,
         seed: int = 0,
         steps: int | None = None,
@@ -203,10 +205,12 @@ class LoadedRun:
     ) -> AnomalyDetection:
         """How well the run's score separates up to n images of the shards `abnormal` from as many of `normal`.
 
+        training: shards that the run was trained on, for the typicality; None: those of a run that this user trained.
         Raises UserError for a run without a score, a class-conditional one, and images of another size than the run's.
         """
         runtime = self._runtime.in_precision(precision)
-        return detect_anomalies(self._with(vlb_steps=steps), normal, abnormal, runtime, n=n, seed=seed)
+        chosen = self._with(vlb_steps=steps)
+        return detect_anomalies(chosen, normal, abnormal, runtime, training=training, n=n, seed=seed)
 
     def interpolate(
         self, n: int, points: int = 9, *, shards: str | None = None, seed: int = 0, label: int | None = None

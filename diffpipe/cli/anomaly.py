@@ -14,6 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_run(parser)
     parser.add_argument("--normal", required=True, metavar="SHARDS", help="images like those it was trained on")
     parser.add_argument("--abnormal", required=True, metavar="SHARDS", help="images that it should tell from them")
+    parser.add_argument(
+        "--training",
+        metavar="SHARDS",
+        help="images that it was trained on, for the typicality (default: its local data.train, where you trained the "
+        "run yourself)",
+    )
     options.add_count(parser, 1000, "most images of each set")
     options.add_seed(parser, "seed of the noise in a score")
     parser.add_argument("--steps", type=int, help="network evaluations per image for a diffusion's bound")
@@ -30,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     runtime = options.values(args, "precision", "device")
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
-        images = options.values(args, "normal", "abnormal", "n", "seed", "precision")
+        images = options.values(args, "normal", "abnormal", "training", "n", "seed", "precision")
         result = run.detect_anomalies(**images)
     if options.main_process():
         out = args.out or run.score_path("anomaly")

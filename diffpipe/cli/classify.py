@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prior",
-        choices=["data", "uniform"],
-        default="data",
-        help="p(y): shares of the classes in the run's data.train, or all equal (default %(default)s)",
+        metavar="data|uniform|SHARDS",
+        help="p(y): shares of the classes in the run's local data.train, or in other shards, or all equal (default: "
+        "data, where you trained the run yourself)",
     )
     options.add_seed(parser, "seed of the noise in a bound")
     options.add_weights(parser)

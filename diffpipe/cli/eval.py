@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--floor",
         metavar="FOLDER|SHARDS|split",
         help="other real images: n of them against the reference show how low a score can get; 'split' compares one "
-        "half of the reference with the other (default: the training shards of a run, else split)",
+        "half of the reference with the other (default: split)",
     )
     options.add_output_file(parser, "the JSON file")
     options.add_sampling(parser)

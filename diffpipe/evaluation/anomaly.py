@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from diffpipe.data import own_places
 from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
@@ -16,6 +17,8 @@ from diffpipe.experiment.run import Run
 from diffpipe.metrics.complexity import complexity
 from diffpipe.metrics.detection import Detection, detect, typicality
 from diffpipe.train.runtime import Runtime
+
+_TRAINING = "--training"
 
 
 class AnomalyDetection(NamedTuple):
@@ -51,12 +54,18 @@ class AnomalyDetection(NamedTuple):
                 "the likelihood ranks the abnormal images as more normal than the normal ones, as likelihoods do with "
                 "images simpler than the training data; complexity and typicality correct for this, but not always"
             )
+        if self.unit == "bits/dim" and "typicality" not in self.detections:
+            lines.append(f"no typicality: {own_places.NOT_OWN}; give --training SHARDS")
         return "\n".join(lines)
 
 
-def detect_anomalies(run: Run, normal: str, abnormal: str, runtime: Runtime, *, n: int, seed: int) -> AnomalyDetection:
+def detect_anomalies(
+    run: Run, normal: str, abnormal: str, runtime: Runtime, *, training: str | None = None, n: int, seed: int
+) -> AnomalyDetection:
     """Score up to n images of the shards `normal` and as many of `abnormal`. A collective.
 
+    training: shards that the run was trained on, for the typicality of a likelihood; None: those of a run that this
+    user trained, and no typicality of any other.
     Raises UserError for a stage without a score, a class-conditional one, and images of another size than the run's.
     """
     scoring_stage(run)
@@ -74,16 +83,25 @@ def detect_anomalies(run: Run, normal: str, abnormal: str, runtime: Runtime, *, 
     scores = {name: {kind: likelihoods[name].values["score"].numpy()} for name in sets}
     pixels = {name: images.images(range(images.n)) for name, images in sets.items()}
     if unit == "bits/dim":
-        trained_on = run.experiment.data.trained_on
-        trained = runtime.comm.raise_on_all_ranks(lambda: _images("data.train", trained_on, run, n))
-        training = score_images(run, trained, seed, runtime).values["score"].numpy()
+        trained = runtime.comm.raise_on_all_ranks(lambda: _training_images(training, run, n))
+        trained_scores = None if trained is None else score_images(run, trained, seed, runtime).values["score"].numpy()
         for name, by_score in scores.items():
             raw = by_score[kind]
-            by_score |= {"complexity": raw - complexity(pixels[name]), "typicality": typicality(raw, training)}
+            by_score["complexity"] = raw - complexity(pixels[name])
+            if trained_scores is not None:
+                by_score["typicality"] = typicality(raw, trained_scores)
     detections = {name: detect(scores["normal"][name], scores["abnormal"][name]) for name in scores["normal"]}
     protocol = {"run": run.describe(), "seed": seed}
     protocol |= {name: {"n": images.n, **images.describe()} for name, images in sets.items()}
     return AnomalyDetection(kind, unit, scores, pixels, detections, protocol)
+
+
+def _training_images(training: str | None, run: Run, n: int) -> ShardImages | None:
+    """Images that the run was trained on; None where the run alone says which."""
+    trained_on = run.experiment.data.trained_on
+    if training is None and not own_places.may_read(run.home, trained_on):
+        return None
+    return _images(_TRAINING, training or trained_on, run, n)
 
 
 def _images(option: str, shards: str | list[str], run: Run, n: int) -> ShardImages:
@@ -91,7 +109,7 @@ def _images(option: str, shards: str | list[str], run: Run, n: int) -> ShardImag
     loaded = shard_set.load(shards)
     size = run.shape.resolution
     height, width = ShardImages(loaded, run.shape.channels, None).images(range(1)).shape[2:]
-    if option != "data.train" and (height, width) != (size, size):
+    if option != _TRAINING and (height, width) != (size, size):
         raise UserError(
             f"{option} {shards} holds images of {width}x{height} and the run was trained at {size}x{size}; "
             f"pack both sets alike: diffpipe pack … --resolution {size}"

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from diffpipe.data import own_places
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
@@ -94,22 +95,33 @@ def log_likelihoods(run: Run, images: ShardImages, seed: int, runtime: Runtime) 
 
 
 def log_prior(run: Run, prior: str) -> Float64[Tensor, " k"]:
-    """log p(y): uniform, or by the training data.
+    """log p(y): `uniform`, by the run's `data`, which must be local, or by the labels of other shards.
 
     One image of each class is added to the data's counts (Laplace), so that no class is impossible.
     """
     classes = run.shape.classes
     counts = torch.zeros(classes, dtype=torch.int64)
-    if prior == "data":
+    if prior != "uniform":
+        place = run.experiment.data.trained_on if prior == "data" else prior
         try:
-            data = run.experiment.data
-            shards = shard_set.load(data.trained_on, cache=data.shard_cache)
+            if prior == "data" and not own_places.are_local(place):
+                raise UserError("it is remote, and a run alone sends no request")
+            shards = shard_set.load(place)
             counts = torch.bincount(sequential_reader.labels(shards, range(shards.total)), minlength=classes)
         except UserError as error:
+            needed = "the run's data.train" if prior == "data" else "these shards"
             raise UserError(
-                f"--prior data needs the labels of the run's data.train: {error}; or give --prior uniform"
+                f"--prior {prior} needs the labels of {needed}: {error}; give --prior SHARDS, or give --prior uniform"
             ) from error
+        if len(counts) > classes:
+            raise UserError(f"--prior {prior}: a label is {len(counts) - 1}, and the run has {classes} classes")
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
+
+
+def _default_prior(run: Run) -> str:
+    if not own_places.may_read(run.home, run.experiment.data.trained_on):
+        raise UserError(f"{run.home}: {own_places.NOT_OWN}; give --prior SHARDS, data or uniform")
+    return "data"
 
 
 class ClassifiedImages(NamedTuple):
@@ -141,14 +153,18 @@ class ClassifiedImages(NamedTuple):
         }
 
 
-def classify_images(run: Run, shards: str, runtime: Runtime, *, n: int, prior: str, seed: int) -> ClassifiedImages:
+def classify_images(
+    run: Run, shards: str, runtime: Runtime, *, n: int, prior: str | None, seed: int
+) -> ClassifiedImages:
     """Classify n labelled images of the shards by Bayes' rule. A collective.
 
-    prior: `data` (the classes' shares of the run's training data) or `uniform`. Raises UserError.
+    prior: `data` (the classes' shares of the run's training data), `uniform`, or other shards with labels; None: `data`
+    of a run that this user trained. Raises UserError.
     """
     if n < 4:
         raise UserError(f"n is {n}; give 4 or more, for two halves of at least 2 images")
     require_conditional(run)
+    prior = prior or runtime.comm.raise_on_all_ranks(lambda: _default_prior(run))
     images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
     labels = runtime.comm.raise_on_all_ranks(lambda: images.labels(range(images.n)))
     prior_of_class = runtime.comm.raise_on_all_ranks(lambda: log_prior(run, prior))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_index import INDEX_NAME
-from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import ImageShape
@@ -37,22 +36,10 @@ def open_images(place: str, shape: ImageShape | None, n: int | None) -> ImageSou
 def score_sources(generated: ImageSource, run: Run | None, reference: str, floor: str | None) -> ScoreSources:
     """The sources of a score of `generated`, which is of `run` if it is of one.
 
-    floor: a folder or shards, or `split` for the halves of the reference. None: the run's training shards, and `split`
-    without a run. Raises UserError.
+    floor: a folder or shards, or `split` (None, too) for the halves of the reference: the shards that a run was trained
+    on are a place that the run names, and may be anywhere. Raises UserError.
     """
     shape = run.shape if run else None
     real = open_images(reference, shape, None)
-    if floor == SPLIT or (floor is None and run is None):
-        return ScoreSources(generated, real, None)
-    if floor is not None:
-        return ScoreSources(generated, real, open_images(floor, shape, generated.n))
-    assert run is not None
-    try:
-        data = run.experiment.data
-        shards = shard_set.load(data.trained_on, cache=data.shard_cache)
-        training = ShardImages(shards, run.shape.channels, run.shape.resolution, n=generated.n)
-    except UserError as error:
-        raise UserError(
-            f"the floor takes the run's data.train: {error}; or name others with --floor, or split"
-        ) from error
-    return ScoreSources(generated, real, training)
+    other = None if floor in (None, SPLIT) else open_images(floor, shape, generated.n)
+    return ScoreSources(generated, real, other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +37,13 @@ def resolve(
     *,
     training: bool,
     trained: Checkpoint | None,
+    named: Container[str] = (),
 ) -> Resolved:
     """Open what the stage needs now. A collective. Raises UserError, which names the config's key.
 
     training: whether the stage is to be trained, and needs more than to generate. trained: the run's own checkpoint
-    where it goes on from one. It stays with the runs that it was trained with.
+    where it goes on from one. It stays with the runs that it was trained with. named: keys of the config that the user
+    gave. A run that only a stored config names is opened by its hash alone.
     """
     opened: dict[str, Any] = {}
     runs: dict[str, Checkpoint] = {}
@@ -54,6 +56,11 @@ def resolve(
             continue
         sha256 = dependency.sha256 or _stored_hash(trained, dependency)
         if dependency.needed == "always" or (training and trained is None):
+            if sha256 is None and not training and dependency.key not in named:
+                raise UserError(
+                    f"{dependency.key} is {dependency.source}, without a hash: anything may lie there; give the place "
+                    f"yourself (--{dependency.role} PATH)"
+                )
             checkpoint, stage = _open_run(dependency, sha256, runtime, open_stage)
             runs[dependency.role], opened[dependency.role] = checkpoint, stage
             sha256 = checkpoint.manifest_sha256

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,14 +81,16 @@ def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: boo
 
 def reconfigured(run: Run, overrides: Sequence[str], runtime: Runtime) -> Run:
     """The run with other `key=value` overrides, and the same networks. A collective. Raises UserError."""
-    experiment, stage, _ = build_stage(_overridden(run.checkpoint, overrides), run.shape, runtime)
+    experiment, stage, _ = build_stage(
+        _overridden(run.checkpoint, overrides), run.shape, runtime, named=_keys(overrides)
+    )
     return replace(run, experiment=experiment, stage=stage)
 
 
 def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
     experiment = _overridden(found, overrides)
     shape = ImageShape(**found.state.shape.model_dump())
-    experiment, stage, _ = build_stage(experiment, shape, runtime)
+    experiment, stage, _ = build_stage(experiment, shape, runtime, named=_keys(overrides))
     prefix = "net" if raw else "ema"
     with torch.random.fork_rng(devices=[]):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
@@ -101,11 +103,15 @@ def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:
     """The run's experiment with `key=value` overrides. Raises UserError, which names the command's option."""
     stage = stored_config(found).stage
     for word in overrides:
-        key = word.partition("=")[0]
+        (key,) = _keys([word])
         if key in OPTIONS and not _takes(stage, key):
             option, whose = OPTIONS[key]
             raise UserError(f"{option} is for {whose}, and {found.path.parents[1]} is of stage.kind {stage.kind}")
     return stored_config(found, overrides)
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    return {word.partition("=")[0] for word in overrides}
 
 
 def _takes(stage: Any, key: str) -> bool:
@@ -129,16 +135,17 @@ def build_stage(
     *,
     training: bool = False,
     trained: Checkpoint | None = None,
+    named: Container[str] = (),
 ) -> Built:
     """The experiment's stage with all that it depends on. A collective. Raises UserError.
 
-    training, trained: see `dependencies.resolve`.
+    training, trained, named: see `dependencies.resolve`.
     """
 
     def open_stage(checkpoint: Checkpoint) -> TrainedStage:
         return _opened(checkpoint, [], runtime).as_dependency()
 
-    resolved = resolve(experiment, shape, runtime, open_stage, training=training, trained=trained)
+    resolved = resolve(experiment, shape, runtime, open_stage, training=training, trained=trained, named=named)
     stage = runtime.comm.raise_on_all_ranks(lambda: resolved.experiment.stage.build(shape, resolved.opened))
     return Built(resolved.experiment, stage, resolved.runs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from diffpipe.data import own_places
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.job import Job
 from diffpipe.experiment.preflight import open_data
@@ -30,4 +31,6 @@ def train(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> signal.
         with stop_consensus.listening():
             shards, shape = runtime.comm.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
             with locked(home, runtime.comm):
+                if runtime.main:
+                    own_places.note_run(home, experiment.data.trained_on)
                 return Job.prepare(experiment, runtime, shards, shape, callbacks).run(stop_consensus)

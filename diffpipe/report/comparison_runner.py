@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from diffpipe.data import own_places
 from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
@@ -34,9 +35,9 @@ class ComparisonSettings:
     """The settings that all rows of a comparison share.
 
     reference: shards of the real images. n: generated images per run to score. nll_n: reference images for the
-    likelihood and the reconstruction. floor: shards of other real images to score, by default those that a run was
-    trained on. inception: the weights for FID and KID, by default downloaded once. fresh: measure scores that the runs
-    hold already. raw: the trained weights, not their moving average.
+    likelihood and the reconstruction. floor: shards of other real images to score, by default local ones that a run of
+    this user was trained on. inception: the weights for FID and KID, by default downloaded once. fresh: measure scores
+    that the runs hold already. raw: the trained weights, not their moving average.
     """
 
     reference: str
@@ -179,9 +180,10 @@ def select_by_class(images: ShardImages, k: int, classes: int) -> UInt8[Tensor, 
 
 
 def _floor_images(settings: ComparisonSettings, runs: Sequence[Run]) -> ShardImages:
-    """As many real images as are scored: those of `floor`, else of the first run that was trained on images."""
+    """As many real images as are scored: those of `floor`, else of the first of this user's runs trained on images."""
     channels, resolution, _ = runs[0].shape
-    sources = [settings.floor] if settings.floor else [run.experiment.data.trained_on for run in runs]
+    trained_on = [(run.home, run.experiment.data.trained_on) for run in runs]
+    sources = [settings.floor] if settings.floor else [s for home, s in trained_on if own_places.may_read(home, s)]
     errors = []
     for source in sources:
         try:
@@ -190,7 +192,7 @@ def _floor_images(settings: ComparisonSettings, runs: Sequence[Run]) -> ShardIma
             errors.append(str(error))
     raise UserError(
         f"the floor needs real images that are not in the reference, by default those a run was trained on: "
-        f"{errors[0]}; give --floor"
+        f"{errors[0] if errors else own_places.NOT_OWN}; give --floor"
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from diffpipe import plugins
+from diffpipe.data.remote import allowed_bases
 
 # What a launcher sets for the processes that it starts. A job of one process must not inherit it.
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -50,7 +51,7 @@ class SubprocessJob:
         env = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
         if threads is not None:
             env["OMP_NUM_THREADS"] = str(threads)
-        words = [sys.executable, "-m", "diffpipe", *plugins.options(), *command]
+        words = [sys.executable, "-m", "diffpipe", *plugins.options(), *allowed_bases.options(), *command]
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         try:
             with log.open("ab") as output:

@@ -12,6 +12,7 @@ import pytest
 import diffpipe
 from diffpipe import __main__, plugins
 from diffpipe.__main__ import COMMANDS, main
+from diffpipe.data.remote import allowed_bases
 from diffpipe.errors import LostPeerError, UserError
 
 
@@ -89,3 +90,23 @@ def test_every_command_has_a_module() -> None:
     folder = Path(diffpipe.__file__).parent / "cli"
     for name in COMMANDS:
         assert (folder / f"{name.replace('-', '_')}.py").is_file(), name
+
+
+def test_a_folder_that_an_index_may_refer_to_is_allowed_before_or_after_the_command(
+    command: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allowed_bases, "_allowed", [])
+    assert main(["--allow-base", "https://a/x", "index", "word", "--allow-base=s3://b"]) == 0
+    assert command.words == ["word"]
+    assert allowed_bases.options() == ["--allow-base", "https://a/x", "--allow-base", "s3://b"]
+    assert main(["index", "word", "--allow-base", "/local"]) == 2
+
+
+def test_a_message_is_one_bounded_line_without_control_characters(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.action = raising(UserError("a\x1b[2Jb\u202ec\ud800 ä " + "x" * 10_000))
+    assert main(["index", "a"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(r"diffpipe index: error: a\x1b[2Jb\u202ec\ud800 ä xxx")
+    assert len(line) < 4100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -27,11 +28,15 @@ from diffpipe.files import (
     lock,
     open_locked,
     open_regular,
+    open_writable,
+    parse_json,
+    private_folder,
     read_regular,
     release,
     sha256_of,
     sync,
 )
+from tests.support.planted import plant
 
 Owner = Literal["process", "file"]
 
@@ -291,3 +296,94 @@ def test_a_file_system_without_locks_is_not_a_held_lock(tmp_path: Path, monkeypa
     monkeypatch.setattr("fcntl.lockf", unsupported)
     with pytest.raises(OSError, match="No locks"):
         open_locked(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "device", "FIFO", "folder", "socket"])
+def test_only_a_regular_file_is_written_to(tmp_path: Path, kind: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    plant(kind, tmp_path / "x", victim)
+    with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+        open_writable(tmp_path / "x")
+    with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+        open_locked(tmp_path / "x")
+    assert victim.read_bytes() == b"precious"
+    assert not (tmp_path / "created").exists()
+
+
+def test_a_file_of_ones_own_has_one_name_and_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    os.link(victim, tmp_path / "x")
+    with pytest.raises(OSError, match="a hard link to another file"):
+        open_writable(tmp_path / "x", own=True)
+    os.close(open_writable(tmp_path / "x"))
+    assert victim.read_bytes() == b"precious"
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for attempt in (open_regular, open_writable):
+        with pytest.raises(OSError, match="a file of another user"):
+            attempt(victim, own=True)
+        os.close(attempt(victim))
+
+
+def test_a_link_is_hashed_only_where_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    assert sha256_of(tmp_path / "link") == sha256_of(tmp_path / "x", follow_links=False)
+    with pytest.raises(OSError, match="a symbolic link"):
+        sha256_of(tmp_path / "link", follow_links=False)
+
+
+def test_a_file_above_its_limit_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_regular(path, limit=5) == b"12345"
+    os.truncate(path, 1 << 40)  # sparse
+    with pytest.raises(OSError, match="1099511627776 bytes, more than the 5"):
+        read_regular(path, limit=5)
+
+
+def test_a_private_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a" / "b"
+    for _ in range(2):
+        private_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o755)
+    private_folder(folder)  # nobody else can write to it
+    (tmp_path / "own link").symlink_to(folder)
+    private_folder(tmp_path / "own link")
+    for mode in (0o770, 0o702):
+        folder.chmod(mode)
+        with pytest.raises(OSError, match="other users can write to it; run: chmod 700"):
+            private_folder(folder)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="not a folder"):
+        private_folder(tmp_path / "file")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(OSError, match="belongs to another user"):
+        private_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' comes twice"),
+        ("[NaN]", "NaN is not a number"),
+        ("[-Infinity]", "-Infinity is not a number"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"a":' * 50_000 + "1" + "}" * 50_000, "nested too deeply"),
+        ("9" * 5000, "4300 digits"),
+        (b'{"\xff": 1}', "not UTF-8 at byte 2"),
+        ("{", "Expecting"),
+        ("", "Expecting"),
+    ],
+)
+def test_what_is_not_json_is_a_value_error_of_few_words(text: str | bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        parse_json(text)
+    assert len(str(caught.value)) < 300
+
+
+def test_json_is_parsed_as_by_python() -> None:
+    text = '{"a": [1, 2.5, null, true], "ä": {"a": "\\ud800"}}'
+    assert parse_json(text) == parse_json(text.encode()) == json.loads(text)

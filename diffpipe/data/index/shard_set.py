@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from braceexpand import braceexpand
 
+from diffpipe.data import own_places
 from diffpipe.data.index.patterns import NO_SHARDS, expand_braces, local_tars, require_distinct
 from diffpipe.data.index.shard_index import INDEX_NAME, MemberLocations, Sample, ShardIndex
+from diffpipe.data.remote import allowed_bases
 from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
 from diffpipe.data.remote.storage import MissingError
 from diffpipe.data.remote.urls import is_remote, join, parent, parse, redacted
@@ -155,11 +157,10 @@ class _Indices:
         shards: list[Shard] = []
         for word in expand_braces(pattern):
             folder, name = (word, "*") if Path(word).is_dir() else (str(Path(word).parent), Path(word).name)
-            base = self._base(folder)
-            if base is None:
-                shards += [self._local(path) for path in local_tars(word)]
+            if self._are_remote(folder):
+                shards += self._matching(folder, name)
             else:
-                shards += self._matching(folder, base, name)
+                shards += [self._local(path) for path in local_tars(word)]
         return shards
 
     def _local(self, path: str) -> Shard:
@@ -177,10 +178,11 @@ class _Indices:
         """The shards that a URL names: a tar, a folder, or one whose last part is a glob."""
         name = parse(url).path.rpartition("/")[2]
         folder, name = (parent(url), name) if name.endswith(".tar") or set(name) & set("*[") else (url, "*")
-        return self._matching(folder, self._index(folder).base or folder, name)
+        return self._matching(folder, name)
 
-    def _matching(self, folder: str, base: str, pattern: str) -> list[Shard]:
-        """The shards in the index of `folder` whose names match; they are at the URL `base`."""
+    def _matching(self, folder: str, pattern: str) -> list[Shard]:
+        """The remote shards in the index of `folder` whose names match."""
+        base = self._base(folder)
         names = [name for name in self._index(folder).shards if name == pattern or fnmatch.fnmatchcase(name, pattern)]
         shards: list[Shard] = []
         for name in names or [pattern]:
@@ -206,9 +208,17 @@ class _Indices:
             index=index,
         )
 
-    def _base(self, folder: str) -> str | None:
-        """The URL of the shards that the index in a local folder describes; None where they are local, too."""
-        return self._index(folder).base if (Path(folder) / INDEX_NAME).exists() else None
+    def _are_remote(self, folder: str) -> bool:
+        """Whether the index in a local folder describes remote shards."""
+        return (Path(folder) / INDEX_NAME).exists() and self._index(folder).base is not None
+
+    def _base(self, folder: str) -> str:
+        """The URL of the remote shards in the index of `folder`, as this user named it. Raises UserError."""
+        index = self._index(folder)
+        if is_remote(folder):
+            return allowed_bases.url_of(index.base or folder, [folder], redacted(join(folder, INDEX_NAME)))
+        own = own_places.noted(Path(index.path), sha256_of(Path(index.path)))
+        return allowed_bases.url_of(index.base or "", [own] if own else [], index.path)
 
     def _index(self, folder: str) -> ShardIndex:
         if folder not in self._indices:

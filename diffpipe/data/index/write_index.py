@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from diffpipe.data import own_places
 from diffpipe.data.index.mmapped_safetensors import StreamedArray, write_arrays
 from diffpipe.data.index.parallel_scan import ShardScan, scan_all, scans_folder
 from diffpipe.data.index.scan import MAX_MEMBER
 from diffpipe.data.index.shard_index import INDEX_NAME, REMOTE_VERSION, VERSION, ShardIndex
 from diffpipe.data.remote.urls import parent, parse, redacted
 from diffpipe.errors import UserError
+from diffpipe.files import sha256_of
 
 
 def write_index(
@@ -92,9 +94,11 @@ def _scan_and_write(
                 "shards": [_shard_header(name, scan) for name, scan in zip(paths, scans, strict=True)],
                 "extensions": extensions,
                 "classes": None if classes is None else list(classes),
-                **({} if base is None else {"base": base}),
+                **({} if base is None else {"base": redacted(base)}),
             }
             write_arrays(target, _index_arrays(scans, extensions), {"diffpipe": json.dumps(header)}, checksum=True)
+            if base is not None:
+                own_places.note(target, sha256_of(target), base)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror}); free some space or change the rights"

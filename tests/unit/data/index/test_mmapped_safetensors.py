@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
-from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, write_arrays
+from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, verify_checksum, write_arrays
 
 ARRAYS = {
     "b": np.arange(7, dtype=np.int64),
@@ -69,3 +71,42 @@ def test_a_damaged_file_is_an_error_of_three_kinds(
         return
     for array in arrays.values():  # what it says lies in the file can be read
         array.sum()
+
+
+def test_a_checksum_is_the_last_array_and_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_arrays(path, columns(), {"k": "v"}, checksum=True)
+    content = path.read_bytes()
+    assert content[-32:] == hashlib.sha256(content[:-32]).digest()
+    arrays, _ = map_arrays(path)
+    verify_checksum(path, arrays)
+    assert load_file(path).keys() == arrays.keys() == {*ARRAYS, "sha256"}
+    for byte in range(len(content)):
+        damaged = bytearray(content)
+        damaged[byte] ^= 1 << byte % 8
+        path.write_bytes(damaged)
+        try:
+            arrays, _ = map_arrays(path)
+            verify_checksum(path, arrays)
+        except ValueError:
+            continue
+        assert arrays.keys() != {*ARRAYS, "sha256"}  # an array has another name: see check_arrays
+
+
+def test_a_file_without_a_checksum_is_not_verified(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "x", columns(), {})
+    verify_checksum(tmp_path / "x", map_arrays(tmp_path / "x")[0])
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [[[0, 8], [0, 8]], [[0, 8], [4, 12]], [[0, 8], [9, 17]], [[8, 16], [0, 7]], [[0, 8], [8, 17]], [[-8, 0], [0, 8]]],
+)
+def test_arrays_that_overlap_or_leave_a_gap_are_refused(tmp_path: Path, offsets: list[list[int]]) -> None:
+    header: dict[str, object] = {"__metadata__": {}}
+    for name, (begin, end) in zip("ab", offsets, strict=True):
+        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    with pytest.raises(ValueError, match=r"overlap|within the file"):
+        map_arrays(tmp_path / "x")

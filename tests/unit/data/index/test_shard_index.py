@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from diffpipe.data import load
+from diffpipe.data.index import shard_index
 from diffpipe.data.index.mmapped_safetensors import StreamedArray, write_arrays
 from diffpipe.data.index.shard_index import INDEX_NAME, Member, Sample, ShardIndex
 from diffpipe.data.index.write_index import write_index
@@ -157,9 +160,6 @@ def test_the_processes_of_a_node_share_one_index(large: Path) -> None:
     ],
 )
 def test_an_index_with_inconsistent_arrays_is_refused(tmp_path: Path, name: str, change) -> None:
-    from safetensors import safe_open
-    from safetensors.numpy import load_file, save_file
-
     write_shards(tmp_path, [3])
     write_index(tmp_path)
     path = tmp_path / INDEX_NAME
@@ -190,3 +190,37 @@ def test_the_format_is_that_of_the_indices_in_this_repository(tmp_path: Path) ->
         (tmp_path / tar.name).symlink_to(tar)
     write_index(tmp_path, classes=ShardIndex(str(there / INDEX_NAME)).classes)
     assert (tmp_path / INDEX_NAME).read_bytes() == (there / INDEX_NAME).read_bytes()
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, [2])
+    write_index(tmp_path)
+    path = tmp_path / INDEX_NAME
+    content = path.read_bytes()
+    for byte in range(len(content)):
+        damaged = bytearray(content)
+        damaged[byte] ^= 1 << byte % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"not a readable index|index version \d+, which"):
+            ShardIndex(str(path))
+
+
+def test_an_index_of_before_the_checksum_goes_on_loading(tmp_path: Path) -> None:
+    write_shards(tmp_path, [3])
+    write_index(tmp_path)
+    path = tmp_path / INDEX_NAME
+    new = ShardIndex(str(path)).sample(2)
+    arrays = load_file(path)
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    save_file({name: array for name, array in arrays.items() if name != "sha256"}, path, metadata)
+    assert ShardIndex(str(path)).sample(2) == new
+    assert load(str(tmp_path)).total == 3
+
+
+def test_a_worker_need_not_verify_the_index_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path, [3])
+    write_index(tmp_path)
+    pickled = pickle.dumps(ShardIndex(str(tmp_path / INDEX_NAME)))
+    monkeypatch.setattr(shard_index, "verify_checksum", None)
+    assert pickle.loads(pickled).sample(2).members.keys() == {"png", "cls"}

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.remote import storage
 from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
 from diffpipe.errors import UserError
+from diffpipe.files import private_folder, sha256_of
+from tests.support.planted import plant, without_attributes
 from tests.support.web_server import Web, serving
 
 SIZE = 1000
@@ -247,3 +250,102 @@ def test_a_folder_that_cannot_be_used_is_named(web: Web, tmp_path: Path) -> None
 def test_a_remote_shard_opens_through_its_cache(web: Web, cache: ShardCache) -> None:
     os.close(RemoteShard(cache, put(web, "a.tar")).open())
     assert len(kept(cache)) == 1
+
+
+@pytest.mark.parametrize("where", ["file", "part", "lock", "index"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "device", "FIFO", "folder", "hard link", "another user's"])
+def test_nothing_but_its_own_files_is_read_or_written(
+    web: Web, cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, kind: str
+) -> None:
+    item, victim = put(web, "a.tar"), tmp_path / "victim"
+    put(web, INDEX_NAME)
+    index = Path(cache.index(f"{web.url}/{INDEX_NAME}"))
+    index.unlink()
+    (cache.folder / "lock").unlink()
+    part = cache.folder / f"{item.name}.{SIZE}.part"
+    path = {"file": cache.folder / item.name, "part": part, "lock": cache.folder / "lock", "index": index}[where]
+    victim.write_bytes(b"p" * SIZE)
+    if kind == "hard link":
+        os.link(victim, path)
+    elif kind == "another user's":
+        path.write_bytes(b"p" * SIZE)
+        geteuid, started = os.geteuid, os.fstat
+        foreign = path.stat().st_ino
+        monkeypatch.setattr(os, "fstat", lambda file: as_of_another(started(file), foreign, geteuid()))
+    else:
+        plant(kind, path, victim)
+
+    def read() -> bytes:
+        return content(cache, item) if where != "index" else Path(cache.index(f"{web.url}/{INDEX_NAME}")).read_bytes()
+
+    if kind == "hard link" and where in ("file", "index"):  # it has other bytes, so its name is removed
+        assert read() == (web.folder / ("a.tar" if where == "file" else INDEX_NAME)).read_bytes()
+    else:
+        with pytest.raises(UserError, match=rf"^{path}: not a file of diffpipe's cache \(.*\); remove it$"):
+            read()
+    assert victim.read_bytes() == b"p" * SIZE
+    assert not (tmp_path / "created").exists()
+
+
+def as_of_another(status: os.stat_result, inode: int, user: int) -> os.stat_result:
+    """The status of a file, as if the one with this inode belonged to another user."""
+    return os.stat_result([*status[:4], user + 1, *status[5:10]]) if status.st_ino == inode else status
+
+
+def test_the_folder_and_its_files_are_this_users_alone(web: Web, cache: ShardCache) -> None:
+    content(cache, put(web, "a.tar"))
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    cache.folder.chmod(0o777)
+    with pytest.raises(UserError, match=r"other users can write to it; run: chmod 700 .*data\.cache"):
+        content(cache, put(web, "b.tar"))
+
+
+@pytest.mark.parametrize("attributes", [True, False])
+def test_a_file_of_the_right_length_is_not_believed(
+    web: Web, cache: ShardCache, monkeypatch: pytest.MonkeyPatch, attributes: bool
+) -> None:
+    if not attributes:
+        without_attributes(monkeypatch)
+    item = put(web, "a.tar")
+    content(cache, item)
+    path = cache.folder / item.name
+    before = path.stat()
+    path.write_bytes(b"x" * SIZE)
+    assert content(cache, item) == (web.folder / "a.tar").read_bytes()
+    other = path.with_name("other")
+    other.write_bytes(b"x" * SIZE)
+    os.utime(other, ns=(before.st_atime_ns, path.stat().st_mtime_ns))
+    other.replace(path)
+    assert content(cache, item) == (web.folder / "a.tar").read_bytes()
+    assert len(web.requests) == 3
+
+
+def test_an_index_of_the_right_length_is_not_believed(web: Web, cache: ShardCache) -> None:
+    data = put(web, INDEX_NAME).sha256
+    path = Path(cache.index(f"{web.url}/{INDEX_NAME}"))
+    path.write_bytes(b"x" * SIZE)
+    other = path.with_name("other")
+    for change in (
+        lambda: path.write_bytes(b"x" * SIZE),
+        lambda: other.write_bytes(b"x" * SIZE) and other.replace(path),
+    ):
+        change()
+        assert sha256_of(Path(cache.index(f"{web.url}/{INDEX_NAME}"))) == data
+
+
+def test_an_index_without_an_etag_is_fetched_each_time(web: Web, cache: ShardCache) -> None:
+    web.etags = False
+    for data in (b"first", b"other"):
+        put(web, INDEX_NAME, data)
+        assert Path(cache.index(f"{web.url}/{INDEX_NAME}")).read_bytes() == data
+
+
+def test_names_that_no_cache_gives_are_left_alone(web: Web, cache: ShardCache) -> None:
+    private_folder(cache.folder)
+    names = [f"{'0' * 64}.{'9' * 150}.part", f"{'0' * 64}.x.part", "0" * 64 + ".y", "z" * 64, "1.part"]
+    for name in names:
+        (cache.folder / name).write_bytes(b"")
+    cache.limit = SIZE
+    for i in range(2):
+        content(cache, put(web, f"{i}.tar"))
+    assert set(names) < set(kept(cache))

@@ -45,3 +45,9 @@ def test_an_unknown_scheme_and_a_url_without_host_are_refused() -> None:
         parse("ftp://h/x.tar")
     with pytest.raises(UserError, match="no host or bucket"):
         parse("https:///x.tar")
+
+
+@pytest.mark.parametrize("name", ["x.tar?t=${SECRET}", "../x.tar", "/x.tar", "x#.tar", "", "..", ".", "a\nb", "a\\b"])
+def test_a_name_that_leads_elsewhere_or_adds_a_query_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"^https://h/a: .* is not the name of a file"):
+        join("https://h/a?t=${T}", name)
