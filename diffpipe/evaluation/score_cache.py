@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import on_rank_zero
 from diffpipe.evaluation.scores import load_extractors, score
 from diffpipe.experiment.run import Run
@@ -87,9 +86,10 @@ class ScorePlan(NamedTuple):
         for path in [self.path, *sorted(self.path.parent.glob("*.json"))]:
             try:
                 result = protocol.read(path)
-            except UserError:
+                defining = _defining(result.protocol)
+            except (ValueError, TypeError):
                 continue  # no score file, such as that of another command
-            if _defining(result.protocol) == self.protocol and result.scores.keys() >= set(self.metrics):
+            if defining == self.protocol and result.scores.keys() >= set(self.metrics):
                 return result, path
         return None
 

@@ -12,7 +12,9 @@ import torch
 
 from diffpipe import __version__
 from diffpipe.errors import UserError
-from diffpipe.files import atomic_write
+from diffpipe.files import atomic_write, parse_json, read_regular
+
+_LONGEST = 1 << 26  # bytes of a score file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +108,7 @@ def write_json(tree: Mapping[str, Any], path: str | Path) -> None:
 def read(path: str | Path) -> Result:
     """The score in a file that `write` made. Raises UserError."""
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+        tree = parse_json(read_regular(Path(path), follow_links=True, limit=_LONGEST))
     except OSError as error:
         raise UserError(f"{path}: cannot read the scores ({error.strerror}); give a score.json") from error
     except ValueError as error:

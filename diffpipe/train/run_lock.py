@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffpipe.errors import UserError
-from diffpipe.files import lock, open_writable
+from diffpipe.files import lock
 from diffpipe.train.distributed import Communicator
 
 
@@ -29,7 +29,7 @@ def _hold(path: Path) -> BinaryIO:
     """The open file, locked until it is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(open_writable(path), "r+b")
+        file = path.open("a+b")
     except OSError as error:
         place = path.parent
         raise UserError(f"cannot write to the run directory {place} ({error.strerror}): give another run.dir") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,11 @@ from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.remote.storage import MissingError, RemoteFile
 from diffpipe.data.remote.urls import is_remote, join, parent, redacted
 from diffpipe.errors import BadSampleError, UserError
-from diffpipe.files import read_regular
+from diffpipe.files import parse_json, read_regular
 
 LATENTS = "latents.npy"
 CODEC = "codec.json"
+_LONGEST = 1 << 16  # bytes of that file
 
 
 def are_latents(shard_set: ShardSet) -> bool:
@@ -31,7 +31,7 @@ def encoder(shard_set: ShardSet) -> str:
     local = {str(Path(path).parent / CODEC) for path in shard_set.paths if path not in remote}
     for path in sorted(local | {join(parent(url), CODEC) for url in remote.values()}):
         try:
-            checkpoints.add(str(json.loads(_read(path))["sha256"]))
+            checkpoints.add(str(parse_json(_read(path))["sha256"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, UserError) and not isinstance(error, MissingError):
                 raise
@@ -46,9 +46,12 @@ def encoder(shard_set: ShardSet) -> str:
 
 def _read(path: str) -> bytes:
     if not is_remote(path):
-        return read_regular(Path(path), follow_links=True)
+        return read_regular(Path(path), follow_links=True, limit=_LONGEST)
     with RemoteFile(path) as file:
-        return file.readall()
+        data = b""
+        while len(data) <= _LONGEST and (block := file.read(_LONGEST)):
+            data += block
+    return data
 
 
 def to_bytes(latents: Float32[np.ndarray, "c h w"]) -> bytes:
@@ -62,7 +65,7 @@ def from_bytes(data: bytes, where: str) -> Float32[np.ndarray, "c h w"]:
     """The latents in a `latents.npy` member. Raises BadSampleError, which begins with `where`."""
     try:
         latents = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TypeError, OverflowError, MemoryError) as error:
         raise BadSampleError(f"{where}: not a readable .npy file ({error}); encode the shard again") from error
     if latents.dtype != np.float32 or latents.ndim != 3:
         raise BadSampleError(f"{where}: not float32 [c h w], as diffpipe encode writes; encode the shard again")

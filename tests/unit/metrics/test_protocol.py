@@ -12,6 +12,7 @@ import pytest
 
 from diffpipe.errors import UserError
 from diffpipe.metrics.protocol import Result, compare, read, require_alike, write
+from tests.support.planted import plant
 
 
 def result() -> Result:
@@ -142,3 +143,16 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
 def test_a_missing_file_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the scores"):
         read(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("kind", ["device", "FIFO", "folder", "socket"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    plant(kind, tmp_path / "a.json", tmp_path / "victim")
+    with pytest.raises(UserError, match=r"cannot read the scores \(.*not a regular file\)"):
+        read(tmp_path / "a.json")
+
+
+def test_a_nested_file_is_refused_in_a_few_words(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"scores":' * 50_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        read(tmp_path / "a.json")

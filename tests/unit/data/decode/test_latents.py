@@ -15,7 +15,7 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.dataset import check
 from diffpipe.data.loader.stream import batches
-from diffpipe.errors import UserError
+from diffpipe.errors import BadSampleError, UserError
 from tests.support.tars import write_tar
 
 LATENT = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
@@ -91,3 +91,22 @@ def test_latents_are_not_augmented(tmp_path: Path, augmentation: dict[str, objec
     config = DataConfig.model_validate({"train": "x", "batch_size": 2, "resolution": 8, **augmentation})
     with pytest.raises(UserError, match="latents cannot be flipped or cropped"):
         check(config, shards(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "shape", ["(10000000000000,)", "(1000000000000000000000000000000,)", "(-1,)", "(2.5,)", "(" * 900]
+)
+def test_an_impossible_shape_is_a_bad_sample(shape: str) -> None:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(16)
+    with pytest.raises(BadSampleError, match=r"^x: not a readable \.npy file"):
+        from_bytes(data, "x")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"sha256": NaN}', "[1]", "x" * 100_000])
+def test_a_codec_file_that_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
+    latents = shards(tmp_path / "a")
+    (tmp_path / "a" / CODEC).write_text(text)
+    with pytest.raises(UserError, match="does not name the checkpoint that encoded the latents") as caught:
+        encoder(latents)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))

@@ -214,3 +214,18 @@ def test_a_scan_is_reused_only_for_the_same_etag(tmp_path: Path, scanned: list[s
         assert [index("a"), index("a"), index("b"), index("a")] == [2, 0, 2, 2]
         web.etags = False
         assert [index("a"), index("a")] == [2, 2]
+
+
+@pytest.mark.parametrize("where", [".index.parts", ".index.parts/lock"])
+def test_a_link_in_the_place_of_its_own_files_is_refused(tmp_path: Path, where: str) -> None:
+    write_shards(tmp_path / "a", [1])
+    victim = tmp_path / "victim"
+    if where.endswith("lock"):
+        victim.write_bytes(b"precious")
+        (tmp_path / "a" / ".index.parts").mkdir()
+    else:
+        victim.mkdir()
+    (tmp_path / "a" / where).symlink_to(victim)
+    with pytest.raises(UserError, match="a symbolic link"):
+        write_index(tmp_path / "a")
+    assert victim.read_bytes() == b"precious" if victim.is_file() else list(victim.iterdir()) == []
