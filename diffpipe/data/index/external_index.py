@@ -17,6 +17,7 @@ from diffpipe.data.index.scan import Scan, split_name
 from diffpipe.errors import UserError
 from diffpipe.files import read_regular
 
+_LONGEST = 1 << 30  # bytes of a list
 _FIELDS = {"v1.1": 3, "v1.2": 4}
 
 
@@ -34,6 +35,8 @@ def check_external_indices(path: str, scan: Scan) -> None:
     """Raise UserError where an external index beside the tar does not match the scan."""
     for file in map(Path, external_indices(path)):
         try:
+            if file.stat().st_size > _LONGEST:
+                raise ValueError(f"it has {file.stat().st_size} bytes")
             difference = _text_difference(file, scan) if _is_text(file) else _binary_difference(file, scan)
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: not a readable list of {path} ({error}); write it again or remove it") from error

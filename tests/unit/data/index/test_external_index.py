@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tarfile
 from collections.abc import Callable
@@ -92,4 +93,13 @@ def test_a_file_named_like_a_list_may_be_something_else(tmp_path: Path) -> None:
     write_index(tmp_path)
     (tmp_path / "x.tar.idx").write_bytes(b"odd")
     with pytest.raises(UserError, match=rf"^{tmp_path}/x.tar.idx: not a readable list"):
+        write_index(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x.idx", "x.tar.idx"])
+def test_a_list_of_a_terabyte_is_not_read(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / "x.tar", FILES)
+    (tmp_path / name).write_bytes(b"v1.2 1\n")
+    os.truncate(tmp_path / name, 1 << 40)  # sparse
+    with pytest.raises(UserError, match="not a readable list .* 1099511627776 bytes"):
         write_index(tmp_path)
