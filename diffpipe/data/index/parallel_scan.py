@@ -123,8 +123,8 @@ def _scan(job: ScanJob) -> UserError | None:
     """Scan one shard into its file, unless the file is up to date. Errors are returned, to be reported together."""
     try:
         with _open_shard(job.path) as (file, state):
-            key = None if state is None else {"state": state, "max_member": job.max_member, "version": _VERSION}
-            if key is not None and _key(job.result) == key:
+            key = {"state": state, "max_member": job.max_member, "version": _VERSION, "file": _identity(job.path)}
+            if state is not None and _key(job.result) == key:
                 return None
             scan = scan_file(file, redacted(job.path) if is_remote(job.path) else job.path, job.max_member)
         if not is_remote(job.path):
@@ -137,7 +137,7 @@ def _scan(job: ScanJob) -> UserError | None:
         return UserError(f"{job.path}: cannot be read ({error.strerror}); check the path and its permissions")
     counts = np.bincount(scan.columns["member.extension"], minlength=len(scan.extensions)).tolist()
     header = {
-        "key": key,
+        "key": None if state is None else key,
         "bytes": scan.bytes,
         "sha256": scan.sha256,
         "samples": len(scan.starts),
@@ -168,6 +168,14 @@ def _local_state(path: str) -> dict[str, Any]:
     """The lengths and modification times of a shard and of the external indices beside it."""
     stats = {Path(file).name: Path(file).stat() for file in [path, *external_indices(path)]}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _identity(path: str) -> list[int] | None:
+    """The inode and the time of the last change of a local shard. Whoever hands on a scan cannot know them."""
+    if is_remote(path):
+        return None
+    status = Path(path).stat()
+    return [status.st_ino, status.st_ctime_ns]
 
 
 def _key(result: Path) -> dict[str, Any] | None:

@@ -101,5 +101,5 @@ def test_a_list_of_a_terabyte_is_not_read(tmp_path: Path, name: str) -> None:
     write_tar(tmp_path / "x.tar", FILES)
     (tmp_path / name).write_bytes(b"v1.2 1\n")
     os.truncate(tmp_path / name, 1 << 40)  # sparse
-    with pytest.raises(UserError, match="not a readable list .* 1099511627776 bytes"):
+    with pytest.raises(UserError, match=r"not a readable list .* 1099511627776 bytes"):
         write_index(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -229,3 +230,16 @@ def test_a_link_in_the_place_of_its_own_files_is_refused(tmp_path: Path, where: 
     with pytest.raises(UserError, match="a symbolic link"):
         write_index(tmp_path / "a")
     assert victim.read_bytes() == b"precious" if victim.is_file() else list(victim.iterdir()) == []
+
+
+def test_a_scan_that_was_handed_on_with_a_shard_is_not_believed(tmp_path: Path, scanned: list[str]) -> None:
+    write_shards(tmp_path / "a", [1, 1])
+    write_tar(tmp_path / "a" / "z.tar", {"x": b""})  # refused, so that the scans of the others stay
+    with pytest.raises(UserError, match=r"z\.tar"):
+        write_index(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")  # with the times of all files
+    for folder, again in (("a", []), ("b", ["shard-000.tar", "shard-001.tar"])):
+        scanned.clear()
+        with pytest.raises(UserError, match=r"z\.tar"):
+            write_index(tmp_path / folder)
+        assert sorted(set(scanned) - {"z.tar"}) == again
