@@ -66,7 +66,7 @@ def given(run: Path, home: Path, trained_on: object) -> Path:
     return home
 
 
-EVAL = ["--reference", TEST, "--n", 4, "--steps", 1, "--metrics", "fd_efficientnet_lite0"]
+EVAL = ["--reference", TEST, "--n", 4, "--steps", 2, "--metrics", "fd_efficientnet_lite0"]
 
 
 def test_a_given_run_sends_no_request(own: Path, own_vae: Path, tmp_path: Path, web: Web) -> None:
@@ -78,9 +78,9 @@ def test_a_given_run_sends_no_request(own: Path, own_vae: Path, tmp_path: Path, 
     said = succeeds("anomaly", vae, "--normal", TEST, "--abnormal", TEST, "--n", 4)
     assert "no typicality" in said
     assert "--training SHARDS" in said
-    line = refused("classify", run, TEST, "--n", 4, "--steps", 1)
+    line = refused("classify", run, TEST, "--n", 4, "--steps", 2)
     assert line.endswith("give --prior SHARDS, data or uniform")
-    assert "it is remote" in refused("classify", run, TEST, "--n", 4, "--steps", 1, "--prior", "data")
+    assert "it is remote" in refused("classify", run, TEST, "--n", 4, "--steps", 2, "--prior", "data")
     line = refused("compare", run, "--reference", TEST, "--out", tmp_path / "page", "--n", 4, "--nll-n", 4)
     assert line.endswith("give --floor")
     assert web.requests == []
@@ -90,9 +90,9 @@ def test_a_given_run_reads_no_local_place_but_by_an_option(own: Path, own_vae: P
     absent = tmp_path / "absent"
     run, vae = given(own, tmp_path / "run", absent), given(own_vae, tmp_path / "vae", absent)
     succeeds("eval", run, *EVAL)
-    assert str(absent) not in refused("classify", run, TEST, "--n", 4, "--steps", 1)
-    assert str(absent) in refused("classify", run, TEST, "--n", 4, "--steps", 1, "--prior", "data")
-    succeeds("classify", run, TEST, "--n", 4, "--steps", 1, "--prior", TEST)
+    assert str(absent) not in refused("classify", run, TEST, "--n", 4, "--steps", 2)
+    assert str(absent) in refused("classify", run, TEST, "--n", 4, "--steps", 2, "--prior", "data")
+    succeeds("classify", run, TEST, "--n", 4, "--steps", 2, "--prior", TEST)
     words = ["anomaly", vae, "--normal", TEST, "--abnormal", TEST, "--n", 4]
     assert "typicality  " not in succeeds(*words)
     assert "typicality  " in succeeds(*words, "--training", TEST)
@@ -101,10 +101,10 @@ def test_a_given_run_reads_no_local_place_but_by_an_option(own: Path, own_vae: P
 def test_a_run_of_ones_own_knows_its_local_shards_where_it_was_trained(
     own: Path, own_vae: Path, tmp_path: Path
 ) -> None:
-    succeeds("classify", own, TEST, "--n", 4, "--steps", 1)
+    succeeds("classify", own, TEST, "--n", 4, "--steps", 2)
     assert "typicality  " in succeeds("anomaly", own_vae, "--normal", TEST, "--abnormal", TEST, "--n", 4)
     shutil.copytree(own, tmp_path / "copy")
-    refused("classify", tmp_path / "copy", TEST, "--n", 4, "--steps", 1)
+    refused("classify", tmp_path / "copy", TEST, "--n", 4, "--steps", 2)
 
 
 def given_index(folder: Path, base: str, shards: dict[str, Any] | None = None) -> Path:
@@ -122,7 +122,7 @@ def given_index(folder: Path, base: str, shards: dict[str, Any] | None = None) -
 
 def test_a_given_index_leads_nowhere_unless_it_is_allowed(own: Path, tmp_path: Path, web: Web) -> None:
     folder = given_index(tmp_path / "given", f"{web.url}/?leak=${{SECRET}}")
-    words = ["nll", own, folder, "--n", 4, "--steps", 1]
+    words = ["nll", own, folder, "--n", 4, "--steps", 2]
     line = refused(*words)
     assert f"its shards lie at {web.url}/, which you have not named yourself" in line
     assert f"--allow-base {web.url}/" in line
@@ -131,12 +131,12 @@ def test_a_given_index_leads_nowhere_unless_it_is_allowed(own: Path, tmp_path: P
     result = diffpipe(*words, "--allow-base", f"{web.url}/?t=${{TOKEN}}", env=cache | {"TOKEN": "t0"})
     assert result.returncode == 0, result.stderr
     assert {request.query for request in web.requests} == {"t=t0"}
-    assert {request.path for request in web.requests} == {f"/{path.name}" for path in (SHARDS / "test").glob("*.tar")}
+    assert {request.path for request in web.requests} <= {f"/{path.name}" for path in (SHARDS / "test").glob("*.tar")}
 
 
 def test_the_names_in_a_given_index_add_no_query(own: Path, tmp_path: Path, web: Web) -> None:
     folder = given_index(tmp_path / "given", f"{web.url}/", {"name": "x.tar?leak=${SECRET}"})
-    line = refused("nll", own, folder, "--n", 4, "--steps", 1, "--allow-base", web.url)
+    line = refused("nll", own, folder, "--n", 4, "--steps", 2, "--allow-base", web.url)
     assert "is not the name of a file" in line
     assert web.requests == []
 
@@ -144,7 +144,7 @@ def test_the_names_in_a_given_index_add_no_query(own: Path, tmp_path: Path, web:
 def test_an_index_on_a_server_leads_to_no_other_host(own: Path, tmp_path: Path, web: Web) -> None:
     folder = given_index(tmp_path / "web", f"{web.url}/?leak=${{SECRET}}")
     with serving(folder) as stranger:
-        line = refused("nll", own, f"{stranger.url}/", "--n", 4, "--steps", 1)
+        line = refused("nll", own, f"{stranger.url}/", "--n", 4, "--steps", 2)
         assert {request.query for request in stranger.requests} == {""}
     assert f"its shards lie at {web.url}/" in line
     assert web.requests == []
@@ -156,9 +156,9 @@ def test_an_index_of_ones_own_keeps_the_words_of_its_url(own: Path, tmp_path: Pa
     succeeds("index", names, "--out", folder, "--workers", 1)
     assert b"SECRET" not in (folder / INDEX_NAME).read_bytes()
     web.requests.clear()
-    words = ["nll", own, folder, "--n", 4, "--steps", 1]
+    words = ["nll", own, folder, "--n", 4, "--steps", 2]
     result = diffpipe(*words, env={"DIFFPIPE_CACHE": str(tmp_path / "cache")})
     assert result.returncode == 0, result.stderr
     assert {request.query for request in web.requests} == {f"t={SECRET}"}
     shutil.copytree(folder, tmp_path / "copy")
-    assert "--allow-base" in refused("nll", own, tmp_path / "copy", "--n", 4, "--steps", 1)
+    assert "--allow-base" in refused("nll", own, tmp_path / "copy", "--n", 4, "--steps", 2)

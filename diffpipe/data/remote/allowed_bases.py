@@ -37,7 +37,10 @@ def url_of(base: str, named: Sequence[str], index: str) -> str:
     named: the URLs that he named for this index, beside the allowed ones. index: its place, for messages. Raises
     UserError where there is none.
     """
-    place = parse(redacted(base))
+    try:
+        place = parse(redacted(base))
+    except UserError as error:
+        raise UserError(f"{index}: says where its shards lie, but {error}") from error
     for url in [*named, *_allowed]:
         folder = parse(url)
         if _contains(folder, place):
