@@ -66,7 +66,9 @@ def from_bytes(data: bytes, where: str) -> Float32[np.ndarray, "c h w"]:
     try:
         latents = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # numpy evaluates the header as Python: MemoryError, TokenError, …
-        raise BadSampleError(f"{where}: not a readable .npy file ({str(error)[:200]}); encode the shard again") from error
+        raise BadSampleError(
+            f"{where}: not a readable .npy file ({str(error)[:200]}); encode the shard again"
+        ) from error
     if latents.dtype != np.float32 or latents.ndim != 3:
         raise BadSampleError(f"{where}: not float32 [c h w], as diffpipe encode writes; encode the shard again")
     return latents

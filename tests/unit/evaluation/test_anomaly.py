@@ -44,7 +44,7 @@ def test_a_likelihood_that_prefers_simple_images_is_corrected_by_their_complexit
     noise, flat = [random_pixels(i) for i in range(8)], [np.full((8, 8), 20 + i, np.uint8) for i in range(8)]
     normal, abnormal, trained = (shards(tmp_path / name, s) for name, s in (("a", noise), ("b", flat), ("c", noise)))
     run = opened_run(Coder(), tmp_path, f"data.train={trained}", case=UNCONDITIONAL)
-    result = detect_anomalies(run, normal, abnormal, runtime, n=8, seed=0)
+    result = detect_anomalies(run, normal, abnormal, runtime, training=trained, n=8, seed=0)
     assert result.detections["exact"].auroc.value == 0
     assert "ranks the abnormal images as more normal" in result.table()
     assert result.detections["typicality"].auroc.value == 1
@@ -65,3 +65,12 @@ def test_runs_and_images_that_do_not_fit_are_refused(tmp_path: Path, runtime: Ru
         detect_anomalies(run, fitting, small, runtime, n=2, seed=0)
     with pytest.raises(UserError, match=r"give a run trained with stage\.conditional=false"):
         detect_anomalies(opened_run(Noise(), tmp_path), fitting, fitting, runtime, n=2, seed=0)
+
+
+def test_the_shards_that_a_run_names_are_not_read(tmp_path: Path, runtime: Runtime) -> None:
+    images = shards(tmp_path / "a", [random_pixels(i) for i in range(4)])
+    run = opened_run(Coder(), tmp_path, f"data.train={tmp_path}/absent", case=UNCONDITIONAL)
+    result = detect_anomalies(run, images, images, runtime, n=4, seed=0)
+    assert list(result.detections) == ["exact", "complexity"]
+    assert "no typicality: " in result.table()
+    assert "give --training SHARDS" in result.table()
