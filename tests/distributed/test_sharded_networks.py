@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from diffpipe.errors import UserError
@@ -18,7 +17,6 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.parallel import full_tensor
 from diffpipe.train.runtime import Runtime
-from diffpipe.train.sharded_networks import without_values
 from tests.support.gloo_processes import run
 from tests.support.stage_cases import CASES, real_batch
 from tests.support.toy_stages import OneBlock, Toy
@@ -95,31 +93,3 @@ def failed_start() -> str:
 
 def test_a_start_that_fails_on_rank_0_fails_on_all() -> None:
     assert run(2, failed_start) == ["the first samples are all bad"] * 2
-
-
-class Reads(nn.Linear):
-    """A network whose initialization reads a value that it has drawn."""
-
-    def __init__(self) -> None:
-        super().__init__(2, 2)
-        self.norm = self.weight.norm().item()
-
-
-class Unregistered(nn.Linear):
-    """A network with a tensor that is neither parameter nor buffer."""
-
-    def __init__(self) -> None:
-        super().__init__(2, 2)
-        self.table = torch.arange(3)
-
-
-@pytest.mark.parametrize("network", [Reads, Unregistered])
-def test_a_network_that_needs_values_is_built_with_them(network: type[nn.Module]) -> None:
-    class Stage(Toy):
-        def networks(self) -> dict[str, nn.Module]:
-            return {"point": network()}
-
-    (net,) = without_values(Stage()).values()
-    assert not next(net.parameters()).is_meta
-    (net,) = without_values(Failing()).values()
-    assert next(net.parameters()).is_meta
