@@ -83,7 +83,10 @@ def detect_anomalies(
     scores = {name: {kind: likelihoods[name].values["score"].numpy()} for name in sets}
     pixels = {name: images.images(range(images.n)) for name, images in sets.items()}
     if unit == "bits/dim":
-        trained = runtime.comm.raise_on_all_ranks(lambda: _training_images(training, run, n))
+        trained_on = training or _own_training_shards(run, runtime)
+        trained = runtime.comm.raise_on_all_ranks(
+            lambda: None if trained_on is None else _images(_TRAINING, trained_on, run, n)
+        )
         trained_scores = None if trained is None else score_images(run, trained, seed, runtime).values["score"].numpy()
         for name, by_score in scores.items():
             raw = by_score[kind]
@@ -96,12 +99,10 @@ def detect_anomalies(
     return AnomalyDetection(kind, unit, scores, pixels, detections, protocol)
 
 
-def _training_images(training: str | None, run: Run, n: int) -> ShardImages | None:
-    """Images that the run was trained on; None where the run alone says which."""
+def _own_training_shards(run: Run, runtime: Runtime) -> str | list[str] | None:
+    """The shards that the run was trained on; None where the run alone says which. Rank 0 decides for all hosts."""
     trained_on = run.experiment.data.trained_on
-    if training is None and not own_places.may_read(run.home, trained_on):
-        return None
-    return _images(_TRAINING, training or trained_on, run, n)
+    return trained_on if runtime.comm.gather(own_places.may_read(run.home, trained_on))[0] else None
 
 
 def _images(option: str, shards: str | list[str], run: Run, n: int) -> ShardImages:

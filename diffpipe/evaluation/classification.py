@@ -118,8 +118,9 @@ def log_prior(run: Run, prior: str) -> Float64[Tensor, " k"]:
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
 
 
-def _default_prior(run: Run) -> str:
-    if not own_places.may_read(run.home, run.experiment.data.trained_on):
+def _default_prior(run: Run, runtime: Runtime) -> str:
+    """Rank 0 decides for all hosts. Raises UserError on all ranks."""
+    if not runtime.comm.gather(own_places.may_read(run.home, run.experiment.data.trained_on))[0]:
         raise UserError(f"{run.home}: {own_places.NOT_OWN}; give --prior SHARDS, data or uniform")
     return "data"
 
@@ -164,7 +165,7 @@ def classify_images(
     if n < 4:
         raise UserError(f"n is {n}; give 4 or more, for two halves of at least 2 images")
     require_conditional(run)
-    prior = prior or runtime.comm.raise_on_all_ranks(lambda: _default_prior(run))
+    prior = prior or _default_prior(run, runtime)
     images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
     labels = runtime.comm.raise_on_all_ranks(lambda: images.labels(range(images.n)))
     prior_of_class = runtime.comm.raise_on_all_ranks(lambda: log_prior(run, prior))
