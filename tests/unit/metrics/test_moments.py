@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffpipe.metrics.moments import Moments
+from diffpipe.metrics.moments import Moments, MomentSums
 
 
 def features(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -39,3 +39,21 @@ def test_sums_are_taken_in_float64() -> None:
     moments = Moments.of(x)
     assert moments.total.item() == 2**24 + 100
     assert moments.outer.item() == 2**48 + 100
+
+
+@pytest.mark.parametrize("rows", [50, 7, 1500])
+def test_sums_in_one_vector_are_the_moments_and_add_up(rows: int) -> None:
+    x = features(2600, 7)
+    vectors = []
+    for share in (x[:2100], x[2100:]):
+        vector = torch.zeros(MomentSums.size(7), dtype=torch.float64)
+        sums = MomentSums(vector, 7)
+        for part in share.split(rows):
+            sums.add(part)
+        sums.finish()
+        sums.finish()
+        vectors.append(vector)
+    moments, whole = MomentSums(vectors[0] + vectors[1], 7).moments(), Moments.of(x)
+    assert moments.n == 2600
+    torch.testing.assert_close(moments.total, whole.total, rtol=1e-13, atol=0)
+    torch.testing.assert_close(moments.outer, whole.outer, rtol=1e-13, atol=0)
