@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from diffpipe import __version__, plugins
-from diffpipe.errors import RankError, UserError
+from diffpipe import __version__
+from diffpipe.errors import RankError, UserError, as_user_error, os_error
+from diffpipe.process import INTERRUPTED, Interrupts, discard_output, prepare_streams
+
+if TYPE_CHECKING:
+    import argparse
 
 # A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`.
 # Only the one that runs is imported, and it imports torch only when it runs: so --help is quick.
@@ -39,18 +42,56 @@ _LONGEST = 4000  # characters of an error
 BASE_HELP = (
     "a remote folder that an index may refer to, such as https://host/shards?token=${TOKEN}; may be given several times"
 )
+BROKEN_PIPE = 141
+"""The exit status where nobody reads the output any more, as of a program that SIGPIPE ends."""
+
 PLUGIN_HELP = "a module, or the path of a .py file, that adds stages, networks, …; may be given several times"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: the command's own, or that of a UserError.
+    """Run one command. Returns the exit status: the command's own, or that of its error.
 
-    Rank 0 prints the error on one line. A rank with an error of its own prints it and exits at once: to shut down in
-    order, it would have to wait for the others.
+    Without `argv` it is the command of this process, which then owns Ctrl-C and the standard streams. Rank 0 prints an
+    error on one line. A rank with an error of its own prints it and exits at once: to shut down in order, it would have
+    to wait for the others.
     """
-    words, modules = _without_option("--plugin", list(sys.argv[1:] if argv is None else argv))
+    interrupts = Interrupts()
+    if argv is None:
+        interrupts.listen()
+    words: list[str] = []
+    try:
+        if argv is None:
+            prepare_streams()
+        words = list(sys.argv[1:] if argv is None else argv)
+        status = _run(words)
+        sys.stdout.flush()
+    except SystemExit:  # of argparse, after --help or a wrong option
+        status = _flushed(words)
+        if not status:
+            raise
+    except KeyboardInterrupt:
+        status = _interrupted(words)
+    except Exception as error:  # noqa: BLE001 (`_failed` raises what is a bug)
+        status = _interrupted(words) if interrupts.seen else _failed(words, error)
+    finally:
+        interrupts.end()
+    return status
+
+
+def _run(words: list[str]) -> int:
+    import argparse
+
+    from diffpipe import plugins
+
+    words, modules = _without_option("--plugin", [*words])
     words, bases = _without_option("--allow-base", words)
-    parser = argparse.ArgumentParser(prog="diffpipe", description="Distributed training of image generators.")
+
+    class Parser(argparse.ArgumentParser):
+        def _print_message(self, message: str, file: Any = None) -> None:
+            """argparse's own suppresses errors: help that found no room would be a success."""
+            (file or sys.stderr).write(message)
+
+    parser = Parser(prog="diffpipe", description="Distributed training of image generators.")
     parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
     _add_common_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -65,27 +106,70 @@ def main(argv: Sequence[str] | None = None) -> int:
             _add_common_options(command)
             _module(name).add_arguments(command)
     args = parser.parse_args(words)
+    for module in modules:
+        plugins.load(module)
+    for url in bases:
+        importlib.import_module("diffpipe.data.remote.allowed_bases").allow(url)  # imports torch
+    return _module(args.command).run(args) or 0
+
+
+def _failed(words: Sequence[str], error: Exception) -> int:
+    """Report the error of a command. Returns the exit status. Raises the error where it is a bug."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    try:
-        for module in modules:
-            plugins.load(module)
-        for url in bases:
-            importlib.import_module("diffpipe.data.remote.allowed_bases").allow(url)  # imports torch
-        return _module(args.command).run(args) or 0
-    except UserError as error:
-        exits_alone = isinstance(error, RankError) and not alone
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
-            start = "\n" if exits_alone else ""  # ends the line of another rank's progress bar
-            message = f"{start}diffpipe {args.command}: error: {_one_line(str(error))}"
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
-        if exits_alone:
-            os._exit(error.status)
-        return error.status
-    except Exception:
+    if isinstance(error, BrokenPipeError):  # of `| head`: nobody reads any more
+        discard_output()
+        return BROKEN_PIPE
+    reported = as_user_error(error)
+    if reported is None:
         if alone:
-            raise
-        traceback.print_exc()
+            raise error
+        import traceback
+
+        traceback.print_exception(error)
         os._exit(1)
+    own = reported is not error or isinstance(reported, RankError)
+    exits_alone = own and not alone
+    if os.environ.get("RANK", "0") == "0" or own:
+        start = "\n" if exits_alone else ""  # ends the line of another rank's progress bar
+        _say(f"{start}{_prog(words)}: error: {_one_line(str(reported))}")
+    if exits_alone:
+        os._exit(reported.status)
+    _flushed(words)
+    return reported.status
+
+
+def _interrupted(words: Sequence[str]) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        _say(f"{_prog(words)}: interrupted")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(INTERRUPTED)
+    _flushed(words)
+    return INTERRUPTED
+
+
+def _flushed(words: Sequence[str]) -> int:
+    """Write out what was printed. Returns 0, or an exit status where nobody reads it or it finds no room."""
+    try:
+        if not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        discard_output()
+        _say(f"{_prog(words)}: error: stdout: {os_error(error)}")
+        return UserError.status
+    return 0
+
+
+def _prog(words: Sequence[str]) -> str:
+    """The program and its command, as messages begin."""
+    named = [word for word in words if word in COMMANDS][:1]
+    return " ".join(["diffpipe", *named])
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:

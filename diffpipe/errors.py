@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(ValueError):
     """An error that the user can fix. Its message says in a sentence or two what is wrong, where, and what to do.
@@ -10,6 +12,41 @@ class UserError(ValueError):
     """
 
     status = 2
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or have the quota raised",
+    errno.EFBIG: "the system lets files grow no further: raise `ulimit -f`, or give another place",
+    errno.EROFS: "give a place that can be written",
+    errno.EACCES: "change the rights, or give another place",
+    errno.EPERM: "change the rights, or give another place",
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "look at the disk",
+    errno.ESTALE: "look at the file server, and run the same command again",
+}
+
+
+def os_error(error: OSError) -> UserError:
+    """An error of the operating system, as a full disk, in a sentence: where, what, and what to do."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    return UserError(f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else ""))
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """The error as one that the user can act on: of the operating system, or out of memory. None where it is a bug."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return os_error(error)
+    # torch has an error of its own for a GPU, and a RuntimeError for a CPU.
+    out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out or "can't allocate memory" in str(error):
+        first = " ".join(str(error).split())[:200]
+        return UserError(f"out of memory{first and f' ({first})'}; lower the batch size, or the number of workers")
+    return None
 
 
 class BadSampleError(UserError):

@@ -29,7 +29,7 @@ Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 _TIMEOUT = 2.0  # seconds that a worker has to end by itself
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class WorkerDiedError(Exception):

@@ -25,6 +25,7 @@ from diffpipe.interfaces import Batch
 from diffpipe.precision import float32_products, set_float32_products
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.launcher import launched_for_fsdp
+from diffpipe.process import raise_file_limit
 from diffpipe.train.rendezvous import init_method
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -69,6 +70,7 @@ class Runtime:
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         _set_determinism(deterministic)
         limit = timedelta(seconds=timeout)
+        raise_file_limit()
         fsdp = launched_for_fsdp()
         accelerator = Accelerator(
             cpu=cpu,

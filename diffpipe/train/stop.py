@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpipe.train.distributed import Communicator
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
 
 class Agreed(NamedTuple):
@@ -43,7 +43,11 @@ class StopConsensus:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Within it, a signal to stop does not end the process, but the run, after this step or the next one."""
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup: the terminal may go away
+            del before[signal.SIGHUP]
+        for number in before:
+            signal.signal(number, self._receive)
         try:
             yield
             if self._reduction is not None:

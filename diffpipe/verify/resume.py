@@ -152,7 +152,7 @@ def _make_folder(out: Path | None) -> Path:
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """SIGTERM and Ctrl-C raise SystemExit here, so that leaving the job's context kills the training.
+    """SIGTERM, SIGHUP and Ctrl-C raise SystemExit here, so that leaving the job's context kills the training.
 
     The trainings are in sessions of their own, and get neither signal.
     """
@@ -160,7 +160,7 @@ def exit_on_signals() -> Iterator[None]:
     def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     try:
         yield
     finally:

@@ -70,7 +70,7 @@ def test_sigterm_to_the_launcher_ends_the_whole_job_with_one_last_checkpoint(
     assert_resumes(tmp_path, uninterrupted(2), step + 2, processes=2)
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
 def test_a_single_process_stops_after_the_step_in_which_the_signal_comes(
     tmp_path: Path, number: str, uninterrupted: Callable[[int], Path]
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_single_process_stops_after_the_step_in_which_the_signal_comes(
     assert_resumes(tmp_path, uninterrupted(0), 8)
 
 
-@pytest.mark.parametrize(("rank", "number"), [(0, "SIGTERM"), (1, "SIGUSR1"), (1, "SIGINT")])
+@pytest.mark.parametrize(("rank", "number"), [(0, "SIGTERM"), (1, "SIGHUP"), (1, "SIGUSR1"), (1, "SIGINT")])
 def test_two_processes_stop_together_when_one_gets_a_signal(
     tmp_path: Path, rank: int, number: str, uninterrupted: Callable[[int], Path]
 ) -> None:

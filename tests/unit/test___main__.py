@@ -15,6 +15,8 @@ from diffpipe.__main__ import COMMANDS, main
 from diffpipe.data.remote import allowed_bases
 from diffpipe.errors import LostPeerError, UserError
 
+REMEDY = "; lower the batch size, or the number of workers"
+
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
@@ -32,7 +34,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return module
 
 
-def raising(error: Exception) -> Any:
+def raising(error: BaseException) -> Any:
     def action() -> None:
         raise error
 
@@ -53,6 +55,42 @@ def test_a_user_error_is_one_line_and_its_status(command: SimpleNamespace, capsy
     assert capsys.readouterr().err == (
         "diffpipe index: error: no such file\ndiffpipe index: error: gone\n"  # one line each
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(28, "No space left on device", "/runs/a.png"),
+            "/runs/a.png: No space left on device; free some space",
+        ),
+        (OSError(122, "Disk quota exceeded"), "Disk quota exceeded; free some space, or have the quota raised"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            "x: Permission denied; change the rights, or give another place",
+        ),
+        (MemoryError(), f"out of memory{REMEDY}"),
+        (RuntimeError("can't allocate memory:\n 9 bytes"), f"out of memory (can't allocate memory: 9 bytes){REMEDY}"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str], error: Exception, message: str
+) -> None:
+    command.action = raising(error)
+    assert main(["index", "a"]) == 2
+    assert capsys.readouterr().err == f"diffpipe index: error: {message}\n"
+
+
+def test_a_reader_that_has_gone_is_no_error(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    command.action = raising(BrokenPipeError(32, "Broken pipe"))
+    assert main(["index", "a"]) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_is_one_line_and_its_status(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    command.action = raising(KeyboardInterrupt())
+    assert main(["index", "a"]) == 130
+    assert capsys.readouterr().err == "diffpipe index: interrupted\n"
 
 
 def test_another_rank_leaves_the_message_to_rank_zero(

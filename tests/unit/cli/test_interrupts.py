@@ -10,9 +10,9 @@ import pytest
 from diffpipe.cli.interrupts import StoppedError, stop_cleanly
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_unwinds_the_block(number: signal.Signals) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
     unwound = False
 
     def work() -> None:
@@ -27,4 +27,4 @@ def test_a_signal_unwinds_the_block(number: signal.Signals) -> None:
         work()
     assert raised.value.status == 130
     assert unwound
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == handlers
