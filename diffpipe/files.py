@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +26,13 @@ _KINDS = {
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` when the block ends without an error.
 
     Until then it has a temporary name in the same folder, and `path` stays as it was, whenever the process is killed.
-    The bytes are on the disk before the name is. Its mode is 0644, less the umask. The folder itself is not synced: see
-    `sync` for a name that has to survive a power failure. Raises OSError.
+    The bytes are on the disk before the name is, unless not `durable`, which is for many small files. Its mode is 0644,
+    less the umask. The folder itself is not synced: see `sync` for a name that has to survive a power failure. Raises
+    OSError, with the name of the file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -38,16 +40,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Make this the content of a file, text in UTF-8: wholly or not at all, as `atomic_file`. Raises OSError."""
-    with atomic_file(path) as file:
+    with atomic_file(path, durable=durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -147,6 +152,17 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def user_cache() -> Path:
+    """The folder for what diffpipe downloads: ~/.cache/diffpipe, or one of this user's own in the temporary folder.
+
+    A container may run as a user who has no home directory.
+    """
+    try:
+        return Path.home() / ".cache" / "diffpipe"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"diffpipe-{os.geteuid()}"
 
 
 def private_folder(path: Path) -> None:

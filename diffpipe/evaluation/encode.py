@@ -16,6 +16,7 @@ from diffpipe.data.loader.reader import Reader
 from diffpipe.data.packing.shard_writer import TarWriter
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import on_rank_zero
+from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import chunks
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.logs import progress_bar
@@ -88,7 +89,7 @@ def _write_shard(codec: LatentCodec, shards: ShardSet, number: int, folder: Path
 def _commit(temporary: Path, out: Path, shards: ShardSet, sha256: str) -> None:
     write_index(temporary, shards.classes)
     try:
-        (temporary / latents.CODEC).write_text(json.dumps({"sha256": sha256}), encoding="utf-8")
+        atomic_write(temporary / latents.CODEC, json.dumps({"sha256": sha256}))
         temporary.replace(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -12,6 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from diffpipe.files import atomic_write
 
 
 def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.Image:
@@ -28,7 +32,14 @@ def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.
 def save_pngs(images: UInt8[Tensor, "n c h w"], indices: Iterable[int], folder: Path) -> None:
     """Each image as `000000.png` by its index."""
     for index, image in zip(indices, images, strict=True):
-        _to_pil(rearrange(image, "c h w -> h w c")).save(folder / f"{index:06d}.png")
+        save_png(_to_pil(rearrange(image, "c h w -> h w c")), folder / f"{index:06d}.png")
+
+
+def save_png(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write a PNG, whole or not at all. options: of Pillow's PNG encoder. Raises OSError."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **options)
+    atomic_write(path, buffer.getvalue(), durable=False)
 
 
 def _to_pil(picture: UInt8[Tensor, "h w c"]) -> Image.Image:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from diffpipe.errors import UserError
-from diffpipe.evaluation.image_grid import grid, save_pngs
+from diffpipe.evaluation.image_grid import grid, save_png, save_pngs
 from diffpipe.evaluation.image_sources import GeneratedImages
-from diffpipe.evaluation.map_over_ranks import map_over_ranks
+from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 GRID = 100  # most images in grid.png
@@ -29,8 +29,8 @@ def write_samples(source: GeneratedImages, folder: Path, runtime: Runtime) -> No
         return images[: max(0, GRID - indices.start)].clone()  # a view would keep the whole chunk in memory
 
     first = torch.cat(map_over_ranks(source.n, write, runtime, "sample"))
-    if runtime.main:
-        grid(first, columns=source.shape.classes or None).save(folder / "grid.png")
+    columns = source.shape.classes or None
+    on_rank_zero(runtime, lambda: save_png(grid(first, columns=columns), folder / "grid.png"))
 
 
 def _make_folder(folder: Path) -> None:

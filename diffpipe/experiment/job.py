@@ -15,6 +15,7 @@ from diffpipe.config import dump_yaml
 from diffpipe.data.index.dataset_diff import save_listing
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.stream import batches
+from diffpipe.errors import UserError
 from diffpipe.evaluation.reconstruction import in_words, reconstruction
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
@@ -140,11 +141,20 @@ class Job:
     def _write_config(self) -> None:
         """The run directory says what is trained: config.yaml, the listing of the shards, the tracker."""
         config, run = dump_yaml(self.experiment), self.experiment.run
-        if self.runtime.main:
-            atomic_write(run.path / "config.yaml", config)
-            save_listing(self.shards, run.path)
-            run.interrupted.unlink(missing_ok=True)
-        self.runtime.start_tracking({"config": config})
+
+        def write() -> None:
+            try:
+                atomic_write(run.path / "config.yaml", config)
+                save_listing(self.shards, run.path)
+                run.interrupted.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{error.filename}: {error.strerror}; free some space, change the rights, or give another run.dir"
+                ) from error
+
+        self.runtime.comm.on_rank_zero(write)
+        for complaint in self.runtime.start_tracking({"config": config}):
+            print_on_rank_zero(self.runtime, f"warning: {complaint}")
 
     def _stream(self) -> Generator[Batch, None, None]:
         experiment, runtime = self.experiment, self.runtime
@@ -162,7 +172,10 @@ class Job:
     def _report_stop(self, stopped_by: signal.Signals) -> None:
         run, step = self.experiment.run, self.trainer.step
         if self.runtime.main:
-            atomic_write(run.interrupted, json.dumps({"signal": stopped_by.name, "step": step}) + "\n")
+            try:
+                atomic_write(run.interrupted, json.dumps({"signal": stopped_by.name, "step": step}) + "\n")
+            except OSError as error:
+                print_on_rank_zero(self.runtime, f"warning: {run.interrupted}: {error.strerror}: it is not written")
         print_on_rank_zero(
             self.runtime,
             f"stopped by {stopped_by.name} after step {step}: {self._last_saved}; the same command resumes it",

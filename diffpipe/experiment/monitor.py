@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.evaluation.image_grid import grid
+from diffpipe.errors import UserError
+from diffpipe.evaluation.image_grid import grid, save_png
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.reconstruction import held_out_images
@@ -48,8 +49,12 @@ class Monitor(NamedTuple):
             images = self._reconstructed(n)
         if self.runtime.main and images is not None:
             path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
-            grid(images, self.shape.classes or None).save(path)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                save_png(grid(images, self.shape.classes or None), path)
+            except OSError as error:  # a picture never stops a run
+                print_on_rank_zero(self.runtime, f"warning: {path}: {error.strerror}: the grid is not written")
+                return
             for callback in self.callbacks:
                 callback.on_samples(path)
 
@@ -71,7 +76,10 @@ class Monitor(NamedTuple):
         floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
         result = score(self._generated(config.n), reference, floor, config.metrics, self.runtime)
         if self.runtime.main:
-            protocol.write(result, self.experiment.run.path / "scores" / f"step-{self.trainer.step:08d}.json")
+            try:
+                protocol.write(result, self.experiment.run.path / "scores" / f"step-{self.trainer.step:08d}.json")
+            except UserError as error:  # the table below has the scores
+                print_on_rank_zero(self.runtime, f"warning: {error}")
         print_on_rank_zero(self.runtime, f"step {self.trainer.step}\n{table(result)}")
 
     def _generated(self, n: int) -> GeneratedImages:

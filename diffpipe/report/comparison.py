@@ -13,7 +13,9 @@ import torch
 
 from diffpipe import __version__
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_grid import save_png
 from diffpipe.experiment.run import Run, open_run
+from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.report.comparison_rows import ComparisonRow
 from diffpipe.report.comparison_runner import (
@@ -101,10 +103,10 @@ def _write(comparison: Comparison, measured: Mapping[str, MeasuredRun], runner: 
         "protocol": comparison.protocol,
     }
     try:
-        (out / "compare.json").write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (out / "table.md").write_text(markdown(comparison) + "\n", encoding="utf-8")
-        (out / "index.html").write_text(comparison_page(comparison, figures), encoding="utf-8")
-        stack_rows(rows, headings).save(out / "samples.png", optimize=True)
+        atomic_write(out / "compare.json", json.dumps(tree, indent=2, allow_nan=False) + "\n")
+        atomic_write(out / "table.md", markdown(comparison) + "\n")
+        atomic_write(out / "index.html", comparison_page(comparison, figures))
+        save_png(stack_rows(rows, headings), out / "samples.png", optimize=True)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
 

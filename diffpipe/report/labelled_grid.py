@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_grid import grid
+from diffpipe.files import atomic_write
 
 CELL = 64  # the least width of an image in pixels: room for the number above it
 TEXT, LINE = 13, 26  # the height of the font and of a line, in pixels
@@ -54,6 +56,8 @@ def require_png(out: Path) -> None:
 def save(picture: Image.Image | Figure, out: Path) -> None:
     """Write the image or plot. Raises UserError where this fails."""
     try:
-        picture.savefig(out) if isinstance(picture, Figure) else picture.save(out)
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="png") if isinstance(picture, Figure) else picture.save(buffer, "PNG")
+        atomic_write(out, buffer.getvalue())
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); give another name") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring_stage
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
+from diffpipe.files import read_regular
 from diffpipe.interfaces import Borrows, Generates, Reconstructs
 from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.rng import KeyedRNG
+from diffpipe.train.logs import parse_line
 from diffpipe.train.runtime import Runtime
 
 TIMED_SECONDS, TIMED_CHUNKS = 2.0, 20
@@ -104,10 +105,13 @@ def training_speed(run: Run) -> dict[str, float] | None:
     None where metrics.jsonl has fewer than two lines up to the checkpoint.
     """
     path = run.home / "metrics.jsonl"
-    if not path.exists():
+    try:
+        content = read_regular(path, follow_links=True)
+    except OSError:  # a run without the log is a run all the same
         return None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    rates = [line["images_per_second"] for line in lines if line["step"] <= run.checkpoint.step][1:]
+    lines = [values for line in content.splitlines() if (values := parse_line(line)) is not None]
+    lines = [line for line in lines if line["step"] <= run.checkpoint.step and "images_per_second" in line]
+    rates = [line["images_per_second"] for line in lines[1:]]
     if not rates:
         return None
     rate = statistics.median(rates)

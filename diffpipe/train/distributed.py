@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, os_error
 
 T = TypeVar("T")
 
@@ -77,24 +77,32 @@ class Communicator:
     def raise_on_all_ranks(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; where it raises a UserError on any, raise the first one's on all. A collective.
 
+        An OSError, such as that of a full disk, counts as a UserError.
+
         Otherwise the ranks without an error would wait in their next collective for the one that has left.
         """
         result, message = None, None
         try:
             result = action()
-        except UserError as error:
-            message = str(error)
+        except (UserError, OSError) as error:
+            message = str(os_error(error) if isinstance(error, OSError) else error)
         for other in self.gather(message):
             if other is not None:
                 raise UserError(other)
         return result  # pyright: ignore[reportReturnType]
 
-    def new_group(self) -> Communicator:
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 alone: its result, or its UserError, on all ranks. A collective."""
+        return self.gather(self.raise_on_all_ranks(lambda: action() if self.main else None))[0]  # pyright: ignore[reportReturnType]
+
+    def new_group(self, timeout: timedelta | None = None) -> Communicator:
         """The same processes over a gloo group of its own, for a thread beside training. A collective.
 
-        A thread needs its own: on one group, the collectives of two threads would mix.
+        A thread needs its own: on one group, the collectives of two threads would mix. timeout: how long its
+        collectives wait for a process, where this differs from this communicator's.
         """
         if self.world == 1:
             return self
-        group = dist.new_group(backend="gloo", timeout=self.timeout)
-        return Communicator(self.rank, self.world, group, self.timeout)  # pyright: ignore[reportArgumentType] (all ranks are members)
+        timeout = timeout or self.timeout
+        group = dist.new_group(backend="gloo", timeout=timeout)
+        return Communicator(self.rank, self.world, group, timeout)  # pyright: ignore[reportArgumentType] (all ranks are members)

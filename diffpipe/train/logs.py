@@ -2,17 +2,93 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from diffpipe.files import atomic_write
+from diffpipe.files import atomic_write, open_writable, read_regular
 from diffpipe.interfaces import Batch
 from diffpipe.train.runtime import Runtime
+
+_PENDING = 1 << 20
+"""Bytes of lines that are kept while they find no room."""
+
+
+class LogFile:
+    """A file of JSON lines, opened to append. It never stops a run: where it cannot be written, a warning says so.
+
+    Lines that found no room are kept, and written before the next one.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool], warn: Callable[[str], object]):
+        """keep: whether a line that is there stays. Lines that are not JSON objects are dropped, with a warning."""
+        self._path, self._warn = path, warn
+        self._file: BinaryIO | None = None
+        self._pending = b""
+        self._failed = False
+        try:
+            path.parent.mkdir(exist_ok=True)
+            self._rewrite(keep)
+            self._file = os.fdopen(open_writable(path), "r+b", buffering=0)
+            self._end = self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            warn(f"{path}: {error.strerror}: this log file is not written; the run goes on without it")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._pending += json.dumps(values).encode() + b"\n"
+        try:
+            rest = memoryview(self._pending)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._drop_partial_line()
+            if not self._failed:
+                self._warn(
+                    f"{self._path}: {error.strerror}: a line cannot be written; the run goes on, and writes it later"
+                )
+            self._failed, self._pending = True, self._pending[-_PENDING:]
+            return
+        self._end += len(self._pending)
+        self._failed, self._pending = False, b""
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of a network file system: a warning came with the line
+                self._file.close()
+
+    def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the lines that are not to stay. The file is untouched where all are."""
+        try:
+            content = read_regular(self._path, follow_links=True)
+        except FileNotFoundError:
+            return
+        lines, damaged = [], 0
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                continue  # a killed run can leave a partial last line
+            values = parse_line(line)
+            damaged += values is None
+            if values is not None and keep(values):
+                lines.append(line)
+        if damaged:
+            self._warn(f"{self._path}: {damaged} damaged lines are dropped; the run does not depend on them")
+        if b"".join(lines) != content:
+            atomic_write(self._path, b"".join(lines))
+
+    def _drop_partial_line(self) -> None:
+        assert self._file is not None
+        with contextlib.suppress(OSError):
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
 
 
 class MetricsLog:
@@ -32,13 +108,14 @@ class MetricsLog:
         self.runtime, self._on_log = runtime, on_log
         self._file = None
         if runtime.main:
-            self._file = _reopen(path, [line for line in _whole_lines(path) if json.loads(line)["step"] <= step])
+            self._file = LogFile(path, lambda values: values["step"] <= step, functools.partial(_warn, runtime))
 
     def write(self, values: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
+            self._file.write(values)
             tracked = {k: v for k, v in values.items() if k != "step"}
-            self.runtime.track(tracked, step=values["step"])
+            for complaint in self.runtime.track(tracked, step=values["step"]):
+                _warn(self.runtime, complaint)
             if self._on_log is not None:
                 self._on_log(tracked, values["step"])
 
@@ -55,16 +132,24 @@ class SampleLog:
 
     def __init__(self, run_dir: Path, rank: int):
         path = run_dir / "seen" / f"rank-{rank:05d}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        self._file = _reopen(path, _whole_lines(path))
+        self._file = LogFile(path, lambda _: True, lambda message: _print(f"warning: {message}"))
 
     def write(self, step: int, batches: list[Batch]) -> None:
         keys = [key for batch in batches for key in batch.keys]
         positions = [p for batch in batches for p in batch.positions.tolist()]
-        self._file.write(json.dumps({"step": step, "keys": keys, "positions": positions}) + "\n")
+        self._file.write({"step": step, "keys": keys, "positions": positions})
 
     def close(self) -> None:
         self._file.close()
+
+
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
+    """The values of a line of a log file, or None where it is damaged."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and type(values.get("step")) is int else None
 
 
 def progress_bar(name: str | None, unit: str, total: int, runtime: Runtime, first: int = 0) -> tqdm:
@@ -80,19 +165,16 @@ def progress_bar(name: str | None, unit: str, total: int, runtime: Runtime, firs
     )
 
 
-def _reopen(path: Path, lines: list[str]) -> TextIO:
-    """The file with these lines as its content, open to append lines."""
-    atomic_write(path, "".join(lines))
-    return path.open("a", buffering=1)
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The complete lines of the file; a killed run can leave a partial last line."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
-
-
 def print_on_rank_zero(runtime: Runtime, message: str) -> None:
     """Print a line to stderr, on rank 0 only."""
     if runtime.main:
-        print(message, file=sys.stderr, flush=True)
+        _print(message)
+
+
+def _warn(runtime: Runtime, message: str) -> None:
+    print_on_rank_zero(runtime, f"warning: {message}")
+
+
+def _print(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)  # above a progress bar, and not behind it
+    sys.stderr.flush()

@@ -6,7 +6,9 @@ The same command runs alone, under `accelerate launch` and under torchrun, on CP
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,9 +25,9 @@ from diffpipe import plugins
 from diffpipe.errors import RankError, UserError
 from diffpipe.interfaces import Batch
 from diffpipe.precision import float32_products, set_float32_products
+from diffpipe.process import raise_file_limit
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.launcher import launched_for_fsdp
-from diffpipe.process import raise_file_limit
 from diffpipe.train.rendezvous import init_method
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -68,9 +70,9 @@ class Runtime:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("train.device is cuda, and torch sees no CUDA device here; set train.device=cpu or auto")
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        raise_file_limit()
         _set_determinism(deterministic)
         limit = timedelta(seconds=timeout)
-        raise_file_limit()
         fsdp = launched_for_fsdp()
         accelerator = Accelerator(
             cpu=cpu,
@@ -137,11 +139,29 @@ class Runtime:
         with nullcontext() if float32 else torch.autocast(self.device.type, self.dtype), float32_products(tf32=False):
             yield
 
-    def start_tracking(self, config: Mapping[str, Any]) -> None:
-        self.accelerator.init_trackers("tensorboard", config=dict(config))
+    def start_tracking(self, config: Mapping[str, Any]) -> list[str]:
+        """Start the trackers. Returns a sentence for each that fails: the run goes on without it."""
+        _keep_tensorboard_threads_quiet()
+        try:
+            self.accelerator.init_trackers("tensorboard", config=None)
+        except Exception as error:  # noqa: BLE001 (a log never stops a run)
+            self.accelerator.trackers.clear()
+            return [_lost("the trackers", error)]
+        return self._on_trackers(lambda tracker: tracker.store_init_configuration(dict(config)))
 
-    def track(self, values: Mapping[str, Any], step: int) -> None:
-        self.accelerator.log(dict(values), step=step)
+    def track(self, values: Mapping[str, Any], step: int) -> list[str]:
+        """Send values to the trackers. Returns a sentence for each that fails: the run goes on without it."""
+        return self._on_trackers(lambda tracker: tracker.log(dict(values), step=step)) if self.main else []
+
+    def _on_trackers(self, act: Callable[[Any], object]) -> list[str]:
+        lost = []
+        for tracker in [*self.accelerator.trackers]:
+            try:
+                act(tracker)
+            except Exception as error:  # noqa: BLE001 (a log never stops a run)
+                self.accelerator.trackers.remove(tracker)
+                lost.append(_lost(f"the tracker {tracker.name}", error))
+        return lost
 
     def __enter__(self) -> Runtime:
         return self
@@ -153,9 +173,31 @@ class Runtime:
         leaving the group would wait for them: the launcher ends them when this process dies.
         """
         if kind is None or (issubclass(kind, UserError) and not issubclass(kind, RankError)):
+            for complaint in self._on_trackers(lambda tracker: tracker.finish()):
+                sys.stderr.write(f"warning: {complaint}\n")
+            self.accelerator.trackers.clear()
             self.accelerator.end_training()
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _lost(what: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return f"{' '.join(str(reason).split())[:300]}: {what} gets no more values; the run goes on without"
+
+
+def _keep_tensorboard_threads_quiet() -> None:
+    """Print no traceback for a thread of TensorBoard whose disk fails: the next write raises the same error."""
+    if getattr(threading.excepthook, "about_tensorboard", False):
+        return
+    shown = threading.excepthook
+
+    def excepthook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            shown(args)
+
+    excepthook.about_tensorboard = True
+    threading.excepthook = excepthook
 
 
 def _tracker(name: str, log_dir: str | Path) -> Any:

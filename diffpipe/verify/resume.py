@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diffpipe.errors import UserError
+from diffpipe.files import atomic_write
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.distributed import Communicator
 from diffpipe.verify.resume_plan import KillPoint, PlannedRun, ResumePlan
@@ -46,8 +47,8 @@ def verify(
         keep = keep or not verdict.exact
         verdict = verdict._replace(kept=runs if keep else None)
         if out is not None:
-            (folder / "verdict.txt").write_text(verdict.text() + "\n", encoding="utf-8")
-            (folder / "verdict.json").write_text(json.dumps(verdict.tree(), indent=1) + "\n", encoding="utf-8")
+            atomic_write(folder / "verdict.txt", verdict.text() + "\n")
+            atomic_write(folder / "verdict.json", json.dumps(verdict.tree(), indent=1) + "\n")
     finally:
         if not keep:
             shutil.rmtree(folder if out is None else runs, ignore_errors=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.small_disk import Disk, mounted_disk
 from tests.support.training_jobs import (
     TrainingJob,
     assert_equals_uninterrupted,
@@ -22,38 +21,10 @@ from tests.support.training_jobs import (
 OFTEN = "checkpoint.every=1"
 
 
-class Disk:
-    """A small file system of its own."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.run = path / "run"
-        self._ballast = path / "ballast"
-
-    def fill(self, free: int) -> None:
-        """Leave so many bytes free."""
-        disk = os.statvfs(self.path)
-        self._ballast.write_bytes(b"\0" * (disk.f_bavail * disk.f_frsize - free))
-
-    def make_room(self) -> None:
-        self._ballast.unlink()
-
-    def remount(self, option: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{option}", str(self.path)], check=True, capture_output=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield Disk(path)
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
+    with mounted_disk(tmp_path / "disk") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize(("processes", "beside"), [(0, "false"), (2, "false"), (2, "true")])

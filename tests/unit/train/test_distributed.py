@@ -47,3 +47,22 @@ def test_without_an_error_each_rank_has_its_own_result() -> None:
 def test_another_error_is_not_caught() -> None:
     with pytest.raises(ZeroDivisionError):
         Communicator().raise_on_all_ranks(lambda: 1 // 0)
+
+
+def test_a_full_disk_on_one_rank_is_a_sentence_on_all() -> None:
+    def raised(runtime: Runtime) -> str:
+        def action() -> None:
+            if runtime.rank:
+                raise OSError(28, "No space left on device", "/disk/file")
+
+        with pytest.raises(UserError) as caught:
+            runtime.comm.raise_on_all_ranks(action)
+        return str(caught.value)
+
+    assert on_ranks(2, raised) == ["/disk/file: No space left on device; free some space"] * 2
+
+
+def test_rank_zero_acts_for_all() -> None:
+    assert on_ranks(3, lambda runtime: runtime.comm.on_rank_zero(lambda: f"from {runtime.rank}")) == ["from 0"] * 3
+    with pytest.raises(UserError, match="none here"):
+        Communicator().on_rank_zero(lambda: (_ for _ in ()).throw(UserError("none here")))

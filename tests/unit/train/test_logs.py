@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
+from diffpipe.train import logs
 from diffpipe.train.distributed import Communicator
-from diffpipe.train.logs import MetricsLog, SampleLog, print_on_rank_zero, progress_bar
+from diffpipe.train.logs import LogFile, MetricsLog, SampleLog, print_on_rank_zero, progress_bar
 from diffpipe.train.runtime import Runtime
 from tests.support.toy_stages import batch
 
@@ -57,3 +60,96 @@ def test_the_sample_log_has_the_samples_of_all_micro_batches_of_a_step(tmp_path:
     lines = [json.loads(line) for line in (tmp_path / "seen" / "rank-00003.jsonl").read_text().splitlines()]
     samples = {"keys": ["key4", "key5", "key6"], "positions": [4, 5, 6]}
     assert lines == [{"step": 0, **samples}, {"step": 1, **samples}]
+
+
+DAMAGED = [
+    b"not json\n",
+    b"[1, 2]\n",
+    b"null\n",
+    b'{"loss": 1.0}\n',
+    b'{"step": "4"}\n',
+    b"\xff\xfe\x00\n",
+    b"[" * 9999 + b"\n",
+]
+
+
+def test_damaged_lines_never_stop_a_resume(
+    runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 2}\n' + b"".join(DAMAGED) + b'{"step": 4}\n{"step": 6}\n')
+    log = MetricsLog(path, runtime, step=4)
+    log.write({"step": 5})
+    log.close()
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n{"step": 5}\n'
+    assert capsys.readouterr().err.endswith(f"{path}: 7 damaged lines are dropped; the run does not depend on them\n")
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "link to nothing", "unreadable"])
+def test_what_is_no_file_in_its_place_is_a_warning(
+    runtime: Runtime, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "link to nothing":
+            path.symlink_to(tmp_path / "gone" / "file")
+        case _:
+            path.write_text('{"step": 1}\n')
+
+            def refused(*_: object, **__: object) -> bytes:
+                raise PermissionError(13, "Permission denied")
+
+            monkeypatch.setattr(logs, "read_regular", refused)
+    calls = []
+    log = MetricsLog(path, runtime, step=4, on_log=lambda values, step: calls.append(step))
+    log.write({"step": 5, "loss": 1.0})
+    log.close()
+    assert calls == [5]
+    assert "this log file is not written; the run goes on without it" in capsys.readouterr().err
+
+
+def test_lines_without_room_are_written_later_and_none_is_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    warnings: list[str] = []
+    log = LogFile(path, lambda _: True, warnings.append)
+    log.write({"step": 1})
+    size = path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, hard))  # room for a part of a line
+    try:
+        log.write({"step": 2})
+        log.write({"step": 3})
+        assert path.read_text() == '{"step": 1}\n'
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write({"step": 4})
+    log.close()
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+    assert warnings == [f"{path}: File too large: a line cannot be written; the run goes on, and writes it later"]
+
+
+def test_a_tracker_that_fails_is_left_out_with_a_warning(
+    runtime: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Tracker:
+        name = "flaky"
+
+        def log(self, values: object, step: int) -> None:
+            raise ConnectionError("the server is\n gone")
+
+    runtime.accelerator.trackers.append(Tracker())
+    log = MetricsLog(tmp_path / "metrics.jsonl", runtime, step=0)
+    for step in (1, 2):
+        log.write({"step": step})
+    log.close()
+    message = (
+        "warning: ConnectionError: the server is gone: the tracker flaky gets no more values; the run goes on without"
+    )
+    assert capsys.readouterr().err == f"{message}\n"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,35 @@ def test_a_launcher_option_does_not_allow_tf32() -> None:
     with Runtime.start("fp32", "cpu"):
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("place", ["start", "first value"])
+def test_a_tracker_without_a_disk_never_stops_a_run(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Runtime.start("fp32", "cpu", tmp_path) as runtime:
+        if place == "start":
+            (tmp_path / "tensorboard").write_text("a file in its place")
+            (sentence,) = runtime.start_tracking({"seed": 3})
+        else:
+            assert runtime.start_tracking({"seed": 3}) == []
+
+            def full(*_: object, **__: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(runtime.accelerator.trackers[0], "log", full)
+            (sentence,) = runtime.track({"loss": 0.5}, step=7)
+        assert sentence.endswith("the run goes on without")
+        assert runtime.track({"loss": 0.5}, step=8) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_as_many_files_may_be_open_as_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+    try:
+        with Runtime.start("fp32", "cpu"):
+            now = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert now == min(hard, 1 << 20) or hard == resource.RLIM_INFINITY
