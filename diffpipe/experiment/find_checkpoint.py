@@ -7,6 +7,7 @@ from pathlib import Path
 from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.checkpoint.verify import read_patiently
 from diffpipe.train.runtime import Runtime
 
 
@@ -17,10 +18,8 @@ def is_run(path: Path) -> bool:
 
 def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
     """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError."""
-    if (path / checkpoints.MANIFEST).exists():
+    if runtime.comm.on_rank_zero(lambda: _is_checkpoint(path, "give a run directory or one of its checkpoints")):
         return checkpoints.open_checkpoint(path, runtime.comm)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; give a run directory or one of its checkpoints")
     found, _ = checkpoints.newest_valid(path / "checkpoints", runtime.comm)
     if found is None:
         raise UserError(f"{path}: no checkpoint in it; give a run directory that training has saved to")
@@ -33,17 +32,29 @@ def find_pinned_checkpoint(path: Path, sha256: str, runtime: Runtime, *, role: s
     sha256: of its manifest.json. role: the word for it in messages, such as `codec`. place: the way to give another
     path, such as `stage.teacher.run=PATH`.
     """
-    if not path.is_dir():
-        raise UserError(
-            f"{path}: no such directory; this run needs its {role}, of the checkpoint with sha256 {sha256}; bring it "
-            f"back, or give its new place ({place})"
-        )
-    paths = [path] if (path / checkpoints.MANIFEST).exists() else checkpoints.committed(path / "checkpoints")
-    by_hash = {checkpoints.manifest_sha256(checkpoint): checkpoint for checkpoint in paths}
-    if sha256 not in by_hash:
-        raise UserError(
-            f"{path}: this run needs the checkpoint whose manifest.json has sha256 {sha256}, and there "
-            f"{'is only' if len(paths) == 1 else 'are'} {', '.join(map(str, by_hash)) or 'no checkpoint'}; "
-            f"bring it back, or train another run on this one"
-        )
-    return checkpoints.open_checkpoint(by_hash[sha256], runtime.comm)
+    remedy = (
+        f"this run needs its {role}, of the checkpoint with sha256 {sha256}; bring it back, or give its new place "
+        f"({place})"
+    )
+
+    def find() -> Path:
+        single = _is_checkpoint(path, remedy)
+        paths = [path] if single else checkpoints.committed(path / "checkpoints")
+        by_hash = {checkpoints.manifest_sha256(checkpoint): checkpoint for checkpoint in paths}
+        if sha256 not in by_hash:
+            raise UserError(
+                f"{path}: this run needs the checkpoint whose manifest.json has sha256 {sha256}, and there "
+                f"{'is only' if len(paths) == 1 else 'are'} {', '.join(map(str, by_hash)) or 'no checkpoint'}; "
+                f"bring it back, or train another run on this one"
+            )
+        return by_hash[sha256]
+
+    # Rank 0 looks: on a network file system, another rank may not see yet what is there.
+    return checkpoints.open_checkpoint(runtime.comm.on_rank_zero(lambda: read_patiently(path, find)), runtime.comm)
+
+
+def _is_checkpoint(path: Path, remedy: str) -> bool:
+    """Whether `path` is a checkpoint, and not the directory of a run. Raises UserError where it is no directory."""
+    if not read_patiently(path, path.is_dir):
+        raise UserError(f"{path}: no such directory; {remedy}")
+    return read_patiently(path, (path / checkpoints.MANIFEST).exists)

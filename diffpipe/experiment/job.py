@@ -195,7 +195,9 @@ class Job:
         changed = allowed_data_change(self.checkpoint, self.experiment, self.shards, self.experiment.run.path)
         if changed is not None:
             say(f"the data has changed: {changed}; allowed by data.allow_changes")
-        checkpoints.load(self.checkpoint, self.trainer.state(), self.runtime.comm)
+        checkpoints.load(
+            self.checkpoint, self.trainer.state(), self.runtime.comm, updates=self.trainer.updates_per_step
+        )
         state, trainer = self.checkpoint.state, self.trainer
         trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
         trainer.bad.known = state.bad_samples

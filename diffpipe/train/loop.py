@@ -5,6 +5,7 @@ Between two log steps the host never waits for the device: losses, gradient norm
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
@@ -117,6 +118,11 @@ class Trainer:
             trains: Optimizer(config, {name: self.nets[name] for name in trains}, scaled=scaled)
             for trains in dict.fromkeys(phase.trains for phase in self.stage.phases())
         }
+
+    @property
+    def updates_per_step(self) -> int:
+        """The most updates that one optimizer makes in a step: its phases."""
+        return max(Counter(phase.trains for phase in self.stage.phases()).values())
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor of a checkpoint, by name. Loading writes into these tensors."""

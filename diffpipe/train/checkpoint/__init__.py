@@ -7,8 +7,9 @@ name; times and other files do not count. Nothing is parsed before its hash has 
 
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import MANIFEST, STATE, committed, manifest_sha256, step_name, step_of
-from diffpipe.train.checkpoint.read import Checkpoint, Damage, damage, load, newest_valid, open_checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint, load, newest_valid, open_checkpoint
 from diffpipe.train.checkpoint.state import RunState
+from diffpipe.train.checkpoint.verify import Damage, damage
 
 __all__ = [
     "MANIFEST",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 DAMAGED = "damaged-"
 """The prefix of a quarantined checkpoint's name."""
+MANIFEST_LIMIT, STATE_LIMIT = 1 << 26, 1 << 28
+"""The most bytes that the two JSON files may have."""
 NAME = re.compile("step-[0-9]+")
 
 
@@ -43,21 +46,26 @@ def step_of(path: Path) -> int:
 
 
 def committed(directory: Path) -> list[Path]:
-    """The committed checkpoints under `directory`, newest (highest step) first. Damaged ones are among them."""
-    if not directory.is_dir():
+    """The committed checkpoints under `directory`, newest (highest step) first. Damaged ones are among them.
+
+    Raises OSError where the directory cannot be read: it may hold checkpoints.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            paths = [Path(entry.path) for entry in entries if NAME.fullmatch(entry.name) and entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    paths = (p for p in directory.iterdir() if NAME.fullmatch(p.name) and p.is_dir())
     return sorted(paths, key=lambda p: (step_of(p), p.name), reverse=True)
 
 
 def manifest_sha256(path: Path) -> str | None:
     """The manifest's hash, which identifies the checkpoint at `path`; None where it cannot be read."""
     try:
-        return sha256_of(path / MANIFEST)
+        return sha256_of(path / MANIFEST, follow_links=False)
     except OSError:
         return None
 
 
 def describe(path: Path) -> FileEntry:
-    """The size and sha256 of a file."""
-    return FileEntry(size=path.stat().st_size, sha256=sha256_of(path))
+    """The size and sha256 of a file. Raises OSError where it is none, a symbolic link included."""
+    return FileEntry(size=path.lstat().st_size, sha256=sha256_of(path, follow_links=False))

@@ -1,4 +1,4 @@
-"""Verify a checkpoint, find the newest valid one, and load its tensors.
+"""Open a checkpoint that has been verified, and load its tensors.
 
 torch.distributed.checkpoint unpickles a `.metadata` file (FileSystemReader) and entries that are not tensors
 (DefaultLoadPlanner.load_bytes). Its reader of safetensors, which is used here, does neither.
@@ -6,32 +6,25 @@ torch.distributed.checkpoint unpickles a `.metadata` file (FileSystemReader) and
 
 from __future__ import annotations
 
-import json
+import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from diffpipe.errors import UserError
-from diffpipe.files import read_regular
-from diffpipe.train.checkpoint.format import (
-    DAMAGED,
-    MANIFEST,
-    NAME,
-    STATE,
-    FileEntry,
-    Manifest,
-    committed,
-    describe,
-    manifest_sha256,
-    step_of,
-)
+from diffpipe.files import parse_json, read_regular
+from diffpipe.train.checkpoint.format import MANIFEST, MANIFEST_LIMIT, STATE, STATE_LIMIT, Manifest
 from diffpipe.train.checkpoint.state import FORMAT, MISSING_NETWORKS, RENAMED_PARTS, RunState, parse_state
+from diffpipe.train.checkpoint.stored_tensors import is_count, require_counts, require_stored
+from diffpipe.train.checkpoint.verify import Damage, damage, newest_valid_path, read_patiently
 from diffpipe.train.distributed import Communicator
 
 
@@ -55,37 +48,14 @@ class Checkpoint:
         return ".".join(names.get(part, part) if i in (1, 2, 3) else part for i, part in enumerate(tensor.split(".")))
 
 
-class Damage(NamedTuple):
-    """A checkpoint that differs from its manifest, and how."""
-
-    path: Path
-    complaint: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.complaint}"
-
-
 def newest_valid(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, list[Damage]]:
     """The newest valid checkpoint, and what is wrong with each newer one. A collective.
 
     None where there is no checkpoint at all. Raises UserError where there are checkpoints, quarantined ones included,
-    and none is valid: starting from scratch would hide the loss.
+    and none is valid: starting from scratch would hide the loss. Also where one cannot be read just now.
     """
-    damaged: list[Damage] = []
-    # Rank 0's list: on a shared file system, ranks may for a while see different ones.
-    for path in comm.gather(committed(directory))[0]:
-        complaint = damage(path, comm)
-        if complaint is None:
-            return _open(path), damaged
-        damaged.append(Damage(path, complaint))
-    quarantined = sorted(directory.glob(f"{DAMAGED}*")) if directory.is_dir() else []
-    complaints = [*map(str, damaged), *(f"{path}: found damaged before" for path in comm.gather(quarantined)[0])]
-    if complaints:
-        raise UserError(
-            f"no checkpoint in {directory} is whole ({'; '.join(complaints)}); restore one from a copy, "
-            f"or move the directory away to start from scratch"
-        )
-    return None, []
+    path, damaged = newest_valid_path(directory, comm)
+    return (None if path is None else comm.on_rank_zero(lambda: _open(path))), damaged
 
 
 def open_checkpoint(path: Path, comm: Communicator) -> Checkpoint:
@@ -93,112 +63,69 @@ def open_checkpoint(path: Path, comm: Communicator) -> Checkpoint:
     complaint = damage(path, comm)
     if complaint is not None:
         raise UserError(f"{path}: not a whole checkpoint: {complaint}; take another of the run's checkpoints")
-    return _open(path)
+    return comm.on_rank_zero(lambda: _open(path))
 
 
 def _open(path: Path) -> Checkpoint:
-    digest = manifest_sha256(path)
-    assert digest is not None, "it has just been read"
     try:
-        manifest = Manifest.model_validate_json(read_regular(path / MANIFEST, follow_links=True))
-        state = parse_state(json.loads(read_regular(path / STATE, follow_links=True)), manifest.format)
+        text = read_patiently(path, lambda: read_regular(path / MANIFEST, limit=MANIFEST_LIMIT))
+        manifest = Manifest.model_validate_json(text)
+        tree = parse_json(read_patiently(path, lambda: read_regular(path / STATE, limit=STATE_LIMIT)))
+        state = parse_state(tree, manifest.format)
         if state.step != manifest.step:
             raise ValueError(f"it is of step {state.step}, and {MANIFEST} of step {manifest.step}")
-        return Checkpoint(path, state, digest, manifest.format)
-    except (ValueError, KeyError, TypeError) as error:
+        return Checkpoint(path, state, hashlib.sha256(text).hexdigest(), manifest.format)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
         raise _forged(path / STATE, error) from error
 
 
-def damage(path: Path, comm: Communicator) -> str | None:
-    """The first difference of the checkpoint at `path` from its manifest, or None. Ranks share it out: a collective."""
-    complaint, files = comm.raise_on_all_ranks(lambda: _inspect(path))
-    # Ranks may see different files where the file system is not shared; they must still decide together.
-    complaint = next((c for c in comm.gather(complaint) if c is not None), None)
-    if complaint is not None:
-        return complaint
-    names = sorted(files)[comm.rank :: comm.world]
-    complaints = (_difference(path / name, files[name]) for name in names)
-    complaint = next((c for c in complaints if c is not None), None)
-    return next((c for c in comm.gather(complaint) if c is not None), None)
-
-
-def _inspect(path: Path) -> tuple[str | None, dict[str, FileEntry]]:
-    """The first difference that shows before any hashing, or None, and the files that the manifest lists."""
-    try:
-        text = read_regular(path / MANIFEST, follow_links=True)
-        _require_known_format(path, text)
-        manifest = Manifest.model_validate_json(text)
-        present = {p.name: p.stat().st_size for p in path.iterdir() if p.name != MANIFEST}
-    except OSError as error:
-        return f"{MANIFEST} cannot be read ({error.strerror})", {}
-    except ValidationError:
-        return f"{MANIFEST} is not what a save writes", {}
-    if not NAME.fullmatch(path.name) or step_of(path) != manifest.step:
-        return f"its {MANIFEST} is of step {manifest.step}", {}
-    return _first_difference(manifest.files, present), manifest.files
-
-
-def _require_known_format(path: Path, manifest: bytes) -> None:
-    """Raise UserError where a newer version wrote the checkpoint: it is not damaged."""
-    try:
-        written = json.loads(manifest)["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return  # not a manifest at all
-    if type(written) is int and written > FORMAT:
-        raise UserError(
-            f"{path} was written by a newer version of diffpipe (format {written}; this version reads up to {FORMAT}); "
-            f"update diffpipe, or take another checkpoint"
-        )
-
-
-def _first_difference(expected: dict[str, FileEntry], present: dict[str, int]) -> str | None:
-    for name in sorted(expected.keys() | present.keys()):
-        if name not in present:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} is not in {MANIFEST}"
-        if expected[name].size != present[name]:
-            return f"{name} has {present[name]} bytes instead of {expected[name].size}"
-    return None if STATE in expected else f"{MANIFEST} does not list {STATE}"
-
-
-def _difference(path: Path, entry: FileEntry) -> str | None:
-    try:
-        altered = describe(path) != entry
-    except OSError as error:
-        return f"{path.name} cannot be read ({error.strerror})"
-    return f"{path.name} has been altered since it was saved (sha256 differs)" if altered else None
-
-
-def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator) -> None:
+def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator, *, updates: int = 1) -> None:
     """Copy the checkpoint's tensors into `tensors`, plain ones or DTensors, however they were sharded when saved.
 
-    Each rank reads only what it holds. A collective; with `Communicator()` one process reads alone. Raises UserError,
-    before anything is changed, where the checkpoint lacks a tensor or has it in another shape.
+    Each rank reads only what it holds. A collective; with `Communicator()` one process reads alone. updates: the most
+    updates that an optimizer makes in a step. Raises UserError, before anything is changed, where the checkpoint lacks
+    a tensor or a part of one, or has it in another shape or dtype, or where an optimizer's count of updates does not
+    fit its step.
     """
-    reader = dcp.HuggingFaceStorageReader(str(checkpoint.path))
-    try:
-        saved = reader.read_metadata().state_dict_metadata
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _forged(checkpoint.path, error) from error
     missing = MISSING_NETWORKS.get(checkpoint.format, set())
     tensors = {name: tensor for name, tensor in tensors.items() if missing.isdisjoint(name.split(".")[1:2])}
     tensors = {checkpoint.stored_name(name): tensor for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        shape = tuple(saved[name].size) if name in saved else None  # pyright: ignore[reportAttributeAccessIssue]
-        if shape != tuple(tensor.shape):
-            there = "is missing" if shape is None else f"has shape {list(shape)}"
-            raise UserError(
-                f"{checkpoint.path} is a checkpoint of another model: {name} {there} there and has shape "
-                f"{list(tensor.shape)} here; restore the stage section of the config, or train into another run.dir"
-            )
+    comm.raise_on_all_ranks(lambda: require_stored(checkpoint.path, _metadata(checkpoint.path), tensors))
     hush()
-    dcp.load(tensors, storage_reader=reader, process_group=comm.group, no_dist=comm.world == 1)
+    counts = {name: torch.empty_like(tensor) for name, tensor in tensors.items() if is_count(name, tensor)}
+    if counts:
+        _read(checkpoint.path, counts, comm)
+        require_counts(checkpoint.path, counts, updates * checkpoint.step)
+    _read(checkpoint.path, tensors, comm)
+
+
+def _metadata(path: Path) -> Mapping[str, Any]:
+    """The tensors' metadata in the headers of the files."""
+    try:
+        return dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read just now ({error.strerror}); run the same command again") from error
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise _forged(path, error) from error
+
+
+def _read(path: Path, tensors: dict[str, Tensor], comm: Communicator) -> None:
+    reader = dcp.HuggingFaceStorageReader(str(path))
+    try:
+        dcp.load(tensors, storage_reader=reader, process_group=comm.group, no_dist=comm.world == 1)
+    except (CheckpointException, SafetensorError, OSError) as error:
+        causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+        raise UserError(
+            f"{path}: cannot be read just now ({causes[0] if causes else error}); look at the disk, and run the same "
+            f"command again"
+        ) from error
 
 
 def _forged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path}: its hash is right, but it is not what diffpipe writes ({error}); take another checkpoint"
+        f"{path}: its hash is right, but it is not what diffpipe writes ({str(error)[:300]}); take another checkpoint"
     )
 
 

@@ -29,10 +29,9 @@ def recover(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, lis
     Removes what killed jobs have left, and quarantines the damaged checkpoints newer than the newest valid one. Raises
     UserError, and quarantines nothing, where there are checkpoints and none is valid.
     """
-    comm.raise_on_all_ranks(lambda: sweep(directory) if comm.main else None)
+    comm.on_rank_zero(lambda: sweep(directory))
     newest, damaged = newest_valid(directory, comm)
-    renamed = comm.raise_on_all_ranks(lambda: [quarantine(d.path) for d in damaged] if comm.main else [])
-    paths = comm.gather(renamed)[0]
+    paths = comm.on_rank_zero(lambda: [quarantine(d.path) for d in damaged])
     return newest, [f"{damage}; renamed to {path.name}" for damage, path in zip(damaged, paths, strict=True)]
 
 
@@ -64,7 +63,10 @@ def quarantine(path: Path) -> Path:
 
 
 def prune(directory: Path, config: CheckpointConfig) -> None:
-    """Remove all checkpoints but the newest `keep_last` and those whose step is a multiple of `keep_every`."""
+    """Remove all checkpoints but the newest `keep_last` and those whose step is a multiple of `keep_every`.
+
+    Raises OSError.
+    """
     for path in committed(directory)[config.keep_last :]:
         if not config.keep_every or step_of(path) % config.keep_every:
             retire(path)
