@@ -29,7 +29,7 @@ from diffpipe.files import atomic_write
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.callbacks import Callback
-from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
+from diffpipe.train.checkpoint.asynchronous import SAVE_TIMEOUT, AsyncCheckpointer
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.checkpoint.state import RunState, Shape
@@ -103,7 +103,13 @@ class Job:
         stream = self._stream()
         if (warning := cache_warning(experiment, self.shards, runtime.world)) is not None:
             print_on_rank_zero(runtime, f"warning: {warning}")
-        checkpointer = AsyncCheckpointer(experiment.run.checkpoints, experiment.checkpoint, runtime.comm.new_group())
+        checkpointer = AsyncCheckpointer(
+            experiment.run.checkpoints,
+            experiment.checkpoint,
+            runtime.comm.new_group(SAVE_TIMEOUT),
+            lambda message: print_on_rank_zero(runtime, f"warning: {message}"),
+            stop_consensus.comm,
+        )
         monitor = Monitor(
             experiment, runtime, self.shards, self.shape, self.stage, trainer, self.validation, self.callbacks
         )
@@ -183,7 +189,8 @@ class Job:
 
     @property
     def _last_saved(self) -> Path:
-        return checkpoints.committed(self.experiment.run.checkpoints)[0]
+        # By its name: on a network file system, a rank may not see yet what rank 0 has committed.
+        return self.experiment.run.checkpoints / checkpoints.step_name(self.trainer.step)
 
     def resume(self) -> None:
         """Load the newest valid checkpoint, if the run has any. Raises UserError where it is of another run."""

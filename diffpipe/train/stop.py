@@ -35,7 +35,7 @@ class StopConsensus:
 
     def __init__(self, comm: Communicator):
         """A collective."""
-        self._comm = comm.new_group()
+        self.comm = comm.new_group()
         self._received = 0
         self._flags: Tensor | None = None
         self._reduction: dist.Work | None = None
@@ -67,7 +67,7 @@ class StopConsensus:
 
         failed: whether a save has failed on this rank.
         """
-        if self._comm.world == 1:
+        if self.comm.world == 1:
             return Agreed(_named(self._received), failed)
         agreed = Agreed(None, False)
         if self._reduction is not None:
@@ -76,7 +76,7 @@ class StopConsensus:
             number, any_failed = self._flags.tolist()
             agreed = Agreed(_named(number), bool(any_failed))
         self._flags = torch.tensor([self._received, int(failed)])
-        self._reduction = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._comm.group, async_op=True)
+        self._reduction = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self.comm.group, async_op=True)
         return agreed
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.small_disk import Disk, mounted_disk
@@ -83,3 +85,38 @@ def test_a_read_only_checkpoint_directory_is_refused_before_training(disk: Disk,
     assert status == 2, stderr
     assert "Read-only file system" in stderr
     assert not (run / "metrics.jsonl").exists()
+
+
+def test_a_disk_that_is_slower_than_the_timeout_of_a_step_does_not_end_the_training(
+    tmp_path: Path, uninterrupted: Callable[[int], Path]
+) -> None:
+    fault_at_save = json.dumps({"n": 3, "after_steps": 2, "action": "stall"})
+    words = ("train.steps=4", OFTEN, "train.timeout=4")
+    job = TrainingJob(tmp_path, *words, processes=2, module="tests.faults.fault_at_save", fault_at_save=fault_at_save)
+    job.wait_until(lambda: list(tmp_path.glob("checkpoints/.tmp-step-00000002/*")))
+    time.sleep(6)
+    (tmp_path / "go").touch()
+    status, stderr = job.wait()
+    assert status == 0, stderr
+    assert checkpoint_steps(tmp_path) == [3, 4]
+    assert_equals_uninterrupted(tmp_path, uninterrupted(2), 4)
+
+
+def test_a_process_that_is_lost_during_a_save_is_noticed_in_the_time_of_a_step(tmp_path: Path) -> None:
+    fault_at_save = json.dumps({"n": 3, "after_steps": 2, "action": "stall"})
+    job = TrainingJob(
+        tmp_path,
+        "train.steps=4",
+        OFTEN,
+        "train.timeout=4",
+        processes=2,
+        module="tests.faults.fault_at_save",
+        fault_at_save=fault_at_save,
+    )
+    job.wait_until(lambda: list(tmp_path.glob("checkpoints/.tmp-step-00000002/*")))
+    job.ranks[1].suspend()
+    job.wait_until(lambda: not job.ranks[0].is_running() or job.ranks[0].status() == psutil.STATUS_ZOMBIE)
+    job.kill_all()
+    _, stderr = job.wait()
+    assert "has lost another process of the job" in stderr
+    assert checkpoint_steps(tmp_path) == [1]

@@ -1,4 +1,7 @@
-"""Saving beside training: the step waits for a copy in memory only, and a thread writes and commits the copy."""
+"""Saving beside training: the step waits for a copy in memory only, and a thread writes and commits the copy.
+
+The same thread then removes old checkpoints, which nobody waits for: that may take long on a slow disk.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import heapq
 import os
 import sys
 import threading
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -15,9 +21,14 @@ from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import RankError, UserError
 from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.retention import prune
 from diffpipe.train.checkpoint.state import RunState
 from diffpipe.train.checkpoint.write import TensorShard, commit
 from diffpipe.train.distributed import Communicator
+
+SAVE_TIMEOUT = timedelta(hours=1)
+"""How long the ranks wait for one another within a save. A disk may be slow for a while; a step never is so long."""
+_HEARTBEAT = 1.0  # seconds
 
 
 class AsyncCheckpointer:
@@ -27,12 +38,23 @@ class AsyncCheckpointer:
     since the other ranks' part of that save may never come.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, comm: Communicator):
-        """comm: with a group of its own (`Communicator.new_group`), for the thread."""
-        self.directory, self.config, self.comm = directory, config, comm
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        comm: Communicator,
+        warn: Callable[[str], object] = warnings.warn,
+        peers: Communicator | None = None,
+    ):
+        """comm: with a group of its own (`Communicator.new_group`), for the thread, and a long timeout.
+
+        warn: called with a sentence where an old checkpoint cannot be removed. peers: a group with a short timeout, by
+        which a rank that waits for a save learns whether the others are alive; None: it does not learn it.
+        """
+        self.directory, self.config, self.comm, self._warn, self._peers = directory, config, comm, warn, peers
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
-        self._awaited = threading.Event()
+        self._awaited, self._done = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._step: int | None = None
 
@@ -52,9 +74,10 @@ class AsyncCheckpointer:
             return
         text = state.model_dump_json(indent=1)
         staged, copied = self._stage(tensors)
-        arguments = (state.step, staged, text, copied)
+        arguments = (state.step, staged, text, copied, self._thread)
         self._step = state.step
         self._awaited.clear()
+        self._done.clear()
         self._thread = threading.Thread(target=self._save, args=arguments, name="checkpointer", daemon=True)
         self._thread.start()
         if not self.config.asynchronous:
@@ -68,12 +91,25 @@ class AsyncCheckpointer:
         """
         if self._thread is not None:
             self._awaited.set()
-            self._thread.join()
-            self._thread = None
+            self._wait_with_peers() if self._peers is not None else self._done.wait()
         error, self._error = self._error, None
         if error is not None:
             self._step = None
             raise error
+
+    def _wait_with_peers(self) -> None:
+        """Return when the save in flight is over on all ranks, or has failed on this one alone.
+
+        A dead rank is noticed in the time of a step, and a slow disk is given the time of a save. Raises RuntimeError
+        where a rank no longer answers.
+        """
+        assert self._peers is not None
+        while True:
+            done = self._done.wait(_HEARTBEAT)
+            if self._error is not None and not isinstance(self._error, UserError):
+                return
+            if self._peers.sum(torch.tensor(int(done))).item() == self._peers.world:
+                return
 
     def __enter__(self) -> AsyncCheckpointer:
         return self
@@ -81,6 +117,8 @@ class AsyncCheckpointer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             self.wait()
+            if self._thread is not None:
+                self._thread.join()  # it removes old checkpoints
         elif isinstance(error, UserError) and not isinstance(error, RankError):
             try:
                 self.wait()
@@ -117,16 +155,39 @@ class AsyncCheckpointer:
             event.record()
         return staged, event
 
-    def _save(self, step: int, shards: dict[str, TensorShard], state: str, copied: torch.cuda.Event | None) -> None:
-        """Write and commit, in the thread. An error is kept for `wait`."""
+    def _save(
+        self,
+        step: int,
+        shards: dict[str, TensorShard],
+        state: str,
+        copied: torch.cuda.Event | None,
+        before: threading.Thread | None,
+    ) -> None:
+        """Write and commit, in the thread, then remove old checkpoints. An error of the save is kept for `wait`.
+
+        before: the thread of the save before, which may still be removing.
+        """
         try:
+            if before is not None:
+                before.join()
             self._yield_to_training()
             if copied is not None:
                 torch.cuda.set_device(copied.device)  # a new thread has the first GPU, which is another process's
                 copied.synchronize()
-            commit(self.directory, step, shards, state, self.config, self.comm)
+            commit(self.directory, step, shards, state, self.comm)
         except BaseException as error:  # noqa: BLE001 (`wait` raises it)
             self._error = error
+            return
+        finally:
+            self._done.set()
+        if self.comm.main:
+            self._prune()
+
+    def _prune(self) -> None:
+        try:
+            prune(self.directory, self.config)
+        except OSError as error:
+            self._warn(f"{error.filename}: {error.strerror}: an old checkpoint cannot be removed; look at the disk")
 
     def _yield_to_training(self) -> None:
         """Lower this thread's priority, unless training waits for it already, as at the end of a job.

@@ -18,9 +18,8 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 
 from diffpipe.errors import UserError
 from diffpipe.files import atomic_write, sync
-from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import MANIFEST, STATE, FileEntry, Manifest, describe, step_name
-from diffpipe.train.checkpoint.retention import LATEST, TEMPORARY, prune, retire
+from diffpipe.train.checkpoint.retention import LATEST, TEMPORARY, retire
 from diffpipe.train.checkpoint.state import FORMAT
 from diffpipe.train.distributed import Communicator
 
@@ -37,10 +36,9 @@ def commit(
     step: int,
     shards: Mapping[str, TensorShard],
     state: str,
-    config: CheckpointConfig,
     comm: Communicator,
 ) -> None:
-    """Write this rank's part of a checkpoint, commit it with the other ranks, and prune older checkpoints.
+    """Write this rank's part of a checkpoint, and commit it with the other ranks.
 
     shards: this rank's parts, by the tensors' names. state: the text of `state.json`. A collective. Raises UserError on
     all ranks where the disk refuses; the partial checkpoint is removed then.
@@ -58,7 +56,6 @@ def commit(
         if comm.main:
             shutil.rmtree(temp, ignore_errors=True)
         raise
-    comm.raise_on_all_ranks(lambda: _prune(directory, config) if comm.main else None)
 
 
 def _refused(path: Path, what: str) -> UserError:
@@ -115,10 +112,3 @@ def _commit(temp: Path, final: Path, step: int, files: dict[str, FileEntry], sta
         raise UserError(
             f"{final}: the checkpoint could not be committed: {error}; free some space, or change the rights"
         ) from error
-
-
-def _prune(directory: Path, config: CheckpointConfig) -> None:
-    try:
-        prune(directory, config)
-    except OSError as error:
-        raise UserError(f"{directory}: an old checkpoint could not be removed: {error}; look at the disk") from error

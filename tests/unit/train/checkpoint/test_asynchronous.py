@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffpipe.errors import RankError, UserError
+from diffpipe.train.checkpoint import asynchronous
 from diffpipe.train.checkpoint import write as module
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
@@ -219,3 +221,46 @@ def test_the_thread_has_low_priority_unless_training_waits_for_it(
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     (priority,) = priorities
     assert priority > own if config.asynchronous else priority == own
+
+
+def test_nobody_waits_for_the_removal_of_old_checkpoints_but_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, passes = threading.Event(), threading.Event()
+    prune = asynchronous.prune
+
+    def slow(directory: Path, config: CheckpointConfig) -> None:
+        arrived.set()
+        assert passes.wait(60)
+        prune(directory, config)
+
+    monkeypatch.setattr(asynchronous, "prune", slow)
+    with AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE) as checkpointer:
+        checkpointer.save(tensors(1), run_state(1))  # returns while the thread still removes
+        assert arrived.wait(60)
+        assert [p.name for p in committed(tmp_path)] == ["step-00000001"]
+        second = threading.Thread(target=checkpointer.save, args=(tensors(2), run_state(2)))
+        second.start()
+        second.join(0.05)
+        assert second.is_alive(), "two threads would change the directory"
+        passes.set()
+        second.join(60)
+    assert [p.name for p in committed(tmp_path)] == ["step-00000002", "step-00000001"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(directory: Path, config: CheckpointConfig) -> None:
+        raise OSError(5, "Input/output error", str(directory / "step-00000001"))
+
+    monkeypatch.setattr(asynchronous, "prune", refused)
+    warnings: list[str] = []
+    with AsyncCheckpointer(tmp_path, SYNCHRONOUS, ALONE, warnings.append) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(tensors(step), run_state(step))
+    assert [p.name for p in committed(tmp_path)] == ["step-00000002", "step-00000001"]
+    path = tmp_path / "step-00000001"
+    assert warnings == [f"{path}: Input/output error: an old checkpoint cannot be removed; look at the disk"] * 2
+
+
+def test_ranks_wait_for_a_save_an_hour_whatever_they_wait_for_a_step() -> None:
+    assert timedelta(hours=1) == asynchronous.SAVE_TIMEOUT

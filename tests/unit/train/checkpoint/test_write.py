@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from diffpipe.errors import UserError
 from diffpipe.train.checkpoint import write
 from diffpipe.train.checkpoint.config import CheckpointConfig
+from diffpipe.train.checkpoint.retention import prune
 from diffpipe.train.checkpoint.write import TensorShard, commit
 from diffpipe.train.distributed import Communicator
 from tests.support.thread_ranks import ThreadCommunicator
@@ -25,7 +26,7 @@ SHARDS = {"a": TensorShard(torch.arange(6.0).reshape(2, 3), (2, 0)), "b": Tensor
 
 
 def test_every_file_is_in_the_manifest_and_read_by_safetensors(tmp_path: Path) -> None:
-    commit(tmp_path, 5, SHARDS, '{"step": 5}', CheckpointConfig(), ALONE)
+    commit(tmp_path, 5, SHARDS, '{"step": 5}', ALONE)
     path = tmp_path / "step-00000005"
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["step"] == 5
@@ -43,8 +44,9 @@ def test_every_file_is_in_the_manifest_and_read_by_safetensors(tmp_path: Path) -
 
 def test_the_same_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
     for text in ("first", "second"):
-        commit(tmp_path, 5, SHARDS, text, CheckpointConfig(), ALONE)
+        commit(tmp_path, 5, SHARDS, text, ALONE)
     assert (tmp_path / "step-00000005" / "state.json").read_text() == "second"
+    prune(tmp_path, CheckpointConfig())  # as the checkpointer does after each commit
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"]
 
 
@@ -53,7 +55,7 @@ def test_each_rank_has_a_file_and_one_without_tensors_has_none(tmp_path: Path) -
     comms = [ThreadCommunicator(rank, 3, values=values, threads=barrier) for rank in range(3)]
     shards = [{"a": SHARDS["a"]}, {}, {"b": SHARDS["b"]}]
     with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(commit, tmp_path, 1, shards[c.rank], "", CheckpointConfig(), c) for c in comms]
+        jobs = [pool.submit(commit, tmp_path, 1, shards[c.rank], "", c) for c in comms]
     assert [job.result() for job in jobs] == [None] * 3
     names = [path.name for path in (tmp_path / "step-00000001").glob("rank-*")]
     assert sorted(names) == ["rank-00000.safetensors", "rank-00002.safetensors"]
@@ -65,5 +67,5 @@ def test_a_checkpoint_that_cannot_be_committed_leaves_nothing(tmp_path: Path, mo
 
     monkeypatch.setattr(write, "sync", full)
     with pytest.raises(UserError, match=r"could not be written: rank 0: .*No space left on device; free some space"):
-        commit(tmp_path, 5, SHARDS, "", CheckpointConfig(), ALONE)
+        commit(tmp_path, 5, SHARDS, "", ALONE)
     assert list(tmp_path.iterdir()) == []
