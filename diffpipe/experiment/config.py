@@ -32,6 +32,9 @@ class RunConfig(Config):
     allow_changes: tuple[str, ...] = ()
     """Keys or sections that a resume may change, such as [optimizer.lr]. A resume with any other change to the seed,
     the order of the data, the optimizer or the average is refused; a change to the model is always refused."""
+    lock: bool = True
+    """Lock the run directory against a second job. false: for file systems without locks, where you see to it yourself
+    that only one job trains there at a time."""
 
     @property
     def path(self) -> Path:

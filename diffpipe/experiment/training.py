@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.job import Job
 from diffpipe.experiment.preflight import open_data
 from diffpipe.train.callbacks import Callback
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.lost_peer import lost_peer_errors
 from diffpipe.train.run_lock import locked
 from diffpipe.train.runtime import Runtime
@@ -30,7 +32,8 @@ def train(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> signal.
         # Caught up to the last line: once one rank has left, the launcher signals the others.
         with stop_consensus.listening():
             shards, shape = runtime.comm.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
-            with locked(home, runtime.comm):
+            warn = functools.partial(print_on_rank_zero, runtime)
+            with locked(home, runtime.comm, warn, use_lock=experiment.run.lock):
                 if runtime.main:
                     own_places.note_run(home, experiment.data.trained_on)
                 return Job.prepare(experiment, runtime, shards, shape, callbacks).run(stop_consensus)

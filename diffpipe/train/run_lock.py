@@ -2,51 +2,108 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
-from collections.abc import Iterator
+import struct
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from diffpipe.errors import UserError
-from diffpipe.files import lock
+from diffpipe.files import lock, open_writable
 from diffpipe.train.distributed import Communicator
+
+PATIENCE = 120.0
+"""Seconds to wait for a lock that no process of this machine holds: NFS gives up the locks of a dead node in 90."""
+_POLL = 1.0  # seconds
 
 
 @contextmanager
-def locked(folder: Path, comm: Communicator) -> Iterator[None]:
+def locked(
+    folder: Path, comm: Communicator, warn: Callable[[str], object] = warnings.warn, *, use_lock: bool = True
+) -> Iterator[None]:
     """Rank 0 holds the run directory's `.lock` until the job ends, in whatever way.
 
-    Raises UserError on all ranks where another job holds it, or where the directory cannot be written to.
+    warn: called on rank 0 with a sentence where it waits for a lock that may end by itself. use_lock: whether the file
+    is locked; without it, two jobs in one directory are the user's care. Raises UserError on all ranks where another
+    job holds the lock, or where the directory cannot be written to.
     """
+    patience = min(PATIENCE, comm.timeout.total_seconds() / 2)  # the other ranks wait in a collective
     with ExitStack() as stack:
-        comm.raise_on_all_ranks(lambda: stack.enter_context(_hold(folder / ".lock")) if comm.main else None)
+        hold = lambda: stack.enter_context(_hold(folder / ".lock", warn, patience, use_lock=use_lock))  # noqa: E731
+        comm.raise_on_all_ranks(lambda: hold() if comm.main else None)
         yield
 
 
-def _hold(path: Path) -> BinaryIO:
+def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_lock: bool) -> BinaryIO:
     """The open file, locked until it is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
+        file = os.fdopen(open_writable(path), "r+b")
     except OSError as error:
         place = path.parent
         raise UserError(f"cannot write to the run directory {place} ({error.strerror}): give another run.dir") from None
     try:
-        locked = lock(file.fileno())  # which loader workers do not inherit
+        if use_lock:
+            _acquire(file, path, warn, patience)
+        file.truncate(0)
+        file.seek(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        file.flush()
     except OSError as error:
         file.close()
-        raise UserError(f"cannot lock {path} ({error.strerror}): give a run.dir on another file system") from None
-    if not locked:
-        file.seek(0)
-        holder = file.read().decode(errors="replace").strip()
+        raise UserError(f"cannot write {path} ({error.strerror}): free some space, or change the rights") from None
+    except UserError:
         file.close()
-        raise UserError(
-            f"another job trains in {path.parent} ({holder or 'process unknown'}): wait for it or stop it, or give "
-            "another run.dir"
-        )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    file.flush()
+        raise
     return file
+
+
+def _acquire(file: BinaryIO, path: Path, warn: Callable[[str], object], patience: float) -> None:
+    """Lock the file. Waits where the holder may be a dead node, whose lock a file server still keeps."""
+    deadline = None
+    while not _try(file, path):
+        file.seek(0)
+        holder = file.read(200).decode(errors="replace").strip() or "process unknown"
+        if _held_on_this_machine(file):
+            raise UserError(
+                f"another job trains in {path.parent} ({holder}): wait for it or stop it, or give another run.dir"
+            )
+        if deadline is None:
+            deadline = time.monotonic() + patience
+            warn(
+                f"{path} is locked by another machine ({holder}); if that one is dead, its lock ends soon: waiting up "
+                f"to {patience:.0f} seconds"
+            )
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"another job trains in {path.parent} ({holder}), on another machine, as it seems: wait for it or stop "
+                f"it, or give another run.dir; where that machine is dead and the lock remains, remove {path}"
+            )
+        time.sleep(_POLL)
+
+
+def _try(file: BinaryIO, path: Path) -> bool:
+    try:
+        return lock(file.fileno())  # which loader workers do not inherit
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {path} ({error.strerror}): give a run.dir on a file system with locks, or set run.lock=false "
+            f"and see to it that only one job trains there at a time"
+        ) from None
+
+
+def _held_on_this_machine(file: BinaryIO) -> bool:
+    """Whether a live process of this machine holds the lock, as far as the kernel tells."""
+    if sys.platform != "linux":
+        return True
+    layout = "hhqqi4x"  # struct flock: type, whence, start, length, process
+    answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    kind, _, _, _, process = struct.unpack(layout, answer)
+    # 0 or a negative number: a process of another machine, or of another container.
+    return kind != fcntl.F_UNLCK and process > 0 and Path(f"/proc/{process}").exists()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +27,7 @@ def test_where_another_job_holds_the_lock_its_process_is_named(tmp_path: Path, m
     with locked(tmp_path / "run", ALONE):
         # The lock excludes other processes alone, so in this one it is imitated.
         monkeypatch.setattr(run_lock, "lock", lambda descriptor: False)
+        monkeypatch.setattr(run_lock, "_held_on_this_machine", lambda file: True)
         with pytest.raises(UserError) as caught, locked(tmp_path / "run", ALONE):
             pass
         assert str(caught.value).startswith(f"another job trains in {tmp_path / 'run'} ({holder}): wait for it")
@@ -51,3 +58,87 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(run_lock, "lock", no_locks)
     with pytest.raises(UserError, match=r"cannot lock .*\.lock \(Function not implemented\)"):
         locked(tmp_path, ALONE).__enter__()
+
+
+@contextlib.contextmanager
+def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the lock until it gets a line."""
+    program = (
+        f"import fcntl; f = open({str(folder / '.lock')!r}, 'a+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(1); input()"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-uc", program], **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.communicate("\n")
+
+
+def test_a_live_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path), pytest.raises(UserError, match="another job trains in"):
+        locked(tmp_path, ALONE, pytest.fail).__enter__()
+
+
+def test_a_lock_of_another_machine_is_waited_for_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server keeps the lock of a node that has died for a minute or two."""
+    (tmp_path / ".lock").write_text("process 7 on node-3\n")
+    monkeypatch.setattr(run_lock, "_held_on_this_machine", lambda file: False)
+    monkeypatch.setattr(run_lock, "_POLL", 0.01)
+    messages: list[str] = []
+    with held_elsewhere(tmp_path) as holder:
+
+        def end_holder(message: str) -> None:
+            messages.append(message)
+            assert holder.stdin is not None
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+
+        with locked(tmp_path, ALONE, end_holder):
+            assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    (message,) = messages
+    assert message.startswith(f"{tmp_path / '.lock'} is locked by another machine (process 7 on node-3)")
+    assert message.endswith("waiting up to 120 seconds")
+
+
+def test_a_lock_that_stays_is_refused_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "_held_on_this_machine", lambda file: False)
+    monkeypatch.setattr(run_lock, "_POLL", 0.01)
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.05)
+    with held_elsewhere(tmp_path), pytest.raises(UserError, match=r"on another machine, as it seems.*remove .*\.lock"):
+        locked(tmp_path, ALONE, lambda message: None).__enter__()
+
+
+def test_the_others_do_not_wait_longer_than_a_collective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "_held_on_this_machine", lambda file: False)
+    monkeypatch.setattr(run_lock, "_POLL", 0.01)
+    messages: list[str] = []
+    with held_elsewhere(tmp_path), pytest.raises(UserError):
+        locked(tmp_path, Communicator(timeout=timedelta(seconds=2)), messages.append).__enter__()
+    assert messages[0].endswith("waiting up to 1 seconds")
+
+
+def test_a_file_system_without_locks_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(descriptor: int) -> bool:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(run_lock, "lock", no_locks)
+    with pytest.raises(UserError, match=r"No locks available.*run\.lock=false"):
+        locked(tmp_path, ALONE).__enter__()
+    with locked(tmp_path, ALONE, use_lock=False):
+        assert (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_a_lock_file_of_a_stranger_is_not_followed(tmp_path: Path, kind: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    run = tmp_path / "run"
+    run.mkdir()
+    os.mkfifo(run / ".lock") if kind == "fifo" else (run / ".lock").symlink_to(victim)
+    with pytest.raises(UserError, match="cannot write to the run directory"):
+        locked(run, ALONE).__enter__()
+    assert victim.read_text() == "untouched"
