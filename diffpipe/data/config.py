@@ -71,6 +71,9 @@ class DataConfig(Config):
     """Folder for copies of remote shards; null: $DIFFPIPE_CACHE, else ~/.cache/diffpipe/shards."""
     cache_bytes: int = Field(default=DEFAULT_LIMIT, ge=1)
     """Bytes that the copies of remote shards may take on a machine; the default is 64 GiB."""
+    least_rate: float | None = Field(default=None, ge=0)
+    """Bytes per second that a server of remote shards has to send, else the run ends with an error; 0: any. null:
+    $DIFFPIPE_LEAST_RATE, else 10000."""
 
     @model_validator(mode="after")
     def _train_or_sources(self) -> DataConfig:
@@ -90,7 +93,7 @@ class DataConfig(Config):
     @property
     def shard_cache(self) -> ShardCache:
         """The cache for remote shards."""
-        return ShardCache(self.cache, self.cache_bytes)
+        return ShardCache(self.cache, self.cache_bytes, self.least_rate)
 
     @property
     def trained_on(self) -> str | list[str]:

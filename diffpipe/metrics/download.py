@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import time
 import urllib.request
 from pathlib import Path
 
+from diffpipe.data.remote.rate import LeastRate
 from diffpipe.errors import UserError
 from diffpipe.files import atomic_file
 
@@ -17,7 +19,10 @@ def download(url: str, path: Path, sha256: str, timeout: float = 60.0) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file, urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310
-            while block := response.read(1 << 20):
+            pace, began = LeastRate(url), time.monotonic()
+            while block := response.read1(1 << 20):  # what has arrived: `read` would wait for all of it
+                pace.count(time.monotonic() - began, len(block))
+                began = time.monotonic()
                 file.write(block)
                 digest.update(block)
                 length += len(block)

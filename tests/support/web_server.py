@@ -32,7 +32,8 @@ class Web(ThreadingHTTPServer):
     """Serves a folder.
 
     drop: of every `drop` answers the second breaks off in the middle of its body; 0 drops none. rate: bytes a second
-    and connection. failing: statuses that the next requests are answered with. ranges, etags: whether it knows them.
+    and connection. failing: statuses that the next requests are answered with. retry_after: the header of
+    such an answer. ranges, etags: whether it knows them.
     A folder's page is the `index.html` in it.
     """
 
@@ -45,6 +46,7 @@ class Web(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.drop, self.rate = 0, 0.0
         self.failing: list[int] = []
+        self.retry_after = ""
         self.ranges, self.etags = True, True
         self.requests: list[Request] = []
         self.bodies = 0
@@ -83,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = whole[start:] if status < 300 else b""
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        if status >= 400 and self.server.retry_after:
+            self.send_header("Retry-After", self.server.retry_after)
         if status < 300 and self.server.etags:
             self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()[:16]}"')
         if status == 206:

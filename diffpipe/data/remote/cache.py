@@ -28,7 +28,16 @@ from diffpipe.data.remote import verified
 from diffpipe.data.remote.storage import RemoteFile
 from diffpipe.data.remote.urls import parent, redacted
 from diffpipe.errors import UserError
-from diffpipe.files import has_name, lock, open_locked, open_regular, open_writable, private_folder, release
+from diffpipe.files import (
+    has_name,
+    lock,
+    open_locked,
+    open_regular,
+    open_writable,
+    private_folder,
+    release,
+    user_cache,
+)
 
 DEFAULT_LIMIT = 1 << 36
 _CHUNK = 1 << 18
@@ -64,10 +73,11 @@ class ShardCache:
     readers close such files when they open others.
     """
 
-    def __init__(self, folder: str | None = None, limit: int = DEFAULT_LIMIT):
-        default = os.environ.get("DIFFPIPE_CACHE") or "~/.cache/diffpipe/shards"
-        self.folder = Path(folder or default).expanduser().absolute()
-        self.limit = limit
+    def __init__(self, folder: str | None = None, limit: int = DEFAULT_LIMIT, least_rate: float | None = None):
+        """least_rate: at which a server has to send, see `LeastRate`."""
+        given = folder or os.environ.get("DIFFPIPE_CACHE")
+        self.folder = Path(given).expanduser().absolute() if given else user_cache() / "shards"
+        self.limit, self.least_rate = limit, least_rate
 
     def open(self, file: CachedFile, *, again: bool = False) -> int:
         """A descriptor of the file, which is fetched where it is missing, or in any case (again). Raises UserError."""
@@ -89,7 +99,7 @@ class ShardCache:
 
     def index(self, url: str) -> str:
         """The local path of the file at `url`, in the version that the server's etag and length give now."""
-        with RemoteFile(url) as remote:
+        with RemoteFile(url, least_rate=self.least_rate) as remote:
             if remote.size is None:
                 raise UserError(f"{redacted(url)}: the server does not say how long it is; use one that does")
             file = CachedFile(url, remote.size, remote.etag, index=True)
@@ -188,7 +198,7 @@ class ShardCache:
                 digest.update(block)
                 length += len(block)
             if length < file.bytes:
-                with RemoteFile(file.url, length) as remote:
+                with RemoteFile(file.url, length, self.least_rate) as remote:
                     if remote.size not in (None, file.bytes):
                         raise _changed(file, f"it has {remote.size} bytes, not {file.bytes}")
                     if file.index and remote.etag != file.sha256:

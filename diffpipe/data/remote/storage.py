@@ -13,7 +13,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import fsspec
 from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
 
+from diffpipe.data.remote.rate import LONGEST_PAUSE, LeastRate, SlowServerError, least_rate, pause
 from diffpipe.data.remote.urls import join, parse, redacted, resolve
 from diffpipe.errors import UserError
 
@@ -47,13 +49,15 @@ class RemoteFile(io.RawIOBase):
 
     size: its length in bytes, or None where the server does not say. etag: changes when the file does, or "" where the
     server gives none. Raises UserError: at once for a file that is missing or forbidden, after the last of `WAITS` for
-    a server that does not answer, and where the file changes while it is read.
+    a server that does not answer, and where the file changes while it is read. Also where less than `least_rate` bytes
+    per second arrive (None: see `LeastRate`).
     """
 
-    def __init__(self, url: str, start: int = 0):
+    def __init__(self, url: str, start: int = 0, least_rate: float | None = None):
         super().__init__()
         parts = parse(url)
         self.name = redacted(url)
+        self._pace = LeastRate(self.name, least_rate)
         self._url, self._store = resolve(parts), _STORES[parts.scheme]
         self._position = start
         self._body: _Body | None = _retry(self._store, self.name, lambda: self._store.open(self._url, start))
@@ -96,7 +100,9 @@ class RemoteFile(io.RawIOBase):
                 self._body = self._store.open(self._url, self._position)
                 if (self._body.size, self._body.etag) != (self.size, self.etag):
                     raise UserError(f"{self.name}: changed while it was read; run the same command again")
+            began = time.monotonic()
             data = self._body.read(min(n, BLOCK))
+            self._pace.count(time.monotonic() - began, len(data))
             if not data and self.size is not None:
                 raise ConnectionError("the connection ended too soon")
             return data
@@ -139,7 +145,7 @@ class _HTTPBody:
         try:
             status, response_headers = self._response.status, self._response.headers
             if status >= HTTPStatus.BAD_REQUEST:
-                raise _RefusalError(status)
+                raise _RefusalError(status, pause(response_headers.get("Retry-After")))
             length = response_headers.get("Content-Length", "")
             if status == HTTPStatus.PARTIAL_CONTENT:
                 length = response_headers.get("Content-Range", "").rpartition("/")[2]
@@ -163,9 +169,10 @@ class _HTTPBody:
 class _RefusalError(OSError):
     """A response that is not the file."""
 
-    def __init__(self, status: int):
+    def __init__(self, status: int, wait: float):
+        """wait: the seconds that the server asks to wait before another attempt."""
         super().__init__()
-        self.status = status
+        self.status, self.wait = status, wait
 
 
 class _ObjectBody:
@@ -183,7 +190,13 @@ class _ObjectBody:
         if not self._ready:
             assert self.size is not None
             end = min(self._position + BLOCK, self.size)
-            self._ready = self._system.cat_file(self._url, start=self._position, end=end)
+            rate, read = least_rate(), self._system._cat_file
+            limit = max(TIMEOUTS["sock_read"], (end - self._position) / rate) if rate else None
+            try:
+                data: Any = sync(self._system.loop, read, self._url, start=self._position, end=end, timeout=limit)
+            except FSTimeoutError:
+                raise SlowServerError(f"less than {rate:.0f} bytes per second arrive") from None
+            self._ready = data
             self._position += len(self._ready)
         data, self._ready = self._ready[:n], self._ready[n:]
         return data
@@ -238,13 +251,19 @@ def _retry(store: _Store, name: str, attempt: Callable[[], T]) -> T:
             return attempt()
         except store.errors as error:
             reason, permanent = _reason(error)
+            asked = getattr(error, "wait", 0.0)
         if permanent:
             access = _ACCESS.get(store.scheme, "give user and password for the host in ~/.netrc")
             missing = permanent is FileNotFoundError
             remedy = "check the address" if missing else access
             raise (MissingError if missing else UserError)(f"{name}: cannot be read ({reason}); {remedy}")
+        if asked > LONGEST_PAUSE:
+            raise UserError(
+                f"{name}: cannot be read ({reason}), and the server asks to wait {asked:.0f} seconds; run the same "
+                "command again then"
+            )
         if wait is not None:
-            time.sleep(wait)
+            time.sleep(max(wait, asked))
     raise UserError(
         f"{name}: cannot be read ({reason}), tried {len(WAITS) + 1} times; check the address and that the server is "
         "up, and run the same command again"
@@ -264,6 +283,8 @@ def _reason(error: BaseException) -> tuple[str, type[OSError] | None]:
             f"{status} {HTTPStatus(status).phrase}",
             None if status in _RETRIED or status >= 500 else FileNotFoundError,
         )
+    if isinstance(error, SlowServerError):
+        return str(error), None
     if isinstance(error, TimeoutError):
         return "no answer in time", None
     cause = getattr(error, "os_error", error)

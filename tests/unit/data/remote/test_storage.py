@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffpipe.data.remote import storage
+from diffpipe.data.remote import rate, storage
 from diffpipe.data.remote.storage import RemoteFile, tars
 from diffpipe.errors import UserError
 from tests.support.web_server import Web, serving
@@ -154,3 +154,28 @@ def test_the_tars_on_a_page_are_listed(web: Web, tmp_path: Path) -> None:
     assert tars(f"{web.url}/c") == [f"{web.url}/c/a b.tar", f"{web.url}/c/b.tar"]
     with pytest.raises(UserError, match="no such file"):
         tars(f"{web.url}/d/")
+
+
+def test_a_server_that_sends_too_little_is_an_error_in_the_end(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate, "_WINDOW", 0.05)
+    web.rate = 100_000.0
+    with RemoteFile(f"{web.url}/a b.tar", least_rate=1e12) as file, pytest.raises(UserError) as caught:
+        file.readall()
+    assert "bytes per second, fewer than 1000000000000; try again later, or set data.least_rate" in str(caught.value)
+    assert len(web.requests) == 3
+    with RemoteFile(f"{web.url}/a b.tar", start=len(DATA) - 50_000, least_rate=1.0) as file:
+        assert file.readall() == DATA[-50_000:]
+
+
+def test_a_busy_server_is_left_alone_as_long_as_it_asks_for(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    web.failing, web.retry_after = [429, 503], "7"
+    with RemoteFile(f"{web.url}/a b.tar") as file:
+        assert file.size == len(DATA)
+    assert [wait for wait in waits if wait >= 1] == [7, 7]
+    web.failing, web.retry_after = [503], "86400"
+    assert message(f"{web.url}/a b.tar") == (
+        f"{web.url}/a b.tar: cannot be read (503 Service Unavailable), and the server asks to wait 86400 seconds; run "
+        "the same command again then"
+    )
