@@ -21,6 +21,7 @@ from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.monitor import Monitor
 from diffpipe.experiment.preflight import cache_warning, require_fit
+from diffpipe.experiment.resources import resource_warnings
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.start import start_function
@@ -86,6 +87,9 @@ class Job:
             max_bad_samples=experiment.data.max_bad_samples,
             start=start_function(stage, experiment, shards, runtime) if checkpoint is None else None,
         )
+        lacks = runtime.comm.raise_on_all_ranks(lambda: resource_warnings(experiment, trainer, shards, shape))
+        for sentence in lacks:
+            print_on_rank_zero(runtime, f"warning: {sentence}")
         return cls(experiment, runtime, shards, shape, stage, trainer, checkpoint, runs, validation, callbacks)
 
     def run(self, stop_consensus: StopConsensus) -> signal.Signals | None:
