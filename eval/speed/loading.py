@@ -98,7 +98,9 @@ def load(args: argparse.Namespace) -> None:
     config = load_experiment(args)
     with start_runtime(config) as runtime:
         training = NoiseTraining(config, runtime)
-        ways = {"each its own": checkpoints.load}
+        ways: dict[str, Callable[[Checkpoint, dict[str, Tensor], Communicator], None]] = {
+            "each its own": checkpoints.load
+        }
         if training.trainer.strategy.mesh is None and runtime.world > 1:
             ways["a share, broadcast"] = load_share_and_broadcast
         safetensors.safe_open = CountedSlices  # pyright: ignore[reportAttributeAccessIssue]
