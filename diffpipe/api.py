@@ -16,7 +16,9 @@ from diffpipe.data.config import DataConfig
 from diffpipe.data.loader import mixture
 from diffpipe.data.loader.stream import batches
 from diffpipe.evaluation import scores
-from diffpipe.evaluation.score_sources import open_images, score_sources
+from diffpipe.evaluation.overlap import check_overlap
+from diffpipe.evaluation.samples import stated_shape
+from diffpipe.evaluation.score_sources import ScoreSources, open_images, score_sources
 from diffpipe.experiment import training
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch
@@ -36,22 +38,30 @@ def score(
     n: int | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     floor: str | None = None,
+    resolution: int | None = None,
     inception: str | None = None,
     precision: Precision = "fp32",
     device: Device = "auto",
 ) -> Result:
-    """The scores of a folder or shards of images: `.scores`, `.floor` and `.protocol`. Raises UserError.
+    """The scores of images in a folder, a zip, an npz or shards: `.scores`, `.floor` and `.protocol`.
 
-    n: images to score; None: all. The others are those of `LoadedRun.score`, which scores a run.
+    n: images to score; None: all. resolution: the side to which all images are resized and cropped; None: that of the
+    run whose `sample` wrote the folder, else they must have one size already. The others are those of
+    `LoadedRun.score`, which scores a run. Raises UserError.
 
     >>> result = diffpipe.score(shards, shards, n=4, metrics=["fd_efficientnet_lite0"])
     >>> list(result.scores)
     ['fd_efficientnet_lite0']
     """
     with Runtime.start(precision, device) as runtime:
-        sources = runtime.comm.raise_on_all_ranks(
-            lambda: score_sources(open_images(str(images), None, n), None, str(reference), floor)
-        )
+
+        def open_sources() -> ScoreSources:
+            channels, side = stated_shape(str(images)) or (3, None)
+            side = side if resolution is None else resolution
+            return score_sources(open_images(images, channels, side, n), str(reference), floor, side)
+
+        sources = runtime.comm.raise_on_all_ranks(open_sources)
+        check_overlap(sources, runtime, floor=floor)
         return scores.score(*sources, metrics, runtime, inception_weights=inception)
 
 

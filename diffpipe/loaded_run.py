@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.anomaly import AnomalyDetection, detect_anomalies
 from diffpipe.evaluation.attributes import AttributeMove, move_between
 from diffpipe.evaluation.classification import ClassifiedImages, classify_images
+from diffpipe.evaluation.counts import note_count
 from diffpipe.evaluation.export import export_safetensors
 from diffpipe.evaluation.image_sources import TensorImages
 from diffpipe.evaluation.interpolation import Interpolation, interpolate
 from diffpipe.evaluation.latent_map import Map, map_of_run
 from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
 from diffpipe.evaluation.nll import NLL, measure_nll
+from diffpipe.evaluation.overlap import check_overlap
 from diffpipe.evaluation.samples import write_samples
-from diffpipe.evaluation.score_sources import score_sources
+from diffpipe.evaluation.score_files import score_file
+from diffpipe.evaluation.score_sources import floor_count, score_sources
 from diffpipe.evaluation.scores import score
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import Run, generated_images, open_run, reconfigured
@@ -79,15 +82,15 @@ class LoadedRun:
         """The title in pictures, such as `ddpm, step 1500`."""
         return self._run.title
 
-    def score_path(self, kind: str, *options: str) -> Path:
-        """A file in the run's scores/. Its name has the kind of the score, the step, and options such as `n100`."""
-        words = [*([kind] if kind else []), f"step-{self.step:08d}", *options]
-        return self._run.home / "scores" / f"{'-'.join(words)}.json"
+    def score_file(self, kind: str, n: int, protocol: Mapping[str, Any]) -> Path:
+        """The file in the run's scores/ of a score of n images with this protocol. kind: the command."""
+        return score_file(self._run.home, kind, self.step, n, protocol)
 
     def write_samples(self, folder: Path, n: int, *, seed: int = 0, label: int | None = None) -> None:
-        """Write n images as `diffpipe sample` does: `000000.png` … by sample index, and `grid.png` with the first ones.
+        """Write n images as `diffpipe sample` does: `000000.png` … by sample index, `grid.png` and `samples.json`.
 
-        The images are those of `sample`. No process holds more of them at a time than a chunk.
+        The images are those of `sample`. A folder with images of another set is refused, one with images of this set is
+        continued. No process holds more of them at a time than a chunk.
         """
         write_samples(generated_images(self._run, self._runtime, n=n, seed=seed, label=label), folder, self._runtime)
 
@@ -121,7 +124,7 @@ class LoadedRun:
         self,
         reference: str | Path,
         *,
-        n: int = 1000,
+        n: int | None = None,
         metrics: Sequence[str] = DEFAULT_METRICS,
         seed: int = 0,
         label: int | None = None,
@@ -132,25 +135,32 @@ class LoadedRun:
     ) -> Result:
         """The scores of n generated images, as `diffpipe eval` computes them: `.scores`, `.floor` and `.protocol`.
 
-        reference: a folder or shards of real images. floor: other real images, whose score shows how low one can get;
-        None or "split": the halves of the reference. inception: a file with the weights of
-        fid and kid; None: they are downloaded once.
+        reference: a folder, a zip, an npz or shards of real images. n: None for 1000, or as many as the floor has where
+        these are fewer. floor: real images that the reference does not hold, whose score shows how low one can get;
+        None or "split": one half of the reference against the other. inception: a file with the weights of fid and kid;
+        None: they are downloaded once.
 
         >>> result = run.score(shards, n=4, metrics=["fd_efficientnet_lite0"], steps=2, floor="split")
         >>> result.scores["fd_efficientnet_lite0"] > 0
         True
         """
         chosen = self._with(kind=sampler, steps=steps)
-        generated = generated_images(chosen, self._runtime, n=n, seed=seed, label=label)
-        sources = self._runtime.comm.raise_on_all_ranks(lambda: score_sources(generated, chosen, str(reference), floor))
-        return score(*sources, metrics, self._runtime, inception_weights=inception)
+        runtime, shape = self._runtime, self._run.shape
+        count = runtime.comm.raise_on_all_ranks(lambda: floor_count(floor)) if n is None else n
+        note_count(n, count, str(floor), runtime)
+        generated = generated_images(chosen, runtime, n=count, seed=seed, label=label)
+        sources = runtime.comm.raise_on_all_ranks(
+            lambda: score_sources(generated, str(reference), floor, shape.resolution)
+        )
+        check_overlap(sources, runtime, floor=floor)
+        return score(*sources, metrics, runtime, inception_weights=inception)
 
     def nll(
         self,
         images: str | UInt8[Tensor, "n c h w"],
         *,
         labels: Int[Tensor, " n"] | None = None,
-        n: int = 1000,
+        n: int | None = None,
         seed: int = 0,
         steps: int | None = None,
         importance_samples: int | None = None,
@@ -158,9 +168,9 @@ class LoadedRun:
     ) -> NLL:
         """The negative log-likelihood of each image: `.likelihoods`, and their mean with its protocol in `.result`.
 
-        images: shards, of which n are taken, or images at the run's resolution, with labels for a class-conditional
-        run. steps: network evaluations per image for a diffusion's bound. importance_samples: latents per image for a
-        VAE's. Raises UserError where the run has no likelihood.
+        images: shards, of which n are taken (None: 1000, or all where they are fewer), or images at the run's
+        resolution, with labels for a class-conditional run. steps: network evaluations per image for a diffusion's
+        bound. importance_samples: latents per image for a VAE's. Raises UserError where the run has no likelihood.
 
         >>> nll = run.nll(shards, n=4, steps=2)
         >>> nll.likelihoods.unit, nll.likelihoods.values["score"].shape
@@ -174,7 +184,7 @@ class LoadedRun:
         self,
         shards: str,
         *,
-        n: int = 1000,
+        n: int | None = None,
         prior: str | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -182,9 +192,9 @@ class LoadedRun:
     ) -> ClassifiedImages:
         """The likeliest class of n labelled images, and the calibration of p(y|x).
 
-        prior: p(y), `data` (the shares of the classes in the training data), `uniform`, or other shards with labels;
-        None: `data` of a run that this user trained. steps: network evaluations per image and class for a diffusion's
-        bound. Raises UserError where the run is not class-conditional.
+        n: None for 1000, or all where they are fewer. prior: p(y), `data` (the shares of the classes in the training
+        data), `uniform`, or other shards with labels; None: `data` of a run that this user trained. steps: network
+        evaluations per image and class for a diffusion's bound. Raises UserError where the run is not class-conditional.
 
         >>> run.classify(shards, n=4, steps=2, prior="uniform").classification.n
         4

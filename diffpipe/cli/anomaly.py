@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         images = options.values(args, "normal", "abnormal", "training", "n", "seed", "precision")
         result = run.detect_anomalies(**images)
     if options.main_process():
-        out = args.out or run.score_path("anomaly")
+        out = args.out or run.score_file("anomaly", result.n, result.protocol)
         picture = out.with_suffix(".png")
         protocol.write_json(result.tree(), out)
         save(most_and_least_anomalous(result.scores, result.pixels), picture)

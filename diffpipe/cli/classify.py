@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe classify runs/by_class shards/photos --n 100 --steps 50")
     options.add_run(parser, "a class-conditional run, or one checkpoint in it")
     options.add_shards(parser, "labelled images; read at the run's resolution")
-    options.add_count(parser, 1000, "images to classify")
+    options.add_measured_count(parser, "images to classify")
     parser.add_argument(
         "--steps", type=int, help="network evaluations per image and class for a diffusion's bound (default: all)"
     )
@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
         result = run.classify(args.shards, **options.values(args, "n", "prior", "seed", "precision"))
     if options.main_process():
-        named = options.in_file_name(steps=args.steps, n=result.classification.n)
-        out = args.out or run.score_path("classify", *named)
+        out = args.out or run.score_file("classify", result.classification.n, result.protocol)
         plot = out.with_suffix(".png")
         protocol.write_json(result.tree(), out)
         save(plot_classification(result.classification, result.classes, run.title), plot)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", required=True, metavar="SHARDS", help="the real images to compare with")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="for index.html, compare.json, …")
-    parser.add_argument("--n", type=int, default=1000, help="images per run to generate and score (%(default)s)")
+    parser.add_argument("--n", type=int, help="images per run to generate and score (1000, or all of a smaller floor)")
     options.add_seed(parser, "seed of the images and of the likelihood's noise")
     parser.add_argument(
         "--nll-n", type=int, default=500, help="reference images for bits/dim and the reconstruction (%(default)s)"
@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: all six of them)",
     )
     parser.add_argument(
-        "--floor", metavar="SHARDS", help="other real images to score, too (default: those a run was trained on)"
+        "--floor",
+        metavar="SHARDS|split",
+        help="other real images to score, too, or 'split' for the halves of the reference (default: those a run was "
+        "trained on, or split where the reference holds some of them)",
     )
     parser.add_argument("--inception", metavar="FILE", help="weights for fid and kid (default: downloaded once)")
     parser.add_argument("--fresh", action="store_true", help="measure also the scores that the runs hold already")

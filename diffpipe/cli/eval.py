@@ -1,4 +1,4 @@
-"""`diffpipe eval RUN|FOLDER|SHARDS --reference FOLDER|SHARDS`."""
+"""`diffpipe eval RUN|IMAGES --reference IMAGES`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.errors import UserError
 from diffpipe.metrics.names import DEFAULT_METRICS, METRICS, parse_metric
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe eval runs/photos --reference shards/photos --n 1000 --steps 50")
-    parser.add_argument("images", metavar="RUN|FOLDER|SHARDS", help="images to score: of a run or checkpoint, or files")
-    parser.add_argument("--reference", required=True, metavar="FOLDER|SHARDS", help="the real images to compare with")
-    parser.add_argument("--n", type=int, help="images to score (default: 1000 of a run, all of a folder or shards)")
+    parser.add_argument(
+        "images", metavar="RUN|IMAGES", help="to score: a run or checkpoint, or a folder, zip, npz or shards"
+    )
+    parser.add_argument("--reference", required=True, metavar="IMAGES", help="the real images to compare with")
+    parser.add_argument(
+        "--n", type=int, help="images to score (default: 1000 of a run, or as many as FLOOR has; all of other images)"
+    )
     options.add_metrics(parser, ",".join(DEFAULT_METRICS), ", ".join(METRICS))
     parser.add_argument(
         "--floor",
-        metavar="FOLDER|SHARDS|split",
+        metavar="IMAGES|split",
         help="other real images: n of them against the reference show how low a score can get; 'split' compares one "
         "half of the reference with the other (default: split)",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        help="side to which all images are resized and cropped (default: a run's, else their own)",
     )
     options.add_output_file(parser, "the JSON file")
     options.add_sampling(parser)
@@ -37,14 +47,14 @@ def run(args: argparse.Namespace) -> None:
     how = {"metrics": metrics, **options.values(args, "reference", "floor", "inception")}
     runtime = options.values(args, "precision", "device")
     if is_run(Path(args.images)):
-        n = 1000 if args.n is None else args.n
         with load(args.images, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
-            result = run.score(n=n, seed=args.seed, label=args.label, **how)
-        sampler = run.config.stage.sampler.model_dump()
-        named = [str(sampler[key]) for key in ("kind", "steps") if key in sampler]
-        out = args.out or run.score_path("", *named, f"n{n}")
+            if args.resolution not in (None, run.config.data.resolution):
+                size = run.config.data.resolution
+                raise UserError(f"--resolution {args.resolution}: the run makes images of {size}x{size}; leave it out")
+            result = run.score(n=args.n, seed=args.seed, label=args.label, **how)
+        out = args.out or run.score_file("eval", result.protocol["generated"]["n"], result.protocol)
     else:
-        result, out = score(args.images, n=args.n, **how, **runtime), args.out
+        result, out = score(args.images, n=args.n, resolution=args.resolution, **how, **runtime), args.out
     if options.main_process():
         if out is not None:
             protocol.write(result, out)

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe nll runs/photos shards/photos --n 100 --steps 60")
     options.add_run(parser)
     options.add_shards(parser, "images to score; read at the run's resolution")
-    options.add_count(parser, 1000, "images to score")
+    options.add_measured_count(parser, "images to score")
     parser.add_argument(
         "--steps", type=int, help="network evaluations per image for a diffusion's bound (default: every timestep)"
     )
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
         nll = run.nll(args.shards, n=args.n, seed=args.seed, precision=args.precision)
     if options.main_process():
-        named = options.in_file_name(steps=args.steps, k=args.importance_samples, n=nll.likelihoods.n)
-        out = args.out or run.score_path("nll", *named)
+        out = args.out or run.score_file("nll", nll.likelihoods.n, nll.result.protocol)
         protocol.write(nll.result, out)
         files = [out]
         if nll.likelihoods.vlb_by_timestep:

@@ -31,11 +31,6 @@ def print_result(text: str, *files: Path) -> None:
         print(path, file=sys.stderr, flush=True)
 
 
-def in_file_name(**values: object) -> list[str]:
-    """The options of a score for the name of its file, such as `n100`; None is left out."""
-    return [f"{name}{value}" for name, value in values.items() if value is not None]
-
-
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """These options by name, for a library call that has arguments of the same names."""
     return {name: getattr(args, name) for name in names}
@@ -51,6 +46,10 @@ def add_shards(parser: argparse.ArgumentParser, text: str) -> None:
 
 def add_count(parser: argparse.ArgumentParser, default: int, text: str) -> None:
     parser.add_argument("--n", type=int, default=default, help=f"{text} (default %(default)s)")
+
+
+def add_measured_count(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--n", type=int, help=f"{text} (default 1000, or all where they are fewer)")
 
 
 def add_seed(parser: argparse.ArgumentParser, text: str) -> None:

@@ -16,6 +16,7 @@ from diffpipe.evaluation.likelihood import is_conditional, score_images, scoring
 from diffpipe.experiment.run import Run
 from diffpipe.metrics.complexity import complexity
 from diffpipe.metrics.detection import Detection, detect, typicality
+from diffpipe.metrics.protocol import provenance
 from diffpipe.train.runtime import Runtime
 
 _TRAINING = "--training"
@@ -35,13 +36,21 @@ class AnomalyDetection(NamedTuple):
     detections: dict[str, Detection]
     protocol: dict[str, Any]
 
+    @property
+    def n(self) -> int:
+        """The number of scored images."""
+        return sum(map(len, self.pixels.values()))
+
     def tree(self) -> dict[str, Any]:
-        """JSON values: the figures with their intervals, and the protocol."""
+        """JSON values: the scores, the figures with their intervals, and the protocol."""
         figures = {
             name: {figure: interval._asdict() for figure, interval in detection._asdict().items()}
             for name, detection in self.detections.items()
         }
-        return {"detection": figures, "unit": self.unit, "protocol": self.protocol}
+        scores = {
+            f"{name}_{figure}": interval["value"] for name, of in figures.items() for figure, interval in of.items()
+        }
+        return {"scores": scores, "floor": {}, "detection": figures, "unit": self.unit, "protocol": self.protocol}
 
     def table(self) -> str:
         """One line per score, each figure with its 95% interval."""
@@ -94,8 +103,17 @@ def detect_anomalies(
             if trained_scores is not None:
                 by_score["typicality"] = typicality(raw, trained_scores)
     detections = {name: detect(scores["normal"][name], scores["abnormal"][name]) for name in scores["normal"]}
-    protocol = {"run": run.describe(), "seed": seed}
+    protocol: dict[str, Any] = {
+        "metrics": {
+            f"{name}_{figure}": {"interval": "bootstrap 95%"} for name in detections for figure in Detection._fields
+        },
+        "model": {"stage": run.experiment.stage.kind, "kind": kind, "unit": unit},
+        "run": run.describe(),
+        "seed": seed,
+        "precision": str(runtime.dtype).removeprefix("torch."),
+    }
     protocol |= {name: {"n": images.n, **images.describe()} for name, images in sets.items()}
+    protocol |= provenance()
     return AnomalyDetection(kind, unit, scores, pixels, detections, protocol)
 
 

@@ -13,6 +13,7 @@ from diffpipe.data import own_places
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
+from diffpipe.evaluation.counts import note_count
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import (
     is_conditional,
@@ -155,18 +156,19 @@ class ClassifiedImages(NamedTuple):
 
 
 def classify_images(
-    run: Run, shards: str, runtime: Runtime, *, n: int, prior: str | None, seed: int
+    run: Run, shards: str, runtime: Runtime, *, n: int | None, prior: str | None, seed: int
 ) -> ClassifiedImages:
     """Classify n labelled images of the shards by Bayes' rule. A collective.
 
-    prior: `data` (the classes' shares of the run's training data), `uniform`, or other shards with labels; None: `data`
-    of a run that this user trained. Raises UserError.
+    n: None for 1000, or all where they are fewer. prior: `data` (the classes' shares of the run's training data),
+    `uniform`, or other shards with labels; None: `data` of a run that this user trained. Raises UserError.
     """
-    if n < 4:
-        raise UserError(f"n is {n}; give 4 or more, for two halves of at least 2 images")
     require_conditional(run)
     prior = prior or _default_prior(run, runtime)
     images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
+    note_count(n, images.n, shards, runtime)
+    if images.n < 4:
+        raise UserError(f"n is {images.n}; give 4 or more, for two halves of at least 2 images")
     labels = runtime.comm.raise_on_all_ranks(lambda: images.labels(range(images.n)))
     prior_of_class = runtime.comm.raise_on_all_ranks(lambda: log_prior(run, prior))
     result = classify(log_likelihoods(run, images, seed, runtime) + prior_of_class, labels, seed)

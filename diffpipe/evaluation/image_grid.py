@@ -32,7 +32,7 @@ def grid(images: UInt8[Tensor, "n c h w"], columns: int | None = None) -> Image.
 def save_pngs(images: UInt8[Tensor, "n c h w"], indices: Iterable[int], folder: Path) -> None:
     """Each image as `000000.png` by its index."""
     for index, image in zip(indices, images, strict=True):
-        save_png(_to_pil(rearrange(image, "c h w -> h w c")), folder / f"{index:06d}.png")
+        save_png(_to_pil(rearrange(image, "c h w -> h w c")), png_path(folder, index))
 
 
 def save_png(picture: Image.Image, path: Path, **options: Any) -> None:
@@ -40,6 +40,11 @@ def save_png(picture: Image.Image, path: Path, **options: Any) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", **options)
     atomic_write(path, buffer.getvalue(), durable=False)
+
+
+def png_path(folder: Path, index: int) -> Path:
+    """The file of the image with this index."""
+    return folder / f"{index:06d}.png"
 
 
 def _to_pil(picture: UInt8[Tensor, "h w c"]) -> Image.Image:

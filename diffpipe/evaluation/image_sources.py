@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
+from diffpipe.data.decode.stack import differ
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
@@ -49,7 +51,13 @@ class GeneratedImages:
     def describe(self) -> dict[str, Any]:
         labels = self.label if self.label is not None else ("index mod classes" if self.shape.classes else None)
         precision = str(self.runtime.dtype).removeprefix("torch.")
-        return {"seed": self.seed, "indices": [0, self.n - 1], "labels": labels, "precision": precision, **self.about}
+        about = {"seed": self.seed, "indices": [0, self.n - 1], "labels": labels, "precision": precision, **self.about}
+        return about | describe_shape(self.shape.channels, self.size, resized=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.shape.resolution, self.shape.resolution
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         """The images of these sample indices, on the CPU. The bits depend on the whole range, not on i alone."""
@@ -61,8 +69,34 @@ class GeneratedImages:
             return self.stage.generate(self.nets, KeyedRNG(self.seed, positions), labels).cpu()
 
 
+RESIZE = "shorter side to this size, bicubic with antialiasing, then cropped at the centre"
+
+
+def describe_shape(channels: int, size: tuple[int, int], *, resized: bool) -> dict[str, Any]:
+    """The part of a score's protocol about the shape that images were brought to."""
+    return {"channels": channels, "size": list(size), "resize": RESIZE if resized else "none"}
+
+
+def drawn_indices(total: int, n: int | None, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The indices of n of `total` images drawn without replacement (all without n), and what a protocol says of it."""
+    if n is None or n == total:
+        return np.arange(total), {}
+    return permutation_start(n, total, seed, "subset"), {"drawn_by_seed": seed}
+
+
+def require_size(images: UInt8[Tensor, "b c h w"], size: tuple[int, int], place: str) -> UInt8[Tensor, "b c h w"]:
+    """The images, if they have this height and width. Raises UserError."""
+    if tuple(images.shape[2:]) != size:
+        raise UserError(differ(place, tuple(images.shape), size))
+    return images
+
+
 class ShardImages:
-    """Images of shards, in order, or `n` of them drawn without replacement; resized where a resolution is given."""
+    """Images of shards, in order, or `n` of them drawn without replacement.
+
+    resolution: the side that they are resized to and cropped at the centre; None: they keep their size, which must be
+    the same for all.
+    """
 
     def __init__(self, shards: ShardSet, channels: int, resolution: int | None, *, n: int | None = None, seed: int = 0):
         if n is not None and n > shards.total:
@@ -71,20 +105,29 @@ class ShardImages:
             )
         require_images(shards)
         self.shards, self.channels, self.resolution = shards, channels, resolution
-        if n is not None and n < shards.total:
-            self._indices, self.drawn = permutation_start(n, shards.total, seed, "subset"), {"drawn_by_seed": seed}
-        else:
-            self._indices, self.drawn = np.arange(shards.total), {}
+        self._indices, self.drawn = drawn_indices(shards.total, n, seed)
 
     @property
     def n(self) -> int:
         return len(self._indices)
 
+    @functools.cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width, without a resolution those of the first image."""
+        if self.resolution is not None:
+            return self.resolution, self.resolution
+        height, width = self._read(range(1)).shape[2:]
+        return height, width
+
     def describe(self) -> dict[str, Any]:
-        about = {"fingerprint": self.shards.fingerprint, "resolution": self.resolution, "channels": self.channels}
-        return {"shards": self.shards.paths, **about, **self.drawn}
+        about = {"fingerprint": self.shards.fingerprint, "resolution": self.resolution}
+        shape = describe_shape(self.channels, self.size, resized=self.resolution is not None)
+        return {"shards": self.shards.paths, **about, **shape, **self.drawn}
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
+        return require_size(self._read(indices), self.size, self.shards.paths[0])
+
+    def _read(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         chosen = self._indices[indices.start : indices.stop]
         return sequential_reader.images(self.shards, chosen, self.resolution, self.channels)
 

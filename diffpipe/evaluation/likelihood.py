@@ -14,6 +14,7 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import number_of_classes
 from diffpipe.diffusion.vlb import VLBScore
 from diffpipe.errors import UserError
+from diffpipe.evaluation.counts import DEFAULT_COUNT
 from diffpipe.evaluation.image_sources import ShardImages, TensorImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run
@@ -84,8 +85,11 @@ def score_images(
     return _merge(map_over_ranks(images.n, score, runtime, title))
 
 
-def labelled_images(shards: str, run: Run, n: int) -> ShardImages:
-    """n images of the shards. Raises UserError where a class-conditional run does not know their labels."""
+def labelled_images(shards: str, run: Run, n: int | None) -> ShardImages:
+    """n images of the shards. Raises UserError where a class-conditional run does not know their labels.
+
+    n: None for 1000, or all where they are fewer.
+    """
     loaded, classes = shard_set.load(shards), run.shape.classes
     if is_conditional(run):
         path = loaded.lacking("cls")
@@ -93,6 +97,7 @@ def labelled_images(shards: str, run: Run, n: int) -> ShardImages:
             raise UserError(f"{path}: the run is class-conditional and some samples have no label; pack them with one")
         if number_of_classes(loaded) > classes:
             raise UserError(f"{shards} holds {number_of_classes(loaded)} classes and the run was trained on {classes}")
+    n = min(DEFAULT_COUNT, loaded.total) if n is None else n
     return ShardImages(loaded, run.shape.channels, run.shape.resolution, n=n)
 
 

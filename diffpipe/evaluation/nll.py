@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from diffpipe.errors import UserError
+from diffpipe.evaluation.counts import note_count
 from diffpipe.evaluation.image_sources import TensorImages
 from diffpipe.evaluation.likelihood import (
     Likelihoods,
@@ -37,16 +38,18 @@ class NLL(NamedTuple):
         return "\n".join([f"{first} ({self.likelihoods.kind}; {self.likelihoods.n} images)", *terms])
 
 
-def measure_nll(run: Run, source: str | TensorImages, runtime: Runtime, *, n: int, seed: int) -> NLL:
+def measure_nll(run: Run, source: str | TensorImages, runtime: Runtime, *, n: int | None, seed: int) -> NLL:
     """The likelihood of n images of shards, or of the images in memory. A collective.
 
-    Raises UserError where the run has no likelihood, and for fewer than 2 images.
+    n: None for 1000, or all where they are fewer. Raises UserError where the run has no likelihood, and for fewer than
+    2 images.
     """
     scoring_stage(run, likelihood=True)
     images = source
     if isinstance(images, str):
         shards = images
         images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
+        note_count(n, images.n, shards, runtime)
     if images.n < 2:
         raise UserError(f"n is {images.n}; a standard error needs at least 2 images")
     likelihoods = score_images(run, images, seed, runtime)

@@ -13,10 +13,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffpipe.evaluation.map_over_ranks import on_rank_zero
+from diffpipe.evaluation.score_files import score_file
 from diffpipe.evaluation.scores import load_extractors, score
 from diffpipe.experiment.run import Run
 from diffpipe.metrics import protocol
-from diffpipe.metrics.evaluate import ImageSource
+from diffpipe.metrics.evaluate import ImageSource, describe_sources
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
 from diffpipe.train.runtime import Runtime
@@ -39,7 +40,7 @@ class Scorer:
     def __init__(
         self,
         reference: ImageSource,
-        floor: ImageSource,
+        floor: ImageSource | None,
         metrics: Sequence[str],
         runtime: Runtime,
         *,
@@ -52,7 +53,8 @@ class Scorer:
 
     def score(self, run: Run, generated: ImageSource) -> CachedScore:
         """The score of the run's images, in a file in its scores/. A collective. Raises UserError."""
-        sources = {"generated": generated, "reference": self.reference, "floor": self.floor}
+        sources = {"generated": generated, "reference": self.reference}
+        sources |= {} if self.floor is None else {"floor": self.floor}
         plan = ScorePlan.of(run, sources, self.metrics)
         existing = self.runtime.comm.gather(plan.existing() if self.runtime.main and not self.fresh else None)[0]
         if existing is not None:
@@ -74,12 +76,11 @@ class ScorePlan(NamedTuple):
 
     @classmethod
     def of(cls, run: Run, sources: Mapping[str, ImageSource], metrics: Sequence[str]) -> ScorePlan:
-        """sources: `generated`, `reference` and `floor`, as `evaluate` takes them."""
-        entries: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
-        defining = _defining(entries | {"versions": protocol.versions()})
-        digest = hashlib.sha256(json.dumps([defining, sorted(metrics)], sort_keys=True).encode()).hexdigest()
-        name = f"compare-step-{run.checkpoint.step:08d}-n{sources['generated'].n}-{digest[:12]}.json"
-        return cls(defining, metrics, run.home / "scores" / name)
+        """sources: `generated`, `reference` and, unless it is of the reference's halves, `floor`."""
+        defining = _defining(describe_sources(sources) | {"versions": protocol.versions()})
+        named = defining | {"metrics": sorted(metrics)}
+        path = score_file(run.home, "compare", run.checkpoint.step, sources["generated"].n, named)
+        return cls(defining, metrics, path)
 
     def existing(self) -> tuple[Result, Path] | None:
         """A score file of the run with this protocol and these metrics, whichever command wrote it."""
@@ -99,6 +100,7 @@ def _defining(protocol: Mapping[str, Any]) -> dict[str, Any]:
     parts = {key: dict(protocol.get(key, {})) for key in ("generated", "reference", "floor", "versions")}
     for part in parts.values():
         part.pop("shards", None)
+        part.pop("folder", None)
     return json.loads(json.dumps(parts))
 
 

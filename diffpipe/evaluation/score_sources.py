@@ -1,45 +1,77 @@
-"""The images that a score compares: of a run, a folder or shards."""
+"""The images that a score compares, all of one shape: of a run, or of whatever holds images."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_index import INDEX_NAME
-from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.experiment.run import Run
-from diffpipe.interfaces import ImageShape
-from diffpipe.metrics.evaluate import ImageSource
-from diffpipe.metrics.folder import FolderImages
+from diffpipe.data.packing.hub import SCHEME
+from diffpipe.errors import UserError
+from diffpipe.evaluation.counts import DEFAULT_COUNT
+from diffpipe.evaluation.file_images import FileImages
+from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
 
 SPLIT = "split"
+StoredImages = ShardImages | FileImages
 
 
 class ScoreSources(NamedTuple):
     """The scored images, the reference, and the real images of the floor (None: the halves of the reference)."""
 
-    generated: ImageSource
-    reference: ImageSource
-    floor: ImageSource | None
+    generated: GeneratedImages | StoredImages
+    reference: StoredImages
+    floor: StoredImages | None
 
 
-def open_images(place: str, shape: ImageShape | None, n: int | None) -> ImageSource:
-    """The images of a folder or of shards; those of shards in this shape, None: as they are. Raises UserError."""
-    path = Path(place)
-    if path.is_dir() and not any(path.glob("*.tar")) and not (path / INDEX_NAME).exists():
-        return FolderImages(path, n)
-    channels, resolution = (shape.channels, shape.resolution) if shape else (3, None)
+def open_images(
+    place: str | os.PathLike[str], channels: int, resolution: int | None, n: int | None = None
+) -> StoredImages:
+    """The images of a folder, a zip, an npz or shards, all or n of them, in this shape. Raises UserError.
+
+    resolution: as of `ShardImages`.
+    """
+    place = os.fspath(place)
+    if _are_files(place):
+        return FileImages(place, channels, resolution, n=n)
     return ShardImages(shard_set.load(place), channels, resolution, n=n)
 
 
-def score_sources(generated: ImageSource, run: Run | None, reference: str, floor: str | None) -> ScoreSources:
-    """The sources of a score of `generated`, which is of `run` if it is of one.
+def floor_count(floor: str | None) -> int:
+    """The number of images to generate by default: 1000, or as many as the floor has where these are fewer."""
+    return DEFAULT_COUNT if floor in (None, SPLIT) else min(DEFAULT_COUNT, open_images(floor, 3, None).n)
 
-    floor: a folder or shards, or `split` (None, too) for the halves of the reference: the shards that a run was trained
-    on are a place that the run names, and may be anywhere. Raises UserError.
+
+def score_sources(
+    generated: GeneratedImages | StoredImages, reference: str, floor: str | None, resolution: int | None
+) -> ScoreSources:
+    """The sources of a score of `generated`, in the shape of its images.
+
+    resolution: None keeps the size of stored images, which must be the same on both sides. floor: a place of as many
+    images as are scored; `split` or None: the halves of the reference. Raises UserError.
     """
-    shape = run.shape if run else None
-    real = open_images(reference, shape, None)
-    other = None if floor in (None, SPLIT) else open_images(floor, shape, generated.n)
-    return ScoreSources(generated, real, other)
+    channels = generated.shape.channels if isinstance(generated, GeneratedImages) else generated.channels
+    real = open_images(reference, channels, resolution)
+    other = None if floor in (None, SPLIT) else open_images(floor, channels, resolution, generated.n)
+    sources = ScoreSources(generated, real, other)
+    for name, source in (("the reference", real), ("the floor", other)):
+        if source is not None and source.size != generated.size:
+            raise UserError(
+                f"{name} holds images of {_shown(source.size)} and the scored ones have {_shown(generated.size)}; give "
+                "--resolution to bring all to one size"
+            )
+    return sources
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]} pixels"
+
+
+def _are_files(place: str) -> bool:
+    """Whether this is a source of `pack` that is no set of shards."""
+    path = Path(place)
+    if path.is_dir():
+        return not any(path.glob("*.tar")) and not (path / INDEX_NAME).exists()
+    return place.startswith(SCHEME) or (path.is_file() and path.suffix.lower() != ".tar")

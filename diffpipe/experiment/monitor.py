@@ -15,7 +15,9 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.image_grid import grid, save_png
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
+from diffpipe.evaluation.overlap import floor_or_halves
 from diffpipe.evaluation.reconstruction import held_out_images
+from diffpipe.evaluation.score_files import score_file
 from diffpipe.evaluation.scores import score, table
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
@@ -74,10 +76,12 @@ class Monitor(NamedTuple):
         assert data.test is not None
         reference = ShardImages(shard_set.load(data.test, cache=data.shard_cache), shape.channels, shape.resolution)
         floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
+        floor = floor_or_halves(floor, reference, self.runtime)
         result = score(self._generated(config.n), reference, floor, config.metrics, self.runtime)
         if self.runtime.main:
+            path = score_file(self.experiment.run.path, "train", self.trainer.step, config.n, result.protocol)
             try:
-                protocol.write(result, self.experiment.run.path / "scores" / f"step-{self.trainer.step:08d}.json")
+                protocol.write(result, path)
             except UserError as error:  # the table below has the scores
                 print_on_rank_zero(self.runtime, f"warning: {error}")
         print_on_rank_zero(self.runtime, f"step {self.trainer.step}\n{table(result)}")

@@ -91,7 +91,7 @@ def evaluate(
         pair = (real.even, real.odd) if floor is None else (sets["floor", metric.extractor].all, real.all)
         floors[name] = _score(metric, *pair, neighbours)
         described[name] = _describe(metric, extractors[metric.extractor], min(generated.n, reference.n))
-    return Result(scores, floors, {"metrics": described, **_describe_sources(sources), **provenance()})
+    return Result(scores, floors, {"metrics": described, **describe_sources(sources), **provenance()})
 
 
 def _collect(
@@ -168,7 +168,8 @@ def _describe(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
     }
 
 
-def _describe_sources(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
+def describe_sources(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
+    """The part of a protocol about `generated`, `reference` and `floor`; without a floor, the reference's halves."""
     described: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
     if "floor" not in described:
         n = sources["reference"].n

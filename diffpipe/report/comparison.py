@@ -74,7 +74,7 @@ def _protocol(score_protocol: Mapping[str, Any], runner: ComparisonRunner) -> di
     device = torch.cuda.get_device_name() if runtime.device.type == "cuda" else "CPU"
     sampling = {"batch": CHUNK, "precision": str(runtime.dtype).removeprefix("torch."), "device": device}
     return {
-        "n": runner.settings.n,
+        "n": runner.n,
         "seed": runner.settings.seed,
         "metrics": score_protocol["metrics"],
         "reference": {"n": runner.reference.n, **runner.reference.describe()},
@@ -98,8 +98,9 @@ def _write(comparison: Comparison, measured: Mapping[str, MeasuredRun], runner: 
     by_class = any(summary.conditional for summary in comparison.summaries)
     headings = [str(i % runner.classes) for i in range(len(runner.real))] if by_class else []
     tree = {
+        "scores": comparison.scores(),
         "families": [dataclasses.asdict(summary) for summary in comparison.summaries],
-        "floor": comparison.floor,
+        "floor": comparison.floor or {},
         "protocol": comparison.protocol,
     }
     try:

@@ -14,9 +14,12 @@ from torch import Tensor
 from diffpipe.data import own_places
 from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
+from diffpipe.evaluation.counts import DEFAULT_COUNT, note_count
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import is_conditional
+from diffpipe.evaluation.overlap import check_floor, floor_or_halves
 from diffpipe.evaluation.score_cache import CachedScore, Scorer
+from diffpipe.evaluation.score_sources import SPLIT
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Generates, Reconstructs
 from diffpipe.metrics.names import parse_metric
@@ -34,15 +37,16 @@ SEARCHED_IMAGES = 2000  # reference images, drawn at random, among which those t
 class ComparisonSettings:
     """The settings that all rows of a comparison share.
 
-    reference: shards of the real images. n: generated images per run to score. nll_n: reference images for the
-    likelihood and the reconstruction. floor: shards of other real images to score, by default local ones that a run of
-    this user was trained on. inception: the weights for FID and KID, by default downloaded once. fresh: measure scores
-    that the runs hold already. raw: the trained weights, not their moving average.
+    reference: shards of the real images. n: generated images per run to score; None for 1000, or as many as the floor
+    has where these are fewer. nll_n: reference images for the likelihood and the reconstruction. floor: shards of other
+    real images to score, by default local ones that a run of this user was trained on; `split` for the halves of the
+    reference. inception: the weights for FID and KID, by default downloaded once. fresh: measure scores that the runs
+    hold already. raw: the trained weights, not their moving average.
     """
 
     reference: str
     metrics: Sequence[str]
-    n: int = 1000
+    n: int | None = None
     nll_n: int = 500
     seed: int = 0
     floor: str | None = None
@@ -57,7 +61,7 @@ class ComparisonSettings:
         for name in self.metrics:
             parse_metric(name)
         for option, value in (("--n", self.n), ("--nll-n", self.nll_n)):
-            if value < 2:
+            if value is not None and value < 2:
                 raise UserError(f"{option} {value}: give 2 or more")
 
 
@@ -73,11 +77,13 @@ class MeasuredRun(NamedTuple):
 class ComparisonRunner(NamedTuple):
     """Measures runs on the same real images.
 
-    likelihood_images: reference images drawn at random, for the likelihood and the reconstruction. real: the images of
-    the real row, [k c h w]. classes: the number of classes of the run that has most, 0 without labels.
+    n: generated images per run to score. likelihood_images: reference images drawn at random, for the likelihood and
+    the reconstruction. real: the images of the real row, [k c h w]. classes: the number of classes of the run that has
+    most, 0 without labels.
     """
 
     settings: ComparisonSettings
+    n: int
     runtime: Runtime
     reference: ShardImages
     likelihood_images: ShardImages
@@ -95,18 +101,25 @@ class ComparisonRunner(NamedTuple):
             shards = shard_set.load(settings.reference)
             return ShardImages(shards, channels, resolution, n=n if n is None else min(n, shards.total))
 
+        any_generates = any(isinstance(run.stage, Generates) for run in runs)
+
         def load() -> tuple[ShardImages, ShardImages, ShardImages | None, Tensor]:
-            any_generates = any(isinstance(run.stage, Generates) for run in runs)
-            floor = _floor_images(settings, runs) if any_generates else None
+            floor = _floor_images(settings, runs) if any_generates and settings.floor != SPLIT else None
             real = select_by_class(reference_images(SEARCHED_IMAGES), images_per_row(classes), classes)
             return reference_images(), reference_images(settings.nll_n), floor, real
 
         reference, likelihood_images, floor, real = runtime.comm.raise_on_all_ranks(load)
+        n = settings.n or (DEFAULT_COUNT if floor is None else floor.n)
+        note_count(settings.n, n, settings.floor or "the training data of the floor", runtime)
         scorer = None
-        if floor is not None:
+        if any_generates:
+            if settings.floor is not None:
+                check_floor(floor, reference, settings.floor, runtime)
+            elif floor is not None:
+                floor = floor_or_halves(floor, reference, runtime)
             options = {"fresh": settings.fresh, "inception_weights": settings.inception}
             scorer = Scorer(reference, floor, settings.metrics, runtime, **options)
-        return cls(settings, runtime, reference, likelihood_images, scorer, real, classes)
+        return cls(settings, n, runtime, reference, likelihood_images, scorer, real, classes)
 
     def measure(self, name: str, path: str, run: Run) -> MeasuredRun:
         """The summary and the images of one run. A collective. Raises UserError."""
@@ -160,7 +173,7 @@ class ComparisonRunner(NamedTuple):
 
     def _score(self, run: Run) -> CachedScore:
         assert self.scorer is not None, "prepare makes one where any run generates"
-        n, seed = self.settings.n, self.settings.seed
+        n, seed = self.n, self.settings.seed
         scored = self.scorer.score(run, generated_images(run, self.runtime, n=n, seed=seed, label=None))
         print_on_rank_zero(self.runtime, f"  {scored.path}{' was there already' if scored.reused else ''}")
         return scored
@@ -187,7 +200,9 @@ def _floor_images(settings: ComparisonSettings, runs: Sequence[Run]) -> ShardIma
     errors = []
     for source in sources:
         try:
-            return ShardImages(shard_set.load(source), channels, resolution, n=settings.n)
+            shards = shard_set.load(source)
+            n = min(DEFAULT_COUNT, shards.total) if settings.n is None else settings.n
+            return ShardImages(shards, channels, resolution, n=n)
         except UserError as error:
             errors.append(str(error))
     raise UserError(

@@ -20,6 +20,14 @@ class Comparison(NamedTuple):
     floor: Mapping[str, float] | None
     protocol: Mapping[str, Any]
 
+    def scores(self) -> dict[str, float]:
+        """Each run's scores and bits/dim, by `RUN: metric`."""
+        scores: dict[str, float] = {}
+        for run in self.summaries:
+            bits = {"bits_per_dim": run.bits_per_dim["value"]} if run.bits_per_dim else {}
+            scores |= {f"{run.name}: {metric}": value for metric, value in {**(run.scores or {}), **bits}.items()}
+        return scores
+
 
 @dataclass(frozen=True)
 class TableColumn:
@@ -43,7 +51,7 @@ class TableColumn:
         return self.title + {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
 
     def best(self, summaries: Sequence[RunSummary]) -> set[str]:
-        """The names of the runs with the best value; empty where fewer than two values can be compared."""
+        """The name of the run with the best value; empty where fewer than two values can be compared, and at a tie."""
         values = {
             run.name: float(value)
             for run in summaries
@@ -52,7 +60,8 @@ class TableColumn:
         if self.better is None or len(values) < 2:
             return set()
         best = self.show((min if self.better == "lower" else max)(values.values()))
-        return {name for name, value in values.items() if self.show(value) == best}  # equal as shown: equally good
+        names = {name for name, value in values.items() if self.show(value) == best}  # equal as shown: equally good
+        return names if len(names) == 1 else set()
 
     def text(self, summary: RunSummary) -> str | None:
         """The formatted value, or None where the run has none."""

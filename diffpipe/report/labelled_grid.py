@@ -54,7 +54,7 @@ def require_png(out: Path) -> None:
 
 
 def save(picture: Image.Image | Figure, out: Path) -> None:
-    """Write the image or plot. Raises UserError where this fails."""
+    """Write the image or plot as a PNG, whole or not at all. Raises UserError where this fails."""
     try:
         buffer = io.BytesIO()
         picture.savefig(buffer, format="png") if isinstance(picture, Figure) else picture.save(buffer, "PNG")

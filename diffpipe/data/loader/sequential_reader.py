@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from diffpipe.data.decode.image import decode, decode_to, pixels
+from diffpipe.data.decode.stack import stack_images
 from diffpipe.data.index.shard_index import Sample
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import sequential
 from diffpipe.data.loader.reader import Reader
-from diffpipe.errors import UserError
 
 
 def images(
@@ -26,18 +25,11 @@ def images(
     same for all. Raises UserError.
     """
     reader = Reader(shard_set)
-    rows: list[np.ndarray] = []
-    for shard, sample in _samples(shard_set, indices):
-        where = f"{shard_set.paths[shard]}: {sample.key}"
-        data = reader.image(shard, sample)
-        if resolution is None:
-            row = pixels(decode(data, channels, where))
-        else:
-            row = decode_to(data, channels, where, resolution)
-        if rows and row.shape != rows[0].shape:
-            raise UserError(f"{where}: the images differ in size; give a resolution")
-        rows.append(row)
-    return torch.from_numpy(np.stack(rows))
+    encoded = (
+        (f"{shard_set.paths[shard]}: {sample.key}", reader.image(shard, sample))
+        for shard, sample in _samples(shard_set, indices)
+    )
+    return stack_images(encoded, resolution, channels)
 
 
 def labels(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Int[Tensor, " b"]:

@@ -13,6 +13,12 @@ from diffpipe.errors import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff")
 
 
+def image_paths(tree: Folder | Zip) -> list[str]:
+    """The files that are images by their names, without the `grid.png` that `diffpipe sample` writes beside others."""
+    paths = [path for path in tree.paths if path.lower().endswith(SUFFIXES)]
+    return [path for path in paths if path != "grid.png"] if "000000.png" in paths else paths
+
+
 class FolderSource:
     """The images below a folder or in a zip archive of one.
 
@@ -25,7 +31,7 @@ class FolderSource:
         self.tree = Folder(root) if root.is_dir() else Zip(root)
         self.labels: list[int] | None = None
         self.classes: list[str] | None = None
-        self.paths = [path for path in self.tree.paths if path.lower().endswith(SUFFIXES)]
+        self.paths = image_paths(self.tree)
         self.skipped = len(self.tree.paths) - len(self.paths)
         self.unlabelled = 0
         self.labels_file = labels_file

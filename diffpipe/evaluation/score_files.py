@@ -1,0 +1,32 @@
+"""The names of score files: two scores have one name only where they follow one protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# They do not make a score another one: fingerprints say which images are in a place.
+_LEFT_OUT = {"date", "versions", "shards", "folder"}
+
+
+def score_file(home: Path, kind: str, step: int, n: int, protocol: Mapping[str, Any]) -> Path:
+    """The file of a score in the scores/ of the run in `home`.
+
+    kind: the command, such as `eval`. n: the images that were measured. The hash in the name is over the protocol but
+    for its date, the versions and the paths of images.
+    """
+    return home / "scores" / f"{kind}-step-{step:08d}-n{n}-{protocol_hash(protocol)}.json"
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits of the sha256 of what defines a score in its protocol."""
+    return hashlib.sha256(json.dumps(_defining(protocol), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _defining(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _defining(entry) for key, entry in value.items() if key not in _LEFT_OUT}
+    return value
