@@ -10,5 +10,5 @@ diffpipe=(.venv/bin/accelerate launch --config_file launch/cpu.yaml --num_proces
 "${diffpipe[@]}" train configs/fashion_mnist/ddpm.yaml run.dir="$run" "$@"
 rm -rf "$run/samples/demo"  # those of an earlier step
 "${diffpipe[@]}" sample "$run" "$run/samples/demo" --n 100
-"${diffpipe[@]}" eval "$run" --reference configs/fashion_mnist/shards/test --n "${N:-1000}"
+"${diffpipe[@]}" eval "$run" --reference configs/fashion_mnist/shards/test --floor configs/fashion_mnist/shards/train --n "${N:-1000}"
 echo "the samples, one class per column: $run/samples/demo/grid.png"

@@ -52,7 +52,7 @@ def write_samples(source: GeneratedImages, folder: Path, runtime: Runtime) -> No
 def stated_shape(place: str) -> tuple[int, int] | None:
     """The channels and the resolution of the images that `diffpipe sample` wrote into a folder; None elsewhere."""
     described = _noted(Path(place))[0]
-    return described and (described["channels"], described["size"][0])
+    return None if described is None else (described["channels"], described["size"][0])
 
 
 def _prepare(source: GeneratedImages, folder: Path) -> int:

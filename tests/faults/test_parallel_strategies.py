@@ -109,7 +109,7 @@ def test_a_sharded_run_samples_scores_and_saves_as_an_unsharded_one(moved: Path,
                 assert np.array_equal(after[name], before[name]), name
     picture = "samples/step-00000007.png"
     assert (ddp / picture).read_bytes() == (fsdp / picture).read_bytes()
-    score = [json.loads((run / "scores" / "step-00000007.json").read_text()) for run in (ddp, fsdp)]
+    score = [json.loads(next((run / "scores").glob("train-step-00000007-*.json")).read_text()) for run in (ddp, fsdp)]
     assert score[0]["scores"] == score[1]["scores"]
     for processes in (0, 2):
         out = tmp_path / f"sampled-{processes}"

@@ -38,7 +38,8 @@ def test_noise_is_an_anomaly_to_what_learned_clothes(
     words = [] if config == "autoencoder" else ["stage.conditional=false"]
     train(tmp_path, "train.steps=20", "optimizer.warmup=0", *words, config=FASHION / f"{config}.yaml")
     said = succeeds("anomaly", tmp_path, "--normal", SHARDS / "test", "--abnormal", noise, "--n", 60)
-    result = json.loads((tmp_path / "scores" / "anomaly-step-00000020.json").read_text())
+    (path,) = (tmp_path / "scores").glob("anomaly-step-00000020-n100-*.json")
+    result = json.loads(path.read_text())
     assert list(result["detection"]) == scores
     figures = result["detection"][scores[0]]
     assert figures["auroc"]["value"] > 0.95
@@ -46,7 +47,7 @@ def test_noise_is_an_anomaly_to_what_learned_clothes(
     assert figures["auroc"]["low"] <= figures["auroc"]["value"] <= figures["auroc"]["high"]
     assert f"{scores[0]:>12}  {figures['auroc']['value']:.4f}" in said
     assert (result["protocol"]["normal"]["n"], result["protocol"]["abnormal"]["n"]) == (60, 40)
-    with Image.open(tmp_path / "scores" / "anomaly-step-00000020.png") as picture:
+    with Image.open(path.with_suffix(".png")) as picture:
         line = np.asarray(picture.convert("RGB"))[60].tolist()  # below the title and the numbers
     frames = [colour for colour in line if colour in ([70, 140, 70], [210, 40, 40])]
     assert frames[0] == [210, 40, 40]  # of the most anomalous image

@@ -24,12 +24,13 @@ from tests.support.archives import cifar_pickles, write_cifar
 from tests.support.commands import HOME, TINY, TINY_RUN, diffpipe, tiny_stage
 
 PACKED = "diffpipe pack ~/photos shards/photos --resolution 64"
+HELD_OUT = "diffpipe pack ~/held_out shards/held_out --resolution 64"
 TRAIN = "diffpipe train configs/own_images/ddpm.yaml data.train=shards/photos run.dir=runs/"
 BEFORE = {  # the commands that a page takes for granted; its first lines name them
     "README.md": [],
     "configs/README.md": [],
     "launch/README.md": [PACKED],
-    "eval/README.md": [PACKED, f"{TRAIN}photos", f"{TRAIN}by_class data.labels=true stage.conditional=true"],
+    "eval/README.md": [PACKED, HELD_OUT, f"{TRAIN}photos", f"{TRAIN}by_class data.labels=true stage.conditional=true"],
 }
 MADE = {  # what some of them have to leave
     "README.md": ["samples/photos/grid.png", "runs/photos/scores"],
@@ -156,8 +157,8 @@ def test_every_command_block_runs(page: str, tmp_path: Path, few_test_images: Pa
         shutil.copytree(HOME / name, tmp_path / name)
     with_few_test_images(tmp_path, few_test_images)
     write_cifar(tmp_path / "cifar-10-python.tar.gz", cifar_pickles())
-    for i in range(12):
-        folder = tmp_path / "photos" / ("cat" if i % 2 else "dog")
+    for i in range(24):
+        folder = tmp_path / ("photos" if i < 12 else "held_out") / ("cat" if i % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(i).integers(0, 256, (70, 90, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"visit{i}_0.jpg")

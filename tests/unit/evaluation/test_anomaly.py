@@ -35,6 +35,9 @@ def test_bright_images_are_found_among_dark_ones(tmp_path: Path, runtime: Runtim
     figures = {name: figure["value"] for name, figure in tree["detection"]["error"].items()}
     assert figures == pytest.approx({"auroc": 1, "average_precision": 1, "fpr95": 0})
     assert (tree["unit"], tree["protocol"]["normal"]["n"], tree["protocol"]["abnormal"]["n"]) == ("mse", 6, 6)
+    assert tree["scores"] == pytest.approx({"error_auroc": 1, "error_average_precision": 1, "error_fpr95": 0})
+    assert (tree["floor"], result.n) == ({}, 12)
+    assert tree["protocol"]["normal"]["size"] == [8, 8]
     assert len(result.table().splitlines()) == 2  # the title and the error: the other scores are of likelihoods
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import ShardImages
 
 
-def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (9, 7), seed: int = 0, **options: object) -> None:
+def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (9, 7), seed: int = 0, **options: Any) -> None:
     shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path, **options)

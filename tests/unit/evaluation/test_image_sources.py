@@ -16,7 +16,7 @@ from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages, Tens
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Coder, Noise, indexed_shards
-from tests.support.tars import random_pixels, write_tar
+from tests.support.tars import png, random_pixels, write_tar
 
 N = 12
 PIXELS = np.stack([random_pixels(i) for i in range(N)])[:, None]
@@ -74,6 +74,19 @@ def test_shards_without_images_are_refused(tmp_path: Path) -> None:
     write_index(tmp_path)
     with pytest.raises(UserError, match=r"0\.tar: some samples have no image"):
         ShardImages(shard_set.load(str(tmp_path)), 1, 8)
+
+
+def test_shards_keep_one_size_over_all_chunks_or_are_brought_to_one(tmp_path: Path) -> None:
+    images = [random_pixels(i, (8, 8) if i < 3 else (10, 8)) for i in range(4)]
+    write_tar(tmp_path / "0.tar", {f"{i}.png": png(image) for i, image in enumerate(images)})
+    write_index(tmp_path)
+    shards = shard_set.load(str(tmp_path))
+    native = ShardImages(shards, 1, None)
+    assert native.describe().items() >= {"size": [8, 8], "channels": 1, "resize": "none"}.items()
+    assert native.images(range(3)).shape == (3, 1, 8, 8)
+    with pytest.raises(UserError, match="give --resolution"):
+        native.images(range(3, 4))
+    assert ShardImages(shards, 1, 6).images(range(4)).shape == (4, 1, 6, 6)
 
 
 def test_images_in_memory_are_named_by_their_hash_with_the_labels() -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diffpipe.errors import UserError
+from diffpipe.metrics import protocol
 from diffpipe.report import comparison
 from diffpipe.report.comparison import compare
 from diffpipe.report.comparison_rows import ComparisonRow
@@ -38,6 +39,8 @@ def test_the_files_of_a_comparison_hold_every_row(tmp_path: Path, monkeypatch: p
         assert family["reconstruction"]["value"] == pytest.approx(np.mean((2 * x) ** 2), rel=1e-6)
         assert family["scores"] is None
         assert "generates no images" in family["missing"]["scores"]
+    assert (tree["scores"], tree["floor"]) == ({}, {})  # an error is no score, and nothing generates
+    assert protocol.read(out / "compare.json").protocol == tree["protocol"]
     assert tree["protocol"]["likelihood_n"] == 30
     assert tree["protocol"]["reference"]["n"] == 30
     assert "second &lt;b&gt;" in (out / "index.html").read_text()

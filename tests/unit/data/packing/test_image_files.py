@@ -67,7 +67,7 @@ def test_an_npz_has_the_pixels_of_its_array(tmp_path: Path) -> None:
     ],
 )
 def test_other_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
-    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "a.npz", **arrays)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=message):
         open_image_files(str(tmp_path / "a.npz"))
 
