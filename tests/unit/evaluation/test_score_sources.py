@@ -35,7 +35,7 @@ def test_the_reference_and_the_floor_take_the_shape_of_the_run(tmp_path: Path, r
     reference, floor = photos(tmp_path / "reference", 16, 9, 12), photos(tmp_path / "floor", 10, 10, 10, 10)
     sources = score_sources(generated, reference, floor, 8)
     assert sources.floor is not None
-    for source in sources:
+    for source in (sources.generated, sources.reference, sources.floor):
         assert source.images(range(3)).shape == (3, 1, 8, 8)
         assert source.describe().items() >= {"size": [8, 8], "channels": 1}.items()
     assert [sources.generated.describe()["resize"], sources.reference.describe()["resize"][:12]] == [
