@@ -194,7 +194,8 @@ class LoadedRun:
 
         n: None for 1000, or all where they are fewer. prior: p(y), `data` (the shares of the classes in the training
         data), `uniform`, or other shards with labels; None: `data` of a run that this user trained. steps: network
-        evaluations per image and class for a diffusion's bound. Raises UserError where the run is not class-conditional.
+        evaluations per image and class for a diffusion's bound. Raises UserError where the run is not
+        class-conditional.
 
         >>> run.classify(shards, n=4, steps=2, prior="uniform").classification.n
         4

@@ -91,29 +91,30 @@ def detect_anomalies(
     kind, unit = likelihoods["normal"].kind, likelihoods["normal"].unit
     scores = {name: {kind: likelihoods[name].values["score"].numpy()} for name in sets}
     pixels = {name: images.images(range(images.n)) for name, images in sets.items()}
+    described = dict(sets)
     if unit == "bits/dim":
         trained_on = training or _own_training_shards(run, runtime)
         trained = runtime.comm.raise_on_all_ranks(
             lambda: None if trained_on is None else _images(_TRAINING, trained_on, run, n)
         )
         trained_scores = None if trained is None else score_images(run, trained, seed, runtime).values["score"].numpy()
+        described |= {} if trained is None else {"training": trained}
         for name, by_score in scores.items():
             raw = by_score[kind]
             by_score["complexity"] = raw - complexity(pixels[name])
             if trained_scores is not None:
                 by_score["typicality"] = typicality(raw, trained_scores)
     detections = {name: detect(scores["normal"][name], scores["abnormal"][name]) for name in scores["normal"]}
+    figures = [f"{name}_{figure}" for name in detections for figure in Detection._fields]
     protocol: dict[str, Any] = {
-        "metrics": {
-            f"{name}_{figure}": {"interval": "bootstrap 95%"} for name in detections for figure in Detection._fields
-        },
+        "metrics": {figure: {"interval": "bootstrap 95%"} for figure in figures},
         "model": {"stage": run.experiment.stage.kind, "kind": kind, "unit": unit},
         "run": run.describe(),
         "seed": seed,
         "precision": str(runtime.dtype).removeprefix("torch."),
+        **{name: {"n": images.n, **images.describe()} for name, images in described.items()},
+        **provenance(),
     }
-    protocol |= {name: {"n": images.n, **images.describe()} for name, images in sets.items()}
-    protocol |= provenance()
     return AnomalyDetection(kind, unit, scores, pixels, detections, protocol)
 
 
