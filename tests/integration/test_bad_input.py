@@ -75,7 +75,10 @@ def test_training_refuses_it_in_one_line(tmp_path: Path, made: Made, case: str, 
         (["eval", "{run}", "--reference", "/absent"], ["/absent", "no such shards"]),
         (["eval", "{run}", "--reference", "{unlabelled}", "--metrics", "fids"], ["'fids'", "known: fd_efficientnet"]),
         (["eval", "{run}", "--reference", "{unlabelled}", "--n", "1"], ["n is 1", "at least 2"]),
-        (["eval", "{run}", "--reference", "{unlabelled}", "--floor", "{unlabelled}"], ["4 images, fewer than 1000"]),
+        (
+            ["eval", "{run}", "--reference", "{unlabelled}", "--floor", "{unlabelled}", "--n", "1000"],
+            ["4 images, fewer than 1000"],
+        ),
         (["export", "{changed}", "{out}"], ["changed: no checkpoint in it"]),
     ],
 )
