@@ -13,6 +13,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.job import Job
 from diffpipe.experiment.preflight import open_data
 from diffpipe.train.checkpoint import committed
+from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import Agreed, StopConsensus
 from tests.support.runs import indexed_shards
@@ -26,6 +27,7 @@ class StopAfter(StopConsensus):
 
     def __init__(self, n: int):
         self.polls = n
+        self.comm = Communicator()
 
     def poll(self, *, failed: bool = False) -> Agreed:
         self.polls -= 1
