@@ -97,7 +97,7 @@ def test_an_autoencoder_shows_reconstructions_and_has_no_scores(runs: Path, tmp_
     result, printed, _ = compare(runs, tmp_path, "--row", "ae", runs / "coder")
     (row,) = result["families"]
     assert row["scores"] is None
-    assert result["floor"] is None
+    assert result["floor"] == {}
     assert row["missing"]["scores"] == "stage.kind autoencoder generates no images"
     assert row["missing"]["training"].startswith("its metrics.jsonl has no second log line")
     assert row["reconstruction"]["n"] == 6
