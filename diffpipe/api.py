@@ -5,6 +5,7 @@ Under `accelerate launch` every process makes the same calls, and all get the sa
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffpipe.config import load_config, override, validate
 from diffpipe.data.config import DataConfig
 from diffpipe.data.loader import mixture
 from diffpipe.data.loader.stream import batches
+from diffpipe.errors import UserError
 from diffpipe.evaluation import scores
 from diffpipe.evaluation.overlap import check_overlap
 from diffpipe.evaluation.samples import stated_shape
@@ -66,7 +68,7 @@ def score(
 
 
 def stream(
-    shards: str | Sequence[str],
+    shards: str | Path | Sequence[str],
     *,
     batch_size: int,
     resolution: int,
@@ -86,7 +88,11 @@ def stream(
     >>> batch.images.shape, batch.images.dtype, batch.positions.tolist()
     (torch.Size([4, 1, 8, 8]), torch.uint8, [0, 1, 2, 3])
     """
-    places = shards if isinstance(shards, str) else list(shards)
+    if not 0 <= rank < world:
+        raise UserError(f"rank is {rank} and world is {world}; ranks are 0 to world - 1")
+    if start < 0 or seed < 0:
+        raise UserError(f"start is {start} and seed is {seed}; give 0 or more")
+    places = str(shards) if isinstance(shards, str | Path) else [str(place) for place in shards]
     tree = {"train": places, "batch_size": batch_size, "resolution": resolution, **options}
     config = validate(DataConfig, tree, source="diffpipe.stream")
     shard_set = mixture.load_sources(config.train, config.sources, config.shard_cache)
@@ -110,9 +116,7 @@ def train(
     2 True
     """
     if isinstance(config, Mapping):
-        tree: dict[str, Any] = {
-            key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()
-        }
+        tree: dict[str, Any] = copy.deepcopy(dict(config))
         for word in overrides:
             override(tree, word)
         experiment = validate(Experiment, tree, source="diffpipe.train")
@@ -121,6 +125,6 @@ def train(
     return training.train(experiment, callbacks)
 
 
-def load_plugin(module: str) -> None:
+def load_plugin(module: str | Path) -> None:
     """Add the stages, networks, … of a module or a `.py` file, as `--plugin` does. Raises UserError."""
     plugins.load(module)

@@ -17,7 +17,7 @@ from diffpipe.evaluation.attributes import AttributeMove, move_between
 from diffpipe.evaluation.classification import ClassifiedImages, classify_images
 from diffpipe.evaluation.counts import note_count
 from diffpipe.evaluation.export import export_safetensors
-from diffpipe.evaluation.image_sources import TensorImages
+from diffpipe.evaluation.image_sources import TensorImages, require_image_tensor, require_label_tensor
 from diffpipe.evaluation.interpolation import Interpolation, interpolate
 from diffpipe.evaluation.latent_map import Map, map_of_run
 from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
@@ -86,13 +86,15 @@ class LoadedRun:
         """The file in the run's scores/ of a score of n images with this protocol. kind: the command."""
         return score_file(self._run.home, kind, self.step, n, protocol)
 
-    def write_samples(self, folder: Path, n: int, *, seed: int = 0, label: int | None = None) -> None:
+    def write_samples(self, folder: str | Path, n: int, *, seed: int = 0, label: int | None = None) -> None:
         """Write n images as `diffpipe sample` does: `000000.png` … by sample index, `grid.png` and `samples.json`.
 
         The images are those of `sample`. A folder with images of another set is refused, one with images of this set is
         continued. No process holds more of them at a time than a chunk.
         """
-        write_samples(generated_images(self._run, self._runtime, n=n, seed=seed, label=label), folder, self._runtime)
+        write_samples(
+            generated_images(self._run, self._runtime, n=n, seed=seed, label=label), Path(folder), self._runtime
+        )
 
     def sample(
         self,
@@ -114,8 +116,6 @@ class LoadedRun:
         >>> run.sample(4, seed=1, steps=2).shape
         torch.Size([4, 1, 8, 8])
         """
-        if n < 1:
-            raise UserError(f"n is {n}; give 1 or more")
         chosen = self._with(kind=sampler, steps=steps, eta=eta, guidance=guidance, temperature=temperature)
         source = generated_images(chosen, self._runtime, n=n, seed=seed, label=label)
         return torch.cat(map_over_ranks(n, source.images, self._runtime))
@@ -157,7 +157,7 @@ class LoadedRun:
 
     def nll(
         self,
-        images: str | UInt8[Tensor, "n c h w"],
+        images: str | Path | UInt8[Tensor, "n c h w"],
         *,
         labels: Int[Tensor, " n"] | None = None,
         n: int | None = None,
@@ -177,8 +177,18 @@ class LoadedRun:
         ('bits/dim', torch.Size([4]))
         """
         chosen = self._with(vlb_steps=steps, importance_samples=importance_samples)
-        source = images if isinstance(images, str) else TensorImages(images, labels)
-        return measure_nll(chosen, source, self._runtime.in_precision(precision), n=n, seed=seed)
+        runtime = self._runtime.in_precision(precision)
+        if isinstance(images, str | Path):
+            if labels is not None:
+                raise UserError("shards have labels of their own; leave out labels")
+            return measure_nll(chosen, str(images), runtime, n=1000 if n is None else n, seed=seed)
+        if n is not None:
+            raise UserError("n is for shards; give as many images as are to be scored")
+        require_image_tensor(images, self._run.shape)
+        if labels is not None:
+            require_label_tensor(labels, len(images), self._run.shape.classes)
+        source = TensorImages(images, labels)
+        return measure_nll(chosen, source, runtime, n=source.n, seed=seed)
 
     def classify(
         self,
@@ -255,6 +265,8 @@ class LoadedRun:
         if not isinstance(stage, Reconstructs):
             raise UserError(f"stage.kind {self.config.stage.kind} reconstructs no images; load an autoencoder or a vae")
 
+        require_image_tensor(images, self._run.shape)
+
         def again(indices: range) -> Tensor:
             rng = KeyedRNG(seed, torch.tensor(indices, device=self._runtime.device))
             chunk = images[indices.start : indices.stop].to(self._runtime.device)
@@ -262,9 +274,9 @@ class LoadedRun:
 
         return torch.cat(map_over_ranks(len(images), again, self._runtime))
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | Path) -> None:
         """Write the weights as one safetensors file per network, and the config. Raises UserError."""
-        on_rank_zero(self._runtime, lambda: export_safetensors(self._run, folder))
+        on_rank_zero(self._runtime, lambda: export_safetensors(self._run, Path(folder)))
 
     def _with(self, **sampler: Any) -> Run:
         """The run with these keys of its sampler; None leaves one as it is."""
@@ -289,5 +301,7 @@ def load(
     >>> run.config.stage.kind, run.step, list(run.networks)
     ('ddpm', 2, ['denoiser'])
     """
+    if isinstance(overrides, str):
+        raise UserError(f"overrides is {overrides!r}; give a list of key=value words")
     runtime = Runtime.start(precision, device)
     return LoadedRun(open_run(Path(run), overrides, runtime, raw=raw), runtime, tuple(overrides))

@@ -38,19 +38,36 @@ _parts: dict[Group, dict[str, Any]] = {group: {} for group in GROUPS}
 _modules: list[str] = []
 
 
-def load(name: str) -> None:
+def load(name: str | Path) -> None:
     """Import a plug-in, and take the parts that it holds. Raises UserError.
 
-    name: of a module that Python can import, or the path of a `.py` file.
+    name: of a module that Python can import, or the path of a `.py` file. A module that is refused can be loaded again
+    once it is corrected.
     """
+    name = str(name)
     place = str(Path(name).resolve()) if name.endswith(".py") else name
     if place in _modules:
         return
     module = _import(name)
+    try:
+        _take_parts(name, module)
+    except UserError:
+        _forget(name)
+        raise
+    _modules.append(place)
+
+
+def _take_parts(name: str, module: ModuleType) -> None:
     parts: dict[Group, dict[str, Any]] = {group: getattr(module, f"diffpipe_{group}", {}) for group in GROUPS}
     for group, named in parts.items():
         if not isinstance(named, dict) or not all(isinstance(part, str) for part in named):
             raise UserError(f"--plugin {name}: diffpipe_{group} is not a dictionary from names to {group}; make it one")
+        for part, value in named.items():
+            if not callable(value):
+                raise UserError(
+                    f"--plugin {name}: {part} in diffpipe_{group} is {value!r}, and not a class or a function; "
+                    "configs/README.md shows what each kind of part is"
+                )
     if not any(parts.values()):
         known = ", ".join(f"diffpipe_{group}" for group in GROUPS)
         raise UserError(f"--plugin {name}: the module holds no parts; give it a dictionary called one of {known}")
@@ -60,8 +77,8 @@ def load(name: str) -> None:
                 raise UserError(f"--plugin {name}: {part} in {group} is a name of diffpipe's own; take another")
             if part in names(group):
                 raise UserError(f"--plugin {name}: another plug-in has {part} in {group} already; rename one of them")
+    for group, named in parts.items():
         _parts[group] |= named
-    _modules.append(place)
 
 
 def find(group: Group, name: str) -> Any | None:
@@ -116,8 +133,17 @@ def _import(name: str) -> ModuleType:
         return module
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(
-            f"--plugin {name}: cannot be imported ({type(error).__name__}: {error}); give the path of a .py file, or "
-            f"the name of a module that Python finds"
-        ) from error
+    except (Exception, SystemExit) as error:
+        _forget(name)
+        reason = " ".join(str(error).split())
+        there = name.endswith(".py") and Path(name).exists()
+        remedy = (
+            "correct the file" if there else "give the path of a .py file, or the name of a module that Python finds"
+        )
+        raise UserError(f"--plugin {name}: cannot be imported ({type(error).__name__}: {reason}); {remedy}") from error
+
+
+def _forget(name: str) -> None:
+    """Let a file that was refused be imported again."""
+    if name.endswith(".py"):
+        sys.modules.pop(Path(name).stem, None)

@@ -41,6 +41,8 @@ class GeneratedImages:
     ):
         if not isinstance(stage, Generates):
             raise UserError(f"a stage of {type(stage).__name__} generates no images; give a run of another kind")
+        if n < 1:
+            raise UserError(f"n is {n}; give 1 or more images")
         if label is not None and not 0 <= label < shape.classes:
             known = f"0 to {shape.classes - 1}" if shape.classes else "none: it was trained without labels"
             raise UserError(f"--label {label}: the labels of this run are {known}")
@@ -99,6 +101,8 @@ class ShardImages:
     """
 
     def __init__(self, shards: ShardSet, channels: int, resolution: int | None, *, n: int | None = None, seed: int = 0):
+        if n is not None and n < 1:
+            raise UserError(f"n is {n}; give 1 or more images")
         if n is not None and n > shards.total:
             raise UserError(
                 f"{shards.paths[0]} and its set hold {shards.total} images, fewer than {n}; give a smaller n"
@@ -159,6 +163,31 @@ class TensorImages:
         if self._labels is None:
             raise UserError("the run is class-conditional; give the labels of the images")
         return self._labels[indices.start : indices.stop]
+
+
+def require_image_tensor(images: object, shape: ImageShape) -> None:
+    """Raise UserError unless the images are a uint8 tensor of the run's channels and size."""
+    size, channels = shape.resolution, shape.channels
+    if (
+        not isinstance(images, Tensor)
+        or images.dtype != torch.uint8
+        or images.ndim != 4
+        or images.shape[1:] != (channels, size, size)
+    ):
+        given = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(
+            f"the images are {given}; give a torch tensor of uint8 pixels from 0 to 255, "
+            f"[n, {channels}, {size}, {size}] as the run was trained on"
+        )
+
+
+def require_label_tensor(labels: object, n: int, classes: int) -> None:
+    """Raise UserError unless the labels are an int64 tensor [n] of the run's classes."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (n,):
+        given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise UserError(f"the labels are {given}; give a torch tensor of int64, [{n}], one label per image")
+    if n and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(f"the labels are {int(labels.min())} to {int(labels.max())}; this run has {classes} classes")
 
 
 def require_images(shards: ShardSet) -> None:

@@ -28,6 +28,8 @@ def score(
 
     extractors: from `load_extractors`, where several scores share them.
     """
+    if isinstance(metrics, str):
+        raise UserError(f"metrics is {metrics!r}; give a list of names")
     if generated.n < 2:
         raise UserError(f"n is {generated.n}; a score needs at least 2 images")
     extractors = extractors or load_extractors(metrics, runtime, inception_weights)

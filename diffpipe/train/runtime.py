@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
@@ -67,6 +67,8 @@ class Runtime:
 
         Raises UserError for a device that the machine does not have, and for a launcher option without effect here.
         """
+        if device not in get_args(Device):
+            raise UserError(f"device {device!r} is unknown; give {', '.join(get_args(Device))}")
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("train.device is cuda, and torch sees no CUDA device here; set train.device=cpu or auto")
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
@@ -77,7 +79,7 @@ class Runtime:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # its autocast patches the module's forward: `autocast` below instead
-            log_with=[_tracker(name, log_dir) for name in trackers] if log_dir else None,
+            log_with=[_tracker(name, log_dir) for name in trackers] if log_dir and trackers else None,
             project_config=ProjectConfiguration(project_dir=str(log_dir), logging_dir=str(log_dir))
             if log_dir
             else None,
@@ -208,6 +210,8 @@ def _tracker(name: str, log_dir: str | Path) -> Any:
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """`auto` is bf16 where the device computes in it natively, else fp32."""
+    if precision not in get_args(Precision):
+        raise UserError(f"precision {precision!r} is unknown; give {', '.join(get_args(Precision))}")
     if precision != "auto":
         return precision
     if device.type == "cuda":

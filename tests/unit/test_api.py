@@ -13,7 +13,8 @@ import pytest
 
 import diffpipe
 from diffpipe import api
-from tests.support.commands import CONFIG
+from diffpipe.errors import UserError
+from tests.support.commands import CONFIG, SHARDS
 from tests.support.runs import TINY_WORDS, indexed_shards
 
 METHODS = [f"LoadedRun.{name}" for name in ("sample", "score", "nll", "classify", "interpolate")]
@@ -68,3 +69,25 @@ def test_a_callback_sees_what_the_trackers_see(tmp_path: Path) -> None:
     assert [step for _, step in recorder.logged] == [1, 2]
     assert {"loss", "lr", "grad_norm"} <= set(recorder.logged[0][0])
     assert [path.name for path in recorder.samples] == ["step-00000002.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank": 2, "world": 2}, "rank is 2 and world is 2; ranks are 0 to world - 1"),
+        ({"rank": -1, "world": 2}, "rank is -1"),
+        ({"world": 0}, "world is 0"),
+        ({"start": -1}, "start is -1 and seed is 0; give 0 or more"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_part_of_the_stream_that_does_not_exist_is_refused(options: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        diffpipe.stream(SHARDS / "test", batch_size=4, resolution=8, channels=1, workers=0, **options)
+
+
+def test_training_from_a_mapping_leaves_it_as_it_is() -> None:
+    config = {"stage": {"kind": "ddpm", "network": {"channels": 8}}}
+    with pytest.raises(UserError):
+        diffpipe.train(config, ["stage.network.channels=16", "stage.network.zzz=1"])
+    assert config == {"stage": {"kind": "ddpm", "network": {"channels": 8}}}

@@ -153,6 +153,8 @@ def test_an_entry_point_is_imported_when_it_is_named(
     [
         ("empty.py", "x = 1", r"holds no parts; give it a dictionary called one of diffpipe_stages, "),
         ("broken.py", "import absent_module", r"cannot be imported \(ModuleNotFoundError: No module named 'absent"),
+        ("leaves.py", "raise SystemExit('done\\nfor now')", r"\(SystemExit: done for now\); correct the file"),
+        ("number.py", "diffpipe_stages = {'zzz': 1}", "zzz in diffpipe_stages is 1, and not a class or a function"),
         ("other_parts.py", "diffpipe_stages = {'mine': int}", r"another plug-in has mine in stages already"),
     ],
 )
@@ -169,3 +171,14 @@ def test_a_module_is_loaded_once_and_passed_on_to_other_processes(module: str) -
     plugins.load(module)
     plugins.load(module)
     assert plugins.options() == ["--plugin", module]
+
+
+def test_a_file_that_was_refused_is_loaded_once_it_is_corrected(tmp_path: Path) -> None:
+    path = tmp_path / "corrected_later.py"
+    for text in ("raise RuntimeError('half written')", "diffpipe_stages = {}"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"half written|holds no parts"):
+            plugins.load(path)
+    path.write_text(MODULE, encoding="utf-8")
+    plugins.load(path)
+    assert "mine" in plugins.names("stages")

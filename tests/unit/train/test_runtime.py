@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import resource
 from pathlib import Path
 
@@ -112,3 +113,10 @@ def test_as_many_files_may_be_open_as_the_system_allows(monkeypatch: pytest.Monk
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert now == min(hard, 1 << 20) or hard == resource.RLIM_INFINITY
+
+
+def test_precisions_and_devices_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(UserError, match="precision 'fp64' is unknown; give auto, fp32, bf16, fp16"):
+        inspect.unwrap(resolve_precision)("fp64", torch.device("cpu"))  # without the checks of types that tests add
+    with pytest.raises(UserError, match="device 'tpu' is unknown; give auto, cpu, cuda"):
+        inspect.unwrap(Runtime.start.__func__)(Runtime, "fp32", "tpu")  # pyright: ignore
