@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffpipe import __version__
 from diffpipe.errors import RankError, UserError, as_user_error, os_error
@@ -82,16 +82,11 @@ def _run(words: list[str]) -> int:
     import argparse
 
     from diffpipe import plugins
+    from diffpipe.cli.parser import CommandParser
 
     words, modules = _without_option("--plugin", [*words])
     words, bases = _without_option("--allow-base", words)
-
-    class Parser(argparse.ArgumentParser):
-        def _print_message(self, message: str, file: Any = None) -> None:
-            """argparse's own suppresses errors: help that found no room would be a success."""
-            (file or sys.stderr).write(message)
-
-    parser = Parser(prog="diffpipe", description="Distributed training of image generators.")
+    parser = CommandParser(prog="diffpipe", description="Distributed training of image generators.")
     parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
     _add_common_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -1,0 +1,40 @@
+"""A wrong word on the command line is answered in one line with the right one."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffpipe.__main__ import main
+
+CASES = {
+    "a mistyped command": (["trian"], "no command is 'trian'; did you mean train?"),
+    "no command at all": (["xyzzy"], "no command is 'xyzzy'; choose from pack, "),
+    "a config key as an option": (
+        ["train", "config.yaml", "--data.batch_size=4"],
+        "--data.batch_size=4: a config key is written without dashes: data.batch_size=4",
+    ),
+    "an option by its config key": (
+        ["sample", "runs/x", "out", "stage.sampler.steps=5"],
+        "stage.sampler.steps=5: the option of this command for that key is --steps 5",
+    ),
+    "a config key that has no option": (
+        ["sample", "runs/x", "out", "data.batch_size=5"],
+        "data.batch_size=5: this command takes no config keys",
+    ),
+    "a mistyped option": (["sample", "runs/x", "out", "--sampeler", "ddim"], "did you mean --sampler"),
+    "an option of another tool": (["sample", "runs/x", "out", "--n_samples", "4"], "no option is --n_samples"),
+    "a wrong choice": (["sample", "runs/x", "out", "--precision", "fp23"], "'fp23'; did you mean fp32"),
+    "one word too many": (["sample", "runs/x", "out", "more"], "'more' is one argument too many"),
+    "a missing word": (["sample", "runs/x"], "the following arguments are required: OUT"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_answered_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words, expected = CASES[case]
+    with pytest.raises(SystemExit) as exited:
+        main(words)
+    assert exited.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert line.endswith("--help")
