@@ -25,6 +25,7 @@ from diffpipe.experiment.resources import resource_warnings
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.start import start_function
+from diffpipe.experiment.start_summary import start_summary
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.files import atomic_write
 from diffpipe.interfaces import Batch, ImageShape, Stage
@@ -85,6 +86,7 @@ class Job:
             seed=experiment.seed,
             batch_size=experiment.data.batch_size,
             max_bad_samples=experiment.data.max_bad_samples,
+            samples_per_epoch=shards.total,
             start=start_function(stage, experiment, shards, runtime) if checkpoint is None else None,
         )
         lacks = runtime.comm.raise_on_all_ranks(lambda: resource_warnings(experiment, trainer, shards, shape))
@@ -104,6 +106,8 @@ class Job:
         if codec := self.runs.get("codec"):
             print_on_rank_zero(runtime, f"codec {codec.path}: {in_words(codec.state.reconstruction)}")
         self._write_config()
+        total = self.shards.total
+        print_on_rank_zero(runtime, start_summary(experiment, runtime, trainer.nets, total, self.shape, trainer.step))
         stream = self._stream()
         if (warning := cache_warning(experiment, self.shards, runtime.world)) is not None:
             print_on_rank_zero(runtime, f"warning: {warning}")

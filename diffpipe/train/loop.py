@@ -5,6 +5,7 @@ Between two log steps the host never waits for the device: losses, gradient norm
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -24,11 +25,12 @@ from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig, ModelEMA
 from diffpipe.train.hooks import Hook
 from diffpipe.train.initialization import StartFunction, initial_networks, start_from_data
-from diffpipe.train.logs import MetricsLog, SampleLog, progress_bar
+from diffpipe.train.logs import MetricsLog, SampleLog
 from diffpipe.train.meter import Meter
 from diffpipe.train.nonfinite import handle_nonfinite
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 from diffpipe.train.parallel import ParallelStrategy
+from diffpipe.train.progress import TrainProgress
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.sharded_networks import (
     empty_sharded_networks,
@@ -58,9 +60,11 @@ class Trainer:
         seed: int,
         batch_size: int,
         max_bad_samples: int = 0,
+        samples_per_epoch: int | None = None,
         start: StartFunction | None = None,
     ):
-        """batch_size: of the global batch. start: sets fresh networks from data; None for a run that resumes.
+        """batch_size: of the global batch. samples_per_epoch: to log the epoch. start: sets fresh networks from data;
+        None for a run that resumes.
 
         A collective. Raises UserError where an option does not fit the stage's networks or the job's processes.
         """
@@ -82,6 +86,7 @@ class Trainer:
         self.optimizer_config = optimizer
         self.optimizers = self._build_optimizers(optimizer)
         self.step = self.position = self.skipped = 0
+        self.samples_per_epoch = samples_per_epoch
         self.bad = BadSamples(max_bad_samples, runtime.comm)
         self._meter = Meter()
         self._buckets_settled: set[str] = set()  # networks with a backward pass behind them: see `in_buckets`
@@ -167,7 +172,7 @@ class Trainer:
             sample_log = None
             if self.config.record_samples:
                 sample_log = stack.enter_context(closing(SampleLog(run_dir, self.runtime.rank)))
-            bar = stack.enter_context(progress_bar("train", "step", self.config.steps, self.runtime, first=self.step))
+            progress = stack.enter_context(closing(TrainProgress(self.config.steps, self.step, self.runtime)))
             self._meter.restart(self.step)
             stopping = False
             while self.step < self.config.steps and not stopping:
@@ -176,7 +181,7 @@ class Trainer:
                 if sample_log is not None:
                     sample_log.write(self.step, micro_batches)
                 self.train_step(micro_batches)
-                bar.update()
+                progress.step_done()
                 stopping = stop() and self.step < self.config.steps
                 due = [] if stopping else [hook for hook in hooks if hook.due(self.step, self.config.steps)]
                 # Before hooks, too: what is saved or scored has been checked to be finite.
@@ -185,7 +190,7 @@ class Trainer:
                     for hook in [hook for hook in due if hook.measures]:
                         values |= hook.run() or {}
                     metrics_log.write(values)
-                    bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} images/s")
+                    progress.log(values)
                 for hook in [hook for hook in due if not hook.measures]:
                     hook.run()
                 if due:
@@ -193,10 +198,13 @@ class Trainer:
 
     def _next_micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """The micro-batches of the next step. Raises RankError where this rank cannot read a sample."""
+        start = time.perf_counter()
         try:
-            return [next(batches) for _ in range(self.config.accumulate)]
+            micro_batches = [next(batches) for _ in range(self.config.accumulate)]
         except UserError as error:
             raise RankError(f"step {self.step}, rank {self.runtime.rank}: {error}") from error
+        self._meter.add_wait(time.perf_counter() - start)
+        return micro_batches
 
     def train_step(self, micro_batches: Sequence[Batch]) -> None:
         """One step on this rank's micro-batches: the update of every phase that is due, then the averages."""
@@ -264,5 +272,9 @@ class Trainer:
         if self.bad.known:
             values["bad"] = len(self.bad.known)
         values["images_per_second"] = round(steps * self.batch_size / seconds, 2)
+        values["data_wait"] = round(self._meter.data_wait(), 4)
+        if self.samples_per_epoch:
+            values["epoch"] = round(self.position / self.samples_per_epoch, 4)
+        values["time"] = round(time.time(), 2)
         self._meter.restart(self.step)
         return values

@@ -38,11 +38,19 @@ class Meter:
         self._norms: dict[str, list[Tensor]] = {}
         self._steps: dict[str, list[int]] = {}
         self._passes: list[_ForwardPass] = []
-        self._since = time.perf_counter()
+        self.skip_time()
 
     def skip_time(self) -> None:
         """Restart the clock: the time of the hooks is not training time."""
-        self._since = time.perf_counter()
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def add_wait(self, seconds: float) -> None:
+        """Count seconds that this rank waited for data."""
+        self._waited += seconds
+
+    def data_wait(self) -> float:
+        """The share of this rank's time since the clock started that it waited for data."""
+        return min(1.0, self._waited / max(time.perf_counter() - self._since, 1e-9))
 
     def add_loss(self, step: int, phase: str, batch: Batch, loss: Loss) -> None:
         for name, value in {"loss": loss.per_sample, **loss.metrics}.items():

@@ -109,7 +109,8 @@ def test_killed_between_two_checkpoints_and_resumed_is_bit_identical(trained: Tr
 
 def losses(run: Path) -> dict[int, dict[str, float]]:
     """Those of each phase, with what was measured beside them."""
-    return {step: {k: v for k, v in line.items() if k != "images_per_second"} for step, line in metrics(run).items()}
+    times = {"images_per_second", "data_wait", "time"}
+    return {step: {k: v for k, v in line.items() if k not in times} for step, line in metrics(run).items()}
 
 
 def test_two_one_two_processes_draw_the_samples_and_the_noise_of_one(trained: Trained, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""The progress of training, for people to read: a bar on a terminal, and lines in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffpipe.train.logs import print_on_rank_zero, progress_bar
+from diffpipe.train.runtime import Runtime
+
+SECONDS = 10.0  # between two lines
+
+
+class TrainProgress:
+    """The steps of a run as they are done, on rank 0. `close` it at the end.
+
+    total, first: the last step, and the step to start from. terminal: whether people look at a terminal; None: whether
+    stderr is one. There it is a bar. In a file it is a line at the first and the last log step, and between them at
+    those that are `SECONDS` apart.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        first: int,
+        runtime: Runtime,
+        *,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total, self._runtime, self._clock = total, runtime, clock
+        self._next = clock()
+        terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar = progress_bar("train" if terminal else None, "step", total, runtime, first=first)
+
+    def step_done(self) -> None:
+        self._bar.update()
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """values: those of a log step, as in metrics.jsonl."""
+        words = [f"loss {values['loss']:.4f}", f"{values['images_per_second']:.0f} images/s"]
+        if not self._bar.disable:
+            self._bar.set_postfix_str(", ".join(words))
+            return
+        step = values["step"]
+        if self._clock() < self._next and step < self._total:
+            return
+        self._next = self._clock() + SECONDS
+        words.append(f"{100 * values['data_wait']:.0f}% of the time waiting for data")
+        if step < self._total:
+            images_per_step = values["images"] / step
+            left = (self._total - step) * images_per_step / values["images_per_second"]
+            words.append(f"{duration(left)} left")
+        print_on_rank_zero(self._runtime, f"step {step}/{self._total}: {', '.join(words)}")
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units, such as `1 h 20 min` or `45 s`."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
