@@ -181,7 +181,7 @@ class LoadedRun:
         if isinstance(images, str | Path):
             if labels is not None:
                 raise UserError("shards have labels of their own; leave out labels")
-            return measure_nll(chosen, str(images), runtime, n=1000 if n is None else n, seed=seed)
+            return measure_nll(chosen, str(images), runtime, n=n, seed=seed)
         if n is not None:
             raise UserError("n is for shards; give as many images as are to be scored")
         require_image_tensor(images, self._run.shape)
