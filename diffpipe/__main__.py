@@ -82,7 +82,7 @@ def _run(words: list[str]) -> int:
     import argparse
 
     from diffpipe import plugins
-    from diffpipe.cli.parser import CommandParser
+    from diffpipe.parser import CommandParser
 
     words, modules = _without_option("--plugin", [*words])
     words, bases = _without_option("--allow-base", words)
