@@ -118,7 +118,7 @@ def train(
     if isinstance(config, Mapping):
         tree: dict[str, Any] = copy.deepcopy(dict(config))
         for word in overrides:
-            override(tree, word)
+            override(Experiment, tree, word)
         experiment = validate(Experiment, tree, source="diffpipe.train")
     else:
         experiment = load_config(Experiment, config, list(overrides))

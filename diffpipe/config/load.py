@@ -5,18 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from diffpipe.config import kinds
 from diffpipe.config.base import Config
-from diffpipe.config.kinds import Kinds, kinds_of, models_in
+from diffpipe.config.fields import field_models, fields_of
+from diffpipe.config.kinds import kinds_of, models_in
+from diffpipe.config.overrides import override
+from diffpipe.config.paths import user_path
+from diffpipe.config.yaml_values import MAX_CHARACTERS, YamlError, parse_yaml, shortened
 from diffpipe.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
+
+_NAMED_COMPLAINTS = 10
+_MAX_COMPLAINT = 500
 
 
 def load_config(model: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -26,19 +32,22 @@ def load_config(model: type[T], path: str | Path, overrides: Sequence[str] = ())
     """
     tree = read_yaml(path)
     for word in overrides:
-        override(tree, word)
+        override(model, tree, word)
     return validate(model, tree, source=str(path))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping at the top of a YAML file. Raises UserError."""
-    path = Path(path)
+    path = user_path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            tree = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except OSError as error:
         raise UserError(f"{path}: cannot read the config ({error.strerror}); give the path of a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: {error.reason} at byte {error.start}; write it in UTF-8") from error
+    except YamlError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of sections such as `data:` and `train:`")
     return tree
@@ -50,31 +59,14 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def validate(model: type[T], tree: dict[str, Any], source: str) -> T:
-    """Build `model` from a tree of plain values. Raises UserError with all complaints on one line."""
+    """Build `model` from a tree of plain values. Raises UserError with the first complaints on one line."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        complaints = "; ".join(_complaint(model, dict(e)) for e in error.errors())
-        raise UserError(f"{source}: {complaints}") from error
-
-
-def override(tree: dict[str, Any], word: str) -> None:
-    """Set `section.key=value` in a tree of plain values; the value is YAML. Raises UserError."""
-    key, equals, text = word.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"{word!r} is not an override: write key=value, such as train.steps=1000")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{word!r}: the value is not valid YAML; quote it for the shell and for YAML") from error
-    *sections, leaf = key.split(".")
-    for section in sections:
-        if tree.get(section) is None:
-            tree[section] = {}
-        tree = tree[section]
-        if not isinstance(tree, dict):
-            raise UserError(f"{word!r}: {section} is a value, not a section with keys in it")
-    tree[leaf] = value
+        errors = error.errors()
+        complaints = [shortened(_complaint(model, dict(e)), _MAX_COMPLAINT) for e in errors[:_NAMED_COMPLAINTS]]
+        more = [f"and {len(errors) - _NAMED_COMPLAINTS} more"] if len(errors) > _NAMED_COMPLAINTS else []
+        raise UserError(f"{source}: {'; '.join([*complaints, *more])}") from error
 
 
 def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:
@@ -95,7 +87,7 @@ def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:
             return f"{key}: {message}" if key else message
         case _:
             message = error["msg"][0].lower() + error["msg"][1:]
-            return f"{key}: {message}, not {error['input']!r}"
+            return f"{key}: {message}, not {shortened(repr(error['input']), 80)}"
 
 
 def _unknown_kind(key: str, error: dict[str, Any]) -> str:
@@ -141,18 +133,6 @@ def _walk(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], 
         path.append(part)
         models = field_models(fields[part]) if part in fields else []
     return path, siblings, renamed
-
-
-def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a config class by their keys."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
-def field_models(field: FieldInfo) -> list[type[BaseModel]]:
-    """The config classes that a field's value, or an item of it, can have, those of plug-ins included."""
-    args = get_args(field.annotation) if get_origin(field.annotation) is tuple else [field.annotation]
-    models = [model for arg in args for model in models_in(arg)]
-    return [*models, *(model for mark in field.metadata if isinstance(mark, Kinds) for model in mark.models())]
 
 
 def rename_keys(model: Any, tree: Any) -> Any:

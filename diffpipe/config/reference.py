@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import Names, kinds_of
-from diffpipe.config.load import field_models, fields_of
 
 
 class Key(NamedTuple):

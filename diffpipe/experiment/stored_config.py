@@ -17,7 +17,7 @@ def stored_config(checkpoint: Checkpoint, overrides: Sequence[str] = ()) -> Expe
     if checkpoint.format == 1:
         tree = _from_format_1(tree)
     for word in overrides:
-        override(tree, word)
+        override(Experiment, tree, word)
     return validate(Experiment, tree, str(checkpoint.path))
 
 

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel
 
 from diffpipe.config import Config, dump_yaml, load_config
+from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import kinds_of
-from diffpipe.config.load import field_models, fields_of
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.stages.ddpm import DDPMConfig
