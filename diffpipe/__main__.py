@@ -6,11 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from diffpipe import __version__
 from diffpipe.errors import RankError, UserError, as_user_error, os_error
+from diffpipe.files import user_path
 from diffpipe.process import INTERRUPTED, Interrupts, discard_output, prepare_streams
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def _run(words: list[str]) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines of the example
         )
         if name in words[:1]:
+            command.register("type", Path, user_path)  # every argument of `type=Path` takes a ~
             _add_common_options(command)
             _module(name).add_arguments(command)
     args = parser.parse_args(words)

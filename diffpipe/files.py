@@ -56,6 +56,14 @@ def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> N
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def user_path(path: str | Path) -> Path:
+    """The path, with the home directory for a `~` at its start. The shell replaces it only at the start of a word.
+
+    `~` stays where there is no such home directory.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises RuntimeError)
+
+
 def sync(path: Path) -> None:
     """Force a file, or the names in a directory, onto the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -12,11 +12,11 @@ import functools
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -45,7 +45,7 @@ def load(name: str | Path) -> None:
     once it is corrected.
     """
     name = str(name)
-    place = str(Path(name).resolve()) if name.endswith(".py") else name
+    place = str(user_path(name).resolve()) if name.endswith(".py") else name
     if place in _modules:
         return
     module = _import(name)
@@ -122,7 +122,7 @@ def _import(name: str) -> ModuleType:
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
-        path = Path(name).resolve(strict=True)
+        path = user_path(name).resolve(strict=True)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None

@@ -15,9 +15,9 @@ from diffpipe.config.base import Config
 from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import kinds_of, models_in
 from diffpipe.config.overrides import override
-from diffpipe.config.paths import user_path
 from diffpipe.config.yaml_values import MAX_CHARACTERS, YamlError, parse_yaml, shortened
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 
 T = TypeVar("T", bound=BaseModel)
 

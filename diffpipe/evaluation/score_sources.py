@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 from diffpipe.data.index import shard_set
@@ -13,6 +12,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.counts import DEFAULT_COUNT
 from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
+from diffpipe.files import user_path
 
 SPLIT = "split"
 StoredImages = ShardImages | FileImages
@@ -71,7 +71,7 @@ def _shown(size: tuple[int, int]) -> str:
 
 def _are_files(place: str) -> bool:
     """Whether this is a source of `pack` that is no set of shards."""
-    path = Path(place)
+    path = user_path(place)
     if path.is_dir():
         return not any(path.glob("*.tar")) and not (path / INDEX_NAME).exists()
     return place.startswith(SCHEME) or (path.is_file() and path.suffix.lower() != ".tar")

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from diffpipe.config import Config
 from diffpipe.config.kinds import Kinds
 from diffpipe.data.config import DataConfig
+from diffpipe.files import user_path
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.autoencoder import AutoencoderConfig
 from diffpipe.stages.ddpm import DDPMConfig
@@ -38,7 +39,7 @@ class RunConfig(Config):
 
     @property
     def path(self) -> Path:
-        return Path(self.dir)
+        return user_path(self.dir)
 
     @property
     def checkpoints(self) -> Path:

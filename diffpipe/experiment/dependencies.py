@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffpipe.config import validate
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint
+from diffpipe.files import user_path
 from diffpipe.interfaces import Dependency, ImageShape, TrainedStage
 from diffpipe.metrics.perceptual import FeatureMaps, build_feature_maps
 from diffpipe.train.checkpoint.read import Checkpoint
@@ -71,7 +71,7 @@ def resolve(
 def _open_run(
     dependency: Dependency, sha256: str | None, runtime: Runtime, open_stage: OpenStage
 ) -> tuple[Checkpoint, TrainedStage]:
-    path, place = Path(dependency.source), f"{dependency.key}=PATH"
+    path, place = user_path(dependency.source), f"{dependency.key}=PATH"
     if dependency.needed == "always":
         place = f"{place} in training, --{dependency.role} PATH elsewhere"
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.verify import read_patiently
@@ -18,6 +19,7 @@ def is_run(path: Path) -> bool:
 
 def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
     """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError."""
+    path = user_path(path)
     if runtime.comm.on_rank_zero(lambda: _is_checkpoint(path, "give a run directory or one of its checkpoints")):
         return checkpoints.open_checkpoint(path, runtime.comm)
     found, _ = checkpoints.newest_valid(path / "checkpoints", runtime.comm)

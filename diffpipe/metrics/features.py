@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe import plugins
 from diffpipe.errors import UserError
-from diffpipe.files import sha256_of, user_cache
+from diffpipe.files import sha256_of, user_cache, user_path
 from diffpipe.metrics.download import download
 from diffpipe.metrics.lite0 import lite0_features
 from diffpipe.precision import float32_products
@@ -140,7 +140,7 @@ def inception(
     Source: Szegedy et al. 2015, arXiv:1512.00567; Parmar et al. 2022, arXiv:2104.11222 (the resize).
     """
     given = weights or os.environ.get(INCEPTION_VARIABLE)
-    path = Path(given) if given else user_cache() / INCEPTION_FILE
+    path = user_path(given) if given else user_cache() / INCEPTION_FILE
     try:
         if not given and rank == 0 and not path.exists():
             download(url, path, sha256)

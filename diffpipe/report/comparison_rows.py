@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 
 # The keys that differ from `stage.sampler.KEY`; they are the names of the options of `diffpipe sample`.
 CONFIG_KEYS = {"sampler": "stage.sampler.kind", "codec": "stage.codec.run"}
@@ -35,7 +36,7 @@ def comparison_rows(runs: Sequence[str], named: Sequence[Sequence[str]]) -> list
 
 def _plain_row(word: str) -> ComparisonRow:
     """A row named after the run's directory."""
-    path = Path(word)
+    path = user_path(word)
     if not path.exists() and ("=" in word or "," in word):
         raise UserError(f"{word!r} is not a run; to name a row or to change how it samples, write {_modern(word)}")
     absolute = path.resolve()
@@ -55,7 +56,7 @@ def _named_row(words: Sequence[str]) -> ComparisonRow:
                 f"{option}: {setting!r} is not a setting; write key=value, such as steps=4, and other RUNs before --row"
             )
         overrides.append(f"{CONFIG_KEYS.get(key, f'stage.sampler.{key}')}={value}")
-    return ComparisonRow(name, Path(run), tuple(overrides))
+    return ComparisonRow(name, user_path(run), tuple(overrides))
 
 
 def _modern(word: str) -> str:

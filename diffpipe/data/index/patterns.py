@@ -12,6 +12,7 @@ from webdataset.shardlists import expand_urls
 
 from diffpipe.data.remote.urls import is_remote, redacted
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 
 NO_SHARDS = "no shards are named; give a tar, a folder of *.tar, a URL of one, a glob or a brace pattern"
 
@@ -28,7 +29,7 @@ def expand_patterns(patterns: str | Sequence[str]) -> list[str]:
 
 def expand_braces(pattern: str) -> list[str]:
     """The paths that a brace pattern stands for, or the one path that exists under this name."""
-    path = str(Path(pattern).expanduser())
+    path = str(user_path(pattern))
     return [path] if Path(path).exists() else expand_urls(path)
 
 

@@ -15,6 +15,7 @@ from diffpipe.data.packing.idx import IdxSource, find_idx
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import Source
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 
 # The kinds of sources, as messages name them.
 _FOLDERS, _ZIPS, _IDX_FOLDERS, _IDX_FILES = "image folders", "zip archives", "folders of idx files", "idx files"
@@ -47,6 +48,7 @@ def open_source(
     """
     name, _, place = src.partition(":")
     plugin = plugins.find("packing_sources", name)
+    src = str(user_path(src))
     kind = _kind(src) if plugin is None else f"a plug-in's {name}"
     options = {"labels_file": labels_file, "labels": labels, "split": split, "classes": classes, "columns": columns}
     for option, kinds in _KINDS_OF_OPTION.items():

@@ -37,6 +37,7 @@ from diffpipe.files import (
     private_folder,
     release,
     user_cache,
+    user_path,
 )
 
 DEFAULT_LIMIT = 1 << 36
@@ -76,7 +77,7 @@ class ShardCache:
     def __init__(self, folder: str | None = None, limit: int = DEFAULT_LIMIT, least_rate: float | None = None):
         """least_rate: at which a server has to send, see `LeastRate`."""
         given = folder or os.environ.get("DIFFPIPE_CACHE")
-        self.folder = Path(given).expanduser().absolute() if given else user_cache() / "shards"
+        self.folder = user_path(given).absolute() if given else user_cache() / "shards"
         self.limit, self.least_rate = limit, least_rate
 
     def open(self, file: CachedFile, *, again: bool = False) -> int:
