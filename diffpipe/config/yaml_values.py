@@ -107,6 +107,9 @@ class _Loader(yaml.SafeLoader):
             self._checked.add(id(node))
             self._require_distinct(node)
         super().flatten_mapping(node)
+        # PyYAML leaves merged keys beside those that replace them, and takes the wrong one where this is merged in turn
+        pairs = {(key.tag, str(key.value)): (key, value) for key, value in node.value}
+        node.value = list(pairs.values())
 
     def _require_distinct(self, node: yaml.MappingNode) -> None:
         keys: set[Any] = set()

@@ -67,6 +67,11 @@ class Validation(NamedTuple):
         """The held-out samples. Losses can be compared where these are equal."""
         return ValidationSet(fingerprint=self.dataset.reader.shard_set.fingerprint, n=self.n)
 
+    def is_on(self, validation_set: ValidationSet) -> bool:
+        """Whether these are the held-out samples, by a fingerprint of this version or of an earlier one."""
+        shards = self.dataset.reader.shard_set
+        return validation_set.n == self.n and shards.has_fingerprint(validation_set.fingerprint)
+
     def measure(self, nets: Mapping[str, nn.Module], step: int, runtime: Runtime) -> dict[str, float]:
         """`validation_loss` and each metric; with several phases, under the phase's name. A collective.
 

@@ -32,7 +32,8 @@ class RunConfig(Config):
     """The run directory, such as runs/photos. Training in a directory that holds checkpoints resumes from them."""
     allow_changes: tuple[str, ...] = ()
     """Keys or sections that a resume may change, such as [optimizer.lr]. A resume with any other change to the seed,
-    the order of the data, the optimizer or the average is refused; a change to the model is always refused."""
+    the order of the data, the optimizer or the average is refused, and one of train.steps once the learning rate decays
+    by it; a change to the model is always refused."""
     lock: bool = True
     """Lock the run directory against a second job. false: for file systems without locks, where you see to it yourself
     that only one job trains there at a time."""

@@ -220,7 +220,7 @@ class Job:
         before, now = stored_config(self.checkpoint).data.batch_size, self.experiment.data.batch_size
         if before != now:
             say(f"data.batch_size was {before} and is {now}, from position {trainer.position} on")
-        if self.validation is not None and state.validation not in (None, self.validation.about()):
+        if self.validation is not None and state.validation and not self.validation.is_on(state.validation):
             say("warning: earlier validation losses are of other images: data.test has changed")
 
     def save(self, checkpointer: AsyncCheckpointer) -> None:

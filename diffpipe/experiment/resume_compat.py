@@ -22,7 +22,8 @@ class Change(NamedTuple):
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.key} was {self.before} and is {self.now}"
+        why = ", by which the learning rate decays" if self.key == "train.steps" else ""
+        return f"{self.key} was {self.before} and is {self.now}{why}"
 
 
 def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
     was, is_ = _flatten(before), _flatten(fixed_config(experiment, shape))
     changed = [Change(key, was.get(key), is_.get(key)) for key in sorted(was.keys() | is_.keys())]
     changed = [change for change in changed if change.before != change.now]
+    changed += _changed_decay(checkpoint, stored_config(checkpoint), experiment)
     model = [change for change in changed if _of_model(change.key)]
     if model:
         changes = ", ".join(map(str, model))
@@ -79,7 +81,7 @@ def allowed_data_change(checkpoint: Checkpoint, experiment: Experiment, shards: 
     Raises UserError for a difference where data.allow_changes is false.
     """
     before = checkpoint.state.fingerprint
-    if before == shards.fingerprint:
+    if shards.has_fingerprint(before):
         return None
     changed = describe_changes(before, shards, listings)
     if not experiment.data.allow_changes:
@@ -88,6 +90,18 @@ def allowed_data_change(checkpoint: Checkpoint, experiment: Experiment, shards: 
             f"data.allow_changes=true, or give another run.dir"
         )
     return changed
+
+
+def _changed_decay(checkpoint: Checkpoint, before: Experiment, now: Experiment) -> list[Change]:
+    """The change of train.steps, where by it the steps until now would have had other learning rates.
+
+    That is so once the learning rate decays, after the warm-up. A run that has all its steps already is not trained.
+    """
+    step, steps = checkpoint.step, (before.train.steps, now.train.steps)
+    if not 0 < step < now.train.steps:
+        return []
+    was, would_be = (before.optimizer.lr_at(step - 1, n) for n in steps)
+    return [Change("train.steps", *steps)] if was != would_be else []
 
 
 def _of_model(key: str) -> bool:

@@ -52,7 +52,7 @@ def differences(before: str, now: str) -> list[str]:
     (weights, old), (weights_now, new) = _parse_listing(before), _parse_listing(now)
     several = max(len(weights), len(weights_now)) > 1
     changes = []
-    for shard, (size, digest) in old.items():
+    for shard, (size, digest, members) in old.items():
         name = shard.name + (f" of source {shard.source}" if several else "")
         if shard not in new:
             changes.append(f"{name} is missing")
@@ -60,6 +60,8 @@ def differences(before: str, now: str) -> list[str]:
             changes.append(f"{name} had {size} bytes and has {new[shard][0]}")
         elif new[shard][1] != digest:
             changes.append(f"{name} has other bytes (sha256 {digest[:12]}… before, {new[shard][1][:12]}… now)")
+        elif members is not None and new[shard][2] not in (members, None):
+            changes.append(f"{name} has other samples, keys or labels in its index, though its bytes are the same")
     added = [shard for shard in new if shard not in old]
     changes += [f"{shard.name}{f' of source {shard.source}' if several else ''} was added" for shard in added]
     if weights != weights_now:
@@ -71,14 +73,17 @@ def _listing_path(folder: Path, fingerprint: str) -> Path:
     return folder / f"shards-{fingerprint[:16]}.json"
 
 
-def _parse_listing(listing: str) -> tuple[list[str], dict[_ShardKey, tuple[int, str]]]:
-    """The weights of the sources, and the length and sha256 of each shard."""
+def _parse_listing(listing: str) -> tuple[list[str], dict[_ShardKey, tuple[int, str, str | None]]]:
+    """The weights of the sources, and the length and sha256 of each shard, and the hash of its members.
+
+    Listings of earlier versions have no such hash.
+    """
     tree: Any = json.loads(listing)
     sources = [{"weight": "1", "shards": tree}] if isinstance(tree, list) else tree["sources"]
-    shards: dict[_ShardKey, tuple[int, str]] = {}
+    shards: dict[_ShardKey, tuple[int, str, str | None]] = {}
     for number, source in enumerate(sources):
         count: Counter[str] = Counter()
-        for name, size, digest in source["shards"]:
-            shards[_ShardKey(number, name, count[name])] = size, digest
+        for name, size, digest, *members in source["shards"]:
+            shards[_ShardKey(number, name, count[name])] = size, digest, next(iter(members), None)
             count[name] += 1
     return [source["weight"] for source in sources], shards

@@ -7,7 +7,9 @@ metadata of the file.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ INDEX_NAME = "index.safetensors"
 VERSION = 1
 REMOTE_VERSION = 2
 """The version of an index with `base`: a reader of version 1 would look for the shards beside the index."""
+
+_PIECE = 1 << 20  # elements
 
 
 class Member(NamedTuple):
@@ -129,6 +133,35 @@ class ShardIndex:
         numbers = [number for number, extension in enumerate(self.extensions) if extension in extensions]
         matches = np.isin(self._extension[first[0] : first[-1]], np.array(numbers, dtype=np.uint8))
         return np.diff(np.concatenate([[0], np.cumsum(matches)])[first - first[0]]) > 0
+
+    def members_sha256(self, start: int, end: int) -> str:
+        """A hash of the samples from `start` to `end`: of their keys and the extension, place and crc32 of each member.
+
+        It is equal for equal samples, whatever else the index holds.
+        """
+        first, keys_end = self._first_member[start : end + 1], self._key_end[start:end]
+        members = slice(int(first[0]), int(first[-1]))
+        keys_start = int(self._key_end[start - 1]) if start else 0
+        numbers = np.unique(self._extension[members])
+        numbering = np.zeros(256, dtype=np.uint8)
+        numbering[numbers] = np.arange(len(numbers), dtype=np.uint8)
+        digest = hashlib.sha256(json.dumps([self.extensions[number] for number in numbers.tolist()]).encode())
+        columns = [self._key_bytes[keys_start : int(keys_end[-1])] if end > start else self._key_bytes[:0]]
+        for pieces in (
+            _pieces(columns[0]),
+            (piece - keys_start for piece in _pieces(keys_end)),
+            (piece - first[0] for piece in _pieces(first)),
+            (numbering[piece] for piece in _pieces(self._extension[members])),
+            *(_pieces(column[members]) for column in self._location),
+        ):
+            for piece in pieces:
+                digest.update(np.ascontiguousarray(piece).data)
+        return digest.hexdigest()
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in pieces of a few megabytes, so that little of a mapped index is in memory at a time."""
+    return (array[start : start + _PIECE] for start in range(0, len(array), _PIECE))
 
 
 def _rank(extension: str, extensions: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from braceexpand import braceexpand
@@ -68,13 +68,34 @@ class ShardSet:
 
     @property
     def listing(self) -> str:
-        """The ordered names, lengths and hashes of the shards, as JSON."""
-        return json.dumps([[Path(s.path).name, s.bytes, s.sha256] for s in self.shards])
+        """The ordered names, lengths and hashes of the shards, and a hash of the members of each, as JSON."""
+        return json.dumps(self.rows(members=True))
+
+    def rows(self, *, members: bool) -> Any:
+        """The rows of the listing, or those of earlier versions, which had no hash of the members."""
+        rows = [[Path(s.path).name, s.bytes, s.sha256] for s in self.shards]
+        if members:
+            rows = [[*row, digest] for row, digest in zip(rows, self._members, strict=True)]
+        return rows
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The sha256 of the listing: equal for equal shards in the same order."""
+        """The sha256 of the listing: equal for equal samples in equal shards in the same order."""
         return hashlib.sha256(self.listing.encode()).hexdigest()
+
+    @functools.cached_property
+    def tars_fingerprint(self) -> str:
+        """The fingerprint of earlier versions, of the tars alone. It does not show a changed index."""
+        return hashlib.sha256(json.dumps(self.rows(members=False)).encode()).hexdigest()
+
+    def has_fingerprint(self, fingerprint: str) -> bool:
+        """Whether the fingerprint, of this version or of an earlier one, is of these shards."""
+        return fingerprint in (self.fingerprint, self.tars_fingerprint)
+
+    @functools.cached_property
+    def _members(self) -> list[str]:
+        """A hash of the members of each shard."""
+        return [s.index.members_sha256(s.first, s.first + s.samples) for s in self.shards]
 
     def lacking(self, *extensions: str) -> str | None:
         """The first shard in which some sample has a member with none of the `extensions`, or None."""

@@ -14,10 +14,10 @@ Each source has its share of the lanes, so all of them together read from no mor
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -49,11 +49,10 @@ class MixedShardSet(ShardSet):
                 f"classes; label the sources alike"
             )
 
-    @property
-    def listing(self) -> str:
-        """The share and the listing of each source, as JSON."""
+    def rows(self, *, members: bool) -> Any:
+        """The share of each source and its rows."""
         sources = zip(self.shares, self.sets, strict=True)
-        return json.dumps({"sources": [{"weight": str(w), "shards": json.loads(s.listing)} for w, s in sources]})
+        return {"sources": [{"weight": str(w), "shards": s.rows(members=members)} for w, s in sources]}
 
 
 def load_sources(

@@ -111,3 +111,23 @@ def test_an_old_key_is_refused_with_its_new_name(path: Path, old: str, new: str,
     words = [f"stage.kind={kind}"] if kind else []
     with pytest.raises(UserError, match=re.escape(f"{old} is called {new} now")):
         load_config(Experiment, path, [*words, f"{old}=1"])
+
+
+@pytest.mark.parametrize(
+    "text", ["1: 2\n", "seed: [" + "1, " * 50_000 + "]\n", "ema: " + "x" * 100_000 + "\n", "k" * 9000 + ": 1\n",
+             "".join(f"k{i}: 1\n" for i in range(5000)), "null: 1\n", "2024-01-01: 1\n"]
+)  # fmt: skip
+def test_a_complaint_about_a_large_or_odd_value_is_short(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+    with pytest.raises(UserError) as error:
+        load_config(Experiment, path)
+    assert len(str(error.value).removeprefix(str(path))) < 6000
+
+
+def test_a_repeated_section_and_a_path_with_a_hash(path: Path) -> None:
+    assert load_config(Experiment, path, ["run.dir=runs/exp #2"]).run.dir == "runs/exp #2"
+    with pytest.raises(UserError, match=r"train\.steps: .*'100 #2'"):
+        load_config(Experiment, path, ["train.steps=100 #2"])
+    path.write_text(path.read_text() + "\nseed: 1\nseed: 2\n")
+    with pytest.raises(UserError, match=r"x\.yaml: not valid YAML: the key 'seed' comes twice"):
+        load_config(Experiment, path)

@@ -48,6 +48,23 @@ def test_other_changes_are_refused_unless_the_key_or_its_section_is_allowed(word
         allowed_changes(was, prefix, SHAPE)
 
 
+def test_train_steps_may_not_change_once_the_learning_rate_decays_by_it() -> None:
+    cosine = ("optimizer.decay=cosine", "train.steps=6")
+    longer = ("optimizer.decay=cosine", "train.steps=12")
+    reason = r"train\.steps was 6 and is 12, by which the learning rate decays.*run\.allow_changes=\[train\.steps\]"
+    with pytest.raises(UserError, match=reason):
+        allowed_changes(
+            checkpoint(*cosine, "optimizer.warmup=2"), CASES["ddpm"].experiment(*longer, "optimizer.warmup=2"), SHAPE
+        )
+    words = (*longer, "optimizer.warmup=2", "run.allow_changes=[train]")
+    (change,) = allowed_changes(checkpoint(*cosine, "optimizer.warmup=2"), CASES["ddpm"].experiment(*words), SHAPE)
+    assert (change.before, change.now) == (6, 12)
+    for same in ("optimizer.warmup=3", "optimizer.warmup=100"):  # steps 0 to 3 had the learning rates of the warm-up
+        assert allowed_changes(checkpoint(*cosine, same), CASES["ddpm"].experiment(*longer, same), SHAPE) == []
+    shorter = CASES["ddpm"].experiment("optimizer.decay=cosine", "optimizer.warmup=2", "train.steps=4")
+    assert allowed_changes(checkpoint(*cosine, "optimizer.warmup=2"), shorter, SHAPE) == []  # it has all its steps
+
+
 def test_a_change_of_the_model_is_always_refused() -> None:
     wider = CASES["ddpm"].experiment("stage.network.channels=16", "run.allow_changes=[stage]")
     with pytest.raises(UserError, match=r"of another model: stage\.network\.channels was 8 and is 16"):
@@ -64,6 +81,10 @@ def test_a_changed_data_set_is_described_and_needs_to_be_allowed(tmp_path: Path)
     was = checkpoint(fingerprint=before.fingerprint)
     experiment = CASES["ddpm"].experiment("data.allow_changes=false")
     assert allowed_data_change(was, experiment, before, tmp_path) is None
+    by_earlier_version = checkpoint(fingerprint=before.tars_fingerprint)
+    assert allowed_data_change(by_earlier_version, experiment, before, tmp_path) is None
+    with pytest.raises(UserError, match="was trained on other data"):
+        allowed_data_change(by_earlier_version, experiment, now, tmp_path)
     with pytest.raises(UserError, match=r"was trained on other data: .*shard-001.*data\.allow_changes=true"):
         allowed_data_change(was, experiment, now, tmp_path)
     allowed = allowed_data_change(was, CASES["ddpm"].experiment("data.allow_changes=true"), now, tmp_path)

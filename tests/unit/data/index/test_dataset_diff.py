@@ -24,6 +24,10 @@ def test_each_shard_that_differs_is_named() -> None:
     ]
     assert changes([A, B], [B, C]) == ["a.tar is missing", "c.tar was added"]
     assert changes([A, B], [B, A]) == ["the shards are the same in another order"]
+    assert changes([[*A, "d"]], [[*A, "e"]]) == [
+        "a.tar has other samples, keys or labels in its index, though its bytes are the same"
+    ]
+    assert changes([A, B], [[*A, "d"], C]) == ["b.tar is missing", "c.tar was added"]  # before: an earlier version's
     assert changes([A, A], [A]) == ["a.tar is missing"]  # the same name in two folders
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -18,6 +19,8 @@ from webdataset.compat import WebDataset
 from webdataset.tariterators import base_plus_ext
 from webdataset.writer import ShardWriter
 
+from diffpipe.data.index.dataset_diff import differences
+from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, write_arrays
 from diffpipe.data.index.scan import split_name
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet, load, number_of_classes
@@ -133,7 +136,9 @@ def test_the_fingerprint_is_of_the_bytes_in_order(tmp_path: Path) -> None:
     shards = load(str(here))
     files = sorted(here.glob("*.tar"))
     rows = [[p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
-    assert shards.fingerprint == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert shards.tars_fingerprint == hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert shards.fingerprint == hashlib.sha256(shards.listing.encode()).hexdigest()
+    assert [row[:3] for row in json.loads(shards.listing)] == rows
     assert shards.fingerprint == load(str(there)).fingerprint
     assert shards.fingerprint != load([str(p) for p in reversed(files)]).fingerprint
 
@@ -170,3 +175,59 @@ def test_a_pickled_set_finds_its_samples(tmp_path: Path) -> None:
     assert unpickled.fingerprint == shards.fingerprint
     assert np.array_equal(unpickled.counts, shards.counts)
     assert len(data) < 2000  # the members stay in the file
+
+
+def tampered(folder: Path, arrays: dict[str, np.ndarray], shards: list[int] | None = None) -> None:
+    """Write the index of `folder` with other arrays, and with other counts of samples in its shards."""
+    path = folder / INDEX_NAME
+    before, metadata = map_arrays(path)
+    header = json.loads(metadata["diffpipe"])
+    for shard, samples in zip(header["shards"], shards or [], strict=False):
+        shard["samples"] = samples
+        shard["members"] = dict.fromkeys(shard["members"], samples)
+    arrays = {name: np.array(array) for name, array in before.items()} | arrays
+    streams = {name: StreamedArray(array.dtype, len(array), [array]) for name, array in arrays.items()}
+    write_arrays(path, streams, {"diffpipe": json.dumps(header)})
+
+
+def test_the_fingerprint_covers_the_members(tmp_path: Path) -> None:
+    """Labels that are shifted by one, and samples that the index leaves out, are other data."""
+    write_shards(tmp_path, [6, 4])
+    write_index(tmp_path)
+    whole = load(str(tmp_path))
+    columns = {name: np.array(array) for name, array in map_arrays(tmp_path / INDEX_NAME)[0].items()}
+    labels = columns["member.extension"] == 0  # cls, the first extension by name
+    shifted = {}
+    for name in ("member.offset", "member.size", "member.crc32"):
+        shifted[name] = columns[name].copy()
+        shifted[name][labels] = np.roll(columns[name][labels], 1)
+    tampered(tmp_path, shifted)
+    other = load(str(tmp_path))
+    assert other.tars_fingerprint == whole.tars_fingerprint
+    assert other.fingerprint != whole.fingerprint
+    cut = {
+        "key.bytes": columns["key.bytes"][:35],
+        "key.end": columns["key.end"][:7],
+        "sample.first_member": columns["sample.first_member"][:8],
+        **{name: array[:14] for name, array in columns.items() if name.startswith("member.")},
+    }
+    tampered(tmp_path, cut, [6, 1])
+    fewer = load(str(tmp_path))
+    assert (fewer.total, fewer.tars_fingerprint) == (7, whole.tars_fingerprint)
+    assert len({whole.fingerprint, other.fingerprint, fewer.fingerprint}) == 3
+    assert differences(whole.listing, fewer.listing) == [
+        "shard-001.tar has other samples, keys or labels in its index, though its bytes are the same"
+    ]
+
+
+def test_the_fingerprint_does_not_depend_on_the_other_shards_of_the_index(tmp_path: Path) -> None:
+    write_shards(tmp_path / "both", [3, 5])
+    write_tar(tmp_path / "both/z.tar", {"a.aa": b"1", "a.png": b"2"})
+    (tmp_path / "one").mkdir()
+    shutil.copy(tmp_path / "both/shard-001.tar", tmp_path / "one")
+    for folder in ("both", "one"):
+        write_index(tmp_path / folder)
+    one, of_both = load(f"{tmp_path}/one"), load(f"{tmp_path}/both/shard-001.tar")
+    assert one.fingerprint == of_both.fingerprint
+    assert one.has_fingerprint(of_both.tars_fingerprint)
+    assert not one.has_fingerprint("0" * 64)
