@@ -19,6 +19,10 @@ these two without a header), JSON lines ({path, label}), or text (a path, a spac
 _SPLIT_BY = """write OUT/train and OUT/test; a hash of its name puts each group into one. 'group': the first folder of a
 path; 'column:NAME': a column of the labels file or dataset; else a regular expression whose first group finds it"""
 
+_TO = "shards (the default), or one OUT.zip in the form of StyleGAN's and EDM's dataset_tool"
+
+_OF_ZIP = ("encoding", "only", "leave_out", "per_class", "seed", "workers", "max_bad_samples")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe pack photos shards --resolution 64 --split-by group")
@@ -30,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", metavar="NAME", help="train (the default) or test, or a split of a Hugging Face dataset")
     add("--classes", type=types.words, default=[], metavar="A,B,C", help="class names, for idx and labels files")
     add("--columns", type=types.words, default=[], metavar="IMAGE,LABEL", help="of a Hugging Face dataset with several")
+    stray = "leave out images beside class folders, and class folders without images"
+    add("--skip-stray", action="store_true", help=stray)
     add = parser.add_argument_group("how images are written").add_argument
+    add("--to", choices=["shards", "edm-zip"], default="shards", help=_TO)
     add("--resolution", type=types.positive, metavar="N", help="resize and crop at the centre to N x N")
     kept = "keep (the default): PNG, JPEG and WebP of the right size unchanged, and PNG for the rest"
     add("--format", choices=["keep", "png", "jpeg", "webp"], default="keep", help=kept)
@@ -53,8 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.data.index.summary import describe
     from diffpipe.data.packing.choose import Split
+    from diffpipe.data.packing.edm_zip import pack_edm_zip
     from diffpipe.data.packing.encode import Encoding
-    from diffpipe.data.packing.open_source import open_source, unpacked_files
+    from diffpipe.data.packing.open_source import describe_labels, open_source, unpacked_files
     from diffpipe.data.packing.pack import pack
 
     if not options.main_process():
@@ -63,18 +71,25 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--quality is for --format jpeg and webp; give one of them")
     if args.test_fraction is not None and args.split_by is None:
         raise UserError("--test-fraction is for --split-by, which names the groups to keep together; give it too")
+    if args.to == "edm-zip" and args.split_by is not None:
+        raise UserError("--split-by writes shards; pack each part into a zip of its own, with --only or a labels file")
     encoding = Encoding(args.resolution, args.format, args.quality or 95, args.background)
     split = Split(args.split_by, args.test_fraction or 0.1) if args.split_by else None
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-    of_source = options.values(args, "labels_file", "labels", "split", "classes", "columns")
+    of_source = options.values(args, "labels_file", "labels", "split", "classes", "columns", "skip_stray")
     of_pack = options.values(args, "shard_samples", "only", "leave_out", "per_class", "seed", "prefix")
     with stop_cleanly(f"stopped by a signal; {args.out} was not made, and nothing is left of it"):
         source = open_source(args.src, **of_source)
         of_pack |= {"encoding": encoding, "split": split, "workers": workers, "max_bad_samples": args.max_bad}
-        bad = pack(source, args.out, **of_pack)
-    for folder in [args.out / "train", args.out / "test"] if args.split_by else [args.out]:
-        print(describe(folder, sorted(path.name for path in folder.glob("*.tar"))))
-    for note in unpacked_files(source, bad):
-        print(f"{args.src}: {note}", flush=True)
+        if args.to == "edm-zip":
+            line, bad = pack_edm_zip(source, args.out, **{key: of_pack[key] for key in _OF_ZIP})
+            lines = [line]
+        else:
+            bad = pack(source, args.out, **of_pack)
+            folders = [args.out / "train", args.out / "test"] if args.split_by else [args.out]
+            lines = [describe(folder, sorted(path.name for path in folder.glob("*.tar"))) for folder in folders]
+    named = describe_labels(source)
+    notes = [*([] if named is None else [named]), *unpacked_files(source, bad)]
+    print("\n".join([*lines, *(f"{args.src}: {note}" for note in notes)]), flush=True)
     for reason in bad:
         print(f"skipped: {reason}", file=sys.stderr)

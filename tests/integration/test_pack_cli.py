@@ -45,9 +45,10 @@ def test_a_folder_is_packed_and_the_line_says_what_was_made(tmp_path: Path) -> N
     result = diffpipe(*words, real=True)
     assert (result.returncode, result.stderr) == (0, "")
     shards = load(str(tmp_path / "out"))
-    line, skipped = result.stdout.splitlines()
+    line, named, skipped = result.stdout.splitlines()
     size = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
     assert line == f"{tmp_path}/out: 1 shards, 4 samples, {size} bytes, fingerprint {shards.fingerprint}"
+    assert named == f"{tmp_path}/src: labels: 0: cat, 1: dog"
     assert "skipped 1 file" in skipped
     assert shards.classes == ["cat", "dog"]
     assert "exists already" in refused("pack", tmp_path / "src", tmp_path / "out")
@@ -149,7 +150,9 @@ def test_a_split_by_group_makes_two_sets(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     counts = [load(f"{tmp_path}/out/{part}").total for part in ("train", "test")]
     assert sum(counts) == 12
-    for line, part, count in zip(result.stdout.splitlines(), ("train", "test"), counts, strict=True):
+    *lines, named = result.stdout.splitlines()
+    assert named == f"{tmp_path}/src: labels: 0: 0, 1: 1"
+    for line, part, count in zip(lines, ("train", "test"), counts, strict=True):
         assert line.startswith(f"{tmp_path}/out/{part}: 1 shards, {count} samples, ")
 
 

@@ -19,7 +19,7 @@ MAX_MEMBER = 256 << 20
 _METADATA = re.compile(r"__[^/]*__($|/)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_EXTENSIONS = 256
-_CLASS_DIGITS = 18  # an int64 holds them
+CLASS_DIGITS = 18  # an int64 holds them
 
 
 class Scan(NamedTuple):
@@ -98,7 +98,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 def parse_class(data: bytes) -> int | None:
     """The class that a `.cls` member holds, or None where it is not an integer ≥ 0 of at most 18 digits."""
     text = data.strip()
-    return int(text) if text.isdigit() and len(text) <= _CLASS_DIGITS else None
+    return int(text) if text.isdigit() and len(text) <= CLASS_DIGITS else None
 
 
 class _SampleColumns:

@@ -9,7 +9,7 @@ from diffpipe import plugins
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import load
 from diffpipe.data.packing.cifar import CifarSource
-from diffpipe.data.packing.folder import FolderSource
+from diffpipe.data.packing.folder import FolderSource, some
 from diffpipe.data.packing.hub import SCHEME, HubSource, is_saved
 from diffpipe.data.packing.idx import IdxSource, find_idx
 from diffpipe.data.packing.shards import ShardSource
@@ -20,12 +20,14 @@ from diffpipe.files import user_path
 # The kinds of sources, as messages name them.
 _FOLDERS, _ZIPS, _IDX_FOLDERS, _IDX_FILES = "image folders", "zip archives", "folders of idx files", "idx files"
 _CIFAR, _HUB, _SAVED, _SHARDS = "the CIFAR-10 archive", "Hugging Face datasets", "saved datasets", "shards"
+_NAMED_CLASSES = 100
 _KINDS_OF_OPTION = {
     "labels": (_IDX_FILES,),
     "labels_file": (_FOLDERS, _ZIPS),
     "split": (_IDX_FOLDERS, _CIFAR, _HUB, _SAVED),
     "classes": (_IDX_FILES, _IDX_FOLDERS, _FOLDERS, _ZIPS),
     "columns": (_HUB, _SAVED),
+    "skip_stray": (_FOLDERS, _ZIPS),
 }
 
 
@@ -37,20 +39,22 @@ def open_source(
     split: str | None = None,
     classes: Sequence[str] = (),
     columns: Sequence[str] = (),
+    skip_stray: bool = False,
 ) -> Source:
     """The samples at `src`: a path, a dataset of the Hugging Face hub, or a plug-in's source.
 
     src: a path, `hf:NAME`, `hf:NAME:CONFIG`, or `NAME:PATH` for the source that a plug-in calls NAME.
     labels_file: labels of images by their relative paths. labels: the labels file of an images idx file. split: "train"
     (the default), "test", or a split of a Hugging Face dataset. classes: class names, for idx and labels files.
-    columns: the image and the label column of a Hugging Face dataset. Raises UserError, also for an option of another
-    kind of source.
+    columns: the image and the label column of a Hugging Face dataset. skip_stray: see `FolderSource`. Raises UserError,
+    also for an option of another kind of source.
     """
     name, _, place = src.partition(":")
     plugin = plugins.find("packing_sources", name)
     src = str(user_path(src))
     kind = _kind(src) if plugin is None else f"a plug-in's {name}"
     options = {"labels_file": labels_file, "labels": labels, "split": split, "classes": classes, "columns": columns}
+    options["skip_stray"] = skip_stray
     for option, kinds in _KINDS_OF_OPTION.items():
         if options[option] and kind not in kinds:
             name = option.replace("_", "-")
@@ -61,13 +65,14 @@ def open_source(
         )
     if plugin is not None:
         return plugin(place)
-    return _open(kind, src, labels_file, labels, split, classes, columns)
+    if kind in (_FOLDERS, _ZIPS):
+        return FolderSource(Path(src), labels_file, classes or None, skip_stray=skip_stray)
+    return _open(kind, src, labels, split, classes, columns)
 
 
 def _open(
     kind: str,
     src: str,
-    labels_file: Path | None,
     labels: Path | None,
     split: str | None,
     classes: Sequence[str],
@@ -82,12 +87,10 @@ def _open(
         return CifarSource(path, split or "train")
     if kind == _IDX_FILES:
         return IdxSource(path, labels, classes or None)
-    if kind == _IDX_FOLDERS:
-        files = find_idx(path, "t10k" if split == "test" else split or "train")
-        if files is None:
-            raise UserError(f"{path}: no {split or 'train'}-images-idx3-ubyte and labels in it; check --split and SRC")
-        return IdxSource(*files, classes or None)
-    return FolderSource(path, labels_file, classes or None)
+    files = find_idx(path, "t10k" if split == "test" else split or "train")
+    if files is None:
+        raise UserError(f"{path}: no {split or 'train'}-images-idx3-ubyte and labels in it; check --split and SRC")
+    return IdxSource(*files, classes or None)
 
 
 def _kind(src: str) -> str:
@@ -118,6 +121,22 @@ def unpacked_files(source: Source, bad: Sequence[str]) -> list[str]:
         notes.append(f"skipped {source.skipped} files that are no images by their names")
     if isinstance(source, FolderSource) and source.unlabelled:
         notes.append(f"skipped {source.unlabelled} images that {source.labels_file} does not name")
+    if isinstance(source, FolderSource) and source.stray:
+        count = len(source.stray)
+        notes.append(
+            f"skipped {count} image{'s' if count > 1 else ''} beside the class folders and empty class folders: "
+            f"{some(source.stray)}"
+        )
     if bad:
         notes.append(f"skipped {len(bad)} bad sample{'s' if len(bad) > 1 else ''}")
     return notes
+
+
+def describe_labels(source: Source) -> str | None:
+    """The label of each class by its name, in one line, or None where the classes have no names."""
+    if source.labels is None or source.classes is None:
+        return None
+    of = f" of {source.labels_file}" if isinstance(source, FolderSource) and source.labels_file else ""
+    named = [f"{label}: {name}" for label, name in enumerate(source.classes[:_NAMED_CLASSES])]
+    more = f" and {len(source.classes) - _NAMED_CLASSES} more" if len(source.classes) > _NAMED_CLASSES else ""
+    return f"labels{of}: {', '.join(named)}{more}"

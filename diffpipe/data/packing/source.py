@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from diffpipe.data.index.scan import CLASS_DIGITS
 from diffpipe.errors import UserError
 
 
@@ -61,6 +62,9 @@ def numbered(labels: Sequence[str], classes: Sequence[str] | None, where: str) -
     UserError, which begins with `where`.
     """
     if all(label.isascii() and label.isdigit() for label in labels):
+        longest = max(labels, key=len, default="")
+        if len(longest) > CLASS_DIGITS:
+            raise UserError(f"{where}: a label is {longest[:40]}…; number the classes from 0, or give names")
         numbers = [int(label) for label in labels]
         if classes is not None and max(numbers, default=-1) >= len(classes):
             raise UserError(f"{where}: a label is {max(numbers)}, but there are only {len(classes)} class names")

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffpipe.data.decode.image_files import is_hidden
 from diffpipe.data.index.scan import MAX_MEMBER
 from diffpipe.errors import UserError
-
-_MACOS = "__MACOSX"  # metadata that macOS adds to archives
 
 
 class Folder:
@@ -60,10 +59,11 @@ class Zip:
         folders: list[list[str]] = []
         files: list[tuple[list[str], zipfile.ZipInfo]] = []
         for info in self._archive.infolist():
-            parts = [part for part in info.filename.split("/") if part not in ("", ".", "..")]
-            if not parts or any(_hidden(part) for part in parts):
+            name = info.filename.replace("\\", "/")  # as some programs on Windows write it
+            parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+            if not parts or any(is_hidden(part) for part in parts):
                 continue
-            if info.is_dir():
+            if name.endswith("/"):
                 folders.append(parts)
             else:
                 files.append((parts, info))
@@ -107,7 +107,7 @@ def in_order(paths: Iterable[str]) -> list[str]:
 def _walk(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, bool]]:
     """Relative paths, and whether each is a folder. A link to a folder above it is not followed."""
     try:
-        entries = [entry for entry in os.scandir(folder) if not _hidden(entry.name)]
+        entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
     real = os.path.realpath(folder)
@@ -120,10 +120,6 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tu
             yield from _walk(folder / entry.name, f"{path}/", (*above, real))
         else:
             yield path, False
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == _MACOS
 
 
 def _require_size(where: str, size: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.packing.folder import FolderSource
-from diffpipe.data.packing.open_source import open_source, unpacked_files
+from diffpipe.data.packing.open_source import describe_labels, open_source, unpacked_files
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.errors import UserError
 from tests.support.tars import png, random_pixels, write_shards
@@ -45,6 +45,22 @@ def test_files_that_are_not_packed_are_counted(pets: Path, tmp_path: Path) -> No
         f"skipped 1 images that {tmp_path / 'labels.csv'} does not name",
         "skipped 1 bad sample",
     ]
+
+
+def test_the_labels_of_classes_are_said_by_name(pets: Path, tmp_path: Path) -> None:
+    assert describe_labels(open_source(str(pets))) == "labels: 0: cat, 1: dog"
+    (tmp_path / "labels.csv").write_text("cat/0.png,0")
+    assert describe_labels(open_source(str(pets), labels_file=tmp_path / "labels.csv")) is None
+    assert describe_labels(open_source(str(pets / "cat"))) is None
+    (pets / "x.png").write_bytes((pets / "cat" / "0.png").read_bytes())
+    source = open_source(str(pets), skip_stray=True)
+    assert unpacked_files(source, []) == ["skipped 1 image beside the class folders and empty class folders: x.png"]
+    for i in range(120):
+        (tmp_path / "many" / f"{i}").mkdir(parents=True)
+        (tmp_path / "many" / f"{i}" / "x.png").write_bytes((pets / "cat" / "0.png").read_bytes())
+    said = describe_labels(open_source(str(tmp_path / "many")))
+    assert said is not None
+    assert said.endswith("99: 99 and 20 more")
 
 
 def test_shards_are_packed_again_once_they_have_an_index(tmp_path: Path) -> None:

@@ -39,3 +39,9 @@ def test_folders_shards_and_idx_files_are_sources(folder: Path, digits: Path, tm
         assert source.labels is not None
         assert len(source.labels) == len(source)
         assert isinstance(source.item(len(source) - 1), PackItem)
+
+
+def test_a_label_of_more_digits_than_the_loader_reads_is_refused() -> None:
+    assert numbered(["202401011200", "0"], None, "x") == ([202401011200, 0], None)
+    with pytest.raises(UserError, match=r"^x: a label is 9{40}…; number the classes"):
+        numbered(["1", "9" * 5000], None, "x")

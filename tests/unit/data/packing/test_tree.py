@@ -75,3 +75,14 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert source.names() == ["cat/1.png", "cat/3.png", "cat/old/2.png"]
     with pytest.raises(UserError, match=r"cat/3\.png: no such file"):
         source.item(1)
+
+
+def test_backslashes_in_the_names_of_an_archive_are_folders(tmp_path: Path) -> None:
+    data = png(random_pixels(0))
+    source = FolderSource(
+        write_zip(tmp_path / "a.zip", {"a\\cat\\1.png": data, "a\\dog\\": b"", "a\\dog\\2.png": data})
+    )
+    assert (source.paths, source.classes, source.labels) == (["cat/1.png", "dog/2.png"], ["cat", "dog"], [0, 1])
+    assert source.item(1).image == data
+    with pytest.raises(UserError, match="twice"):
+        FolderSource(write_zip(tmp_path / "b.zip", {"cat\\1.png": data, "cat/1.png": data}))
