@@ -50,9 +50,9 @@ def encode_shards(codec: LatentCodec, sha256: str, patterns: str, out: Path, run
 
 def _images(patterns: str, out: Path) -> ShardSet:
     shards = shard_set.load(patterns)
-    path = shards.lacking(*shard_set.IMAGE_EXTENSIONS)
-    if path is not None:
-        raise UserError(f"{path}: some samples have no image to encode; give shards of images")
+    lacking = shards.lacks_images()
+    if lacking is not None:
+        raise UserError(f"{lacking} to encode; give shards of images")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; remove it or give another name")
     return shards

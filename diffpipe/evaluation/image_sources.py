@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from diffpipe.data.decode.stack import differ
-from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
+from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, ImageShape, Stage
@@ -192,6 +192,6 @@ def require_label_tensor(labels: object, n: int, classes: int) -> None:
 
 def require_images(shards: ShardSet) -> None:
     """Raise UserError where some sample has no image."""
-    path = shards.lacking(*IMAGE_EXTENSIONS)
-    if path is not None:
-        raise UserError(f"{path}: some samples have no image (latents have none); give shards of images")
+    lacking = shards.lacks_images()
+    if lacking is not None:
+        raise UserError(f"{lacking} (latents have none); give shards of images")

@@ -16,6 +16,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.data.decode.image_header import before_scan, check_png, format_of
+from diffpipe.data.decode.strip import is_strip, strip_window
 from diffpipe.errors import BadSampleError
 
 MAX_PIXELS = 64_000_000
@@ -40,7 +41,7 @@ def decode(
     animation gives its first frame. The size is checked before any pixel is decoded. Raises BadSampleError, which
     begins with `where`.
     """
-    with _refused(where, max_pixels):
+    with refused(where, max_pixels):
         image = _oriented(data, max_pixels)
         return _convert(image if isinstance(image, Image.Image) else Image.fromarray(image), channels, background)
 
@@ -60,14 +61,23 @@ def decode_to(
     words: three random 32-bit words, int64 [3], for the left and top of a random crop and for the flip; None: neither.
     Raises BadSampleError, which begins with `where`.
     """
-    with _refused(where, max_pixels):
+    with refused(where, max_pixels):
         array = _oriented(data, max_pixels)
         if isinstance(array, Image.Image) or array.ndim != (2 if channels == 1 else 3):
             image = array if isinstance(array, Image.Image) else Image.fromarray(array)
             array = np.asarray(_convert(image, channels, "white"))
-        if min(array.shape[:2]) != resolution:
-            array = _resized(array, resolution)
-    left, top = _corner(array.shape[1], array.shape[0], resolution, words if crop == "random" else None)
+        height, width = array.shape[:2]
+        size = _size(width, height, resolution)
+        left, top = _corner(*size, resolution, words if crop == "random" else None)
+        if is_strip(width, height, resolution):
+            if width < height:
+                begin, end, length, top = strip_window(height, width, resolution, top)
+                array, size = array[begin:end], (resolution, length)
+            else:
+                begin, end, length, left = strip_window(width, height, resolution, left)
+                array, size = np.ascontiguousarray(array[:, begin:end]), (length, resolution)
+        if min(width, height) != resolution:
+            array = _resized(array, size)
     array = array[top : top + resolution, left : left + resolution]
     if flip and words is not None and int(words[2]) >> 31:
         array = _tensor(array).flip(1).numpy()  # a copy, twenty times as fast as copying numpy's reversed view
@@ -75,7 +85,7 @@ def decode_to(
 
 
 @contextlib.contextmanager
-def _refused(where: str, max_pixels: int) -> Iterator[None]:
+def refused(where: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Turn errors in the block into a BadSampleError that names the sample."""
     try:
         yield
@@ -84,6 +94,10 @@ def _refused(where: str, max_pixels: int) -> Iterator[None]:
         raise BadSampleError(
             f"{where}: {large}more than {max_pixels / 10**6:g} megapixels; make the image smaller"
         ) from error
+    except (MemoryError, RuntimeError) as error:  # torch's is a RuntimeError
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise BadSampleError(f"{where}: too little memory to decode and resize it; make the image smaller") from error
     except _BROKEN as error:
         # For this error, PIL's message is only the repr of the buffer.
         reason = "its header is invalid" if isinstance(error, UnidentifiedImageError) else error
@@ -95,18 +109,29 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
 
     PIL resizes it, as other tools do. Torch needs a fifth of the time, but differs by 1 in one pixel of 200.
     """
-    if min(image.size) != resolution:
-        width, height = _size(*image.size, resolution)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    width, height = image.size
+    size = _size(width, height, resolution)
+    left, top = _corner(*size, resolution, None)
+    if is_strip(width, height, resolution):
+        if width < height:
+            begin, end, length, top = strip_window(height, width, resolution, top)
+            image, size = image.crop((0, begin, width, end)), (resolution, length)
+        else:
+            begin, end, length, left = strip_window(width, height, resolution, left)
+            image, size = image.crop((begin, 0, end, height)), (length, resolution)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
     if image.size != (resolution, resolution):
-        left, top = _corner(*image.size, resolution, None)
         image = image.crop((left, top, left + resolution, top + resolution))
     return image
 
 
-def _resized(array: UInt8[np.ndarray, "h w *rgb"], resolution: int) -> UInt8[np.ndarray, "H W *rgb"]:
-    """Resized as in `fit`, but by torch: bicubic with antialiasing, in integers, the same on every processor."""
-    width, height = _size(array.shape[1], array.shape[0], resolution)
+def _resized(array: UInt8[np.ndarray, "h w *rgb"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W *rgb"]:
+    """Resized to this width and height as in `fit`, but by torch.
+
+    That is bicubic with antialiasing, in integers, the same on every processor.
+    """
+    width, height = size
     source = _tensor(array)[None]
     planes = source[None] if array.ndim == 2 else source.permute(0, 3, 1, 2)  # channels last
     planes = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)

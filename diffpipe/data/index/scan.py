@@ -7,6 +7,7 @@ import re
 import tarfile
 import zlib
 from array import array
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,17 @@ def split_name(name: str) -> tuple[str, str] | None:
     if not stem or not extension or _METADATA.match(name):
         return None
     return folder + slash + stem, extension.lower()
+
+
+def dotted_names(extensions: Iterable[str], known: Collection[str]) -> str | None:
+    """A sentence on names with a dot in the key, where one of the extensions is such a name's end and a known one."""
+    for extension in extensions:
+        if "." in extension and extension.rpartition(".")[2] in known:
+            return (
+                f"names such as KEY.{extension} have a dot in the key: by WebDataset's rule it ends at the first dot, "
+                f"so the member is .{extension} and no .{extension.rpartition('.')[2]}; write the tar again without it"
+            )
+    return None
 
 
 def parse_class(data: bytes) -> int | None:

@@ -17,6 +17,7 @@ from braceexpand import braceexpand
 
 from diffpipe.data import own_places
 from diffpipe.data.index.patterns import NO_SHARDS, expand_braces, local_tars, require_distinct
+from diffpipe.data.index.scan import dotted_names
 from diffpipe.data.index.shard_index import INDEX_NAME, MemberLocations, Sample, ShardIndex
 from diffpipe.data.remote import allowed_bases
 from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
@@ -27,6 +28,7 @@ from diffpipe.files import sha256_of
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 VERIFY_LIMIT = 1 << 30
+_MOST_CLASSES = 1_000_000
 
 
 class Shard(NamedTuple):
@@ -100,6 +102,15 @@ class ShardSet:
     def lacking(self, *extensions: str) -> str | None:
         """The first shard in which some sample has a member with none of the `extensions`, or None."""
         return next((s.path for s in self.shards if sum(s.members.get(e, 0) for e in extensions) < s.samples), None)
+
+    def lacks_images(self) -> str | None:
+        """A phrase on a shard in which some sample has no image, with the reason where names have dots, or None."""
+        path = self.lacking(*IMAGE_EXTENSIONS)
+        if path is None:
+            return None
+        members = [extension for shard in self.shards if shard.path == path for extension in shard.members]
+        dotted = dotted_names(members, IMAGE_EXTENSIONS)
+        return f"{path}: some samples have no image" + ("" if dotted is None else f" ({dotted})")
 
     def has(self, extension: str) -> bool:
         """Whether every sample has a member with this extension."""
@@ -267,8 +278,18 @@ class _Indices:
 
 
 def number_of_classes(shard_set: ShardSet) -> int:
-    """The number of classes: of the names in the index, or else 1 + the largest label; 0 without labels."""
-    return len(shard_set.classes or ()) or max(shard.classes or 0 for shard in shard_set.shards)
+    """The number of classes: of the names in the index, or else 1 + the largest label; 0 without labels.
+
+    Raises UserError where labels are no classes, such as dates: networks have weights for each class.
+    """
+    shard = max(shard_set.shards, key=lambda shard: shard.classes or 0)
+    largest = shard.classes or 0
+    if largest > max(_MOST_CLASSES, shard_set.total):
+        raise UserError(
+            f"{shard.path}: a label is {largest - 1}, and {shard_set.total} samples do not have {largest} classes; "
+            "number the classes from 0, or set data.labels=false"
+        )
+    return len(shard_set.classes or ()) or largest
 
 
 def _verify(shard: Shard) -> None:

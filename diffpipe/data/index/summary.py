@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffpipe.data.index.scan import dotted_names
 from diffpipe.data.index.shard_index import INDEX_NAME, ShardIndex
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, load
 
@@ -27,7 +28,9 @@ def describe(folder: Path, names: list[str] | None) -> str:
 def notes(folder: Path) -> list[str]:
     """A line on each kind of member in the index of a folder that is sometimes missing or may be a pickle."""
     index = ShardIndex(str(folder / INDEX_NAME))
-    return [f"{folder}: {note}" for note in [*missing_members(index), *pickles(index)]]
+    dotted = dotted_names(index.extensions, [*IMAGE_EXTENSIONS, "cls"])
+    found = [*missing_members(index), *([] if dotted is None else [dotted]), *pickles(index)]
+    return [f"{folder}: {note}" for note in found]
 
 
 def missing_members(index: ShardIndex) -> Iterator[str]:

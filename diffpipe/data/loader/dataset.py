@@ -162,11 +162,13 @@ def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: i
             f"data.batch_size={config.batch_size} cannot be split over {world} processes and {accumulate} "
             f"micro-batches (train.accumulate); make it {world * accumulate} or more"
         )
-    latents, path = are_latents(shard_set), shard_set.lacking(*IMAGE_EXTENSIONS)
+    latents = are_latents(shard_set)
     if latents and (config.flip or config.crop != "center"):
+        path = shard_set.paths[0]
         raise UserError(f"{path}: latents cannot be flipped or cropped; set data.flip=false and data.crop=center")
-    if path is not None and not latents:
-        raise UserError(f"{path}: some samples have no image; each needs one of {', '.join(IMAGE_EXTENSIONS)}")
+    lacking = shard_set.lacks_images()
+    if lacking is not None and not latents:
+        raise UserError(f"{lacking}; each needs one of {', '.join(IMAGE_EXTENSIONS)}")
     if config.labels:
         path = shard_set.lacking("cls")
         if path is not None:

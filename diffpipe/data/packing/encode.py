@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from diffpipe.data.decode.image import decode, fit
+from diffpipe.data.decode.image import decode, fit, refused
 from diffpipe.data.decode.image_header import format_of
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS
 from diffpipe.data.packing.source import PackItem
@@ -55,7 +55,8 @@ class Encoding:
         else:
             image = Image.fromarray(data)
         if self.resolution is not None:
-            image = fit(image, self.resolution)
+            with refused(item.where):
+                image = fit(image, self.resolution)
         return self._save(image)
 
     def _save(self, image: Image.Image) -> tuple[str, bytes]:

@@ -10,8 +10,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from diffpipe.data.decode.image_files import IMAGE_SUFFIXES
 from diffpipe.data.decode.stack import png_bytes
-from diffpipe.data.packing.folder import SUFFIXES, image_paths
+from diffpipe.data.packing.folder import image_paths
 from diffpipe.data.packing.open_source import open_source
 from diffpipe.data.packing.source import Source
 from diffpipe.data.packing.tree import Folder, Zip
@@ -48,7 +49,7 @@ def open_image_files(place: str) -> ImageFiles:
     else:
         files = _SourceFiles(place, open_source(place))
     if not len(files):
-        raise UserError(f"{place}: it has no images; give a folder or an archive of {', '.join(SUFFIXES)}")
+        raise UserError(f"{place}: it has no images; give a folder or an archive of {', '.join(IMAGE_SUFFIXES)}")
     return files
 
 

@@ -14,8 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffpipe.data.decode import image as image_module
 from diffpipe.data.decode.image import decode, decode_to, fit, pixels
-from diffpipe.errors import UserError
+from diffpipe.data.packing.encode import Encoding
+from diffpipe.data.packing.source import PackItem
+from diffpipe.errors import BadSampleError, UserError
 from tests.support.tars import png, random_pixels
 
 
@@ -207,3 +210,18 @@ def test_decode_to_has_the_bits_of_its_single_steps(kind: str, stored: int, chan
                 expected = whole[..., left : left + 16]
                 expected = expected[..., ::-1] if flip and words[2] >= 2**31 else expected
                 assert np.array_equal(decode_to(data, channels, "here", 16, crop, flip, words), expected)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_an_image_that_memory_does_not_hold_is_a_bad_sample(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(image_module, "_resized", fails)
+    with pytest.raises(BadSampleError, match=r"^x: too little memory"):
+        decode_to(png(random_pixels(0, (9, 9))), 1, "x", 4)
+    monkeypatch.setattr(Image.Image, "resize", fails)
+    with pytest.raises(BadSampleError, match="too little memory"):
+        Encoding(4).members(PackItem("x", png(random_pixels(0, (9, 9)))))

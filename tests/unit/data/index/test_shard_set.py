@@ -21,9 +21,10 @@ from webdataset.writer import ShardWriter
 
 from diffpipe.data.index.dataset_diff import differences
 from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, write_arrays
-from diffpipe.data.index.scan import split_name
+from diffpipe.data.index.scan import dotted_names, split_name
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet, load, number_of_classes
+from diffpipe.data.index.summary import notes
 from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from tests.support.tars import png, random_pixels, write_shards, write_tar
@@ -231,3 +232,29 @@ def test_the_fingerprint_does_not_depend_on_the_other_shards_of_the_index(tmp_pa
     assert one.fingerprint == of_both.fingerprint
     assert one.has_fingerprint(of_both.tars_fingerprint)
     assert not one.has_fingerprint("0" * 64)
+
+
+def test_labels_that_are_no_classes_are_refused_before_anything_is_made_of_them(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"202401011200", "b.png": b"1", "b.cls": b"0"})
+    write_index(tmp_path)
+    with pytest.raises(UserError, match=r"0\.tar: a label is 202401011200, and 2 samples .*number the classes from 0"):
+        number_of_classes(load(str(tmp_path)))
+    write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"999999"})
+    write_index(tmp_path)
+    assert number_of_classes(load(str(tmp_path))) == 1_000_000
+
+
+def test_dots_in_names_are_the_reason_that_samples_have_no_image(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {f"photo{i}.v2.png": b"1" for i in range(3)})
+    write_index(tmp_path)
+    shards = load(str(tmp_path))
+    assert (
+        shards.lacks_images() == f"{tmp_path}/0.tar: some samples have no image ({dotted_names(['v2.png'], ['png'])})"
+    )
+    assert "KEY.v2.png have a dot in the key" in (shards.lacks_images() or "")
+    (note,) = notes(tmp_path)
+    assert "KEY.v2.png" in note
+    write_tar(tmp_path / "0.tar", {"a.cls": b"1", "a.latents.npy": b"2"})
+    write_index(tmp_path)
+    assert load(str(tmp_path)).lacks_images() == f"{tmp_path}/0.tar: some samples have no image"
+    assert notes(tmp_path) == []
