@@ -16,12 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "diffpipe index shards/train shards/test",
         "diffpipe index 'https://host/train-{000..099}.tar' --out shards/remote",
         notes="One index is written beside the shards of each folder and covers every *.tar in it. Remote shards are "
-        "read through once and not kept; their index is written to --out. Run it again after a shard has changed: "
+        "read through once and not kept; their index is written to --out. So is that of a local folder that cannot be "
+        "written, with links to its shards; name --out to train or score then. Run it again after a shard has changed: "
         "class names are kept. Lists of wds2idx (NAME.idx) and Energon (NAME.tar.idx) beside a tar are checked.",
     )
     add = parser.add_argument
     add("path", nargs="+", metavar="PATH", help="a tar, a folder of tars, a glob, a brace pattern, or a URL of these")
-    add("--out", type=Path, metavar="FOLDER", help="where the index of remote shards goes")
+    out = (
+        "the folder for the index: of remote shards, or of a folder that cannot be written; shards are read there then"
+    )
+    add("--out", type=Path, metavar="FOLDER", help=out)
     text = "processes that scan one shard each (as many as there are cores)"
     add("--workers", type=types.natural, metavar="N", help=text)
     add("--max-member", type=types.natural, metavar="BYTES", help="refuse a tar with a larger member (268435456)")
@@ -48,14 +52,14 @@ def run(args: argparse.Namespace) -> None:
         write_remote_index(remote_shards(remote), args.out, workers=workers, max_member=max_member)
         _report(args.out, None)
         return
-    if args.out is not None:
-        raise UserError("--out is for remote shards; the index of local ones is written beside them")
     folders: dict[Path, list[str]] = {}
     for path in map(Path, expand_patterns(args.path)):
         folders.setdefault(path.parent, []).append(path.name)
+    if args.out is not None and len(folders) > 1:
+        raise UserError("--out takes the index of one folder; index the others by another command")
     for folder, names in folders.items():
-        write_index(folder, extra=names, workers=workers, max_member=max_member)
-        _report(folder, names)
+        write_index(folder, extra=names, out=args.out, workers=workers, max_member=max_member)
+        _report(args.out or folder, names)
 
 
 def _report(folder: Path, names: list[str] | None) -> None:

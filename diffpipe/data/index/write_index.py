@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffpipe.data import own_places
+from diffpipe.data.index.link_shards import link_shards
 from diffpipe.data.index.mmapped_safetensors import StreamedArray, write_arrays
 from diffpipe.data.index.parallel_scan import ShardScan, scan_all, scans_folder
 from diffpipe.data.index.scan import MAX_MEMBER
@@ -25,19 +26,25 @@ def write_index(
     classes: Sequence[str] | None = None,
     extra: Iterable[str] = (),
     *,
+    out: Path | None = None,
     workers: int = 0,
     max_member: int = MAX_MEMBER,
 ) -> None:
     """Scan every `*.tar` of `directory`, and those named in `extra`, and write the index: wholly or not at all.
 
-    Where `classes` is None, the class names of an existing index are kept. workers, max_member: see `scan_all`. Shards
-    that an interrupted call has scanned are not scanned again. Raises UserError.
+    out: the folder for the index, with a symbolic link to each shard, where `directory` cannot be written; shards are
+    read there then. Where `classes` is None, the class names of an existing index are kept. workers, max_member: see
+    `scan_all`. Shards that an interrupted call has scanned are not scanned again. Raises UserError.
     """
     directory = Path(directory)
     names = sorted({path.name for path in directory.glob("*.tar")} | set(extra))
     if not names:
         raise UserError(f"{directory}: no *.tar in it; give the folder that holds the shards")
-    _scan_and_write(directory, {name: str(directory / name) for name in names}, None, classes, workers, max_member)
+    target = directory
+    if out is not None and out.resolve() != directory.resolve():
+        link_shards(directory, names, out)
+        target = out
+    _scan_and_write(target, {name: str(directory / name) for name in names}, None, classes, workers, max_member)
 
 
 def write_remote_index(
@@ -101,7 +108,8 @@ def _scan_and_write(
                 own_places.note(target, sha256_of(target), base)
     except OSError as error:
         raise UserError(
-            f"{target}: cannot be written ({error.strerror}); free some space or change the rights"
+            f"{target}: cannot be written ({error.strerror}); free some space, change the rights, or name a folder for "
+            "the index with --out"
         ) from error
 
 

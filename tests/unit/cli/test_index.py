@@ -34,9 +34,11 @@ def test_one_process_of_a_launched_job_indexes(tmp_path: Path, monkeypatch: pyte
 def test_what_cannot_be_indexed_is_one_line_and_a_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shards(tmp_path, [1])
     write_tar(tmp_path / "large.tar", {"a.png": bytes(2000)})
+    other = tmp_path / "other"
+    write_shards(other, [1])
     for words, message in (
         ([str(tmp_path), "--max-member", "1999"], "large.tar: a.png has 2000 bytes, more than the 1999"),
-        ([str(tmp_path), "--out", str(tmp_path / "x")], "--out is for remote shards"),
+        ([str(tmp_path), str(other), "--out", str(tmp_path / "x")], "--out takes the index of one"),
         (["http://localhost/x.tar"], "name it with --out"),
         (["http://localhost/x.tar", str(tmp_path), "--out", str(tmp_path / "x")], "index local folders by another"),
         (["ftp://localhost/x.tar", "--out", str(tmp_path / "x")], "this scheme cannot be read"),
