@@ -172,8 +172,9 @@ def fault_on_rank_one(folder: str) -> dict[str, Any]:
         results["after the fault"] = sorted(p.name for p in directory.iterdir())
         runtime.comm.barrier()
 
-        checkpointer.save(tensors, run_state(4))
-        checkpointer.wait()
+        with checkpointer:  # its end waits for the removal of old checkpoints, which `wait` does not
+            checkpointer.save(tensors, run_state(4))
+        runtime.comm.barrier()
         results["at the end"] = [p.name for p in committed(directory)]
         if rank == 1:
             next((directory / "step-00000004").glob("rank-00000*")).write_bytes(b"")
