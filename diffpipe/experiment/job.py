@@ -107,7 +107,10 @@ class Job:
             print_on_rank_zero(runtime, f"codec {codec.path}: {in_words(codec.state.reconstruction)}")
         self._write_config()
         total = self.shards.total
-        print_on_rank_zero(runtime, start_summary(experiment, runtime, trainer.nets, total, self.shape, trainer.step))
+        parallel = trainer.strategy.name
+        print_on_rank_zero(
+            runtime, start_summary(experiment, runtime, trainer.nets, total, self.shape, trainer.step, parallel)
+        )
         stream = self._stream()
         if (warning := cache_warning(experiment, self.shards, runtime.world)) is not None:
             print_on_rank_zero(runtime, f"warning: {warning}")

@@ -13,15 +13,24 @@ from diffpipe.train.runtime import Runtime
 
 
 def start_summary(
-    experiment: Experiment, runtime: Runtime, nets: Mapping[str, nn.Module], total: int, shape: ImageShape, step: int
+    experiment: Experiment,
+    runtime: Runtime,
+    nets: Mapping[str, nn.Module],
+    total: int,
+    shape: ImageShape,
+    step: int,
+    parallel: str = "ddp",
 ) -> str:
-    """total: the number of images. step: the step that training starts from."""
+    """total: the number of images. step: the step that training starts from.
+
+    parallel: `ddp`, `fsdp` or `hsdp`, where there are several processes.
+    """
     config, batch = experiment.train, experiment.data.batch_size
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else "CPU"
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.dtype]
     where = f"{counted(runtime.world, 'process', 'processes')} on {device}, {precision}"
     if runtime.world > 1:
-        where += f", {config.parallel}"
+        where += f", {parallel}"
     sizes = [f"{name} {_millions(sum(p.numel() for p in net.parameters()))}" for name, net in nets.items()]
     size, classes = shape.resolution, f", {counted(shape.classes, 'class', 'classes')}" if shape.classes else ""
     data = f"{counted(total, 'image', 'images')} at {size}x{size}x{shape.channels}{classes}"

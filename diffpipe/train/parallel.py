@@ -62,6 +62,11 @@ class ParallelStrategy:
         return cls(runtime, init_device_mesh(device, (world // size, size), mesh_dim_names=("replicate", "shard")))
 
     @property
+    def name(self) -> str:
+        """ddp, fsdp or hsdp."""
+        return "ddp" if self.mesh is None else ("fsdp", "hsdp")[self.mesh.ndim - 1]
+
+    @property
     def in_buckets(self) -> bool:
         """Whether DDP reduces the gradients in buckets, which it rearranges after a network's first backward pass.
 
