@@ -43,7 +43,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             tree = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except OSError as error:
-        raise UserError(f"{path}: cannot read the config ({error.strerror}); give the path of a YAML file") from error
+        remedy = "give the config first, and key=value words after it" if "=" in str(path) else "give a YAML file"
+        raise UserError(f"{path}: cannot read the config ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid YAML: {error.reason} at byte {error.start}; write it in UTF-8") from error
     except YamlError as error:

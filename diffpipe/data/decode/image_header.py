@@ -23,6 +23,8 @@ def format_of(data: bytes) -> str:
     for name, magic in _MAGIC.items():
         if magic.match(data):
             return name
+    if data[4:8] == b"ftyp":
+        raise ValueError("it is HEIC, AVIF or a video; convert it to JPEG or PNG")
     raise ValueError(f"no image begins with {data[:16]!r}" if data else "it has no bytes")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
+from diffpipe.data.decode.image_files import is_image_name
 from diffpipe.data.remote.urls import is_remote, redacted
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
@@ -41,9 +43,17 @@ def local_tars(word: str) -> list[str]:
         tars = [word]
     else:
         tars = sorted(glob.glob(word))  # noqa: PTH207 (pathlib has no absolute patterns)
+    if not tars and _holds_images(Path(word)):
+        raise UserError(f"{word}: holds images and no shards; pack them first: diffpipe pack {word} OUT, and give OUT")
     if not tars:
         raise UserError(f"{word}: no such shards; give a tar, a folder of *.tar, a glob or a brace pattern")
     return tars
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether one of the first files below the folder is an image by its name."""
+    files = itertools.islice(folder.rglob("*"), 1000) if folder.is_dir() else ()
+    return any(is_image_name(path.name) for path in files)
 
 
 def require_distinct(paths: Sequence[str]) -> None:

@@ -131,3 +131,8 @@ def test_a_repeated_section_and_a_path_with_a_hash(path: Path) -> None:
     path.write_text(path.read_text() + "\nseed: 1\nseed: 2\n")
     with pytest.raises(UserError, match=r"x\.yaml: not valid YAML: the key 'seed' comes twice"):
         load_config(Experiment, path)
+
+
+def test_overrides_before_the_config_are_answered_with_the_order() -> None:
+    with pytest.raises(UserError, match=r"^train\.steps=3: .* give the config first, and key=value words after it"):
+        load_config(Experiment, "train.steps=3", ["config.yaml"])

@@ -56,3 +56,8 @@ def test_any_changed_byte_and_any_cut_of_a_png_is_noticed() -> None:
         with pytest.raises(ValueError, match="it is cut short"):
             check_png(data[:at])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), random_pixels(1, (3, 3)))
+
+
+def test_formats_of_telephones_are_to_be_converted() -> None:
+    with pytest.raises(ValueError, match="it is HEIC, AVIF or a video; convert it to JPEG or PNG"):
+        format_of(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")

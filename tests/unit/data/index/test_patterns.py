@@ -50,3 +50,10 @@ def test_patterns_without_shards_are_refused(tmp_path: Path) -> None:
     for pattern in (tmp_path, tmp_path / "none.tar", tmp_path / "*.tar"):
         with pytest.raises(UserError, match="no such shards"):
             expand_patterns(str(pattern))
+
+
+def test_a_folder_of_images_is_to_be_packed_first(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "a.jpg").touch()
+    with pytest.raises(UserError, match=rf"^{tmp_path}: holds images and no shards; pack them first: diffpipe pack"):
+        expand_patterns(str(tmp_path))
