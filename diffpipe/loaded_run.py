@@ -86,7 +86,7 @@ class LoadedRun:
         """The file in the run's scores/ of a score of n images with this protocol. kind: the command."""
         return score_file(self._run.home, kind, self.step, n, protocol)
 
-    def write_samples(self, folder: str | Path, n: int, *, seed: int = 0, label: int | None = None) -> None:
+    def write_samples(self, folder: str | Path, n: int, *, seed: int = 0, label: int | str | None = None) -> None:
         """Write n images as `diffpipe sample` does: `000000.png` … by sample index, `grid.png` and `samples.json`.
 
         The images are those of `sample`. A folder with images of another set is refused, one with images of this set is
@@ -101,7 +101,7 @@ class LoadedRun:
         n: int,
         *,
         seed: int = 0,
-        label: int | None = None,
+        label: int | str | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         eta: float | None = None,
@@ -110,8 +110,9 @@ class LoadedRun:
     ) -> UInt8[Tensor, "n c h w"]:
         """n images, as `diffpipe sample` writes them: image i depends on (seed, i) and the weights alone.
 
-        label: the class of all images; None: image i of a class-conditional run is of class i mod classes. steps:
-        network evaluations per image. Raises UserError for an option that the run's stage does not have.
+        label: the class of all images, by its number or its name; None: image i of a class-conditional run is of class
+        i mod classes. steps: network evaluations per image. Raises UserError for an option that the run's stage does
+        not have.
 
         >>> run.sample(4, seed=1, steps=2).shape
         torch.Size([4, 1, 8, 8])
@@ -127,7 +128,7 @@ class LoadedRun:
         n: int | None = None,
         metrics: Sequence[str] = DEFAULT_METRICS,
         seed: int = 0,
-        label: int | None = None,
+        label: int | str | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         floor: str | None = None,
@@ -234,7 +235,7 @@ class LoadedRun:
         return detect_anomalies(chosen, normal, abnormal, runtime, training=training, n=n, seed=seed)
 
     def interpolate(
-        self, n: int, points: int = 9, *, shards: str | None = None, seed: int = 0, label: int | None = None
+        self, n: int, points: int = 9, *, shards: str | None = None, seed: int = 0, label: int | str | None = None
     ) -> Interpolation:
         """n rows of images at even steps from one end to another: two noises, or two images of the shards.
 

@@ -80,7 +80,8 @@ def add_output_file(parser: argparse.ArgumentParser, text: str) -> None:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The options of every command that generates. The run's config has the defaults."""
     add_seed(parser, "image i depends on the seed and i alone")
-    parser.add_argument("--label", type=int, help="class of all images (default: image i has class i mod classes)")
+    text = "class of all images, by its number or its name (default: image i has class i mod classes)"
+    parser.add_argument("--label", metavar="CLASS", help=text)
     parser.add_argument("--sampler", metavar="NAME", help="ddim, ancestral or a plug-in's, for a diffusion")
     parser.add_argument("--steps", type=int, help="network evaluations per image")
     parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")

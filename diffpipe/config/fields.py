@@ -37,7 +37,7 @@ def takes_words(field: FieldInfo) -> tuple[bool, bool, bool]:
     members = _members(field.annotation)
     lists = [member for member in members if get_origin(member) in (list, tuple)]
     others = [member for member in members if member not in lists and member is not NoneType]
-    words = bool(others) and all(member is str or _is_choice(member) for member in others)
+    words = str in others and all(member is str or _is_choice(member) for member in others)
     return words, NoneType in members, bool(lists)
 
 

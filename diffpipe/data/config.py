@@ -46,6 +46,8 @@ class DataConfig(Config):
     """1: grey images; 3: RGB. Images of the other sort are converted."""
     labels: bool = False
     """Read each sample's class from its `.cls` member."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, for `diffpipe sample --label NAME`. Without any, training stores those of the index."""
     flip: bool = False
     """Mirror half of the samples from left to right."""
     crop: Literal["center", "random"] = "center"

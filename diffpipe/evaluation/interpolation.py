@@ -63,15 +63,17 @@ class Interpolation(NamedTuple):
 
 
 def interpolate(
-    run: Run, patterns: str | None, runtime: Runtime, *, n: int, points: int, seed: int, label: int | None
+    run: Run, patterns: str | None, runtime: Runtime, *, n: int, points: int, seed: int, label: int | str | None
 ) -> Interpolation:
     """n rows of `points` images each, at even steps from one end to the other. A collective. Raises UserError.
 
     patterns: shards from which pairs of images are drawn; they stand at the ends of their row, and their latents are
-    interpolated. None: from one noise to another. label: the class of the images (see `draw_pairs`).
+    interpolated. None: from one noise to another. label: the number or the name of the class of the images (see
+    `draw_pairs`).
     """
     if n < 1 or points < 2:
         raise UserError(f"{n} pairs and {points} points; give 1 or more pairs and 2 or more points")
+    label = run.class_label(label)
     t = torch.linspace(0, 1, points, dtype=torch.float64)
     columns = [f"{fraction:.3g}" for fraction in t.tolist()]
     if patterns is None:

@@ -20,7 +20,7 @@ from diffpipe.evaluation.reconstruction import in_words, reconstruction
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.monitor import Monitor
-from diffpipe.experiment.preflight import cache_warning, require_fit
+from diffpipe.experiment.preflight import cache_warning, require_fit, with_class_names
 from diffpipe.experiment.resources import resource_warnings
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
 from diffpipe.experiment.run import build_stage
@@ -76,6 +76,7 @@ class Job:
             print_on_rank_zero(runtime, f"warning: skipping a damaged checkpoint: {complaint}")
         experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
         runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
+        experiment = with_class_names(experiment, shards)
         validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
         trainer = Trainer(
             stage,

@@ -25,6 +25,14 @@ def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]
     return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)
 
 
+def with_class_names(experiment: Experiment, shards: ShardSet) -> Experiment:
+    """The experiment with the names of its classes, where it has labels and the index of the shards names them."""
+    data = experiment.data
+    if not data.labels or data.class_names or not shards.classes:
+        return experiment
+    return experiment.model_copy(update={"data": data.model_copy(update={"class_names": tuple(shards.classes)})})
+
+
 def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
     """Raise UserError where the stage, the shards, and the scores during training do not fit each other.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from diffpipe.data.index.scan import CLASS_DIGITS
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.experiment.config import Experiment
@@ -35,6 +37,8 @@ OPTIONS = {
     "stage.sampler.importance_samples": ("--importance-samples", "a VAE's bound"),
 }
 
+_NAMED_CLASSES = 20
+
 
 @dataclass(frozen=True)
 class Run:
@@ -56,6 +60,21 @@ class Run:
     def title(self) -> str:
         """The title in pictures, such as `ddpm, step 1500`."""
         return f"{self.home.name}, step {self.checkpoint.step}"
+
+    def class_label(self, label: int | str | None) -> int | None:
+        """The number of a class that is given by its number or its name. Raises UserError for an unknown name."""
+        if label is None or isinstance(label, int):
+            return label
+        if label.isascii() and label.isdigit() and str(int(label[:CLASS_DIGITS])) == label:
+            return int(label)
+        names = self.experiment.data.class_names
+        if label in names:
+            return names.index(label)
+        if not names:
+            raise UserError(f"--label {label}: {self.checkpoint.path} has no names of classes; give the class's number")
+        near = difflib.get_close_matches(label, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"its classes are {', '.join(names[:_NAMED_CLASSES])}"
+        raise UserError(f"--label {label}: no class of this run has this name; {hint}")
 
     def as_dependency(self) -> TrainedStage:
         """This run, for the stage of a run that depends on it."""
@@ -156,6 +175,7 @@ def open_codec(path: Path, runtime: Runtime) -> tuple[LatentCodec, Checkpoint]:
     return latent_codec(run.as_dependency()), run.checkpoint
 
 
-def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | None) -> GeneratedImages:
-    """The run's images of sample indices 0 to n - 1."""
-    return GeneratedImages(run.stage, run.nets, run.shape, runtime, n=n, seed=seed, label=label, about=run.describe())
+def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | str | None) -> GeneratedImages:
+    """The run's images of sample indices 0 to n - 1. label: the number or the name of the class of all of them."""
+    about, label = run.describe(), run.class_label(label)
+    return GeneratedImages(run.stage, run.nets, run.shape, runtime, n=n, seed=seed, label=label, about=about)

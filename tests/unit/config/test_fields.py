@@ -31,7 +31,7 @@ class Words(Config):
         ("null", (True, True, False)),
         ("several", (True, False, True)),
         ("marked", (True, False, False)),
-        ("choice", (True, False, False)),
+        ("choice", (False, False, False)),
         ("number", (False, False, False)),
         ("either", (False, False, False)),
         ("digit", (False, False, False)),

@@ -42,6 +42,19 @@ def test_a_run_is_called_by_its_directory_and_step(home: Path, runtime: Runtime)
     assert open_run(run.checkpoint.path, [], runtime).title == run.title
 
 
+def test_a_class_is_given_by_its_number_or_its_name(home: Path, runtime: Runtime) -> None:
+    unnamed = open_run(home, [], runtime)
+    assert [unnamed.class_label(label) for label in (None, 3, "3")] == [None, 3, 3]
+    with pytest.raises(UserError, match=r"--label cat: .* has no names of classes; give the class's number"):
+        unnamed.class_label("cat")
+    run = open_run(home, ["data.class_names=[cat, dog, '007']"], runtime)
+    assert [run.class_label(label) for label in ("cat", "dog", "1", "007")] == [0, 1, 1, 2]
+    with pytest.raises(UserError, match=r"--label dogs: no class .*did you mean dog\?"):
+        run.class_label("dogs")
+    with pytest.raises(UserError, match="its classes are cat, dog, 007"):
+        run.class_label("9" * 5000)
+
+
 def test_opening_a_run_draws_no_random_numbers(home: Path, runtime: Runtime) -> None:
     state = torch.get_rng_state()
     open_run(home, [], runtime)

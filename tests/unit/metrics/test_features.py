@@ -171,7 +171,7 @@ def test_extractors_by_name(lite0: Extractor, tmp_path: Path, monkeypatch: pytes
 import torch
 def colour(images): return images.double().mean((2, 3))
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout())
-diffpipe_feature_networks = {"colour": colour, "net": net, "number": 3}
+diffpipe_feature_networks = {"colour": colour, "net": net}
 """
     (tmp_path / "my_features_of_this_test.py").write_text(source)
     plugins.load(str(tmp_path / "my_features_of_this_test.py"))
@@ -181,8 +181,7 @@ diffpipe_feature_networks = {"colour": colour, "net": net, "number": 3}
     x = images(2, 1, 8)
     torch.testing.assert_close(colour(x), x.float().mean((2, 3)).expand(2, 3))
     for name, message in [
-        ("resnet", "one of efficientnet_lite0, inception, colour, net, number; others come with --plugin"),
-        ("number", "not callable"),
+        ("resnet", "one of efficientnet_lite0, inception, colour, net; others come with --plugin"),
         ("my_features_of_this_test:colour", "no feature network 'my_features_of_this_test:colour'"),
     ]:
         with pytest.raises(UserError, match=message):
