@@ -175,13 +175,15 @@ diffpipe_feature_networks = {"colour": colour, "net": net}
 """
     (tmp_path / "my_features_of_this_test.py").write_text(source)
     plugins.load(str(tmp_path / "my_features_of_this_test.py"))
+    monkeypatch.setitem(plugins._parts["feature_networks"], "number", 3)  # as an installed package might
     assert build_extractor("efficientnet_lite0").sha256 == lite0.sha256
     colour = build_extractor("colour")
     assert (colour.dim, colour.sha256) == (3, hashlib.sha256(source.encode()).hexdigest())
     x = images(2, 1, 8)
     torch.testing.assert_close(colour(x), x.float().mean((2, 3)).expand(2, 3))
     for name, message in [
-        ("resnet", "one of efficientnet_lite0, inception, colour, net; others come with --plugin"),
+        ("resnet", "one of efficientnet_lite0, inception, colour, net, number; others come with --plugin"),
+        ("number", "not callable"),
         ("my_features_of_this_test:colour", "no feature network 'my_features_of_this_test:colour'"),
     ]:
         with pytest.raises(UserError, match=message):
