@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_words import SMALL
+from tests.support.commands import HOME, diffpipe, train
 from tests.support.training_jobs import train_to_end
 
 STEPS = 24
@@ -25,3 +27,21 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
         return folder
 
     return run
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of a diffusion, one of a VAE, one of a VAE to encode by, and a folder of images."""
+    home = tmp_path_factory.mktemp("inputs")
+    train(home / "ddpm", *SMALL)
+    train(
+        home / "vae",
+        *SMALL,
+        "data.labels=true",
+        "stage.conditional=false",
+        config=HOME / "configs" / "fashion_mnist" / "vae.yaml",
+    )
+    train(home / "codec", *SMALL, config=HOME / "configs" / "fashion_mnist" / "latent_vae.yaml")
+    assert diffpipe("sample", home / "ddpm", home / "images", "--n", 9).returncode == 0
+    (home / "images" / "grid.png").unlink()
+    return {path.name: path for path in home.iterdir()}

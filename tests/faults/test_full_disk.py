@@ -8,41 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import CONFIG, HOME, SHARDS, TINY, diffpipe, server, train
+from tests.support.command_words import SMALL, TEST, WRITERS, is_whole
+from tests.support.commands import CONFIG, HOME, TINY, diffpipe, server
 from tests.support.small_disk import Disk, mounted_disk
 from tests.support.training_jobs import checkpoint_steps, leftovers
-
-FASHION = HOME / "configs" / "fashion_mnist"
-TEST = SHARDS / "test"
-SMALL = ("train.steps=2", "data.resolution=8", "sample.every=0", "eval.every=0", "data.workers=0")
-FD = ("--metrics", "fd_efficientnet_lite0")
-
-# The command without its output, which comes last, and the name of that output.
-WRITERS = {
-    "sample": (("sample", "{ddpm}", "{out}", "--n", 6), "samples"),
-    "export": (("export", "{ddpm}", "{out}"), "weights"),
-    "eval": (("eval", "{ddpm}", "--reference", TEST, "--n", 20, *FD, "--out", "{out}"), "score.json"),
-    "nll": (("nll", "{ddpm}", TEST, "--n", 4, "--steps", 2, "--out", "{out}"), "nll.json"),
-    "interpolate": (("interpolate", "{ddpm}", "{out}", "--n", 2), "between.png"),
-    "encode": (("encode", "{codec}", TEST, "{out}"), "latents"),
-    "latent-map": (("latent-map", "{vae}", TEST, "{out}", "--n", 20), "map.png"),
-    "attribute": (("attribute", "{vae}", TEST, "--from", 7, "--to", 9, "{out}", "--n", 20), "attribute.png"),
-    "pack": (("pack", "{images}", "{out}", "--workers", 0), "shards"),
-    "index": (("index", "{out}", "--workers", 0), "tars"),
-    "train": (("train", CONFIG, "run.dir={out}", *TINY, *SMALL), "run"),
-}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of a diffusion, one of a VAE, one of a VAE to encode by, and a folder of images."""
-    home = tmp_path_factory.mktemp("inputs")
-    train(home / "ddpm", *SMALL)
-    train(home / "vae", *SMALL, "data.labels=true", "stage.conditional=false", config=FASHION / "vae.yaml")
-    train(home / "codec", *SMALL, config=FASHION / "latent_vae.yaml")
-    assert diffpipe("sample", home / "ddpm", home / "images", "--n", 9).returncode == 0
-    (home / "images" / "grid.png").unlink()
-    return {path.name: path for path in home.iterdir()}
 
 
 @pytest.fixture
@@ -73,14 +42,6 @@ def test_a_full_disk_is_one_line_and_leaves_no_partial_file(disk: Disk, inputs: 
         assert "No space left on device" in lines[0]
         whole = [path for path in disk.files() if path not in before]
         assert all(is_whole(disk.path / path) for path in whole), whole
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a file is complete: an output that the command had finished, or one of its logs and locks."""
-    if path.suffix in (".png", ".json", ".safetensors"):
-        return not path.name.startswith(".") and path.stat().st_size > 0
-    kept = (".lock", "lock", "config.yaml", "metrics.jsonl")  # an index keeps its finished scans
-    return path.name in kept or path.parent.name == ".index.parts" or path.name.startswith("events.")
 
 
 @pytest.mark.parametrize("processes", [0, 2])

@@ -11,28 +11,10 @@ from pathlib import Path
 import pytest
 
 from diffpipe.__main__ import COMMANDS
-from tests.faults.test_full_disk import WRITERS, inputs, is_whole  # noqa: F401 (a fixture)
+from tests.support.command_words import ARGUMENTS, WRITERS, is_whole
 from tests.support.commands import CONFIG, HOME, TINY, diffpipe
 
 MODULE = "tests.faults.interrupt_at"
-ARGUMENTS = {
-    "anomaly": ["runs/none", "--normal", "a", "--abnormal", "b"],
-    "attribute": ["runs/none", "shards", "--from", "0", "--to", "1", "out.png"],
-    "classify": ["runs/none", "shards"],
-    "compare": ["runs/none", "--reference", "shards", "--out", "out"],
-    "config": ["schema"],
-    "encode": ["runs/none", "shards", "out"],
-    "eval": ["runs/none", "--reference", "shards"],
-    "export": ["runs/none", "out"],
-    "index": ["tars"],
-    "interpolate": ["runs/none", "out.png"],
-    "latent-map": ["runs/none", "shards", "out.png"],
-    "nll": ["runs/none", "shards"],
-    "pack": ["images", "shards"],
-    "sample": ["runs/none", "out"],
-    "train": [str(CONFIG), *TINY],
-    "verify-resume": [str(CONFIG), *TINY],
-}
 
 
 def interrupted_at_import(n: int, *words: str, cwd: Path) -> None:
@@ -65,7 +47,7 @@ def test_every_command_can_be_interrupted_while_it_imports(tmp_path: Path, comma
 @pytest.mark.parametrize("writer", [name for name in WRITERS if name != "train"])
 def test_an_interrupt_while_a_file_is_written_leaves_no_part_of_one(
     tmp_path: Path,
-    inputs: dict[str, Path],  # noqa: F811
+    inputs: dict[str, Path],
     writer: str,
 ) -> None:
     words, name = WRITERS[writer]

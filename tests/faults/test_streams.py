@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffpipe.__main__ import COMMANDS
-from tests.faults.test_interrupts import ARGUMENTS
+from tests.support.command_words import ARGUMENTS
 from tests.support.commands import CONFIG, HOME, SHARDS, TINY, diffpipe, metrics
 from tests.support.training_jobs import checkpoint_steps
 from tests.support.web_server import serving

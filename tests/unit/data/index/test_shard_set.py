@@ -20,7 +20,7 @@ from webdataset.tariterators import base_plus_ext
 from webdataset.writer import ShardWriter
 
 from diffpipe.data.index.dataset_diff import differences
-from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, write_arrays
+from diffpipe.data.index.mmapped_safetensors import CHECKSUM, StreamedArray, map_arrays, write_arrays
 from diffpipe.data.index.scan import dotted_names, split_name
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet, load, number_of_classes
@@ -186,9 +186,9 @@ def tampered(folder: Path, arrays: dict[str, np.ndarray], shards: list[int] | No
     for shard, samples in zip(header["shards"], shards or [], strict=False):
         shard["samples"] = samples
         shard["members"] = dict.fromkeys(shard["members"], samples)
-    arrays = {name: np.array(array) for name, array in before.items()} | arrays
+    arrays = {name: np.array(array) for name, array in before.items() if name != CHECKSUM} | arrays
     streams = {name: StreamedArray(array.dtype, len(array), [array]) for name, array in arrays.items()}
-    write_arrays(path, streams, {"diffpipe": json.dumps(header)})
+    write_arrays(path, streams, {"diffpipe": json.dumps(header)}, checksum=True)
 
 
 def test_the_fingerprint_covers_the_members(tmp_path: Path) -> None:
@@ -197,11 +197,13 @@ def test_the_fingerprint_covers_the_members(tmp_path: Path) -> None:
     write_index(tmp_path)
     whole = load(str(tmp_path))
     columns = {name: np.array(array) for name, array in map_arrays(tmp_path / INDEX_NAME)[0].items()}
-    labels = columns["member.extension"] == 0  # cls, the first extension by name
+    del columns[CHECKSUM]
+    labels = np.flatnonzero(columns["member.extension"] == 0)  # cls, the first extension by name
     shifted = {}
     for name in ("member.offset", "member.size", "member.crc32"):
         shifted[name] = columns[name].copy()
-        shifted[name][labels] = np.roll(columns[name][labels], 1)
+        for of_shard in (labels[:6], labels[6:]):
+            shifted[name][of_shard] = np.roll(columns[name][of_shard], 1)
     tampered(tmp_path, shifted)
     other = load(str(tmp_path))
     assert other.tars_fingerprint == whole.tars_fingerprint
