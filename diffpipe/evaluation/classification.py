@@ -163,12 +163,12 @@ def classify_images(
     n: None for 1000, or all where they are fewer. prior: `data` (the classes' shares of the run's training data),
     `uniform`, or other shards with labels; None: `data` of a run that this user trained. Raises UserError.
     """
+    _require_two_halves(n)
     require_conditional(run)
     prior = prior or _default_prior(run, runtime)
     images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
     note_count(n, images.n, shards, runtime)
-    if images.n < 4:
-        raise UserError(f"n is {images.n}; give 4 or more, for two halves of at least 2 images")
+    _require_two_halves(images.n)
     labels = runtime.comm.raise_on_all_ranks(lambda: images.labels(range(images.n)))
     prior_of_class = runtime.comm.raise_on_all_ranks(lambda: log_prior(run, prior))
     result = classify(log_likelihoods(run, images, seed, runtime) + prior_of_class, labels, seed)
@@ -185,6 +185,11 @@ def classify_images(
         **provenance(),
     }
     return ClassifiedImages(result, _class_names(images, run.shape.classes), protocol)
+
+
+def _require_two_halves(n: int | None) -> None:
+    if n is not None and n < 4:
+        raise UserError(f"n is {n}; give 4 or more, for two halves of at least 2 images")
 
 
 def require_conditional(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+import tempfile
 from typing import Any
 
 from diffpipe.__main__ import main
@@ -16,6 +17,7 @@ def unknown(user: int) -> Any:
 
 if __name__ == "__main__":
     pwd.getpwuid = unknown
+    tempfile.tempdir = None  # the tests' server has looked for it before
     for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         os.environ.pop(name, None)
     sys.exit(main())

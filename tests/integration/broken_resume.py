@@ -22,14 +22,14 @@ def _break(how: str) -> None:
     def too_far(data: Any, *args: Any, start: int, **settings: Any) -> Any:
         return batches(data, *args, start=start + (data.batch_size if start else 0), **settings)
 
-    def without_moments(checkpoint: Any, tensors: Any, *args: Any) -> None:
-        load(checkpoint, tensors, *args)
+    def without_moments(checkpoint: Any, tensors: Any, *args: Any, **options: Any) -> None:
+        load(checkpoint, tensors, *args, **options)
         for name, tensor in tensors.items():
             if name.endswith(".exp_avg"):
                 tensor.zero_()
 
-    def badly_resharded(checkpoint: Any, tensors: Any, *args: Any) -> None:
-        load(checkpoint, tensors, *args)
+    def badly_resharded(checkpoint: Any, tensors: Any, *args: Any, **options: Any) -> None:
+        load(checkpoint, tensors, *args, **options)
         saved_by = len([*checkpoint.path.glob("*.safetensors")])
         if saved_by != int(os.environ.get("WORLD_SIZE", "1")):
             average = next(tensor for name, tensor in tensors.items() if name.startswith("ema.") and tensor.ndim > 1)

@@ -145,7 +145,7 @@ def test_what_it_makes_does_not_depend_on_the_number_of_processes(
             words = [trained.run, shards, out / "all.npy"]
             result = diffpipe(*words, processes=processes, module="tests.integration.reconstructed")
             assert result.returncode == 0, result.stderr
-    names = sorted(path.name for path in (tmp_path / "0").iterdir())
+    names = sorted(path.name for path in (tmp_path / "0").iterdir() if path.name != "samples.json")
     assert len(names) == (N + 1 if trained.generates else 1)
     for name in names:
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
