@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = _interrupted(words)
     except Exception as error:  # noqa: BLE001 (`_failed` raises what is a bug)
-        status = _interrupted(words) if interrupts.seen else _failed(words, error)
+        stopped = interrupts.seen and getattr(error, "status", None) != INTERRUPTED  # pack says more by itself
+        status = _interrupted(words) if stopped else _failed(words, error)
     finally:
         interrupts.end()
     return status
