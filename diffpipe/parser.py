@@ -34,7 +34,7 @@ class CommandParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"no {what} is {value!r}{_nearest(str(value), choices)}")
 
     def advice(self, word: str) -> str:
-        """What to write in the place of a word that the command does not know."""
+        """The words to write in the place of one that the command does not know."""
         name, equals, value = word.partition("=")
         key = name.lstrip("-")
         takes_overrides = any(action.dest == "overrides" for action in self._actions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,37 +80,26 @@ def describe_shape(channels: int, size: tuple[int, int], *, resized: bool) -> di
     return {"channels": channels, "size": list(size), "resize": RESIZE if resized else "none"}
 
 
-def drawn_indices(total: int, n: int | None, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """The indices of n of `total` images drawn without replacement (all without n), and what a protocol says of it."""
-    if n is None or n == total:
-        return np.arange(total), {}
-    return permutation_start(n, total, seed, "subset"), {"drawn_by_seed": seed}
+class StoredImages(ABC):
+    """Images that exist already, in order, or `n` of them drawn without replacement by the seed.
 
-
-def require_size(images: UInt8[Tensor, "b c h w"], size: tuple[int, int], place: str) -> UInt8[Tensor, "b c h w"]:
-    """The images, if they have this height and width. Raises UserError."""
-    if tuple(images.shape[2:]) != size:
-        raise UserError(differ(place, tuple(images.shape), size))
-    return images
-
-
-class ShardImages:
-    """Images of shards, in order, or `n` of them drawn without replacement.
-
-    resolution: the side that they are resized to and cropped at the centre; None: they keep their size, which must be
-    the same for all.
+    place, holds: the name of the set and the verb in messages. total: the number of its images. resolution: the side
+    that they are resized to and cropped at the centre; None: they keep their size, which must be the same for all.
+    drawn: the part of a protocol about the draw. Raises UserError for n below 1, and where there are fewer images.
     """
 
-    def __init__(self, shards: ShardSet, channels: int, resolution: int | None, *, n: int | None = None, seed: int = 0):
+    def __init__(
+        self, place: str, holds: str, total: int, channels: int, resolution: int | None, n: int | None, seed: int
+    ):
         if n is not None and n < 1:
             raise UserError(f"n is {n}; give 1 or more images")
-        if n is not None and n > shards.total:
-            raise UserError(
-                f"{shards.paths[0]} and its set hold {shards.total} images, fewer than {n}; give a smaller n"
-            )
-        require_images(shards)
-        self.shards, self.channels, self.resolution = shards, channels, resolution
-        self._indices, self.drawn = drawn_indices(shards.total, n, seed)
+        if n is not None and n > total:
+            raise UserError(f"{place} {holds} {total} images, fewer than {n}; give a smaller n")
+        self.place, self.channels, self.resolution = place, channels, resolution
+        self.drawn: dict[str, Any] = {}
+        self._indices = np.arange(total)
+        if n is not None and n < total:
+            self._indices, self.drawn = permutation_start(n, total, seed, "subset"), {"drawn_by_seed": seed}
 
     @property
     def n(self) -> int:
@@ -120,20 +110,42 @@ class ShardImages:
         """Height and width, without a resolution those of the first image."""
         if self.resolution is not None:
             return self.resolution, self.resolution
-        height, width = self._read(range(1)).shape[2:]
+        height, width = self._read(self._indices[:1]).shape[2:]
         return height, width
 
     def describe(self) -> dict[str, Any]:
-        about = {"fingerprint": self.shards.fingerprint, "resolution": self.resolution}
+        """The part of a score's protocol about these images: where they are, a fingerprint, and their shape."""
         shape = describe_shape(self.channels, self.size, resized=self.resolution is not None)
-        return {"shards": self.shards.paths, **about, **shape, **self.drawn}
+        return self._describe_place() | {"resolution": self.resolution} | shape | self.drawn
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
-        return require_size(self._read(indices), self.size, self.shards.paths[0])
+        images = self._read(self._indices[indices.start : indices.stop])
+        if tuple(images.shape[2:]) != self.size:
+            raise UserError(differ(self.place, tuple(images.shape), self.size))
+        return images
 
-    def _read(self, indices: range) -> UInt8[Tensor, "b c h w"]:
-        chosen = self._indices[indices.start : indices.stop]
-        return sequential_reader.images(self.shards, chosen, self.resolution, self.channels)
+    @abstractmethod
+    def _read(self, indices: np.ndarray) -> UInt8[Tensor, "b c h w"]:
+        """The images at these indices of the set."""
+
+    @abstractmethod
+    def _describe_place(self) -> dict[str, Any]:
+        """The place of the images, and a `fingerprint` of the set."""
+
+
+class ShardImages(StoredImages):
+    """Images of shards. resolution, n, seed: see `StoredImages`. Raises UserError where some sample has no image."""
+
+    def __init__(self, shards: ShardSet, channels: int, resolution: int | None, *, n: int | None = None, seed: int = 0):
+        super().__init__(shards.paths[0], "and its set hold", shards.total, channels, resolution, n, seed)
+        require_images(shards)
+        self.shards = shards
+
+    def _read(self, indices: np.ndarray) -> UInt8[Tensor, "b c h w"]:
+        return sequential_reader.images(self.shards, indices, self.resolution, self.channels)
+
+    def _describe_place(self) -> dict[str, Any]:
+        return {"shards": self.shards.paths, "fingerprint": self.shards.fingerprint}
 
     def labels(self, indices: range) -> Int[Tensor, " b"]:
         """The labels of these images. Raises UserError where one is missing."""

@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from diffpipe.errors import UserError
-from diffpipe.evaluation.image_sources import GeneratedImages
+from diffpipe.evaluation.image_sources import GeneratedImages, StoredImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
-from diffpipe.evaluation.score_sources import ScoreSources, StoredImages
+from diffpipe.evaluation.score_sources import ScoreSources
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 

@@ -92,7 +92,7 @@ def _noted(folder: Path) -> tuple[dict[str, Any] | None, int]:
 
 
 def _set(described: dict[str, Any]) -> dict[str, Any]:
-    """What makes image i what it is, as JSON values."""
+    """All that image i depends on but i, as JSON values."""
     return json.loads(json.dumps({key: value for key, value in described.items() if key != "indices"}))
 
 

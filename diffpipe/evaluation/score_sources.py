@@ -11,11 +11,10 @@ from diffpipe.data.packing.hub import SCHEME
 from diffpipe.errors import UserError
 from diffpipe.evaluation.counts import DEFAULT_COUNT
 from diffpipe.evaluation.file_images import FileImages
-from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
+from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages, StoredImages
 from diffpipe.files import user_path
 
 SPLIT = "split"
-StoredImages = ShardImages | FileImages
 
 
 class ScoreSources(NamedTuple):

@@ -84,7 +84,7 @@ class FeatureSet(NamedTuple):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a score needs of one source's features.
+    """The needs of a score from one source's features.
 
     n: the images of the source. dim: the numbers in a feature vector. halves: whether the even and the odd indices are
     scored against each other. features: whether the features themselves are needed beside their moments.

@@ -27,7 +27,7 @@ FLOWS = ["flow", "flow, variational", "tarflow"]
 
 
 def precisions() -> set[str]:
-    """What torch would compute convolutions and matrix products with on a GPU."""
+    """The precision that torch would compute convolutions and matrix products with on a GPU."""
     backends: Any = torch.backends
     return {backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision, backends.cuda.matmul.fp32_precision}
 

@@ -92,3 +92,10 @@ def test_an_image_of_another_size_is_refused_in_whichever_chunk_it_lies(tmp_path
         save(tmp_path / f"{i}.png", size=(9, 7) if i < 3 else (9, 8))
     with pytest.raises(UserError, match="9x8 pixels and the images before it 9x7; give --resolution"):
         FileImages(str(tmp_path), 3, None).images(range(3, 4))
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_number_below_one_is_refused(tmp_path: Path, n: int) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=f"n is {n}; give 1 or more images"):
+        FileImages(str(tmp_path), 1, None, n=n)
