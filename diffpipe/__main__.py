@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from diffpipe import __version__
 from diffpipe.errors import RankError, UserError, as_user_error, os_error
 from diffpipe.files import user_path
-from diffpipe.process import INTERRUPTED, Interrupts, discard_output, prepare_streams
+from diffpipe.process import INTERRUPTED, Interrupts, discard_output, is_main_process, prepare_streams
 
 if TYPE_CHECKING:
     import argparse
@@ -128,7 +128,7 @@ def _failed(words: Sequence[str], error: Exception) -> int:
         os._exit(1)
     own = reported is not error or isinstance(reported, RankError)
     exits_alone = own and not alone
-    if os.environ.get("RANK", "0") == "0" or own:
+    if is_main_process() or own:
         start = "\n" if exits_alone else ""  # ends the line of another rank's progress bar
         _say(f"{start}{_prog(words)}: error: {_one_line(str(reported))}")
     if exits_alone:
@@ -138,7 +138,7 @@ def _failed(words: Sequence[str], error: Exception) -> int:
 
 
 def _interrupted(words: Sequence[str]) -> int:
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         _say(f"{_prog(words)}: interrupted")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(INTERRUPTED)

@@ -16,6 +16,11 @@ INTERRUPTED = 130
 _MOST_FILES = 1 << 20
 
 
+def is_main_process() -> bool:
+    """Whether this is the process of a job that prints and writes files, as the launcher's environment says."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Interrupts:
     """Ctrl-C of a command, from its first line to its last.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from diffpipe.cli import options
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
         images = options.values(args, "normal", "abnormal", "training", "n", "seed", "precision")
         result = run.detect_anomalies(**images)
-    if options.main_process():
+    if is_main_process():
         out = args.out or run.score_file("anomaly", result.n, result.protocol)
         picture = out.with_suffix(".png")
         protocol.write_json(result.tree(), out)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffpipe.cli import options
 from diffpipe.errors import UserError
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, **options.values(args, "precision", "device")) as run:
         how = options.values(args, "source", "target", "n", "seed", "precision")
         result = run.move_attribute(args.shards, **how)
-    if options.main_process():
+    if is_main_process():
         save(attribute_grid(result.pair, result.moved, args.rows, run.title), args.out)
         protocol.write_json(result.tree(), args.out.with_suffix(".json"))
         options.print_result(result.text(), args.out)

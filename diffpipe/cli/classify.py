@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from diffpipe.cli import options
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     runtime = options.values(args, "precision", "device")
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
         result = run.classify(args.shards, **options.values(args, "n", "prior", "seed", "precision"))
-    if options.main_process():
+    if is_main_process():
         out = args.out or run.score_file("classify", result.classification.n, result.protocol)
         plot = out.with_suffix(".png")
         protocol.write_json(result.tree(), out)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,6 @@ def run(args: argparse.Namespace) -> None:
     with Runtime.start(args.precision, args.device) as runtime:
         codec, checkpoint = open_codec(args.run, runtime)
         shards = encode_shards(codec, checkpoint.manifest_sha256, args.shards, args.out, runtime)
-    if options.main_process():
+    if is_main_process():
         shape = "x".join(map(str, codec.vae.latent_shape))
         options.print_result(f"{shards.total} images as latents of {shape} in {len(shards.shards)} shards: {args.out}")

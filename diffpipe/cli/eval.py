@@ -8,6 +8,7 @@ from pathlib import Path
 from diffpipe.cli import options
 from diffpipe.errors import UserError
 from diffpipe.metrics.names import DEFAULT_METRICS, METRICS, parse_metric
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         out = args.out or run.score_file("eval", result.protocol["generated"]["n"], result.protocol)
     else:
         result, out = score(args.images, n=args.n, resolution=args.resolution, **how, **runtime), args.out
-    if options.main_process():
+    if is_main_process():
         if out is not None:
             protocol.write(result, out)
         options.print_result(table(result), *([] if out is None else [out]))

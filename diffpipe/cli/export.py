@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,5 +22,5 @@ def run(args: argparse.Namespace) -> None:
 
     with load(args.run, raw=args.raw, precision="fp32", device="cpu") as run:
         run.export(args.out)
-    if options.main_process():
+    if is_main_process():
         options.print_result(f"{run.weights} weights of step {run.step}: {args.out}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.errors import UserError
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.data.index.write_index import write_index, write_remote_index
     from diffpipe.data.remote.urls import is_remote
 
-    if not options.main_process():
+    if not is_main_process():
         return  # one process of a launched job indexes, with workers of its own
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     max_member = MAX_MEMBER if args.max_member is None else args.max_member

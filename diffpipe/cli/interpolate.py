@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,6 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
         how = options.values(args, "shards", "seed", "label")
         interpolation = run.interpolate(args.n, args.columns, **how)
-    if options.main_process():
+    if is_main_process():
         save(interpolation_grid(interpolation, run.title), args.out)
         options.print_result(f"{args.n} pairs, {args.columns} points from one to the other: {args.out}")

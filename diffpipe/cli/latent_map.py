@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     require_png(args.out)
     with load(args.run, raw=args.raw, **options.values(args, "precision", "device")) as run:
         latents = run.latent_map(args.shards, **options.values(args, "n", "seed", "precision"))
-    if options.main_process():
+    if is_main_process():
         n, by_class = len(latents.points), ", each given its class" if latents.decoded is None else ""
         save(plot_latent_map(latents, f"{run.title}: the latents of {n} images{by_class}"), args.out)
         options.print_result(f"{n} latents{latents.plane.text()}: {args.out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from diffpipe.cli import options
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     runtime = options.values(args, "precision", "device")
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
         nll = run.nll(args.shards, n=args.n, seed=args.seed, precision=args.precision)
-    if options.main_process():
+    if is_main_process():
         out = args.out or run.score_file("nll", nll.likelihoods.n, nll.result.protocol)
         protocol.write(nll.result, out)
         files = [out]

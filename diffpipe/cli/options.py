@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
 from pathlib import Path
@@ -17,11 +16,6 @@ def example(*commands: str, notes: str = "") -> str:
     """The end of a command's --help, which is printed as it is: notes, filled to the line, and examples."""
     lines = ["example:", *(f"  {command}" for command in commands)]
     return "\n".join([*textwrap.wrap(notes, 100), *([""] if notes else []), *lines])
-
-
-def main_process() -> bool:
-    """Whether this is the process of a job that prints and writes files."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def print_result(text: str, *files: Path) -> None:

@@ -11,6 +11,7 @@ from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.cli.interrupts import stop_cleanly
 from diffpipe.errors import UserError
+from diffpipe.process import is_main_process
 
 _SRC = """a folder or zip of images or of class folders; an images idx file, or a folder of an MNIST's; shards;
 cifar-10-python.tar.gz; hf:NAME, hf:NAME:CONFIG or a saved Hugging Face dataset; NAME:PATH for a plug-in's source"""
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.data.packing.open_source import describe_labels, open_source, unpacked_files
     from diffpipe.data.packing.pack import pack
 
-    if not options.main_process():
+    if not is_main_process():
         return  # one process of a launched job packs, with workers of its own
     if args.quality is not None and args.format not in ("jpeg", "webp"):
         raise UserError("--quality is for --format jpeg and webp; give one of them")

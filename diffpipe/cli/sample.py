@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffpipe.cli import options
 from diffpipe.errors import UserError
+from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,5 +26,5 @@ def run(args: argparse.Namespace) -> None:
     runtime = options.values(args, "precision", "device")
     with load(args.run, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
         run.write_samples(args.out, args.n, seed=args.seed, label=args.label)
-    if options.main_process():
+    if is_main_process():
         options.print_result(f"{args.n} images of step {run.step}, {run.weights} weights: {args.out}/grid.png")
