@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
 from diffpipe.errors import UserError
 from diffpipe.train.launcher import launched_for_fsdp
 from diffpipe.train.runtime import Runtime
 
-_ONE_PROCESS = ("--num_machines", "1", "--num_cpu_threads_per_process", "1", "--mixed_precision", "no")
+_CPU = Path(__file__).parents[3] / "launch" / "cpu.yaml"
 
 
 def test_launcher_options_without_effect_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,9 +51,8 @@ def test_options_of_fsdp_do_not_matter_without_it(monkeypatch: pytest.MonkeyPatc
 def test_accelerate_passes_accumulation_and_clipping_on_with_deepspeed_only() -> None:
     # launch/README.md says to set train.accumulate and optimizer.clip: here these options cannot even be refused.
     def environment(*options: str) -> dict[str, str]:
-        arguments = launch_command_parser().parse_args([*_ONE_PROCESS, *options, "train.py"])
-        arguments.use_cpu = True  # as in launch/cpu.yaml
-        return prepare_simple_launcher_cmd_env(arguments)[1]
+        given = launch_command_parser().parse_args(["--config_file", str(_CPU), *options, "train.py"])
+        return prepare_simple_launcher_cmd_env(_validate_launch_command(given)[0])[1]
 
     options = ("--gradient_accumulation_steps", "4", "--gradient_clipping", "2")
     assert environment(*options) == environment()
