@@ -18,7 +18,7 @@ from diffpipe.data.loader import mixture
 from diffpipe.data.loader.stream import batches
 from diffpipe.errors import UserError
 from diffpipe.evaluation import scores
-from diffpipe.evaluation.overlap import check_overlap
+from diffpipe.evaluation.overlap import overlap_check
 from diffpipe.evaluation.samples import stated_shape
 from diffpipe.evaluation.score_sources import ScoreSources, open_images, score_sources
 from diffpipe.experiment import training
@@ -63,8 +63,8 @@ def score(
             return score_sources(open_images(images, channels, side, n), str(reference), floor, side)
 
         sources = runtime.comm.raise_on_all_ranks(open_sources)
-        check_overlap(sources, runtime, floor=floor)
-        return scores.score(*sources, metrics, runtime, inception_weights=inception)
+        check = overlap_check(sources, runtime, floor=floor)
+        return scores.score(*sources, metrics, runtime, inception_weights=inception, on_hashes=check)
 
 
 def stream(

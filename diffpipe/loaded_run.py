@@ -22,7 +22,7 @@ from diffpipe.evaluation.interpolation import Interpolation, interpolate
 from diffpipe.evaluation.latent_map import Map, map_of_run
 from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
 from diffpipe.evaluation.nll import NLL, measure_nll
-from diffpipe.evaluation.overlap import check_overlap
+from diffpipe.evaluation.overlap import overlap_check
 from diffpipe.evaluation.samples import write_samples
 from diffpipe.evaluation.score_files import score_file
 from diffpipe.evaluation.score_sources import floor_count, score_sources
@@ -153,8 +153,8 @@ class LoadedRun:
         sources = runtime.comm.raise_on_all_ranks(
             lambda: score_sources(generated, str(reference), floor, shape.resolution)
         )
-        check_overlap(sources, runtime, floor=floor)
-        return score(*sources, metrics, runtime, inception_weights=inception)
+        check = overlap_check(sources, runtime, floor=floor)
+        return score(*sources, metrics, runtime, inception_weights=inception, on_hashes=check)
 
     def nll(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages, StoredImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
-from diffpipe.evaluation.score_sources import ScoreSources
+from diffpipe.evaluation.score_sources import SPLIT, ScoreSources
+from diffpipe.metrics.image_hashes import image_hashes
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -21,32 +22,45 @@ def shared_images(a: StoredImages, b: StoredImages, runtime: Runtime) -> int:
     """The number of images of `a` that are in `b`, too: equal in every pixel once both have one shape. A collective."""
     if _entire(a) == _entire(b) is not None:
         return a.n
-    return int(np.isin(_hashes(a, runtime).numpy(), _hashes(b, runtime).numpy()).sum())
+    return _count_shared(_hashes(a, runtime), _hashes(b, runtime))
 
 
-def check_overlap(sources: ScoreSources, runtime: Runtime, *, floor: str | None = None) -> None:
-    """Refuse a floor with images of the reference, and warn of scored images that are in it. A collective.
+def overlap_check(
+    sources: ScoreSources, runtime: Runtime, *, floor: str | None = None
+) -> Callable[[Mapping[str, Int64[Tensor, " n"]]], None]:
+    """The `on_hashes` of a score: it refuses a floor with images of the reference, and warns of scored ones in it.
 
-    floor: its name in the message. Raises UserError.
+    floor: its name in the message. The check raises UserError, before any image is generated.
     """
-    check_floor(sources.floor, sources.reference, floor, runtime)
-    if not isinstance(sources.generated, GeneratedImages):
-        shared = shared_images(sources.generated, sources.reference, runtime)
-        if shared:
-            print_on_rank_zero(
-                runtime,
-                f"{shared} of the {sources.generated.n} scored images are in the reference, too: the score is lower "
-                "than that of other images",
-            )
+
+    def check(hashes: Mapping[str, Tensor]) -> None:
+        if "generated" not in hashes:
+            if "floor" in hashes:
+                _require_distinct(_count_shared(hashes["floor"], hashes["reference"]), len(hashes["floor"]), floor)
+        elif not isinstance(sources.generated, GeneratedImages):
+            shared = _count_shared(hashes["generated"], hashes["reference"])
+            if shared:
+                print_on_rank_zero(
+                    runtime,
+                    f"{shared} of the {sources.generated.n} scored images are in the reference, too: the score is "
+                    "lower than that of other images",
+                )
+
+    return check
 
 
 def check_floor(floor: StoredImages | None, reference: StoredImages, name: str | None, runtime: Runtime) -> None:
     """Raise UserError where the floor that an option names holds images of the reference. A collective."""
-    shared = 0 if floor is None else shared_images(floor, reference, runtime)
-    if floor is not None and shared:
+    if floor is not None:
+        _require_distinct(shared_images(floor, reference, runtime), floor.n, name)
+
+
+def _require_distinct(shared: int, n: int, name: str | None) -> None:
+    """Raise UserError where images of a floor of n are in the reference, too."""
+    if shared:
         raise UserError(
-            f"--floor {name}: {shared} of its {floor.n} images are in the reference, too, so it would be lower "
-            "than other images can score; give images that the reference does not hold, or --floor split for its halves"
+            f"the floor {name}: {shared} of its {n} images are in the reference, too, so it would be lower than other "
+            f"images can score; give images that the reference does not hold, or {SPLIT} for its halves"
         )
 
 
@@ -68,11 +82,12 @@ def _entire(images: StoredImages) -> tuple[str, int | None] | None:
     return None if images.drawn else (images.describe()["fingerprint"], images.resolution)
 
 
+def _count_shared(a: Int64[Tensor, " n"], b: Int64[Tensor, " m"]) -> int:
+    """The number of hashes in `a` that are in `b`, too."""
+    return int(np.isin(a.numpy(), b.numpy()).sum())
+
+
 def _hashes(images: StoredImages, runtime: Runtime) -> Int64[Tensor, " n"]:
-    """64 bits of the sha256 of each image's pixels and shape. A collective."""
-
-    def hash_chunk(indices: range) -> Tensor:
-        digests = [hashlib.sha256(str(tuple(x.shape)).encode() + x.numpy().tobytes()) for x in images.images(indices)]
-        return torch.tensor([int.from_bytes(digest.digest()[:8], "big", signed=True) for digest in digests])
-
+    """The hash of each image. A collective."""
+    hash_chunk = lambda indices: image_hashes(images.images(indices))  # noqa: E731
     return torch.cat(map_over_ranks(images.n, hash_chunk, runtime, "look for shared images"))

@@ -23,10 +23,11 @@ def score(
     inception_weights: str | None = None,
     extractors: Mapping[str, Extractor] | None = None,
     on_generated: Callable[[range, Any], object] | None = None,
+    on_hashes: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Result:
     """Evaluate on all ranks, with a progress bar on rank 0. A collective. Raises UserError on all ranks.
 
-    extractors: from `load_extractors`, where several scores share them.
+    extractors: from `load_extractors`, where several scores share them. on_hashes: see `evaluate`, and `overlap_check`.
     """
     if isinstance(metrics, str):
         raise UserError(f"metrics is {metrics!r}; give a list of names")
@@ -48,6 +49,7 @@ def score(
             ranks=runtime.comm,
             device=runtime.device,
             on_generated=on_generated,
+            on_hashes=on_hashes,
             progress=progress,
         )
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from diffpipe.errors import UserError
-from diffpipe.metrics.feature_sets import Features, FeatureShares, Needs, OneRank, Ranks, chunks
+from diffpipe.metrics.feature_sets import Features, FeatureShares, Needs, OneRank, Ranks, chunks, gather_chunks
 from diffpipe.metrics.features import Extractor, build_extractor
 from diffpipe.metrics.frechet import frechet_distance
+from diffpipe.metrics.image_hashes import image_hashes
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.names import METRICS, NEIGHBOURS, Metric, parse_metric
 from diffpipe.metrics.prdc import prdc
@@ -55,19 +57,21 @@ def evaluate(
     ranks: Ranks = ONE_RANK,
     device: str | torch.device = "cpu",
     on_generated: Callable[[range, Tensor], object] | None = None,
+    on_hashes: Callable[[Mapping[str, Int64[Tensor, " n"]]], object] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Result:
     """Score `generated` against `reference`, with the floor beside it: real images against the same reference.
 
-    `floor` holds as many real images as `generated`; None splits the reference into its even and its odd indices and
-    scores one half against the other. Every rank calls this and returns the same Result. Chunks of 50 consecutive
-    images go to rank (chunk mod world): the features do not depend on the number of ranks, and the scores only through
-    the order of float64 sums (less than 1e-9).
+    `floor` holds as many real images as `generated`; None splits the reference into halves by the hashes of its images
+    (`split_by_hash`) and scores one against the other. The order of the images of a set does not matter. Every rank
+    calls this and returns the same Result. Chunks of 50 consecutive images go to rank (chunk mod world): the features
+    do not depend on the number of ranks, and the scores only through the order of float64 sums (less than 1e-9).
 
     extractors: by name, see `build_extractors`. ranks: the processes that share the images. device: where sums of
     features are reduced, this rank's device. on_generated: called with the indices and the images uint8 [b c h w] of
-    each chunk that this rank generates, which happens once for all metrics. progress: called with the images done and
-    the images in all, of this rank. Raises UserError, on all ranks.
+    each chunk that this rank generates, which happens once for all metrics. on_hashes: called on all ranks with the
+    hashes of all images, by source: of the real ones before any is generated, and of all at the end. progress: called
+    with the images done and the images in all, of this rank. Raises UserError, on all ranks.
     """
     by_name = {name: parse_metric(name) for name in dict.fromkeys(metrics)}
     _check(generated, reference, floor, by_name)
@@ -79,42 +83,79 @@ def evaluate(
         for key, source in sources.items()
         for name, kept in keep.items()
     }
-    shares = FeatureShares(needs, torch.device(device))
-    # A rank that fails tells the others, which would otherwise wait for it for ever.
-    ranks.raise_on_all_ranks(lambda: _collect(shares, sources, extractors, ranks, on_generated, progress))
-    sets = shares.reduce(ranks)
+    collector = _Collector(
+        sources, extractors, ranks, FeatureShares(needs, torch.device(device)), bool(on_hashes), on_generated, progress
+    )
+    hashes: dict[str, Tensor] = {}
+    for keys in ([key for key in sources if key != "generated"], ["generated"]):
+        for key in keys:
+            hashes |= collector.collect(key)
+        if on_hashes:
+            on_hashes(hashes)
+    sets = collector.shares.reduce(ranks, hashes)
     scores, floors, described = {}, {}, {}
     neighbours = functools.cache(prdc)  # its four metrics share one pass over all pairs
     for name, metric in by_name.items():
         real = sets["reference", metric.extractor]
         scores[name] = _score(metric, sets["generated", metric.extractor].all, real.all, neighbours)
-        pair = (real.even, real.odd) if floor is None else (sets["floor", metric.extractor].all, real.all)
+        pair = real.halves or (sets["floor", metric.extractor].all, real.all)
         floors[name] = _score(metric, *pair, neighbours)
         described[name] = _describe(metric, extractors[metric.extractor], min(generated.n, reference.n))
     return Result(scores, floors, {"metrics": described, **describe_sources(sources), **provenance()})
 
 
-def _collect(
-    shares: FeatureShares,
-    sources: Mapping[str, ImageSource],
-    extractors: Mapping[str, Extractor],
-    ranks: Ranks,
-    on_generated: Callable[[range, Tensor], object] | None,
-    progress: Callable[[int, int], object] | None,
-) -> None:
-    """Fill `shares`, keyed by source and extractor, with this rank's chunks of every source."""
-    work = [(key, chunk) for key, source in sources.items() for chunk in chunks(source.n, ranks.rank, ranks.world)]
-    done, total = 0, sum(len(chunk) for _, chunk in work)
-    for key, chunk in work:
-        images = sources[key].images(chunk)
-        if key == "generated" and on_generated:
-            on_generated(chunk, images)
-        for source, name in shares.needs:
-            if source == key:
-                shares.add((source, name), extractors[name](images))
-        done += len(chunk)
-        if progress:
-            progress(done, total)
+@dataclass
+class _Collector:
+    """Collects the features of the sources, each rank those of its chunks.
+
+    hash_all: whether to hash the images of all sources, and not only of those whose features need it. done: this rank's
+    images so far.
+    """
+
+    sources: Mapping[str, ImageSource]
+    extractors: Mapping[str, Extractor]
+    ranks: Ranks
+    shares: FeatureShares
+    hash_all: bool
+    on_generated: Callable[[range, Tensor], object] | None
+    progress: Callable[[int, int], object] | None
+    done: int = 0
+
+    def collect(self, key: str) -> dict[str, Int64[Tensor, " n"]]:
+        """Add the features of a source to `shares`. Returns the hashes of its images by its key, where needed.
+
+        A collective. Raises UserError on all ranks.
+        """
+        # A rank that fails tells the others, which would otherwise wait for it for ever.
+        own = self.ranks.raise_on_all_ranks(lambda: self._collect_own(key))
+        if not self._hashes(key):
+            return {}
+        one = torch.zeros((), dtype=torch.int64)
+        return {key: gather_chunks(own, self.sources[key].n, one, self.ranks, self.shares.sums.device)}
+
+    def _hashes(self, key: str) -> bool:
+        return self.hash_all or any(need.hashes for (source, _), need in self.shares.needs.items() if source == key)
+
+    def _own(self, source: ImageSource) -> list[range]:
+        return chunks(source.n, self.ranks.rank, self.ranks.world)
+
+    def _collect_own(self, key: str) -> list[Int64[Tensor, " b"]]:
+        """Take this rank's chunks. Returns their hashes, where needed."""
+        hashes = []
+        total = sum(len(chunk) for source in self.sources.values() for chunk in self._own(source))
+        for chunk in self._own(self.sources[key]):
+            images = self.sources[key].images(chunk)
+            if key == "generated" and self.on_generated:
+                self.on_generated(chunk, images)
+            if self._hashes(key):
+                hashes.append(image_hashes(images))
+            for source, name in self.shares.needs:
+                if source == key:
+                    self.shares.add((source, name), self.extractors[name](images))
+            self.done += len(chunk)
+            if self.progress:
+                self.progress(self.done, total)
+        return hashes
 
 
 def _check(
@@ -165,6 +206,7 @@ def _describe(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
         "subsets": SUBSETS,
         "subset_size": min(n, SUBSET_SIZE),
         "seed": SUBSET_SEED,
+        "order": "by the hashes of the images",
     }
 
 
@@ -173,5 +215,8 @@ def describe_sources(sources: Mapping[str, ImageSource]) -> dict[str, Any]:
     described: dict[str, Any] = {key: {"n": source.n, **source.describe()} for key, source in sources.items()}
     if "floor" not in described:
         n = sources["reference"].n
-        described["floor"] = {"n": [(n + 1) // 2, n // 2], "images": "the reference's even against its odd indices"}
+        described["floor"] = {
+            "n": [(n + 1) // 2, n // 2],
+            "images": "the halves of the reference by the hashes of its images",
+        }
     return described

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from diffpipe.metrics.image_hashes import split_by_hash
 from diffpipe.metrics.moments import Moments, MomentSums
 
 T = TypeVar("T")
@@ -67,27 +68,47 @@ def chunks(n: int, rank: int = 0, world: int = 1) -> list[range]:
     return [range(start, min(start + CHUNK, n)) for start in range(rank * CHUNK, n, world * CHUNK)]
 
 
+def gather_chunks(
+    own: Sequence[Shaped[Tensor, "_ ..."]], n: int, row: Tensor, ranks: Ranks, device: torch.device
+) -> Shaped[Tensor, "n ..."]:
+    """The rows that all ranks have of a set of n, in the order of their indices, on the CPU. A collective.
+
+    own: the rows of each of this rank's `chunks`. They are sent from `device`, a few chunks at a time. row: one of
+    their shape and type, since a rank may have no rows.
+    """
+    if ranks.world == 1:
+        return torch.cat([*own])
+    each = len(chunks(n, 0, ranks.world))  # the most chunks that a rank has
+    together = max(1, _GATHERED // (ranks.world * CHUNK * row.numel()))
+    parts = []
+    for start in range(0, each, together):
+        block = row.new_zeros(min(together, each - start), CHUNK, *row.shape, device=device)
+        for place, rows in zip(block, own[start:], strict=False):
+            place[: len(rows)] = rows
+        parts.append(rearrange(ranks.stack(block), "world k b ... -> (k world b) ...").cpu())
+    return torch.cat(parts)[:n]
+
+
 class Features(NamedTuple):
-    """Moments, and for all but the Fréchet distance the features themselves in the order of their indices."""
+    """Moments, and for all but the Fréchet distance the features themselves, in the order of their images' hashes."""
 
     moments: Moments
     features: Float[Tensor, "n d"] | None
 
 
 class FeatureSet(NamedTuple):
-    """The features of all images of a source; of even and odd indices, too, where its halves are scored."""
+    """The features of all images of a source, and of the halves of `split_by_hash` where these are scored."""
 
     all: Features
-    even: Features | None = None
-    odd: Features | None = None
+    halves: tuple[Features, Features] | None = None
 
 
 @dataclass(frozen=True)
 class Needs:
     """The needs of a score from one source's features.
 
-    n: the images of the source. dim: the numbers in a feature vector. halves: whether the even and the odd indices are
-    scored against each other. features: whether the features themselves are needed beside their moments.
+    n: the images of the source. dim: the numbers in a feature vector. halves: whether one half of the images is scored
+    against the other. features: whether the features themselves are needed beside their moments.
     """
 
     n: int
@@ -95,11 +116,17 @@ class Needs:
     halves: bool
     features: bool
 
+    @property
+    def hashes(self) -> bool:
+        """Whether the hashes of the images are needed: for their halves, or for an order that is always the same."""
+        return self.halves or self.features
+
 
 class FeatureShares:
     """This rank's features of several sets, by key. All moments lie in one float64 tensor on `device`.
 
-    So one reduction adds them up. Features are kept on the CPU, where they are needed at all.
+    So one reduction adds them up. Features are kept on the CPU where they are needed themselves, and where the set is
+    split into halves, which is possible only once the hashes of all its images are known.
     """
 
     def __init__(self, needs: Mapping[Key, Needs], device: torch.device):
@@ -113,39 +140,44 @@ class FeatureShares:
 
     def add(self, key: Key, features: Float[Tensor, "b d"]) -> None:
         """Take the next of this rank's `chunks` of the set."""
-        parts = self._moments[key]
-        for i, moments in enumerate(parts):  # a chunk starts at an even index
-            moments.add(features[i :: len(parts)])
-        if self.needs[key].features:
+        need = self.needs[key]
+        if not need.halves:
+            self._moments[key][0].add(features)
+        if need.hashes:
             self._chunks[key].append(features.cpu())
 
-    def reduce(self, ranks: Ranks) -> dict[Key, FeatureSet]:
-        """The sets with the features of all ranks, on the CPU. A collective."""
-        for parts in self._moments.values():
+    def reduce(self, ranks: Ranks, hashes: Mapping[str, Int64[Tensor, " n"]]) -> dict[Key, FeatureSet]:
+        """The sets with the features of all ranks, on the CPU. A collective.
+
+        hashes: by source, of all its images, where some need asks for them.
+        """
+        for key, parts in self._moments.items():
+            if self.needs[key].halves:
+                self._add_halves(key, hashes[key[0]], ranks)
             for moments in parts:
                 moments.finish()
         ranks.sum_in_place(self.sums)
-        return {key: self._set(key, ranks) for key in self.needs}
+        return {key: self._set(key, hashes, ranks) for key in self.needs}
 
-    def _set(self, key: Key, ranks: Ranks) -> FeatureSet:
-        x = self._gather(key, ranks) if self.needs[key].features else None
-        if not self.needs[key].halves:
-            return FeatureSet(Features(self._moments[key][0].moments(), x))
-        even, odd = (sums.moments() for sums in self._moments[key])
-        halves = (None, None) if x is None else (x[0::2], x[1::2])
-        return FeatureSet(Features(even + odd, x), Features(even, halves[0]), Features(odd, halves[1]))
+    def _add_halves(self, key: Key, hashes: Int64[Tensor, " n"], ranks: Ranks) -> None:
+        """Add up this rank's features of each half."""
+        in_second = torch.zeros(len(hashes), dtype=torch.bool)
+        in_second[split_by_hash(hashes)[1]] = True
+        own = chunks(self.needs[key].n, ranks.rank, ranks.world)
+        for chunk, features in zip(own, self._chunks[key], strict=True):
+            second = in_second[chunk.start : chunk.stop]
+            for moments, half in zip(self._moments[key], (~second, second), strict=True):
+                moments.add(features[half])
 
-    def _gather(self, key: Key, ranks: Ranks) -> Float[Tensor, "n d"]:
-        """The features of all ranks, in the order of their indices. They are gathered a few chunks at a time."""
-        need, own = self.needs[key], self._chunks[key]
-        if ranks.world == 1:
-            return torch.cat(own)
-        each = len(chunks(need.n, 0, ranks.world))  # the most chunks that a rank has
-        together = max(1, _GATHERED // (ranks.world * CHUNK * need.dim))
-        parts = []
-        for start in range(0, each, together):
-            block = torch.zeros(min(together, each - start), CHUNK, need.dim, device=self.sums.device)
-            for row, features in zip(block, own[start:], strict=False):
-                row[: len(features)] = features
-            parts.append(rearrange(ranks.stack(block), "world k b d -> (k world b) d").cpu())
-        return torch.cat(parts)[: need.n]
+    def _set(self, key: Key, hashes: Mapping[str, Int64[Tensor, " n"]], ranks: Ranks) -> FeatureSet:
+        need, moments = self.needs[key], [sums.moments() for sums in self._moments[key]]
+        x = None
+        if need.features:
+            order = hashes[key[0]].argsort(stable=True)
+            row = torch.zeros(need.dim)
+            x = gather_chunks(self._chunks[key], need.n, row, ranks, self.sums.device)[order]
+        if not need.halves:
+            return FeatureSet(Features(moments[0], x))
+        first, second = moments
+        halves = (None, None) if x is None else (x[: first.n], x[first.n :])
+        return FeatureSet(Features(first + second, x), (Features(first, halves[0]), Features(second, halves[1])))

@@ -94,9 +94,9 @@ def test_a_score_is_one_reduction_that_does_not_grow_with_the_processes(bf16: Ru
 
 
 @worlds
-def test_a_kernel_distance_gathers_each_feature_once(bf16: Runtime, world: int) -> None:
+def test_a_kernel_distance_gathers_each_feature_and_each_hash_once(bf16: Runtime, world: int) -> None:
     with fake_ranks(bf16, world) as runtime:
         counts = count_score(runtime, DIM, ["fid", "kid"])
-    assert counts.traffic.calls == {"allreduce": 1, "allgather": 3}
-    assert counts.traffic.bytes["allgather"] == 3 * 2 * CHUNK * world * DIM * 4
+    assert counts.traffic.calls == {"allreduce": 1, "allgather": 2 * 3}
+    assert counts.traffic.bytes["allgather"] == 3 * 2 * CHUNK * world * (DIM * 4 + 8)
     assert counts.pickled < 100

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import diffpipe
-from diffpipe import api
+from diffpipe import api, plugins
+from diffpipe.data.packing.open_source import open_source
+from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_sources import StoredImages
+from diffpipe.metrics.features import Extractor
 from tests.support.commands import CONFIG, SHARDS
 from tests.support.runs import TINY_WORDS, indexed_shards
+from tests.support.tars import random_pixels
 
 METHODS = [f"LoadedRun.{name}" for name in ("sample", "score", "nll", "classify", "interpolate")]
 
@@ -60,6 +66,59 @@ def test_the_examples_run(name: str, tiny_run: Path, tmp_path: Path, monkeypatch
 def _sections(tiny_run: Path) -> dict[str, Any]:
     config = diffpipe.load(tiny_run).config
     return {key: getattr(config, key) for key in ("run", "data", "stage", "optimizer", "train", "checkpoint")}
+
+
+def photos(folder: Path, seeds: range) -> str:
+    folder.mkdir()
+    for i in seeds:
+        Image.fromarray(random_pixels(i, (8, 8, 3))).save(folder / f"{(7 * i) % 31:02d}.png")
+    return str(folder)
+
+
+def packed(folder: str, out: Path) -> str:
+    pack(open_source(folder), out, seed=3)
+    return str(out)
+
+
+@pytest.fixture
+def _pixels_as_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Extractor("pixels", 12, "hash", "none", lambda x: x[:, :, ::4, ::4].flatten(1).float())
+    monkeypatch.setitem(plugins._parts, "feature_networks", {"pixels": network})
+
+
+@pytest.mark.usefixtures("_pixels_as_features")
+@pytest.mark.parametrize("floor", [None, "given"])
+def test_the_same_images_score_the_same_and_have_the_same_floor_whatever_they_lie_in(
+    tmp_path: Path, floor: str | None
+) -> None:
+    scored, real, other = (
+        photos(tmp_path / name, range(*seeds)) for name, seeds in {"a": (0, 9), "b": (9, 30), "c": (31, 40)}.items()
+    )
+    metrics, floor = ["fd_pixels", "kid_pixels"], floor and other
+    of_folders = diffpipe.score(scored, real, metrics=metrics, floor=floor)
+    shards = packed(real, tmp_path / "shards")
+    of_shards = diffpipe.score(packed(scored, tmp_path / "scored"), shards, metrics=metrics, floor=floor)
+    assert of_shards.scores == pytest.approx(of_folders.scores)
+    assert of_shards.floor == pytest.approx(of_folders.floor)
+
+
+@pytest.mark.usefixtures("_pixels_as_features")
+def test_a_score_decodes_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    read_images = StoredImages.images
+    note = lambda self, indices: read.extend(indices) or read_images(self, indices)  # noqa: E731
+    monkeypatch.setattr(StoredImages, "images", note)
+    places = [photos(tmp_path / name, seeds) for name, seeds in (("a", range(9)), ("b", range(8, 30)))]
+    floor = photos(tmp_path / "c", range(31, 40))
+    diffpipe.score(*places, metrics=["fd_pixels"], floor=floor)
+    assert sorted(read) == sorted([*range(9), *range(22), *range(9)])
+
+
+@pytest.mark.usefixtures("_pixels_as_features")
+def test_a_floor_with_images_of_the_reference_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    scored, real = photos(tmp_path / "a", range(4)), photos(tmp_path / "b", range(4, 12))
+    with pytest.raises(UserError, match=r"floor .*/c: 1 of its 4 images are in the reference, too"):
+        diffpipe.score(scored, real, metrics=["fd_pixels"], floor=photos(tmp_path / "c", range(11, 15)))
 
 
 def test_a_callback_sees_what_the_trackers_see(tmp_path: Path) -> None:

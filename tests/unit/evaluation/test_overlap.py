@@ -11,8 +11,9 @@ from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.overlap import check_floor, check_overlap, floor_or_halves, shared_images
+from diffpipe.evaluation.overlap import check_floor, floor_or_halves, overlap_check, shared_images
 from diffpipe.evaluation.score_sources import ScoreSources
+from diffpipe.metrics.image_hashes import image_hashes
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import indexed_shards
 from tests.support.tars import random_pixels
@@ -41,7 +42,9 @@ def test_a_floor_that_was_named_is_refused_where_the_reference_holds_some_of_it(
     tmp_path: Path, runtime: Runtime
 ) -> None:
     reference = shards(tmp_path / "reference", 6)
-    with pytest.raises(UserError, match=r"--floor x: 2 of its 5 images are in the reference, too.*--floor split"):
+    with pytest.raises(
+        UserError, match=r"floor x: 2 of its 5 images are in the reference, too.*or split for its halves"
+    ):
         check_floor(folder(tmp_path / "a", range(4, 9)), reference, "x", runtime)
     check_floor(folder(tmp_path / "b", range(6, 9)), reference, "x", runtime)
     check_floor(None, reference, None, runtime)
@@ -56,9 +59,16 @@ def test_a_floor_by_default_gives_way_to_the_halves_of_the_reference(
     assert "6 of 6 training images are in the reference, too: the floor is one half" in capsys.readouterr().err
 
 
-def test_scored_images_of_the_reference_are_noted(
+def test_a_score_notes_scored_images_of_the_reference_and_refuses_them_in_the_floor(
     tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reference = shards(tmp_path / "reference", 6)
-    check_overlap(ScoreSources(reference, reference, None), runtime)
+    reference, other = shards(tmp_path / "reference", 6), folder(tmp_path / "b", range(5, 9))
+    inside, outside = image_hashes(reference.images(range(6))), image_hashes(other.images(range(4)))
+    check = overlap_check(ScoreSources(reference, reference, other), runtime, floor="x")
+    check({"reference": inside, "floor": outside[1:]})
+    with pytest.raises(UserError, match=r"floor x: 1 of its 4 images are in the reference, too"):
+        check({"reference": inside, "floor": outside})
+    check({"reference": inside, "generated": outside[1:]})
+    assert capsys.readouterr().err == ""
+    check({"reference": inside, "generated": inside})
     assert "6 of the 6 scored images are in the reference, too" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from diffpipe.metrics.evaluate import build_extractors, evaluate
 from diffpipe.metrics.feature_sets import CHUNK, Ranks
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.frechet import frechet_distance
+from diffpipe.metrics.image_hashes import image_hashes
 from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.moments import Moments
 from diffpipe.metrics.protocol import Result
@@ -93,11 +94,15 @@ def test_features_do_not_depend_on_the_number_of_processes(world: int) -> None:
             assert theirs["fd_a"] == pytest.approx(ours["fd_a"], rel=0, abs=1e-9)
 
 
-def test_scores_are_the_distances_of_the_features_in_index_order() -> None:
+def features_by_hash(extractor: Extractor, source: Blobs) -> torch.Tensor:
+    """The features of a source's images, one image at a time, in the order of the hashes."""
+    x = torch.cat([extractor(source.images(range(i, i + 1))) for i in range(source.n)])
+    return x[image_hashes(source.images(range(source.n))).argsort()]
+
+
+def test_scores_are_the_distances_of_the_features_in_the_order_of_hashes() -> None:
     extractor, generated, reference, floor = pixels(), Blobs(120), Blobs(140, seed=1), Blobs(120, seed=2)
-    g, r, f = (
-        torch.cat([extractor(s.images(range(i, i + 1))) for i in range(s.n)]) for s in (generated, reference, floor)
-    )
+    g, r, f = (features_by_hash(extractor, source) for source in (generated, reference, floor))
     result = evaluate(generated, reference, floor, ["fd_a", "kid_a"], extractors={"a": extractor})
     for scores, x in ((result.scores, g), (result.floor, f)):
         assert scores["fd_a"] == pytest.approx(frechet_distance(Moments.of(x), Moments.of(r)), rel=1e-5)
@@ -106,12 +111,56 @@ def test_scores_are_the_distances_of_the_features_in_index_order() -> None:
 
 def test_without_a_floor_the_references_halves_are_scored() -> None:
     extractor, reference = pixels(), Blobs(141, seed=1)
-    result = evaluate(Blobs(60), reference, None, ["fd_a"], extractors={"a": extractor})
-    x = extractor(reference.images(range(141)))
-    expected = frechet_distance(Moments.of(x[0::2]), Moments.of(x[1::2]))
+    result = evaluate(Blobs(60, brightness=-40), reference, None, ["fd_a"], extractors={"a": extractor})
+    x = features_by_hash(extractor, reference)
+    expected = frechet_distance(Moments.of(x[:71]), Moments.of(x[71:]))
     assert result.floor["fd_a"] == pytest.approx(expected, rel=1e-5)
     assert result.protocol["floor"]["n"] == [71, 70]
     assert result.floor["fd_a"] < result.scores["fd_a"]
+
+
+class Shuffled(Blobs):
+    """The same images in another order."""
+
+    def images(self, indices: range) -> torch.Tensor:
+        order = np.random.default_rng(7).permutation(self.n)
+        return super().images(range(self.n))[order[indices.start : indices.stop]]
+
+
+@pytest.mark.parametrize("with_floor", [False, True])
+def test_the_order_of_the_images_does_not_matter(with_floor: bool) -> None:
+    def score(kind: type[Blobs]) -> Result:
+        floor = kind(120, seed=2) if with_floor else None
+        names = ["fd_a", "kid_a", "recall_a"]
+        return evaluate(kind(120), kind(143, seed=1), floor, names, extractors={"a": pixels()})
+
+    ordered, shuffled = score(Blobs), score(Shuffled)
+    assert shuffled.scores == pytest.approx(ordered.scores, rel=1e-5, abs=1e-9)
+    assert shuffled.floor == pytest.approx(ordered.floor, rel=1e-5, abs=1e-9)
+    assert without_date(shuffled) == without_date(ordered)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_hashes_are_handed_over_before_images_are_generated(world: int) -> None:
+    def run(ranks: Ranks) -> Result:
+        generated, reference, floor = Blobs(60), Blobs(70, seed=1), Blobs(60, seed=2)
+        calls: list[dict[str, torch.Tensor]] = []
+
+        def check(hashes: Mapping[str, torch.Tensor]) -> None:
+            calls.append(dict(hashes))
+            if "generated" not in hashes:
+                assert not generated.indices
+            for source, values in hashes.items():
+                images = {"generated": generated, "reference": reference, "floor": floor}[source]
+                assert torch.equal(values, image_hashes(Blobs(images.n, seed=images.seed).images(range(images.n))))
+
+        result = evaluate(
+            generated, reference, floor, ["fd_a"], extractors={"a": pixels()}, ranks=ranks, on_hashes=check
+        )
+        assert [set(call) for call in calls] == [{"reference", "floor"}, {"reference", "floor", "generated"}]
+        return result
+
+    on_ranks(world, run)
 
 
 def test_worse_images_score_worse() -> None:
@@ -147,7 +196,7 @@ def test_images_are_made_once_for_all_metrics_and_handed_over_once() -> None:
     assert generated.indices == list(range(130))
     assert sorted(handed) == list(range(130))
     assert torch.equal(handed[77], Blobs(130).images(range(77, 78))[0])
-    assert steps == [(50, 190), (100, 190), (130, 190), (180, 190), (190, 190)]
+    assert steps == [(50, 190), (60, 190), (110, 190), (160, 190), (190, 190)]
 
 
 def test_each_chunk_is_whole_and_on_one_rank() -> None:
