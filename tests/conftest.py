@@ -31,8 +31,10 @@ PARTS = (
 )
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each on two cores are ten times slower
-# A suite that a script starts in the background ignores SIGINT, and so would every command that tests start.
+# A suite that a script starts in the background ignores SIGINT, and under nohup SIGHUP: so would every command that
+# tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 install_import_hook([f"diffpipe.{part}" for part in PARTS], "beartype.beartype")
 hypothesis.settings.register_profile("diffpipe", deadline=None)  # how long an example takes is up to the machine
 hypothesis.settings.load_profile("diffpipe")

@@ -71,7 +71,7 @@ def train_killed_at_change(
     words = (f"train.steps={last + 1}", OFTEN, *words)
     fault_at_save = json.dumps({"rank": rank, "n": n, **fault})
     status, stderr = TrainingJob(run, *words, processes=processes, module=MODULE, fault_at_save=fault_at_save).wait()
-    assert time.monotonic() - began < 30, "the others did not notice"
+    assert time.monotonic() - began < 150, "the others did not notice"
     return status != 0, stderr
 
 

@@ -61,7 +61,7 @@ def test_a_signal_saves_nothing_where_another_process_is_dead(
     assert_lost_peer(
         faulty_job(tmp_path, *LONG, processes=2, fault_at_save=fault_at_save, events=events), tmp_path, rank=0
     )
-    assert time.monotonic() - began < 60  # of 300 seconds that a collective may take
+    assert time.monotonic() - began < 150  # of 300 seconds that a collective may take
     assert_resumes(tmp_path, uninterrupted(2))
 
 
@@ -80,7 +80,7 @@ def test_a_signal_in_a_hook_saves_nothing_where_another_process_is_dead(
     (tmp_path / "go").touch()
     freed = time.monotonic()
     assert_lost_peer(job, tmp_path, rank=0)
-    assert time.monotonic() - freed < 30
+    assert time.monotonic() - freed < 150
     assert_resumes(tmp_path, uninterrupted(2))
 
 
@@ -96,7 +96,7 @@ def test_a_process_that_hangs_is_lost_after_the_timeout(
     job.wait_until(lambda: job.ranks[stopped].status() == "stopped")
     since = time.monotonic()
     job.wait_until(lambda: exit_statuses(tmp_path))
-    assert time.monotonic() - since < 30
+    assert time.monotonic() - since < 150
     assert exit_statuses(tmp_path) == {other: 1}
     job.ranks[stopped].send_signal(then)
     if then == signal.SIGKILL:

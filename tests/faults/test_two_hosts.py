@@ -39,7 +39,7 @@ def log_file(run: Path, host: int) -> Path:
 
 
 def until_step(run: Path, step: int, jobs: list[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     metrics_log = run / "metrics.jsonl"
     while not metrics_log.exists() or metrics_log.read_bytes().count(b"\n") < step:
         assert time.monotonic() < deadline, "the step was never reached"
@@ -57,7 +57,7 @@ def test_a_run_resumes_exactly_after_the_network_between_its_hosts_was_cut(tmp_p
         hosts.unplug(1)
         cut = time.monotonic()
         # Each host loses the other. The launcher may take longer than the collective's timeout.
-        statuses = [job.wait(timeout=TIMEOUT + 30) for job in jobs]
+        statuses = [job.wait(timeout=TIMEOUT + 120) for job in jobs]
         assert all(statuses), f"{statuses} after {time.monotonic() - cut:.0f} s"
         assert not hosts.running(0), "host 0 still runs something"
         assert not hosts.running(1), "host 1 still runs something"

@@ -21,7 +21,7 @@ def test_a_killed_loader_process_ends_the_job_promptly_and_clearly(
     worker.kill()
     killed = time.monotonic()
     status, stderr = job.wait()
-    assert time.monotonic() - killed < 20
+    assert time.monotonic() - killed < 150  # of 300 seconds that a collective may take
     assert status > 0
     errors = [line for line in stderr.splitlines() if line.startswith("diffpipe train: error: ")]
     assert len([line for line in errors if f"rank {len(job.ranks) - 1}: a loader process has died" in line]) == 1, (
