@@ -25,6 +25,7 @@ from diffpipe.experiment import training
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch
 from diffpipe.loaded_run import LoadedRun, load
+from diffpipe.machine import process_warnings
 from diffpipe.metrics.names import DEFAULT_METRICS
 from diffpipe.metrics.protocol import Result
 from diffpipe.train.callbacks import Callback
@@ -95,6 +96,7 @@ def stream(
     places = str(shards) if isinstance(shards, str | Path) else [str(place) for place in shards]
     tree = {"train": places, "batch_size": batch_size, "resolution": resolution, **options}
     config = validate(DataConfig, tree, source="diffpipe.stream")
+    process_warnings("workers", config.workers)
     shard_set = mixture.load_sources(config.train, config.sources, config.shard_cache)
     return batches(config, shard_set, seed, start=start, rank=rank, world=world)
 

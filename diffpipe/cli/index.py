@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from diffpipe.cli import argument_types as types
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
     if not is_main_process():
         return  # one process of a launched job indexes, with workers of its own
-    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    workers = options.worker_processes(args)
     max_member = MAX_MEMBER if args.max_member is None else args.max_member
     remote = [path for path in args.path if is_remote(path)]
     if remote:

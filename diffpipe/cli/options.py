@@ -8,6 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from diffpipe.machine import process_warnings, processor_count
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -28,6 +30,15 @@ def print_result(text: str, *files: Path) -> None:
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """These options by name, for a library call that has arguments of the same names."""
     return {name: getattr(args, name) for name in names}
+
+
+def worker_processes(args: argparse.Namespace) -> int:
+    """--workers, or as many as there are processors. Raises UserError where the machine cannot hold them."""
+    if args.workers is None:
+        return processor_count()
+    for sentence in process_warnings("--workers", args.workers):
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    return args.workers
 
 
 def add_run(parser: argparse.ArgumentParser, text: str = "a run directory, or one checkpoint in it") -> None:

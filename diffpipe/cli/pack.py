@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--split-by writes shards; pack each part into a zip of its own, with --only or a labels file")
     encoding = Encoding(args.resolution, args.format, args.quality or 95, args.background)
     split = Split(args.split_by, args.test_fraction or 0.1) if args.split_by else None
-    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    workers = options.worker_processes(args)
     of_source = options.values(args, "labels_file", "labels", "split", "classes", "columns", "skip_stray")
     of_pack = options.values(args, "shard_samples", "only", "leave_out", "per_class", "seed", "prefix")
     with stop_cleanly(f"stopped by a signal; {args.out} was not made, and nothing is left of it"):

@@ -15,6 +15,7 @@ import torch
 from diffpipe.config import load_config
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
+from diffpipe.machine import TRAINING_BYTES, process_warnings
 
 # At one world size every bit must be the same, whatever the precision and the optimizer. At several, sums are taken in
 # another order, and its effect on the weights must stay smaller than that of a broken resume. float32 keeps it small.
@@ -169,6 +170,7 @@ def _parse_worlds(text: str | None, gpus: int | None) -> tuple[int, ...]:
         raise UserError(
             f"--worlds {text} takes {max(worlds)} GPUs and there are {gpus}; give smaller ones, or train.device=cpu"
         )
+    process_warnings("--worlds", max(worlds), "training processes", size=TRAINING_BYTES)
     return worlds
 
 

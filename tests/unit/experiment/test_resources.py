@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+import diffpipe.machine
 from diffpipe.errors import UserError
 from diffpipe.experiment import resources
 from diffpipe.experiment.preflight import open_data
-from diffpipe.experiment.resources import available_memory, available_processes, resource_warnings
+from diffpipe.experiment.resources import resource_warnings
+from diffpipe.machine import WORKER_BYTES
 from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import indexed_shards
@@ -27,7 +29,7 @@ def reckon(tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) ->
     images = indexed_shards(tmp_path / "images", 6, 6)
     machine = SimpleNamespace(memory=8 * GB, processes=30_000, processors=4)
     monkeypatch.setattr(resources, "available_memory", lambda: machine.memory)
-    monkeypatch.setattr(resources, "available_processes", lambda: machine.processes)
+    monkeypatch.setattr(diffpipe.machine, "available_processes", lambda: machine.processes)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(machine.processors)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
@@ -95,24 +97,5 @@ def test_loader_processes_of_all_ranks_of_the_machine_count(
 
 
 def test_what_nearly_fills_the_memory_is_a_warning(reckon: Any) -> None:
-    (sentence,) = reckon("data.workers=16", memory=16 * resources.WORKER_BYTES + 20_000_000)
+    (sentence,) = reckon("data.workers=16", memory=16 * WORKER_BYTES + 20_000_000)
     assert sentence.startswith("the job needs at least 0.3 GB of memory on this machine, and 0.3 GB are free")
-
-
-def test_the_limits_of_a_control_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = tmp_path / "job"
-    group.mkdir()
-    (group / "memory.max").write_text("3000000\n")
-    (group / "memory.current").write_text("2000000\n")
-    (group / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
-    (group / "pids.max").write_text("100\n")
-    (group / "pids.current").write_text("40\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    monkeypatch.setattr(resources, "_control_groups", lambda controller: [group, tmp_path])
-    assert available_memory() == 1_500_000
-    assert available_processes() == 60
-
-
-def test_this_machine_has_some() -> None:
-    assert 1 << 20 < available_memory() <= 1 << 62
-    assert available_processes() > 10
