@@ -61,6 +61,9 @@ class DataConfig(Config):
     fewer read longer stretches."""
     shuffle_window: int = Field(default=16384, ge=1)
     """Samples that are shuffled among each other."""
+    order_version: Literal[1, 2] | None = None
+    """The version of the order of the samples. null: the checkpoint's where a run resumes, else the newest. 1 is that
+    of checkpoints of earlier versions, whose epochs begin alike where the shards are few."""
     allow_changes: bool = False
     """Resume although the shards, or the sources' weights, have changed: at the same position, in epochs of the new
     data."""

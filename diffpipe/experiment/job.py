@@ -22,7 +22,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.monitor import Monitor
 from diffpipe.experiment.preflight import cache_warning, require_fit, with_class_names
 from diffpipe.experiment.resources import resource_warnings
-from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
+from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change, with_order_version
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.start import start_function
 from diffpipe.experiment.start_summary import start_summary
@@ -74,6 +74,7 @@ class Job:
         checkpoint, complaints = recover(experiment.run.checkpoints, runtime.comm)
         for complaint in complaints:
             print_on_rank_zero(runtime, f"warning: skipping a damaged checkpoint: {complaint}")
+        experiment = with_order_version(experiment, checkpoint)
         experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
         runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
         experiment = with_class_names(experiment, shards)

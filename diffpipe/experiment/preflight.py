@@ -84,6 +84,6 @@ def require_codec_of_latents(experiment: Experiment, shards: ShardSet) -> None:
 def cache_warning(experiment: Experiment, shards: ShardSet, world: int) -> str | None:
     """A warning where a machine's cache is too small for the remote shards that its ranks read at a time, or None."""
     data = experiment.data
-    order = mixture.build_order(shards, experiment.seed, data.interleave, data.shuffle_window)
+    order = mixture.build_order(shards, experiment.seed, data)
     share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
     return mixture.cache_warning(shards, order, data.cache_bytes, share)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from diffpipe.data.index.dataset_diff import describe_changes
 from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.order import VERSION
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.stored_config import stored_config
@@ -26,13 +27,22 @@ class Change(NamedTuple):
         return f"{self.key} was {self.before} and is {self.now}{why}"
 
 
+def with_order_version(experiment: Experiment, checkpoint: Checkpoint | None) -> Experiment:
+    """The experiment with the version of the order that it leaves open: the checkpoint's, or a new run's newest."""
+    if experiment.data.order_version is not None:
+        return experiment
+    version = VERSION if checkpoint is None else stored_config(checkpoint).data.order_version
+    data = experiment.data.model_copy(update={"order_version": version})
+    return experiment.model_copy(update={"data": data})
+
+
 def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
     """The part of the config that a resume keeps: the seed, the order of the stream, the model, the optimizer.
 
     The batch size is not in it: the sample at a position does not depend on it, and a resume may change it.
     """
     data = experiment.data
-    order = {"interleave": data.interleave, "shuffle_window": data.shuffle_window}
+    order = data.model_dump(include={"interleave", "shuffle_window", "order_version"})
     augmentation = {"flip": data.flip, "crop": data.crop}
     stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True})
     for dependency in experiment.stage.dependencies():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.speed import first_batch, locality, order
+from eval.speed import epochs, first_batch, locality, order
 from tests.support.markdown_tables import table_rows
 
 
@@ -23,6 +23,14 @@ def test_a_rank_reads_from_few_shards_at_a_time_and_fetches_each_about_once(caps
         assert float(result[f"{name}, two sources"]["read/used, room for 128"]) < 1.1
         assert float(result[f"{name}, uniform"]["read/used, room for 128"]) > 100
     assert float(result["rank 0 of 8"]["read/used, room for 16"]) == 1
+
+
+def test_the_overlap_of_epochs_is_that_of_chance(capsys: pytest.CaptureFixture[str]) -> None:
+    epochs.main(["--samples", "6000", "--shards", "1,200", "--shuffle-windows", "1024", "--epochs", "4"])
+    few, many = table_rows(capsys.readouterr().out)
+    assert int(few["version 1"].split("%")[0]) > 90
+    assert 25 < int(few["version 2"].split("%")[0]) < 42
+    assert many["version 1"] == many["version 2"]
 
 
 def test_the_cost_of_the_order_is_within_its_bounds(capsys: pytest.CaptureFixture[str]) -> None:

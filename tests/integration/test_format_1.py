@@ -47,8 +47,9 @@ def test_it_is_resumed_and_saved_in_todays_format(run: Path) -> None:
     assert sorted(metrics(run)) == [5, 6]
     assert {k: sorted(positions) for k, positions in seen(run).items()} == {4: [*range(32, 40)], 5: [*range(40, 48)]}
     newest = run / "checkpoints" / "step-00000006"
-    assert json.loads((newest / "manifest.json").read_text())["format"] == 2
-    assert json.loads((newest / "state.json").read_text())["format"] == 2
+    assert json.loads((newest / "manifest.json").read_text())["format"] == 3
+    assert json.loads((newest / "state.json").read_text())["format"] == 3
+    assert json.loads((newest / "state.json").read_text())["experiment"]["data"]["order_version"] == 1
     assert {name.split(".")[1] for name in tensors(newest)} == {"denoiser"}
 
 

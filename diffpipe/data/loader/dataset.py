@@ -43,13 +43,13 @@ class Dataset:
     def __init__(self, config: DataConfig, shard_set: ShardSet, seed: int):
         self.config = config
         self.seed = seed
-        self.order = build_order(shard_set, seed, config.interleave, config.shuffle_window)
+        self.order = build_order(shard_set, seed, config)
         self.reader = Reader(shard_set, open_files=min(_OPEN_FILES, 2 * self.order.concurrent_shards))
         self.latents = are_latents(shard_set)
         # An order caches the windows that were used last, so looking ahead needs one of its own.
         self._order_ahead: Order | Mixture | None = None
         if self.reader.remote:
-            self._order_ahead = build_order(shard_set, seed, config.interleave, config.shuffle_window)
+            self._order_ahead = build_order(shard_set, seed, config)
         self._prefetching = False
 
     def batch(self, positions: Int64[np.ndarray, " b"], into: Num[np.ndarray, "b c h w"] | None = None) -> Batch:

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from diffpipe.data.config import SourceConfig
+from diffpipe.data.config import DataConfig, SourceConfig
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet
-from diffpipe.data.loader.order import Order
+from diffpipe.data.loader.order import VERSION, Order
 from diffpipe.data.remote.cache import ShardCache
 from diffpipe.errors import UserError
 from diffpipe.rng import fold_in, philox
@@ -65,12 +65,13 @@ def load_sources(
     return sets[0] if len(sets) == 1 else MixedShardSet(sets, [source.weight for source in sources])
 
 
-def build_order(shard_set: ShardSet, seed: int, interleave: int, shuffle_window: int) -> Order | Mixture:
+def build_order(shard_set: ShardSet, seed: int, config: DataConfig) -> Order | Mixture:
     """The order of the stream over these shards."""
+    settings = config.interleave, config.shuffle_window, config.order_version or VERSION
     if isinstance(shard_set, MixedShardSet):
         counts = [source.counts for source in shard_set.sets]
-        return Mixture(seed, counts, shard_set.shares, interleave, shuffle_window)
-    return Order(seed, shard_set.counts, interleave, shuffle_window)
+        return Mixture(seed, counts, shard_set.shares, *settings)
+    return Order(seed, shard_set.counts, *settings)
 
 
 def cache_warning(shard_set: ShardSet, order: Order | Mixture, cache_bytes: int, rank_share: float = 1.0) -> str | None:
@@ -124,6 +125,7 @@ class Mixture:
         shares: Sequence[int],
         interleave: int = 64,
         shuffle_window: int = 16384,
+        version: int = VERSION,
     ):
         self.seed = seed
         self.orders = [
@@ -132,6 +134,7 @@ class Mixture:
                 source_counts,
                 max(1, interleave * share // sum(shares)),
                 shuffle_window,
+                version,
             )
             for s, (source_counts, share) in enumerate(zip(counts, shares, strict=True))
         ]

@@ -3,6 +3,10 @@
 Each epoch permutes the shards. Their samples, put end to end, are cut into L lanes of equal length, and each lane is
 shuffled within windows. Position p of an epoch is entry p // L of lane p % L. So neighbours in the stream come from L
 distant places of the data set, while each lane reads only a shard or two at a time.
+
+Few shards make permuting them too little: with one shard, every epoch would begin with the same samples. So a lane of
+two shards or less also begins at another place in each epoch, and permutes its windows. It reads both shards at a time
+anyway. A longer lane keeps to the order of its shards: to jump among them would fetch remote ones twice.
 """
 
 from __future__ import annotations
@@ -12,7 +16,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from diffpipe.rng import permutation
+from diffpipe.rng import fold_in, permutation
+
+VERSION = 2
+"""The version of a new run's order. In version 1 lanes began at their first sample, and windows were not permuted."""
 
 
 class Order:
@@ -27,7 +34,12 @@ class Order:
     """
 
     def __init__(
-        self, seed: int, counts: Sequence[int] | np.ndarray, interleave: int = 64, shuffle_window: int = 16384
+        self,
+        seed: int,
+        counts: Sequence[int] | np.ndarray,
+        interleave: int = 64,
+        shuffle_window: int = 16384,
+        version: int = VERSION,
     ):
         self.seed = seed
         self.counts = np.asarray(counts, dtype=np.int64)
@@ -37,6 +49,8 @@ class Order:
         self.lanes = 1 << (most.bit_length() - 1)
         self._lane_length, self._longer_lanes = divmod(self.total, self.lanes)  # the first lanes have one sample more
         self._lane_window = min(shuffle_window // self.lanes, self._lane_length + 1)
+        few_shards = len(self.counts) <= 2 * self.lanes
+        self._permutes_windows = version > 1 and few_shards and self._lane_window < self._lane_length
         self._shard_orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._windows: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -68,7 +82,7 @@ class Order:
         for number in np.unique(window):
             rows = window == number
             shuffled[rows] = self._window(epoch, int(number), lane[rows])[lane[rows], offset[rows]]
-        return lane_start + window * self._lane_window + shuffled
+        return lane_start + shuffled
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards of an epoch in order, and the index at which each ends when they are put end to end."""
@@ -80,19 +94,39 @@ class Order:
         return self._shard_orders[epoch]
 
     def _window(self, epoch: int, number: int, lanes: np.ndarray) -> np.ndarray:
-        """The permutations of window `number` of each lane, [lanes, window]; only the rows in `lanes` are filled in."""
+        """The samples in window `number` of each lane, counted from the lane's first sample, [lanes, window].
+
+        Only the rows in `lanes` are filled in.
+        """
         if (epoch, number) not in self._windows:
             if len(self._windows) == 2:  # a batch may straddle two windows
                 self._windows.pop(next(iter(self._windows)))
             shuffled = np.empty((self.lanes, self._lane_window), dtype=np.int64)
             self._windows[epoch, number] = shuffled, np.zeros(self.lanes, dtype=bool)
         shuffled, filled = self._windows[epoch, number]
-        for lane in np.unique(lanes[~filled[lanes]]):
-            left = self._lane_length + (lane < self._longer_lanes) - number * self._lane_window
-            size = int(min(self._lane_window, left))
-            shuffled[lane, :size] = permutation(size, self.seed, "window", epoch, int(lane), number)
+        for lane in map(int, np.unique(lanes[~filled[lanes]])):
+            length = self._lane_length + (lane < self._longer_lanes)
+            size = min(self._lane_window, length - number * self._lane_window)
+            order = permutation(size, self.seed, "window", epoch, lane, number)
+            shuffled[lane, :size] = (self._window_start(epoch, lane, number, length) + order) % length
             filled[lane] = True
         return shuffled
+
+    def _window_start(self, epoch: int, lane: int, number: int, length: int) -> int:
+        """The first sample of the `number`-th window that a lane reads in an epoch. The lane is a ring.
+
+        The whole windows are permuted in groups of as many as a window has samples, so a window costs at most twice its
+        own shuffle. The rest of the lane, less than a window, comes last.
+        """
+        if not self._permutes_windows:
+            return number * self._lane_window
+        whole = length // self._lane_window
+        if number < whole:
+            group, nth = divmod(number, self._lane_window)
+            first = group * self._lane_window
+            size = min(self._lane_window, whole - first)
+            number = first + int(permutation(size, self.seed, "windows", epoch, lane, group)[nth])
+        return number * self._lane_window + fold_in(self.seed, "rotation", epoch, lane) % length
 
 
 def rank_positions(batch_size: int, start: int, rank: int, world: int, accumulate: int) -> Iterator[range]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-FORMAT = 2
+FORMAT = 3
 """The format that is written. Every older one is read, through `MIGRATIONS`."""
 
 RENAMED_PARTS = {1: {"denoiser": "unet", "flow_blocks": "blocks"}}
@@ -48,7 +48,7 @@ class RunState(BaseModel, extra="forbid", frozen=True):
     fingerprint: the shards'. experiment: the resolved config as plain values, with the keys of the checkpoint's format.
     """
 
-    format: Literal[2] = FORMAT
+    format: Literal[3] = FORMAT
     step: int = Field(ge=0, strict=True)
     position: int = Field(ge=0, strict=True)
     skipped: int = Field(default=0, ge=0)
@@ -68,7 +68,12 @@ def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
     return {"format": 2, "bad_samples": tree.pop("bad"), "fingerprint": identity["data"]["fingerprint"], **tree}
 
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+def _from_format_2(tree: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 differs in the config alone: see `experiment.stored_config`."""
+    return {**tree, "format": tree["format"] + 1}  # not 3: a state of another format than its manifest says is refused
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1, 2: _from_format_2}
 """By format: from its tree to the next format's."""
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.dataset_diff import save_listing
+from diffpipe.data.loader.order import VERSION
 from diffpipe.errors import UserError
-from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
+from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change, with_order_version
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.state import Shape
@@ -24,6 +27,13 @@ def checkpoint(*words: str, fingerprint: str = "0" * 64) -> Checkpoint:
     tree = CASES["ddpm"].experiment("run.dir=x", *words).model_dump(mode="json")
     state = run_state(4, experiment=tree, shape=Shape(channels=1, resolution=8, classes=10), fingerprint=fingerprint)
     return Checkpoint(Path("x/checkpoints/step-00000004"), state, "0" * 64)
+
+
+def of_format_2(newer: Checkpoint) -> Checkpoint:
+    """The checkpoint as the previous version wrote it: without the keys that came since."""
+    tree = deepcopy(newer.state.experiment)
+    del tree["data"]["order_version"]
+    return replace(newer, state=newer.state.model_copy(update={"experiment": tree}), format=2)
 
 
 def test_what_does_not_touch_the_samples_or_the_weights_may_change() -> None:
@@ -46,6 +56,21 @@ def test_other_changes_are_refused_unless_the_key_or_its_section_is_allowed(word
     prefix = CASES["ddpm"].experiment("data.flip=false", word, f"run.allow_changes=[{key[:-1]}]")
     with pytest.raises(UserError, match="of another experiment"):
         allowed_changes(was, prefix, SHAPE)
+
+
+def test_a_run_goes_on_in_the_order_that_it_began_with() -> None:
+    """Checkpoints of format 2 know no versions of the order: theirs is the first."""
+    open_, stated = CASES["ddpm"].experiment("run.dir=x"), CASES["ddpm"].experiment("run.dir=x", "data.order_version=2")
+    assert open_.data.order_version is None
+    assert with_order_version(open_, None).data.order_version == VERSION
+    assert with_order_version(open_, checkpoint("data.order_version=2")).data.order_version == 2
+    before = of_format_2(checkpoint())
+    resumed = with_order_version(open_, before)
+    assert resumed.data.order_version == 1
+    assert allowed_changes(before, resumed, SHAPE) == []
+    assert with_order_version(stated, before) == stated
+    with pytest.raises(UserError, match=r"data\.order_version was 1 and is 2.*allow_changes=\[data\.order_version\]"):
+        allowed_changes(before, stated, SHAPE)
 
 
 def test_train_steps_may_not_change_once_the_learning_rate_decays_by_it() -> None:

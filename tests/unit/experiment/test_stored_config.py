@@ -28,6 +28,7 @@ def test_its_state_and_config_are_read_under_todays_names(runtime: Runtime) -> N
     assert config.stage.network.channel_mult == (1, 2)  # pyright: ignore[reportAttributeAccessIssue]
     assert config.optimizer.lr_factors == {"denoiser": 1.5}
     assert (config.data.allow_changes, config.data.max_bad_samples, config.data.interleave) == (True, 3, 64)
+    assert config.data.order_version == 1
     assert config.run.allow_changes == ("optimizer.clip",)
 
 

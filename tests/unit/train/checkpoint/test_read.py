@@ -19,6 +19,7 @@ from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import describe
 from diffpipe.train.checkpoint.retention import recover
+from diffpipe.train.checkpoint.state import FORMAT
 from diffpipe.train.distributed import Communicator
 from tests.support.run_states import run_state
 
@@ -128,9 +129,11 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path, kind: str) ->
 
 def test_a_checkpoint_of_a_newer_version_is_refused_and_not_renamed(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    manifest(save(tmp_path, 2), format=3, more={"of": "what is to come"})
+    manifest(save(tmp_path, 2), format=FORMAT + 1, more={"of": "what is to come"})
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"step-00000002 was written by a newer version of diffpipe \(format 3; this"):
+    with pytest.raises(
+        UserError, match=rf"step-00000002 was written by a newer version of diffpipe \(format {FORMAT + 1}; this"
+    ):
         recover(tmp_path, ALONE)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

@@ -1,4 +1,4 @@
-"""RunState: its JSON comes back as it was, format 1 is migrated, and anything else is refused."""
+"""RunState: its JSON comes back as it was, formats 1 and 2 are migrated, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ def test_format_1_is_migrated() -> None:
     assert json.dumps(FORMAT_1) == before
 
 
+def test_format_2_is_migrated() -> None:
+    assert parse_state(tree(format=2), 2) == STATE
+
+
 def test_format_1_without_what_a_resume_compares_is_no_state() -> None:
     with pytest.raises(KeyError, match="identity"):
         parse_state({key: value for key, value in FORMAT_1.items() if key != "identity"}, 1)
@@ -76,10 +80,10 @@ def test_a_missing_field_is_refused(field: str) -> None:
         parse_state({key: value for key, value in tree().items() if key != field}, FORMAT)
 
 
-@pytest.mark.parametrize("other", [1, 3])
-def test_a_state_of_another_format_than_its_manifest_says_is_refused(other: int) -> None:
+@pytest.mark.parametrize(("other", "manifest"), [(1, FORMAT), (2, FORMAT), (FORMAT + 1, FORMAT), (1, 2), (FORMAT, 2)])
+def test_a_state_of_another_format_than_its_manifest_says_is_refused(other: int, manifest: int) -> None:
     with pytest.raises(ValidationError, match="format"):
-        parse_state(tree(format=other), FORMAT)
+        parse_state(tree(format=other), manifest)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "7", '"state"'])
