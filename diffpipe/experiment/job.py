@@ -26,7 +26,7 @@ from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_chan
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.start import start_function
 from diffpipe.experiment.start_summary import start_summary
-from diffpipe.experiment.stored_config import stored_config
+from diffpipe.experiment.stored_config import stored_config, with_stored_network
 from diffpipe.files import atomic_write
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.train import checkpoint as checkpoints
@@ -75,6 +75,8 @@ class Job:
         for complaint in complaints:
             print_on_rank_zero(runtime, f"warning: skipping a damaged checkpoint: {complaint}")
         experiment = with_order_version(experiment, checkpoint)
+        if checkpoint is not None:
+            experiment = with_stored_network(experiment, checkpoint)
         experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
         runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
         experiment = with_class_names(experiment, shards)

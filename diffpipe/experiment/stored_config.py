@@ -8,7 +8,11 @@ from typing import Any
 
 from diffpipe.config import override, rename_keys, validate
 from diffpipe.experiment.config import Experiment
+from diffpipe.nn.unet import UNetConfig
 from diffpipe.train.checkpoint import Checkpoint
+
+_UNET_OF_FORMAT_2 = {"norm_eps": 1e-5, "frequency_shift": 0, "cos_first": False, "downsample_padding": "both"}
+"""Keys of the UNet that format 2 lacks, and what its networks compute with."""
 
 
 def stored_config(checkpoint: Checkpoint, overrides: Sequence[str] = ()) -> Experiment:
@@ -21,6 +25,20 @@ def stored_config(checkpoint: Checkpoint, overrides: Sequence[str] = ()) -> Expe
     for word in overrides:
         override(Experiment, tree, word)
     return validate(Experiment, tree, str(checkpoint.path))
+
+
+def with_stored_network(experiment: Experiment, checkpoint: Checkpoint) -> Experiment:
+    """The experiment to resume, in which a UNet goes on computing what the checkpoint's weights were trained for.
+
+    The default of some keys has changed since format 2. Where the experiment does not name such a key, it takes the
+    checkpoint's value, which need not be today's default.
+    """
+    ours, stored = getattr(experiment.stage, "network", None), getattr(stored_config(checkpoint).stage, "network", None)
+    if not isinstance(ours, UNetConfig) or not isinstance(stored, UNetConfig):
+        return experiment
+    unnamed = _UNET_OF_FORMAT_2.keys() - ours.model_fields_set
+    network = ours.model_copy(update={key: getattr(stored, key) for key in unnamed})
+    return experiment.model_copy(update={"stage": experiment.stage.model_copy(update={"network": network})})
 
 
 def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
@@ -36,4 +54,7 @@ def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
 def _from_format_2(tree: dict[str, Any]) -> dict[str, Any]:
     """Format 2 lacks keys whose defaults are others today: they have the values that its runs were trained with."""
     tree["data"]["order_version"] = 1
+    stage = tree["stage"]
+    if stage["kind"] in ("ddpm", "adversarial") and stage["network"].get("kind", "unet") == "unet":
+        stage["network"] = _UNET_OF_FORMAT_2 | stage["network"]
     return tree

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -21,26 +21,35 @@ def zero_init(module: M) -> M:
     return module
 
 
-def sinusoidal_embedding(t: Int[Tensor, " b"], dim: int, max_period: float = 10_000.0) -> Float[Tensor, "b {dim}"]:
-    """Sines and cosines of t at dim/2 geometrically spaced frequencies (Vaswani et al. 2017, section 3.5)."""
+def sinusoidal_embedding(
+    t: Real[Tensor, " b"], dim: int, *, shift: int = 1, cos_first: bool = False, max_period: float = 10_000.0
+) -> Float[Tensor, "b {dim}"]:
+    """Sines and cosines of t at dim/2 frequencies, from 1 down by equal factors (Vaswani et al. 2017, section 3.5).
+
+    t: timesteps, whole or not. shift: frequency i is max_period^(-i / (dim/2 - shift)), so with 1 the last one is
+    1/max_period exactly (Ho et al. 2020), and with 0 it is a factor above that (Dhariwal & Nichol 2021). cos_first: the
+    cosines come before the sines. dim is even. The result is of at least float32.
+    """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device, dtype=t.dtype) / (half - shift))
+    angles = t[:, None] * frequencies
+    waves = (angles.cos(), angles.sin()) if cos_first else (angles.sin(), angles.cos())
+    return torch.cat(waves, dim=1)
 
 
 class ResBlock(nn.Module):
     """norm → SiLU → conv, twice, with the embedding added between and a skip around (Ho et al. 2020, appendix B).
 
-    c_emb: channels of the embedding; None: the block takes none.
+    c_emb: channels of the embedding; None: the block takes none. eps: the group normalization's.
     """
 
-    def __init__(self, c_in: int, c_out: int, c_emb: int | None, groups: int, dropout: float):
+    def __init__(self, c_in: int, c_out: int, c_emb: int | None, groups: int, dropout: float, eps: float = 1e-5):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in)
+        self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb = None if c_emb is None else nn.Linear(c_emb, c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -63,10 +72,10 @@ def res_blocks(c_in: int, c_out: int, count: int, c_emb: int | None, groups: int
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the pixels, with a skip around."""
 
-    def __init__(self, channels: int, heads: int, groups: int):
+    def __init__(self, channels: int, heads: int, groups: int, eps: float = 1e-5):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = nn.GroupNorm(groups, channels, eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero_init(nn.Linear(channels, channels))
 
@@ -79,10 +88,18 @@ class SelfAttention(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """Halve height and width with a strided 3×3 convolution."""
+    """Halve height and width with a strided 3×3 convolution.
 
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
+    padding: zeros on all four sides, or at the end alone, below and to the right, as TensorFlow's "SAME" has it for
+    even sizes.
+    """
+
+    def __init__(self, channels: int, padding: Literal["both", "end"] = "both"):
+        super().__init__(channels, channels, 3, stride=2, padding=1 if padding == "both" else 0)
+        self.at_end = padding == "end"
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c _ _"]:  # noqa: A002 (as torch calls it)
+        return super().forward(F.pad(input, (0, 1, 0, 1)) if self.at_end else input)
 
 
 class Upsample(nn.Module):

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.errors import UserError
 from diffpipe.nn.blocks import Downsample, ResBlock, SelfAttention, Upsample, sinusoidal_embedding, zero_init
+from diffpipe.nn.initialization import variance_scaling
 from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 
 
@@ -36,6 +37,15 @@ class UNetConfig(NormalizedLevelsConfig):
     """Groups of the group normalization; `channels` is a multiple of it."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout rate in the residual blocks."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the variance in group normalization: 1e-6 in the code of Ho et al., 1e-5 in torch's default."""
+    frequency_shift: Literal[0, 1] = 1
+    """Frequency i of the timestep embedding is 10000^(-i / (channels/2 - frequency_shift)): 1 as Ho et al. 2020, 0 as
+    Dhariwal & Nichol 2021."""
+    cos_first: bool = False
+    """The cosines of the timestep embedding come before the sines, as Dhariwal & Nichol 2021 have them."""
+    downsample_padding: Literal["both", "end"] = "end"
+    """Zeros around a strided convolution: on all sides, or below and to the right alone, as in the code of Ho et al."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> UNetConfig:
@@ -43,9 +53,21 @@ class UNetConfig(NormalizedLevelsConfig):
             raise ValueError(f"channels {self.channels} must be a multiple of heads {self.heads}")
         return self
 
-    def build(self, channels: int, resolution: int, classes: int = 0) -> UNet:
-        """The network for images of this shape. Raises UserError where they do not fit."""
-        return UNet(self, channels, resolution, classes)
+    @model_validator(mode="after")
+    def _frequencies_exist(self) -> UNetConfig:
+        least = 2 * (1 + self.frequency_shift)
+        if self.channels % 2 or self.channels < least:
+            raise ValueError(
+                f"channels {self.channels} must be even and at least {least}: half of them are sines of the timestep"
+            )
+        return self
+
+    def build(self, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None) -> UNet:
+        """The network for images of this shape. Raises UserError where they do not fit.
+
+        out_channels: None: as many as `channels`.
+        """
+        return UNet(self, channels, resolution, classes, out_channels)
 
 
 class UNetEncoder(nn.Module):
@@ -75,35 +97,40 @@ class UNetEncoder(nn.Module):
         self.down = nn.ModuleList()
         for level, mult in enumerate(config.channel_mult):
             if level:
-                self.down.append(Downsample(c))
+                self.down.append(Downsample(c, config.downsample_padding))
                 size //= 2
                 self.widths.append(c)
             for _ in range(config.blocks):
                 self.down.append(self._block(c, mult * config.channels, size))
                 c = mult * config.channels
                 self.widths.append(c)
-        attend = SelfAttention(c, config.heads, config.groups)
-        self.middle = nn.ModuleList([self._residual(c, c), attend, self._residual(c, c)])
+        self.middle = nn.ModuleList([self._residual(c, c), self._attention(c), self._residual(c, c)])
+        variance_scaling(self)
 
     def blocks(self) -> list[nn.Module]:
         return [*_units(self.down), *self.middle]
 
     def _block(self, c_in: int, c_out: int, size: int) -> nn.Module:
         attends = size in self.config.attention
-        attention = SelfAttention(c_out, self.config.heads, self.config.groups) if attends else nn.Identity()
-        return nn.ModuleList([self._residual(c_in, c_out), attention])
+        return nn.ModuleList([self._residual(c_in, c_out), self._attention(c_out) if attends else nn.Identity()])
 
     def _residual(self, c_in: int, c_out: int) -> nn.Module:
-        return ResBlock(c_in, c_out, 4 * self.config.channels, self.config.groups, self.config.dropout)
+        config = self.config
+        return ResBlock(c_in, c_out, 4 * config.channels, config.groups, config.dropout, config.norm_eps)
+
+    def _attention(self, channels: int) -> nn.Module:
+        return SelfAttention(channels, self.config.heads, self.config.groups, self.config.norm_eps)
 
     def embed(
         self,
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         labels: Int[Tensor, " b"] | None,
         extra_embedding: Float[Tensor, "b c_emb"] | None = None,
     ) -> Float[Tensor, "b c_emb"]:
         """The embedding that conditions every block. The label `classes` means no label."""
-        emb = self.time(sinusoidal_embedding(t, self.config.channels))
+        config = self.config
+        waves = sinusoidal_embedding(t, config.channels, shift=config.frequency_shift, cos_first=config.cos_first)
+        emb = self.time(waves.to(self.stem.weight.dtype))
         if self.label is not None:
             assert labels is not None, "a class-conditional network takes labels"
             emb = emb + self.label(labels)
@@ -125,9 +152,19 @@ class UNetEncoder(nn.Module):
 
 
 class UNet(UNetEncoder):
-    """Maps (x_t, t, label) to a tensor of x_t's shape. Raises UserError as its encoder does."""
+    """Maps (x_t, t, label) to a tensor of x_t's height and width. Raises UserError as its encoder does.
 
-    def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
+    out_channels: the channels of that tensor; None: those of x_t.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        channels: int,
+        resolution: int,
+        classes: int = 0,
+        out_channels: int | None = None,
+    ):
         super().__init__(config, channels, resolution, classes)
         c, size, skips = self.widths[-1], resolution >> (len(config.channel_mult) - 1), [*self.widths]
         self.up = nn.ModuleList()
@@ -140,8 +177,9 @@ class UNet(UNetEncoder):
                 self.up.append(Upsample(c))
                 size *= 2
         assert not skips, "every skip is used once"
-        self.norm = nn.GroupNorm(config.groups, c)
-        self.out = zero_init(nn.Conv2d(c, channels, 3, padding=1))
+        self.norm = nn.GroupNorm(config.groups, c, config.norm_eps)
+        self.out = zero_init(nn.Conv2d(c, out_channels or channels, 3, padding=1))
+        variance_scaling(self.up)
 
     def blocks(self) -> list[nn.Module]:
         return [*super().blocks(), *_units(self.up)]
@@ -149,13 +187,14 @@ class UNet(UNetEncoder):
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         labels: Int[Tensor, " b"] | None = None,
         extra_embedding: Float[Tensor, "b c_emb"] | None = None,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b c_out h w"]:
         """x has the channels and resolution given at construction. The label `classes` means no label.
 
-        style: a further condition, of 4 × config.channels, which is added to the timestep's embedding.
+        t: timesteps, whole or not. extra_embedding: a further condition, of 4 × config.channels, which is added to the
+        timestep's embedding.
         """
         emb = self.embed(t, labels, extra_embedding)
         h, skips = self.encode(x, emb)

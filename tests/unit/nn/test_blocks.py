@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,9 +21,23 @@ from tests.support.randomized import normal, randomized
 
 
 def test_the_embedding_holds_sines_and_cosines_of_every_frequency() -> None:
-    e = sinusoidal_embedding(torch.tensor([0, 3]), 8)
+    e = sinusoidal_embedding(torch.tensor([0, 3]), 8, shift=0)
     assert torch.equal(e[0], torch.tensor([0.0] * 4 + [1.0] * 4))
     torch.testing.assert_close(e[1, 1], torch.sin(torch.tensor(3 * 10_000 ** (-1 / 4))))
+    torch.testing.assert_close(sinusoidal_embedding(torch.tensor([3]), 8)[0, 3], torch.sin(torch.tensor(3 / 10_000)))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("cos_first", [True, False])
+@pytest.mark.parametrize("t", [torch.tensor([0, 3, 999]), torch.tensor([0.25, 731.5])])
+def test_the_embedding_is_that_of_diffusers(t: torch.Tensor, cos_first: bool, shift: int) -> None:
+    expected = get_timestep_embedding(t, 10, flip_sin_to_cos=cos_first, downscale_freq_shift=shift)
+    assert torch.equal(sinusoidal_embedding(t, 10, shift=shift, cos_first=cos_first), expected)
+
+
+def test_a_time_of_float64_keeps_its_digits() -> None:
+    t = torch.tensor([999.000001], dtype=torch.float64)
+    torch.testing.assert_close(sinusoidal_embedding(t, 4)[0, 0], t[0].sin(), rtol=1e-12, atol=0)
 
 
 def test_a_residual_block_starts_as_its_skip() -> None:
@@ -65,7 +81,10 @@ def test_resolutions_are_doubled_by_nearest_neighbours_and_halved() -> None:
     up = Upsample(3)
     doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(up(x), up.conv(doubled))
-    assert Downsample(3)(x).shape == (1, 3, 2, 3)
+    down = Downsample(3)
+    assert down(x).shape == (1, 3, 2, 3)
+    end = Downsample(3, "end")
+    torch.testing.assert_close(end(x), F.conv2d(F.pad(x, (0, 1, 0, 1)), end.weight, end.bias, stride=2))
 
 
 def test_only_the_first_of_several_blocks_changes_the_channels() -> None:
