@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 from diffpipe import __version__
 from diffpipe.errors import RankError, UserError, as_user_error, os_error
 from diffpipe.files import user_path
-from diffpipe.process import INTERRUPTED, Interrupts, discard_output, is_main_process, prepare_streams
+from diffpipe.process import (
+    INTERRUPTED,
+    Interrupts,
+    discard_output,
+    end_with_launcher,
+    is_main_process,
+    prepare_streams,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -64,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None:
             prepare_streams()
+            end_with_launcher()
         words = list(sys.argv[1:] if argv is None else argv)
         status = _run(words)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -14,11 +15,22 @@ INTERRUPTED = 130
 """The exit status after Ctrl-C, as of a shell."""
 
 _MOST_FILES = 1 << 20
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def is_main_process() -> bool:
     """Whether this is the process of a job that prints and writes files, as the launcher's environment says."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def end_with_launcher() -> None:
+    """Let the kernel send this process SIGTERM when the launcher that started it dies.
+
+    `accelerate launch` dies of SIGUSR1, and with one process also of SIGTERM, without a signal to what it started. A
+    training that is left behind would hold its run directory. A process that no launcher started has no such parent.
+    """
+    if sys.platform == "linux" and ("TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class Interrupts:

@@ -43,11 +43,20 @@ def assert_resumes(run: Path, uninterrupted: Path, end: int, *words: str, proces
     assert_equals_uninterrupted(run, uninterrupted, end)
 
 
-def test_sigterm_to_the_launcher_ends_the_whole_job_with_one_last_checkpoint(
-    tmp_path: Path, uninterrupted: Callable[[int], Path]
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 2), (signal.SIGTERM, 0)], ids=str
+)
+def test_a_signal_to_the_launcher_ends_the_whole_job_with_one_last_checkpoint(
+    tmp_path: Path, number: signal.Signals, processes: int, uninterrupted: Callable[[int], Path]
 ) -> None:
-    words = command("train", CONFIG, f"run.dir={tmp_path}", *SMALL, *LONG, processes=2)
+    """The launcher of several passes SIGTERM on. It dies of SIGUSR1, and that of one process of both signals.
+
+    The processes then end because it has died.
+    """
+    words = command("train", CONFIG, f"run.dir={tmp_path}", *SMALL, *LONG, processes=processes)
     words[words.index("diffpipe")] = MODULE
+    if not processes:
+        words[1:1] = ["-m", "accelerate.commands.launch", "--cpu"]
     env = os.environ | {"OMP_NUM_THREADS": "1", "FAULTS": '{"seconds_per_step": 0.1}'}
     with subprocess.Popen(words, cwd=HOME, env=env, stderr=subprocess.PIPE, text=True) as launcher:
         deadline = time.monotonic() + 180
@@ -56,10 +65,10 @@ def test_sigterm_to_the_launcher_ends_the_whole_job_with_one_last_checkpoint(
             assert launcher.poll() is None, launcher.communicate()[1]
             time.sleep(0.02)
         job = psutil.Process(launcher.pid).children(recursive=True)
-        launcher.send_signal(signal.SIGTERM)
+        launcher.send_signal(number)
         _, stderr = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
-    assert len(job) >= 2
+    assert len(job) >= max(1, processes)
     _, alive = psutil.wait_procs(job, timeout=5)
     assert not alive, stderr
     (step,) = checkpoint_steps(tmp_path)
@@ -67,7 +76,7 @@ def test_sigterm_to_the_launcher_ends_the_whole_job_with_one_last_checkpoint(
     assert stderr.count(f"stopped by SIGTERM after step {step}: ") == 1, stderr
     assert leftovers(tmp_path) == []
     assert step < 22, "too slow to be compared"
-    assert_resumes(tmp_path, uninterrupted(2), step + 2, processes=2)
+    assert_resumes(tmp_path, uninterrupted(processes), step + 2, processes=processes)
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])

@@ -101,6 +101,37 @@ def test_ctrl_c_at_the_end_of_the_interpreter_says_nothing() -> None:
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [("ACCELERATE_MIXED_PRECISION", "SIGTERM"), ("TORCHELASTIC_RUN_ID", "SIGTERM"), ("", "none")],
+)
+def test_a_process_ends_with_its_launcher_and_not_with_another_parent(variable: str, expected: str) -> None:
+    child = "import signal, sys; from diffpipe.process import end_with_launcher; "
+    child += (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); end_with_launcher(); print('up', flush=True); "
+    )
+    child += f"received = signal.sigtimedwait([signal.SIGTERM], {60 if variable else 0.5}); "
+    child += "print('SIGTERM' if received else 'none')"
+    parent = "import os, signal, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=-3); "
+    parent += "sys.stdin.read(1); os.kill(os.getpid(), signal.SIGKILL)"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", parent, child],
+        env=env | ({variable: "no"} if variable else {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with launcher:
+        assert launcher.stdin is not None
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == "up\n"
+        launcher.stdin.write("x")
+        launcher.stdin.flush()
+        assert launcher.stdout.read() == f"{expected}\n"
+    assert launcher.returncode == -signal.SIGKILL
+
+
 def test_the_file_limit_is_raised_to_what_the_system_allows() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
