@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F  # noqa: N812
 
-from diffpipe.data.decode.image_header import before_scan, check_png, format_of
+from diffpipe.data.decode.image_header import before_scan, check_jpeg, check_png, format_of
 from diffpipe.data.decode.strip import is_strip, strip_window
 from diffpipe.errors import BadSampleError
 
@@ -23,6 +23,7 @@ MAX_PIXELS = 64_000_000
 _GREY = {"1", "L", "LA"}
 _SPACES = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error)
+_PIL_FAILS = (TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)  # over a crafted file
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Crop = Literal["center", "random"]
@@ -166,6 +167,8 @@ def pixels(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
 def _oriented(data: bytes, max_pixels: int) -> Image.Image | UInt8[np.ndarray, "h w *rgb"]:
     """The image in its own mode and the orientation of its EXIF data; only its pixels, if they are grey or RGB."""
     kind = format_of(data)
+    if kind == "JPEG":
+        check_jpeg(data)
     array = _decode_jpeg(data, max_pixels) if kind == "JPEG" else None
     if array is None:
         return _decode_with_pil(data, kind, max_pixels)
@@ -199,6 +202,13 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w *rgb"] 
 
 
 def _decode_with_pil(data: bytes, kind: str, max_pixels: int) -> Image.Image:
+    try:
+        return _load_with_pil(data, kind, max_pixels)
+    except _PIL_FAILS as error:
+        raise ValueError(f"PIL fails with {type(error).__name__}: {str(error)[:100]}") from error
+
+
+def _load_with_pil(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=(kind,))
     _check_size(image.size, max_pixels)
     if kind == "PNG":
@@ -216,7 +226,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _apply_orientation(image: Image.Image) -> None:
     # Editors often truncate metadata. An image whose orientation cannot be read stays as it is.
-    with contextlib.suppress(*_BROKEN):
+    with contextlib.suppress(*_BROKEN, *_PIL_FAILS):
         ImageOps.exif_transpose(image, in_place=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 
+_MOST_SCANS = 500  # as in libjpeg-turbo's own tools
 _PNG = b"\x89PNG\r\n\x1a\n"
 # The first bytes of each supported format, by PIL's name for it. File names are not trusted.
 _MAGIC = {
@@ -36,6 +37,16 @@ def before_scan(data: bytes) -> bytes:
             return data[:at]
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return data
+
+
+def check_jpeg(data: bytes) -> None:
+    """Raise ValueError where a JPEG has more scans than `_MOST_SCANS`.
+
+    Progressive files have about ten. A scan of a hundred bytes goes over all pixels, so a file of a megabyte could
+    take minutes. In the data of a scan 0xFF is followed by 0x00 or by a restart marker.
+    """
+    if (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+        raise ValueError(f"it has {scans} scans")
 
 
 def check_png(data: bytes) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tarfile
+import gzip
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
+from diffpipe.data.index.tar_stream import TarStream, headers
 from diffpipe.data.packing.pickles import load_plain
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
+from diffpipe.files import open_regular
 
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _NAMES = "batches.meta"
 _MAX_BYTES = 256 << 20  # eight times a batch
+_MAX_ARCHIVE = 1 << 30  # five times CIFAR-10's
 _SIDE = 32
 
 
@@ -60,23 +64,37 @@ class CifarSource:
         raise UserError(f"{self.path}: the archive has no columns to split by; use --split")
 
 
+class _Bounded:
+    """A file that is an error where it goes on for longer than any archive of CIFAR: a few bytes hold gigabytes."""
+
+    def __init__(self, file: gzip.GzipFile):
+        self._file, self._left = file, _MAX_ARCHIVE
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(f"it has more than {_MAX_ARCHIVE} bytes")
+        return data
+
+
 def _read_pickles(path: Path, names: set[str]) -> dict[str, Any]:
     """The contents of the pickles with these names."""
     pickles: dict[str, Any] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
-            for info in archive:
+        with os.fdopen(open_regular(path, follow_links=True), "rb") as file, gzip.GzipFile(fileobj=file) as unzipped:
+            stream = TarStream(_Bounded(unzipped), str(path))
+            for info in headers(stream, str(path)):
                 name = info.name.rpartition("/")[2]
-                if name not in names or not info.isreg():
+                if name not in names or not info.isreg() or info.issparse():
                     continue
                 if info.size > _MAX_BYTES:
                     raise UserError(f"{path}: {info.name}: {info.size} bytes, more than any batch; download it again")
-                file = archive.extractfile(info)
-                assert file is not None
                 if name in pickles:
                     raise UserError(f"{path}: {name} comes twice; download the archive again")
-                pickles[name] = _dictionary(file.read(), f"{path}: {name}")
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+                stream.seek(info.offset_data)
+                pickles[name] = _dictionary(b"".join(stream.views(info.size)), f"{path}: {name}")
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole .tar.gz archive ({error}); download it again") from error
     return pickles
 
@@ -85,7 +103,7 @@ def _dictionary(data: bytes, where: str) -> dict[str, Any]:
     value = load_plain(data, where)
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a dictionary, which a batch of CIFAR-10 is; give cifar-10-python.tar.gz")
-    return {_text(key): entry for key, entry in value.items()}
+    return {_text(key): entry for key, entry in value.items() if isinstance(key, bytes | str)}
 
 
 def _class_names(meta: dict[str, Any], where: str) -> list[str]:
@@ -104,7 +122,8 @@ def _batch(batch: dict[str, Any], classes: int, where: str) -> tuple[np.ndarray,
         raise UserError(f"{where}: not a list of {len(data)} labels, one for each image; download the archive again")
     if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
         raise UserError(f"{where}: a label is not a number from 0 to {classes - 1}; download the archive again")
-    return data, labels, [_text(name) for name in files or []]
+    named = files if isinstance(files, list) and all(isinstance(name, bytes | str) for name in files) else []
+    return data, labels, [_text(name) for name in named]
 
 
 def _text(value: Any) -> str:

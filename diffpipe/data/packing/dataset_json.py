@@ -10,9 +10,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from diffpipe.data.index.scan import CLASS_DIGITS
 from diffpipe.errors import UserError
 
 NAME = "dataset.json"
+_MOST = 10**CLASS_DIGITS
 
 
 def parse_dataset_json(data: bytes, where: str) -> dict[str, str] | None:
@@ -36,7 +38,10 @@ def parse_dataset_json(data: bytes, where: str) -> dict[str, str] | None:
     for row in rows:
         if not isinstance(row, list) or len(row) != 2 or not isinstance(row[0], str):
             raise _refused(where, "its labels are no list of [path, label]")
-        path = "/".join(part for part in row[0].replace("\\", "/").split("/") if part not in ("", "."))
+        parts = row[0].replace("\\", "/").split("/")
+        if row[0].startswith("/") or ".." in parts:
+            raise _refused(where, f"{row[0][:80]!r} is not a path below its folder")
+        path = "/".join(part for part in parts if part not in ("", "."))
         if path in labels:
             raise _refused(where, f"{path} is named twice")
         labels[path] = str(_class_of(row[1], path, where))
@@ -47,7 +52,7 @@ def _class_of(label: Any, path: str, where: str) -> int:
     """The class that a label means: a whole number, or a vector with a single one and zeros."""
     if isinstance(label, list) and label.count(1) == 1 and label.count(0) == len(label) - 1:
         return label.index(1)
-    if isinstance(label, int | float) and not isinstance(label, bool) and label >= 0 and float(label).is_integer():
+    if isinstance(label, int | float) and not isinstance(label, bool) and 0 <= label < _MOST and int(label) == label:
         return int(label)
     raise _refused(where, f"the label of {path} is neither a number ≥ 0 nor a vector with a single 1")
 

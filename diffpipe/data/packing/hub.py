@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffpipe.data.index.scan import MAX_MEMBER
 from diffpipe.data.packing.source import PackItem, numbered
 from diffpipe.errors import UserError
+from diffpipe.files import read_regular
 
 SCHEME = "hf:"
 _SAVED = ("dataset_info.json", "dataset_dict.json")
@@ -46,10 +48,26 @@ class HubSource:
         if not isinstance(value, dict) or not (value.get("bytes") or value.get("path")):
             raise UserError(f"{where}: its {self._image} is empty; remove the row")
         data = value.get("bytes")
+        if data:
+            return PackItem(where, bytes(data))
         try:
-            return PackItem(where, bytes(data) if data else Path(value["path"]).read_bytes())
+            return PackItem(where, read_regular(self._file(value["path"], where), follow_links=True, limit=MAX_MEMBER))
         except OSError as error:
             raise UserError(f"{where}: {value['path']} cannot be read ({error.strerror}); restore it") from error
+
+    def _file(self, path: str, where: str) -> Path:
+        """The file of an image that is not in the dataset itself. Raises UserError where it could be any file."""
+        name = self.path.removeprefix(SCHEME).partition(":")[0]
+        datasets = _library(self.path)
+        caches = [datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE]
+        folders = [name, *(caches if self.path.startswith(SCHEME) else [])]
+        file = Path(path).resolve()
+        if not any(file.is_relative_to(Path(folder).resolve()) for folder in folders):
+            raise UserError(
+                f"{where}: its {self._image} is the file {path}, outside of the dataset; save the dataset with its "
+                "images in it (Dataset.save_to_disk does)"
+            )
+        return file
 
     def names(self) -> list[str]:
         paths = [(row[self._image] or {}).get("path") or "" for row in self._images]

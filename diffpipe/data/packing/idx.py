@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -13,8 +14,11 @@ import numpy as np
 
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
+from diffpipe.files import read_regular
 
 _UNSIGNED_BYTE = 8
+_ANY_RATIO = 1 << 30  # bytes that may be compressed to however few
+_MOST_RATIO = 100
 
 
 class IdxSource:
@@ -55,21 +59,33 @@ class IdxSource:
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array of an idx file, gzipped or not, with this number of dimensions. Raises UserError."""
+    header = 4 + 4 * dimensions
     try:
-        data = path.read_bytes()
+        data = read_regular(path, follow_links=True)
         if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
+            data = _decompressed(data, header)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); give the path of a whole idx file") from error
-    header = 4 + 4 * dimensions
     if len(data) < header or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
         raise UserError(f"{path}: not an idx file of bytes with {dimensions} dimensions; check which file it is")
     shape = struct.unpack(f">{dimensions}I", data[4:header])
+    if 0 in shape:
+        raise UserError(f"{path}: its header says {' x '.join(map(str, shape))}, which is nothing; give another file")
     if len(data) != header + math.prod(shape):
         raise UserError(
             f"{path}: has {len(data)} bytes, but its header says {header + math.prod(shape)}; download it again"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _decompressed(data: bytes, header: int) -> bytes:
+    """A gzipped idx file, up to one byte more than its header says. Raises OSError for gigabytes in a few bytes."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        start = file.read(header)
+        size = math.prod(struct.unpack(f">{len(start[4:]) // 4}I", start[4:])) if len(start) == header else 0
+        if size > max(_ANY_RATIO, _MOST_RATIO * len(data)):
+            raise OSError(f"its header says {size} bytes, more than images compress to")
+        return start + file.read(size + 1)
 
 
 def find_idx(folder: Path, split: str) -> tuple[Path, Path] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -17,6 +17,10 @@ from diffpipe.data.packing.open_source import open_source
 from diffpipe.data.packing.source import Source
 from diffpipe.data.packing.tree import Folder, Zip
 from diffpipe.errors import UserError
+from diffpipe.files import open_regular
+
+_ANY_RATIO = 1 << 30  # bytes of an array that may be compressed to however few
+_MOST_RATIO = 100
 
 
 @runtime_checkable
@@ -117,19 +121,36 @@ class _ArrayFiles:
 
 def _pixels(place: str) -> UInt8[np.ndarray, "n h w *c"]:
     try:
-        with np.load(place, allow_pickle=False) as arrays:
+        with os.fdopen(open_regular(place, follow_links=True), "rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
             names: Sequence[str] = arrays.files
             images = [name for name in names if name in ("arr_0", "images") or len(names) == 1]
-            array = arrays[images[0]] if images else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{place}: not a readable npz file ({error}); write it again with numpy.savez") from error
+            array = _array(arrays, images[0]) if images else None
+    except Exception as error:  # numpy evaluates a header as Python: OverflowError, TokenError, MemoryError, …
+        raise UserError(
+            f"{place}: not a readable npz file ({str(error)[:200]}); write it again with numpy.savez"
+        ) from error
     if array is None:
         raise UserError(
-            f"{place}: it holds {', '.join(names)} and no images; statistics are not enough, because scores need the "
-            "images themselves: give a folder, an archive or shards of them"
+            f"{place}: it holds {', '.join(names)[:200] or 'no arrays'} and no images; statistics are not enough, "
+            "because scores need the images themselves: give a folder, an archive or shards of them"
         )
-    if array.dtype != np.uint8 or not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))):
+    known = array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3))
+    if array.dtype != np.uint8 or not known or 0 in array.shape[1:]:
         raise UserError(
             f"{place}: its {images[0]} is {array.dtype} {list(array.shape)}; images are uint8 [n, h, w] or [n, h, w, 3]"
         )
+    return array
+
+
+def _array(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of the file. Raises ValueError where it is none, and where a few bytes hold gigabytes."""
+    for info in arrays.zip.infolist() if arrays.zip is not None else ():
+        if info.file_size > max(_ANY_RATIO, _MOST_RATIO * info.compress_size):
+            raise ValueError(f"{info.compress_size} bytes hold {info.file_size}, more than images compress to")
+    array = arrays[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} is no array")
     return array

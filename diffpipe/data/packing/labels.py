@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from diffpipe.errors import UserError
+from diffpipe.files import parse_json, read_regular
 
+_LONGEST = 1 << 30  # bytes of a labels file
 _PATH = ("path", "file_name", "filename", "file", "image")
 _LABEL = ("label", "class")
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -24,9 +25,11 @@ def read_labels(file: Path) -> dict[str, dict[str, str]]:
     JSON lines: objects with a path and a label. Anything else is text: a path, spaces, a label. Raises UserError.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give a text file in UTF-8") from error
+        text = read_regular(file, follow_links=True, limit=_LONGEST).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a text file in UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}; give a text file in UTF-8") from error
     suffix = file.suffix.lower()
     if suffix in _JSON_LINES:
         rows = _json_rows(file, text)
@@ -77,7 +80,7 @@ def _csv_rows(file: Path, text: str, separator: str) -> Iterator[tuple[int, dict
 def _json_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     for number, line in _lines(text):
         try:
-            row: Any = json.loads(line)
+            row: Any = parse_json(line)
         except ValueError as error:
             raise UserError(f"{file}:{number}: not JSON ({error}); give one object per line") from error
         if not isinstance(row, dict):

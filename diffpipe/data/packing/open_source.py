@@ -105,6 +105,8 @@ def _kind(src: str) -> str:
     if path.is_file():
         gzipped = _CIFAR if path.name.lower().endswith(".tar.gz") else _IDX_FILES
         return {".zip": _ZIPS, ".gz": gzipped, ".tgz": _CIFAR}.get(path.suffix.lower(), _IDX_FILES)
+    if not path.is_dir():
+        raise UserError(f"{src}: neither a file nor a folder; give an image folder, an archive, an idx file or hf:NAME")
     if is_saved(path):
         return _SAVED
     if find_idx(path, "train") or find_idx(path, "t10k"):

@@ -7,16 +7,19 @@ module, which record the arguments that numpy would get. So not even numpy's own
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickle
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffpipe.errors import UserError
 
+_MOST_VALUES = 1_000_000
 _NUMBERS = re.compile(r"[biu][1248]")
 _BROKEN = (
     pickle.UnpicklingError,
@@ -26,6 +29,8 @@ _BROKEN = (
     ValueError,
     TypeError,
     ArithmeticError,
+    AssertionError,
+    struct.error,
     MemoryError,
     RecursionError,
 )
@@ -38,7 +43,7 @@ def load_plain(data: bytes, where: str) -> Any:
     pickle names a function or class that numpy arrays do not need.
     """
     try:
-        return _plain(_Unpickler(io.BytesIO(data), encoding="bytes").load())
+        return _plain(_Unpickler(io.BytesIO(data), encoding="bytes").load(), itertools.count())
     except _ForbiddenError as error:
         raise UserError(
             f"{where}: its pickle would call {error}, which plain data does not need; nothing was run: remove the "
@@ -117,7 +122,9 @@ _PERMITTED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own implementation: that in C makes room for as many values as a pickle of ten bytes says."""
+
     def find_class(self, module: str, name: str) -> Any:
         permitted = _PERMITTED.get((module, name))
         if permitted is None:
@@ -125,12 +132,18 @@ class _Unpickler(pickle.Unpickler):
         return permitted
 
 
-def _plain(value: Any) -> Any:
-    """The value with numpy arrays in place of the recorded ones. Raises TypeError for other objects."""
+def _plain(value: Any, count: Iterator[int]) -> Any:
+    """The value with numpy arrays in place of the recorded ones.
+
+    count: numbers the values, since a list that is in several others is copied for each. Raises TypeError for other
+    objects, and ValueError for too many.
+    """
+    if next(count) >= _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES} values")
     if isinstance(value, dict):
-        return {_plain(key): _plain(entry) for key, entry in value.items()}
+        return {_plain(key, count): _plain(entry, count) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value))
+        return type(value)(_plain(entry, count) for entry in value)
     if isinstance(value, _Array):
         return value.value
     if value is None or isinstance(value, bytes | str | int | float):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,10 @@ from typing import Any
 from diffpipe.data.decode.image_files import is_hidden
 from diffpipe.data.index.scan import MAX_MEMBER
 from diffpipe.errors import UserError
+from diffpipe.files import open_regular
+
+_UNBOUNDED = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Folder:
@@ -53,13 +59,16 @@ class Zip:
         self.root = root
         try:
             self._archive = zipfile.ZipFile(_PositionedFile(root))
-        except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"{root}: not a whole zip archive ({error}); download or write it again") from error
+        except (OSError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
+            # ValueError: a name that is not UTF-8. RuntimeError: a version of the format that Python does not know
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(f"{root}: not a whole zip archive ({reason}); download or write it again") from error
         self._entries: dict[str, zipfile.ZipInfo] = {}
         folders: list[list[str]] = []
         files: list[tuple[list[str], zipfile.ZipInfo]] = []
         for info in self._archive.infolist():
             name = info.filename.replace("\\", "/")  # as some programs on Windows write it
+            _require_plain(str(root), name)
             parts = [part for part in name.split("/") if part not in ("", ".", "..")]
             if not parts or any(is_hidden(part) for part in parts):
                 continue
@@ -85,13 +94,22 @@ class Zip:
         return f"{self.root}: {path}"
 
     def read(self, path: str) -> bytes:
-        """The content of a file, checked against its crc32. Raises UserError."""
+        """The content of a file, checked against its crc32. Raises UserError.
+
+        No more than the archive says is decompressed: a few bytes may hold gigabytes.
+        """
         where, info = self.where(path), self._entries.get(path)
         if info is None:
             raise UserError(f"{where}: not in the archive; correct the path, or remove its row")
         _require_size(where, info.file_size)
+        if info.compress_type in _UNBOUNDED:
+            raise UserError(
+                f"{where}: compressed with {_UNBOUNDED[info.compress_type]}, of which a few bytes may hold gigabytes; "
+                "write the archive again with deflate or without compression, as zip does"
+            )
         try:
-            return self._archive.read(info)
+            with self._archive.open(info) as file:
+                return file.read(info.file_size + 1)  # with a length, zipfile decompresses so much at most
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
             # RuntimeError: encrypted, or compressed in a way that this Python was built without
             raise UserError(
@@ -114,12 +132,18 @@ def _walk(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tu
     if real in above:
         return
     for entry in entries:
+        _require_plain(str(folder), entry.name)
         path = prefix + entry.name
         if entry.is_dir():
             yield path, True
             yield from _walk(folder / entry.name, f"{path}/", (*above, real))
         else:
             yield path, False
+
+
+def _require_plain(where: str, name: str) -> None:
+    if _CONTROL.search(name):
+        raise UserError(f"{where}: {name[:80]!r}: the name has control characters; give the file a plain name")
 
 
 def _require_size(where: str, size: int) -> None:
@@ -131,7 +155,7 @@ class _PositionedFile(io.RawIOBase):
     """A file with a position of its own, read by `os.pread`: forked workers may share the descriptor."""
 
     def __init__(self, path: Path):
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = open_regular(path, follow_links=True)
         self._position = 0
 
     def readable(self) -> bool:

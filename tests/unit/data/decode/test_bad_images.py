@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -195,3 +197,23 @@ def test_a_bomb_is_not_decoded(tmp_path: Path) -> None:
     before, after, *_ = out.split()
     assert "more than 64 megapixels" in out
     assert int(after) - int(before) < 20_000  # KiB; decoded it is 1.6 GB
+
+
+def test_metadata_that_pil_cannot_write_again_leave_the_image_as_it_is() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.5
+    buffer = io.BytesIO()
+    Image.fromarray(random_pixels(0, (8, 6, 3))).save(buffer, "JPEG", exif=exif)
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"\x1a\x01\x05\x00") if b"\x1a\x01\x05\x00" in data else data.index(b"\x01\x1a\x00\x05")
+    data[at + 2 : at + 4] = b"\x02\x00" if data[at : at + 1] == b"\x1a" else b"\x00\x02"  # text, not a fraction
+    assert decode(bytes(data), 3, "x").size in [(6, 8), (8, 6)]
+
+
+def test_sizes_in_a_tiff_that_no_number_holds_are_refused() -> None:
+    tags = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 1), (262, 3, 1), (277, 3, 1)]
+    tags += [(322, 4, 0x7FFFFFF0), (323, 4, 0x7FFFFFF0), (324, 4, 200), (325, 4, 16)]
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(200)
+    with pytest.raises(BadSampleError, match=r"^x: not an image that can be decoded"):
+        decode(data, 1, "x")

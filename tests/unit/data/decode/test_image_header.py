@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffpipe.data.decode.image_header import before_scan, check_png, format_of
+from diffpipe.data.decode.image import decode
+from diffpipe.data.decode.image_header import before_scan, check_jpeg, check_png, format_of
+from diffpipe.errors import BadSampleError
 from tests.support.tars import png, random_pixels
 
 IMAGE = Image.fromarray(random_pixels(0, (6, 5, 3)))
@@ -61,3 +64,14 @@ def test_any_changed_byte_and_any_cut_of_a_png_is_noticed() -> None:
 def test_formats_of_telephones_are_to_be_converted() -> None:
     with pytest.raises(ValueError, match="it is HEIC, AVIF or a video; convert it to JPEG or PNG"):
         format_of(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (800, 800)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    scans = [place.start() for place in re.finditer(b"\xff\xda", data)]
+    second = data[scans[1] : scans[2]]
+    check_jpeg(data)
+    with pytest.raises(BadSampleError, match=r"^x: not an image that can be decoded \(it has 10001 scans\)"):
+        decode(data[: scans[1]] + second * 10_000 + b"\xff\xd9", 1, "x")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -54,4 +58,27 @@ def test_an_invalid_cifar_archive_is_named(tmp_path: Path) -> None:
             CifarSource(write_cifar(path, files | {"data_batch_1": broken}))
     path.write_bytes(write_cifar(path, files).read_bytes()[:-2000])
     with pytest.raises(UserError, match="not a whole"):
+        CifarSource(path)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L"])
+def test_an_archive_of_gigabytes_in_a_few_bytes_is_refused(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.size, info.type = 3 << 30, kind
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match="a header of 3221225472 bytes"):
+        CifarSource(path)
+
+
+def test_keys_that_are_no_words_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-python.tar.gz"
+    data = pickle.dumps({"label_names": ["a"], 1 << 300_000: 1}, 2)
+    info = tarfile.TarInfo("batches.meta")
+    info.size = len(data)
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(UserError, match="no data_batch_1 in it"):
         CifarSource(path)

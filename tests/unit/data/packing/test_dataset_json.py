@@ -46,6 +46,12 @@ def test_a_file_of_another_tool_is_none(data: bytes) -> None:
         [["a.png", [0.3, 0.7]]],
         [["a.png", [1, 1]]],
         [["a.png", float("inf")]],
+        [["a.png", 10**400]],
+        [["a.png", 1e300]],
+        [["../secret.png", 1]],
+        [["a/../../secret.png", 1]],
+        [["..\\secret.png", 1]],
+        [["/secret.png", 1]],
     ],
 )
 def test_labels_that_are_no_classes_are_refused_with_the_remedy(labels: Any) -> None:

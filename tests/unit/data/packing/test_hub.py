@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -105,3 +106,18 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'diffpipe\[hf\]'"):
         HubSource("hf:cifar10")
+
+
+def test_an_image_outside_of_the_dataset_is_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "secret.png").write_bytes(png(random_pixels(0)))
+    rows = {"image": [{"bytes": None, "path": str(tmp_path / "secret.png")}]}
+    kinds = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    table = datasets.Dataset.from_dict(rows, features=kinds)
+    table.save_to_disk(tmp_path / "saved")
+    info = tmp_path / "saved" / "dataset_info.json"
+    tree = json.loads(info.read_text())
+    tree["features"] = {"image": {"_type": "Image"}}
+    info.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"row 0: its image is the file .*secret\.png, outside of the dataset"):
+        HubSource(str(tmp_path / "saved")).item(0)

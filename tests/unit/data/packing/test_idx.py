@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +50,26 @@ def test_idx_files_that_do_not_fit_are_named(digits: Path, tmp_path: Path) -> No
         read_idx(bad, 3)
     with pytest.raises(UserError, match="none: cannot be read"):
         read_idx(tmp_path / "none", 1)
+
+
+def test_a_header_of_nothing_or_of_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad"
+    for shape in [(4, 0, 8), (0, 2**32 - 1, 2**32 - 1)]:
+        path.write_bytes(b"\0\0\x08\x03" + struct.pack(">III", *shape))
+        with pytest.raises(UserError, match="which is nothing; give another file"):
+            read_idx(path, 3)
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 2**20, 2**6, 2**6) + bytes(1000)))
+    with pytest.raises(UserError, match="its header says 4294967296 bytes, more than images compress to"):
+        read_idx(path, 3)
+
+
+def test_no_more_is_decompressed_than_the_header_says(tmp_path: Path) -> None:
+    path = tmp_path / "bad.gz"
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">III", 1, 2, 2) + bytes(200 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="has 21 bytes, but its header says 20"):
+            read_idx(path, 3)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()

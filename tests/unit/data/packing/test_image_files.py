@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -82,3 +83,46 @@ def test_a_place_without_images_says_so_whatever_it_is(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("text")
     with pytest.raises(UserError, match="not a readable npz file"):
         open_image_files(str(tmp_path / "text.npz"))
+
+
+def _npy(header: str, data: bytes = b"") -> bytes:
+    text = header.encode() + b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + data
+
+
+def _header(shape: str) -> str:
+    return f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        _npy(_header("(9223372036854775807999, 8, 8, 3)")),
+        _npy(_header("(True, 8, 8, 3)"), bytes(192)),
+        _npy(_header("(5, 0, 8, 3)")),
+        _npy(_header("((((((")),
+        _npy("(" * 9000),
+        b"hello",
+    ],
+)
+def test_an_npz_that_numpy_does_not_write_is_refused(tmp_path: Path, member: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", member)
+    with pytest.raises(UserError, match=r"a\.npz: (not a readable npz file|its arr_0 is)"):
+        open_image_files(str(tmp_path / "a.npz"))
+
+
+def test_a_single_array_a_bomb_and_a_fifo_are_no_npz(tmp_path: Path) -> None:
+    (tmp_path / "array.npz").write_bytes(_npy(_header("(1, 8, 8, 3)"), bytes(192)))
+    with pytest.raises(UserError, match="it is a single array"):
+        open_image_files(str(tmp_path / "array.npz"))
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", _npy(_header("(30000, 256, 256)"), bytes(1 << 20)))
+    size = zipfile.ZipFile(path).infolist()[0].file_size
+    path.write_bytes(path.read_bytes().replace(size.to_bytes(4, "little"), (30000 << 16).to_bytes(4, "little")))
+    with pytest.raises(UserError, match="bytes hold 1966080000, more than images compress to"):
+        open_image_files(str(path))
+    os.mkfifo(tmp_path / "fifo.npz")
+    with pytest.raises(UserError, match="not a readable npz file"):
+        open_image_files(str(tmp_path / "fifo.npz"))

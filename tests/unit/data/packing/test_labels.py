@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,14 @@ def test_an_invalid_labels_file_is_named(tmp_path: Path, name: str, text: str, a
         FolderSource(write_folder(tmp_path / "photos", PHOTOS), tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         read_labels(tmp_path / "none.csv")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    for name in ("labels.csv", "endless.csv"):
+        with pytest.raises(UserError, match=r"\.csv: cannot be read \(.*not a regular file"):
+            read_labels(tmp_path / name)
+    (tmp_path / "labels.jsonl").write_text('{"path": "a.png", "label": ' + "[" * 100_000)
+    with pytest.raises(UserError, match="not JSON"):
+        read_labels(tmp_path / "labels.jsonl")

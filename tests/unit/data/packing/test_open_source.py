@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -91,3 +92,10 @@ def test_an_option_of_another_kind_is_refused(pets: Path, options: dict[str, Any
 def test_nothing_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         open_source(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a-idx3-ubyte", "a.tar.gz", "a.npz"])
+def test_a_fifo_is_neither_a_file_nor_a_folder(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        open_source(str(tmp_path / name))

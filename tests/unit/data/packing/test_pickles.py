@@ -99,3 +99,12 @@ def test_a_damaged_pickle_gives_data_or_a_user_error(data: st.DataObject) -> Non
         good[data.draw(st.integers(2, len(good) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UserError):
         load_plain(bytes(good), "here")
+
+
+def test_a_pickle_of_a_few_bytes_takes_little_memory_and_time() -> None:
+    assert load_plain(b"\x80\x02Nr\xff\xff\xff\x0f.", "x") is None  # the value of number 2^28
+    value: list[object] = [0]
+    for _ in range(30):
+        value = [value] * 10
+    with pytest.raises(UserError, match=r"^x: not a pickle of plain data and arrays \(more than 1000000 values\)"):
+        load_plain(pickle.dumps(value), "x")

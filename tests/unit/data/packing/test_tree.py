@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from diffpipe.data import load
 from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
+from diffpipe.data.packing.tree import Folder, Zip
 from diffpipe.errors import UserError
 from tests.support.archives import PHOTOS, by_bytes, write_folder, write_zip
 from tests.support.tars import png, random_pixels
@@ -86,3 +89,54 @@ def test_backslashes_in_the_names_of_an_archive_are_folders(tmp_path: Path) -> N
     assert source.item(1).image == data
     with pytest.raises(UserError, match="twice"):
         FolderSource(write_zip(tmp_path / "b.zip", {"cat\\1.png": data, "cat/1.png": data}))
+
+
+def _patched(path: Path, at: int, value: int) -> Path:
+    """The archive with two bytes of its directory's first entry changed."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, data.index(b"PK\1\2") + at, value)
+    path.write_bytes(data)
+    return path
+
+
+def test_an_archive_of_another_version_or_with_a_broken_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.zip: not a whole zip archive \(zip file version 9\.9\)"):
+        Zip(_patched(write_zip(tmp_path / "a.zip", PHOTOS), 6, 99))
+    path = write_zip(tmp_path / "b.zip", {"é.png": b"x"})
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
+    with pytest.raises(UserError, match=r"b\.zip: not a whole zip archive"):
+        Zip(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_without_a_bound_is_refused(tmp_path: Path, compression: int) -> None:
+    tree = Zip(write_zip(tmp_path / "a.zip", {"1.png": bytes(1 << 20)}, compression))
+    with pytest.raises(UserError, match="of which a few bytes may hold gigabytes; write the archive again"):
+        tree.read("1.png")
+
+
+def test_no_more_is_decompressed_than_the_archive_says(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", {"1.png": bytes(200 << 20)}, zipfile.ZIP_DEFLATED)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 200 << 20), struct.pack("<I", 1000)))
+    tree = Zip(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="cannot be read"):
+            tree.read("1.png")
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_with_control_characters_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.zip: '\\x1b\]0;x\\x07/1\.png': the name has control characters"):
+        Zip(write_zip(tmp_path / "a.zip", {"\x1b]0;x\x07/1.png": b"x"}))
+    write_folder(tmp_path / "photos", {"cat\n\x1b[31m/1.png": b"x"})
+    with pytest.raises(UserError, match=r"photos: 'cat\\n\\x1b\[31m': the name has control characters"):
+        Folder(tmp_path / "photos")
+
+
+def test_a_fifo_is_no_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.zip")
+    with pytest.raises(UserError, match="not a whole zip archive"):
+        Zip(tmp_path / "a.zip")
