@@ -87,11 +87,21 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add_seed(parser, "image i depends on the seed and i alone")
     text = "class of all images, by its number or its name (default: image i has class i mod classes)"
     parser.add_argument("--label", metavar="CLASS", help=text)
-    parser.add_argument("--sampler", metavar="NAME", help="ddim, ancestral or a plug-in's, for a diffusion")
-    parser.add_argument("--steps", type=int, help="network evaluations per image")
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, edm, euler, heun, unipc or a plug-in's, for a diffusion",
+    )
+    parser.add_argument("--steps", type=int, help="steps from noise to image")
+    parser.add_argument(
+        "--spacing", help="trailing, leading, linspace, karras or log_snr: which noise levels they visit"
+    )
     parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")
     parser.add_argument(
         "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
+    )
+    parser.add_argument(
+        "--guidance-interval", metavar="LOW,HIGH", help="guide only where sigma/alpha lies between these two"
     )
     parser.add_argument(
         "--temperature",
@@ -106,7 +116,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def sampling_overrides(args: argparse.Namespace) -> list[str]:
     """The sampling options on the command line, as overrides of the run's config."""
     values = {"kind": args.sampler, "steps": args.steps, "eta": args.eta, "guidance": args.guidance}
-    values["temperature"] = args.temperature
+    values["spacing"], values["temperature"] = args.spacing, args.temperature
+    if args.guidance_interval is not None:
+        values["guidance_interval"] = f"[{args.guidance_interval}]"
     codec = [f"stage.codec.run={args.codec}"] if args.codec else []
     return [*codec, *_sampler_overrides(values)]
 

@@ -1,36 +1,61 @@
-"""The training pairs and the loss of an epsilon-prediction network."""
+"""The loss of a denoising network: its target's square error, weighted by the noise level.
+
+A weight here is one on ||x_0 - x_0_hat||^2, as papers state it, and is turned into one on the error of the network's
+own output. With SNR = alpha^2 / sigma^2:
+
+| weighting | on the error of x_0 | on that of eps | source |
+|---|---|---|---|
+| simple | what makes the output's weight 1 | 1, for eps | Ho et al. 2020, eq. 14; for edm it is EDM's lambda |
+| min_snr | min(SNR, gamma) | min(1, gamma / SNR) | Hang et al. 2023, eq. 7 |
+| p2 | SNR / (k + SNR)^gamma | 1 / (k + SNR)^gamma | Choi et al. 2022, eq. 8 |
+| edm | SNR + 1 / sigma_data^2 | 1 + 1 / (SNR sigma_data^2) | Karras et al. 2022, table 1 |
+| learned | simple, divided by a learned exp(u), plus u | | Karras et al. 2024, eq. 14 |
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal
 
 from einops import reduce
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32
+from pydantic import Field
 from torch import Tensor
 
-from diffpipe.diffusion.process import q_sample
-from diffpipe.diffusion.schedule import Schedule
-from diffpipe.rng import KeyedRNG
+from diffpipe.config import Config
+from diffpipe.diffusion.parameterization import Parameterization
+from diffpipe.diffusion.process import Coefficient, NoiseLevel
 
 
-class TrainingPair(NamedTuple):
-    """The network's inputs x_t, float [b, *shape], and t, int64 [b], and its target eps, float [b, *shape]."""
+class WeightingConfig(Config):
+    """How much the noise levels count in the loss."""
 
-    x_t: Float[Tensor, " b *shape"]
-    t: Int[Tensor, " b"]
-    eps: Float[Tensor, " b *shape"]
-
-
-def training_pair(schedule: Schedule, x0: Float[Tensor, " b *shape"], rng: KeyedRNG) -> TrainingPair:
-    """Draw t uniformly and eps from the standard normal, and noise x0 (lines 3 to 5 of Ho et al. 2020, algorithm 1).
-
-    The random numbers of a sample depend on its position alone ("timestep", "noise"). `rng` and `x0` share a device.
-    """
-    t = rng.integers("timestep", schedule.T)
-    eps = rng.normal("noise", x0.shape[1:])
-    return TrainingPair(q_sample(schedule, x0, t, eps), t, eps)
+    kind: Literal["simple", "min_snr", "p2", "edm", "learned"] = "simple"
+    """simple: the square error of what the network predicts (Ho et al. 2020). min_snr: Hang et al. 2023. p2: Choi et
+    al. 2022. edm: Karras et al. 2022, which is simple for stage.prediction=edm. learned: a small network learns the
+    loss at each noise level and evens them out (Karras et al. 2024)."""
+    gamma: float | None = Field(default=None, gt=0)
+    """min_snr: the SNR above which a sample counts no more; null: 5. p2: the exponent; null: 1."""
+    k: float = Field(default=1.0, gt=0)
+    """p2: what is added to the SNR."""
 
 
-def simple_loss(eps: Float[Tensor, " b *shape"], eps_hat: Float[Tensor, " b *shape"]) -> Float32[Tensor, " b"]:
-    """The mean over pixels of (eps - eps_hat)^2 for each sample, float32 (Ho et al. 2020, eq. 14)."""
-    return reduce((eps.float() - eps_hat.float()).square(), "b ... -> b", "mean")
+def simple_loss(target: Float[Tensor, " b *shape"], output: Float[Tensor, " b *shape"]) -> Float32[Tensor, " b"]:
+    """The mean over pixels of (target - output)^2 for each sample, float32 (Ho et al. 2020, eq. 14)."""
+    return reduce((target.float() - output.float()).square(), "b ... -> b", "mean")
+
+
+def output_weight(config: WeightingConfig, parameterization: Parameterization, level: NoiseLevel) -> Coefficient:
+    """The factor on each sample's `simple_loss`: float64 [b], or 1.0 for the simple and the learned weighting."""
+    if config.kind in ("simple", "learned"):
+        return 1.0
+    inverse_snr = level.ratio**2  # finite also where no noise is left
+    error = parameterization.x0_error(level)
+    match config.kind:
+        case "min_snr":  # min(SNR, gamma) = 1 / max(1/SNR, 1/gamma)
+            return error / inverse_snr.clamp(min=1 / (config.gamma or 5.0))
+        case "p2":  # SNR / (k + SNR)^gamma, with both sides times (1/SNR)^gamma
+            gamma = config.gamma or 1.0
+            return error * inverse_snr ** (gamma - 1) / (config.k * inverse_snr + 1) ** gamma
+        case "edm":
+            return error * (1 / inverse_snr + parameterization.sigma_data**-2)
+    raise AssertionError(config.kind)

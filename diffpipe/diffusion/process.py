@@ -1,97 +1,127 @@
-"""The forward process q in closed form: noising, one step of it, its posterior, and x_0 and eps from one another.
+"""The forward process q in closed form: noising, one step of it, and its posterior, between any two noise levels.
 
-t and s are int64 [b], a timestep for each sample, on any device. Nothing here waits for the device.
+Every process here is x_t = alpha_t x_0 + sigma_t eps. Variance-preserving ones have alpha^2 + sigma^2 = 1 (Ho et al.
+2020), variance-exploding ones alpha = 1 (Karras et al. 2022), rectified flow alpha = 1 - sigma (Liu et al. 2023).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from diffpipe.diffusion.schedule import Schedule
+Coefficient = Any
+"""float64 [b], one for each sample, or a Python number for all."""
 
 
-class IsotropicGaussian(NamedTuple):
-    """A normal distribution for each sample, with one variance for all of its pixels.
+class NoiseLevel(NamedTuple):
+    """The coefficients of x_t = alpha x_0 + sigma eps, and the time that a network is given for them.
 
-    mean: float [b, *shape]. variance: float [b], positive; 0 only for the posterior at s = -1, which is x_0 itself.
+    Training has one level per sample: alpha and sigma are float64 [b] on the data's device, time is int64 or float32
+    [b]. A sampler has one for the whole batch: Python numbers, so that no step waits for the device.
+    """
+
+    alpha: Coefficient
+    sigma: Coefficient
+    time: Any
+
+    @property
+    def ratio(self) -> Coefficient:
+        """sigma / alpha: the noise of x_t / alpha, which is sigma in Karras et al. 2022. Infinite at pure noise."""
+        if isinstance(self.alpha, Tensor):
+            return self.sigma / self.alpha
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+
+CLEAN = NoiseLevel(1.0, 0.0, 0)
+"""The level of x_0 itself."""
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution for each sample. mean: float [b, *shape].
+
+    variance: for all pixels of all samples (a number), for those of a sample ([b]), or for each pixel ([b, *shape]).
     """
 
     mean: Float[Tensor, " b *shape"]
-    variance: Float[Tensor, " b"]
+    variance: Coefficient
 
 
 def q_sample(
-    schedule: Schedule, x0: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
+    level: NoiseLevel, x0: Float[Tensor, " b *shape"], eps: Float[Tensor, " b *shape"]
 ) -> Float[Tensor, " b *shape"]:
     """x_t ~ q(x_t | x_0) for standard normal eps (Ho et al. 2020, eq. 4)."""
-    signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
-    return append_dims(signal, x0) * x0 + append_dims(noise, x0) * eps
+    return append_dims(level.alpha, x0) * x0 + append_dims(level.sigma, x0) * eps
 
 
 def q_step(
-    schedule: Schedule, x_prev: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
+    level: NoiseLevel, lower: NoiseLevel, x: Float[Tensor, " b *shape"], eps: Float[Tensor, " b *shape"]
 ) -> Float[Tensor, " b *shape"]:
-    """x_t ~ q(x_t | x_{t-1}) for standard normal eps (Ho et al. 2020, eq. 2)."""
-    signal, noise = schedule.alpha(t, t - 1).sqrt(), schedule.beta(t, t - 1).sqrt()
-    return append_dims(signal, x_prev) * x_prev + append_dims(noise, x_prev) * eps
+    """x_t at `level` ~ q(x_t | x_s) for x_s at a lower level and standard normal eps (Ho et al. 2020, eq. 2)."""
+    std = step_variance(level, lower) ** 0.5
+    return append_dims(level.alpha / lower.alpha, x) * x + append_dims(std, x) * eps
+
+
+def step_variance(level: NoiseLevel, lower: NoiseLevel) -> Coefficient:
+    """The variance of q(x_t | x_s), t at `level`: beta_t where s = t - 1."""
+    return level.sigma**2 - (level.alpha / lower.alpha) ** 2 * lower.sigma**2
+
+
+def posterior_variance(level: NoiseLevel, lower: NoiseLevel) -> Coefficient:
+    """The variance of q(x_s | x_t, x_0), s at `lower`: beta tilde of Ho et al. 2020, eq. 7, where s = t - 1."""
+    return step_variance(level, lower) * lower.sigma**2 / level.sigma**2
 
 
 def posterior(
-    schedule: Schedule,
-    x0: Float[Tensor, " b *shape"],
-    x_t: Float[Tensor, " b *shape"],
-    t: Int[Tensor, " b"],
-    s: Int[Tensor, " b"],
-) -> IsotropicGaussian:
-    """q(x_s | x_t, x_0) for any -1 ≤ s < t: eqs. 6 and 7 of Ho et al. 2020, which have s = t - 1.
+    level: NoiseLevel, lower: NoiseLevel, x0: Float[Tensor, " b *shape"], x_t: Float[Tensor, " b *shape"]
+) -> Gaussian:
+    """q(x_s | x_t, x_0) for t at `level` and s at any lower one (Ho et al. 2020, eqs. 6 and 7, have s = t - 1).
 
-    For s = -1 it is the point x_0, of variance 0.
+    At the level of x_0 it is the point x_0, of variance 0. At a level without signal, x_t says nothing about x_s.
     """
-    var_t, var_s, beta = schedule.one_minus_alpha_bar(t), schedule.one_minus_alpha_bar(s), schedule.beta(t, s)
-    of_x0, of_x_t = schedule.alpha_bar(s).sqrt() * beta / var_t, schedule.alpha(t, s).sqrt() * var_s / var_t
+    of_x0 = lower.alpha * step_variance(level, lower) / level.sigma**2
+    of_x_t = level.alpha / lower.alpha * lower.sigma**2 / level.sigma**2
     mean = append_dims(of_x0, x_t) * x0 + append_dims(of_x_t, x_t) * x_t
-    return IsotropicGaussian(mean, posterior_variance(schedule, t, s).to(mean.dtype))
-
-
-def posterior_variance(schedule: Schedule, t: Int[Tensor, " b"], s: Int[Tensor, " b"]) -> Float64[Tensor, " b"]:
-    """The variance of q(x_s | x_t, x_0), for -1 ≤ s < t: beta tilde of eq. 7 where s = t - 1."""
-    return schedule.one_minus_alpha_bar(s) / schedule.one_minus_alpha_bar(t) * schedule.beta(t, s)
+    return Gaussian(mean, posterior_variance(level, lower))
 
 
 def reverse_step(
-    schedule: Schedule,
+    level: NoiseLevel,
+    lower: NoiseLevel,
     x0: Float[Tensor, " b *shape"],
     x_t: Float[Tensor, " b *shape"],
-    t: Int[Tensor, " b"],
     eps: Float[Tensor, " b *shape"],
 ) -> Float[Tensor, " b *shape"]:
-    """x_{t-1} ~ q(x_{t-1} | x_t, x_0) for standard normal eps. From t = 0 the step leads to x_0 itself."""
-    mean, variance = posterior(schedule, x0, x_t, t, t - 1)
-    return mean + append_dims(variance.sqrt(), mean) * eps
+    """x_s ~ q(x_s | x_t, x_0) for standard normal eps. A step to the level of x_0 leads to x_0 itself."""
+    mean, variance = posterior(level, lower, x0, x_t)
+    return mean + append_dims(variance**0.5, mean) * eps
 
 
-def predict_x0(
-    schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], eps: Float[Tensor, " b *shape"]
+def learned_variance(
+    level: NoiseLevel, lower: NoiseLevel, share: Float[Tensor, " b *shape"], least: Coefficient = None
 ) -> Float[Tensor, " b *shape"]:
-    """x_0 from x_t and eps: `q_sample` solved for x_0 (Ho et al. 2020, eq. 15)."""
-    signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
-    return (x_t - append_dims(noise, x_t) * eps) / append_dims(signal, x_t)
+    """beta^share · beta_tilde^(1 - share) (Nichol & Dhariwal 2021, eq. 15).
+
+    least: in the place of the posterior's variance beta tilde, where that is 0.
+    """
+    largest = step_variance(level, lower)
+    least = posterior_variance(level, lower) if least is None else least
+    log_largest, log_least = (
+        append_dims(v.log(), share) if isinstance(v, Tensor) else math.log(v) for v in (largest, least)
+    )
+    return (share * log_largest + (1 - share) * log_least).exp()
 
 
-def predict_eps(
-    schedule: Schedule, x_t: Float[Tensor, " b *shape"], t: Int[Tensor, " b"], x0: Float[Tensor, " b *shape"]
-) -> Float[Tensor, " b *shape"]:
-    """eps from x_t and x_0: `q_sample` solved for eps."""
-    signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
-    return (x_t - append_dims(signal, x_t) * x0) / append_dims(noise, x_t)
+def append_dims(coefficient: Coefficient, x: Float[Tensor, " b *shape"]) -> Coefficient:
+    """A coefficient for each sample, with x's number of dimensions, in x's precision but at least float32.
 
-
-def append_dims(coefficient: Float[Tensor, " b"], x: Float[Tensor, " b *shape"]) -> Float[Tensor, " b *ones"]:
-    """A coefficient for each sample, with x's number of dimensions, in x's precision but at least float32."""
+    A number stays one.
+    """
+    if not isinstance(coefficient, Tensor):
+        return coefficient
     ones = " ".join("1" * (x.ndim - 1))
     return rearrange(coefficient, f"b -> b {ones}").to(torch.promote_types(x.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """The variational bound on -log p(x_0) of a diffusion, term by term: Ho et al. 2020, eqs. 5 to 8 and 13.
 
-The bound is that of the ancestral sampler over all timesteps: p(x_{t-1} | x_t) has the mean of q(x_{t-1} | x_t, x_0) at
-the predicted x_0, and a fixed variance.
+The bound is that of the ancestral sampler over all levels of the schedule's chain: p(x_{t-1} | x_t) has the mean of
+q(x_{t-1} | x_t, x_0) at the predicted x_0, and a fixed or learned variance.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from typing import Literal
 
 import torch
 from einops import reduce
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
+from diffpipe.diffusion.denoiser import Denoise, Denoised
 from diffpipe.diffusion.process import (
-    IsotropicGaussian,
+    CLEAN,
+    Gaussian,
+    NoiseLevel,
     append_dims,
+    learned_variance,
     posterior,
     posterior_variance,
-    predict_x0,
     q_sample,
+    step_variance,
 )
-from diffpipe.diffusion.samplers import EpsModel
 from diffpipe.diffusion.schedule import Schedule
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Score
@@ -47,41 +50,38 @@ class VLBScore(Score):
 
 
 def variational_lower_bound(
-    eps_model: EpsModel,
+    denoise: Denoise,
     schedule: Schedule,
     x0: Float[Tensor, " b *shape"],
     rng: KeyedRNG,
     *,
-    clip: bool,
     variance: Variance,
     evaluations: int | None = None,
 ) -> VLBScore:
-    """The bound for x_0 in [-1, 1] on the grid of 256 levels, given `eps_model(x_t, t) -> eps_hat`.
+    """The bound for x_0 in [-1, 1] on the grid of 256 levels.
 
-    clip, variance: as in the sampler. evaluations: of the network per image, see `timestep_strata`; None: one at every
-    timestep. Each sample has its own timesteps and noise, keyed by its position ("bound timestep", "bound noise"). The
-    network gets float32. All else is float64, and the score float32. Raises UserError for a number that does not fit.
+    denoise: gets float64. variance: as in the sampler. evaluations: of the network per image, see `timestep_strata`;
+    None: one at every timestep. Each sample has its own timesteps and noise, keyed by its position ("bound timestep",
+    "bound noise"). All is float64, and the score float32. Raises UserError for a number that does not fit.
     """
-    strata = timestep_strata(schedule.T, evaluations)
+    chain = NoiseLevel(*(torch.as_tensor(column, device=x0.device) for column in schedule.chain()))
+    strata = timestep_strata(len(chain.time), evaluations)
 
-    def noised(stratum: range, stream: int) -> tuple[Tensor, Tensor, Tensor]:
+    def noised(stratum: range, stream: int) -> tuple[Tensor, Tensor, Denoised]:
         t = stratum.start + rng.integers("bound timestep", len(stratum), stream)
-        x_t = q_sample(schedule, x0, t, rng.normal("bound noise", x0.shape[1:], stream))
-        x0_hat = predict_x0(schedule, x_t.double(), t, eps_model(x_t, t).double())
-        return t, x_t.double(), x0_hat.clamp(-1, 1) if clip else x0_hat
+        x_t = q_sample(_at(chain, t), x0, rng.normal("bound noise", x0.shape[1:], stream)).double()
+        return t, x_t, denoise(x_t, _at(chain, t))
 
-    first, _, x0_hat = noised(range(1), stream=0)
-    # The posterior has no variance here; its next one makes the better decoder, whichever `variance` is.
-    decoder = decoder_term(x0, IsotropicGaussian(x0_hat, posterior_variance(schedule, first + 1, first)))
+    first, _, denoised = noised(range(1), stream=0)
+    decoder = decoder_term(x0, _decoder(chain, first, denoised))
     between = []
     for stream, stratum in enumerate(strata, start=1):
-        t, x_t, x0_hat = noised(stratum, stream)
-        q, p = (posterior(schedule, x.double(), x_t, t, t - 1) for x in (x0, x0_hat))
-        p = IsotropicGaussian(p.mean, schedule.beta(t, t - 1)) if variance == "large" else p
-        between.append(len(stratum) * gaussian_kl(q, p))
+        t, x_t, denoised = noised(stratum, stream)
+        between.append(len(stratum) * posterior_term(_at(chain, t), _at(chain, t - 1), x0, x_t, denoised, variance))
     to_bits = 1 / (math.prod(x0.shape[1:]) * math.log(2))
     by_timestep = to_bits * torch.stack(between, dim=1)
-    terms = {"L_T": to_bits * prior_term(schedule, x0), "L_t": by_timestep.sum(1), "L_0": to_bits * decoder}
+    prior = prior_term(NoiseLevel(*(column[-1:] for column in chain)), schedule.start_std, x0)
+    terms = {"L_T": to_bits * prior, "L_t": by_timestep.sum(1), "L_0": to_bits * decoder}
     return VLBScore(
         per_sample=torch.stack(list(terms.values())).sum(0).float(),
         unit="bits/dim",
@@ -90,6 +90,52 @@ def variational_lower_bound(
         by_timestep=by_timestep.float(),
         strata=strata,
     )
+
+
+def _at(chain: NoiseLevel, t: Int[Tensor, " b"]) -> NoiseLevel:
+    return NoiseLevel(*(column[t] for column in chain))
+
+
+def _decoder(chain: NoiseLevel, first: Int[Tensor, " b"], denoised: Denoised) -> Gaussian:
+    """p(x_0 | x_1). The posterior has no variance there; its next one makes the better decoder."""
+    least = posterior_variance(_at(chain, first + 1), _at(chain, first))
+    if denoised.variance_share is None:
+        return Gaussian(denoised.x0, least)
+    return Gaussian(denoised.x0, learned_variance(_at(chain, first), CLEAN, denoised.variance_share.double(), least))
+
+
+def posterior_term(
+    level: NoiseLevel,
+    lower: NoiseLevel,
+    x0: Float[Tensor, " b *shape"],
+    x_t: Float[Tensor, " b *shape"],
+    denoised: Denoised,
+    variance: Variance,
+) -> Float64[Tensor, " b"]:
+    """L_{t-1}: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), in nats."""
+    q, p = (posterior(level, lower, x.double(), x_t.double()) for x in (x0, denoised.x0))
+    if denoised.variance_share is not None:
+        p = Gaussian(p.mean, learned_variance(level, lower, denoised.variance_share.double()))
+    elif variance == "large":
+        p = Gaussian(p.mean, step_variance(level, lower))
+    return gaussian_kl(q, p)
+
+
+def hybrid_term(
+    schedule: Schedule, level: NoiseLevel, x0: Tensor, x_t: Tensor, denoised: Denoised
+) -> Float32[Tensor, " b"]:
+    """The term of the bound at each sample's timestep, in bits/dim, times T / 1000, through the variance alone.
+
+    It is L_vlb of the hybrid loss with its factor 0.001 (Nichol & Dhariwal 2021, eq. 16): the predicted x_0 gets no
+    gradient from it.
+    """
+    chain, t = schedule.chain(), level.time
+    fixed = Denoised(denoised.x0.detach().double(), denoised.variance_share)
+    decoder = decoder_term(x0, _decoder(chain, torch.zeros_like(t), fixed))
+    # Timestep 0 has no lower one: its posterior term is computed at timestep 1 and left out.
+    between = posterior_term(_at(chain, t.clamp(min=1)), _at(chain, (t - 1).clamp(min=0)), x0, x_t, fixed, "small")
+    nats = torch.where(t == 0, decoder, between)
+    return (nats * len(chain.time) / (1000 * math.prod(x0.shape[1:]) * math.log(2))).float()
 
 
 def timestep_strata(T: int, evaluations: int | None = None) -> list[range]:  # noqa: N803 - the field's name for it
@@ -106,32 +152,37 @@ def timestep_strata(T: int, evaluations: int | None = None) -> list[range]:  # n
     return [range(*edge) for edge in pairwise(edges)]
 
 
-def prior_term(schedule: Schedule, x0: Float[Tensor, " b *shape"]) -> Float64[Tensor, " b"]:
-    """L_T: KL(q(x_T | x_0) || N(0, I)), in nats."""
-    last = torch.full((len(x0),), schedule.T - 1, device=x0.device)
-    mean = append_dims(schedule.alpha_bar(last).sqrt(), x0.double()) * x0.double()
-    variance = schedule.one_minus_alpha_bar(last)
+def prior_term(last: NoiseLevel, start_std: float, x0: Float[Tensor, " b *shape"]) -> Float64[Tensor, " b"]:
+    """L_T: KL(q(x_T | x_0) || N(0, start_std^2 I)), in nats. last: the level with the most noise, [1] or [b]."""
+    mean = append_dims(last.alpha, x0.double()) * x0.double()
+    variance = torch.as_tensor(last.sigma**2, device=x0.device).expand(len(x0))
     return gaussian_kl(
-        IsotropicGaussian(mean, variance), IsotropicGaussian(torch.zeros_like(mean), torch.ones_like(variance))
+        Gaussian(mean, variance), Gaussian(torch.zeros_like(mean), torch.full_like(variance, start_std**2))
     )
 
 
-def gaussian_kl(q: IsotropicGaussian, p: IsotropicGaussian) -> Float64[Tensor, " b"]:
+def gaussian_kl(q: Gaussian, p: Gaussian) -> Float64[Tensor, " b"]:
     """KL(q || p) in nats, over all pixels of a sample."""
-    dims = math.prod(q.mean.shape[1:])
-    ratio = q.variance.double() / p.variance.double()
-    distance = reduce((q.mean.double() - p.mean.double()).square(), "b ... -> b", "sum")
-    return 0.5 * (distance / p.variance.double() + dims * (ratio - 1 - ratio.log()))
+    of_q, of_p = (_per_pixel(gaussian) for gaussian in (q, p))
+    ratio = of_q / of_p
+    distance = (q.mean.double() - p.mean.double()).square() / of_p
+    return 0.5 * reduce(distance + ratio - 1 - ratio.log(), "b ... -> b", "sum")
 
 
-def decoder_term(x0: Float[Tensor, " b *shape"], p: IsotropicGaussian) -> Float64[Tensor, " b"]:
+def _per_pixel(gaussian: Gaussian) -> Float64[Tensor, "*shape"]:
+    """The variance in a shape that broadcasts to the mean's."""
+    variance = torch.as_tensor(gaussian.variance, dtype=torch.float64, device=gaussian.mean.device)
+    return append_dims(variance, gaussian.mean.double()) if variance.ndim == 1 else variance
+
+
+def decoder_term(x0: Float[Tensor, " b *shape"], p: Gaussian) -> Float64[Tensor, " b"]:
     """L_0: -log p(x_0 | x_1) in nats, where p is cut into 256 bins (Ho et al. 2020, eq. 13).
 
     Level i of 0 … 255 lies at 2 i / 255 - 1 and its bin reaches half a level to both sides; the outermost two reach to
     infinity, so that the bins' probabilities sum to 1.
     """
     level = ((x0.double() + 1) * 127.5).round()
-    std = append_dims(p.variance.double().sqrt(), p.mean.double())
+    std = _per_pixel(p).sqrt()
 
     def standardized(edge: Tensor) -> Tensor:
         return (edge / 127.5 - 1 - p.mean.double()) / std

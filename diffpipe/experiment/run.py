@@ -31,6 +31,8 @@ OPTIONS = {
     "stage.sampler.kind": ("--sampler", "a diffusion's sampling"),
     "stage.sampler.steps": ("--steps", "a diffusion's sampling"),
     "stage.sampler.eta": ("--eta", "a diffusion's sampling"),
+    "stage.sampler.spacing": ("--spacing", "a diffusion's sampling"),
+    "stage.sampler.guidance_interval": ("--guidance-interval", "a diffusion's sampling"),
     "stage.sampler.guidance": ("--guidance", "a diffusion's sampling"),
     "stage.sampler.temperature": ("--temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
     "stage.sampler.vlb_steps": ("--steps", "a diffusion's bound"),

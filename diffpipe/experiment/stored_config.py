@@ -57,4 +57,7 @@ def _from_format_2(tree: dict[str, Any]) -> dict[str, Any]:
     stage = tree["stage"]
     if stage["kind"] in ("ddpm", "adversarial") and stage["network"].get("kind", "unet") == "unet":
         stage["network"] = _UNET_OF_FORMAT_2 | stage["network"]
+    for schedule in (stage.get("schedule", {}), stage.get("levels", {})):
+        for key in schedule.keys() & {"beta_start", "beta_end"}:  # they were not scaled by the number of timesteps
+            schedule[key] *= schedule["steps"] / 1000
     return tree

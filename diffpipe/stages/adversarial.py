@@ -18,8 +18,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.diffusion.process import append_dims, predict_x0, q_sample, q_step, reverse_step
-from diffpipe.diffusion.schedule import PerDevice, Schedule, ScheduleConfig
+from diffpipe.diffusion.parameterization import x0_from_eps
+from diffpipe.diffusion.process import append_dims, q_sample, q_step, reverse_step
+from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig, PerDevice
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
@@ -53,12 +54,12 @@ class SDEStepsConfig(Config):
             raise ValueError(f"beta_min is {self.beta_min}, above beta_max {self.beta_max}; noise must grow with t")
         return self
 
-    def build(self, levels: Schedule) -> Schedule:
+    def build(self, levels: DiscreteSchedule) -> DiscreteSchedule:
         """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), t from 1 to T (Xiao et al. 2022)."""
         t = torch.arange(1, self.steps + 1, dtype=torch.float64)
         slope = self.beta_max - self.beta_min
         log_alpha = -self.beta_min / self.steps - slope * (2 * t - 1) / (2 * self.steps**2)
-        return Schedule(-log_alpha.expm1(), torch.cat([t.new_zeros(1), log_alpha.cumsum(0)]))
+        return DiscreteSchedule(-log_alpha.expm1(), torch.cat([t.new_zeros(1), log_alpha.cumsum(0)]))
 
 
 class TimestepsConfig(Config):
@@ -75,14 +76,14 @@ class TimestepsConfig(Config):
             raise ValueError(f"timesteps {list(self.timesteps)} must ascend")
         return self
 
-    def build(self, levels: Schedule) -> Schedule:
+    def build(self, levels: DiscreteSchedule) -> DiscreteSchedule:
         """Raises UserError where `levels` has no such timestep."""
         if self.timesteps[-1] >= levels.T:
             raise UserError(
                 f"stage.schedule.timesteps: {self.timesteps[-1]} is none of stage.levels, which end at {levels.T - 1}"
             )
         log_alpha_bar = levels.log_alpha_bar[torch.tensor([0, *(t + 1 for t in self.timesteps)])]
-        return Schedule(-log_alpha_bar.diff().expm1(), log_alpha_bar)
+        return DiscreteSchedule(-log_alpha_bar.diff().expm1(), log_alpha_bar)
 
 
 LargeStepsConfig = Annotated[SDEStepsConfig | TimestepsConfig, Field(discriminator="kind")]
@@ -116,7 +117,7 @@ class AdversarialConfig(AdversarialLossConfig, StageConfig):
     """Numbers in the latent vector of each step."""
     schedule: LargeStepsConfig = SDEStepsConfig()
     """The large steps."""
-    levels: ScheduleConfig = ScheduleConfig(kind="cosine")
+    levels: DiscreteScheduleConfig = DiscreteScheduleConfig(kind="cosine")
     """The schedule that noise levels are named by: the networks are conditioned on its nearest timestep. With a teacher
     it is the teacher's schedule."""
     discriminator_input: Literal["x_prev", "x_0"] = "x_prev"
@@ -179,7 +180,7 @@ class AdversarialDiffusion:
         with torch.device("meta"):
             self._fresh()  # what cannot be built is refused here, before any job has started
         self.teacher = teacher
-        levels = Schedule.build(config.levels)
+        levels = config.levels.build()
         self.levels = PerDevice(_Levels.of(config.schedule.build(levels), levels))
 
     def networks(self) -> dict[str, nn.Module]:
@@ -203,8 +204,9 @@ class AdversarialDiffusion:
         labels = batch.labels if self.classes else None
         u = rng.uniform(f"timestep/{phase.name}").double()
         t = (u**self.config.timestep_power * schedule.T).long()
-        x_prev = q_sample(schedule, x0, t - 1, rng.normal(f"noise/{phase.name}", shape))
-        x_t = q_step(schedule, x_prev, t, rng.normal(f"step/{phase.name}", shape))
+        level, lower = schedule.level(t), schedule.level(t - 1)
+        x_prev = q_sample(lower, x0, rng.normal(f"noise/{phase.name}", shape))
+        x_t = q_step(level, lower, x_prev, rng.normal(f"step/{phase.name}", shape))
 
         ends = self.config.discriminator_input == "x_0"
         embedding_timestep = embedding_timesteps[t + 1 if ends else t]
@@ -214,7 +216,7 @@ class AdversarialDiffusion:
             x0_of_x_t = self._denoised(nets[GENERATOR], x_t, t, z, labels)
             if ends:
                 return x0_of_x_t
-            return reverse_step(schedule, x0_of_x_t, x_t, t, rng.normal(f"reverse/{phase.name}", shape))
+            return reverse_step(level, lower, x0_of_x_t, x_t, rng.normal(f"reverse/{phase.name}", shape))
 
         def discriminator(x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
             n = len(x)
@@ -239,7 +241,8 @@ class AdversarialDiffusion:
             t = torch.full_like(rng.positions, step)
             z = self.config.sampler.temperature * rng.normal("latent", (self.config.latent,), stream=step)
             x0 = self._denoised(nets[GENERATOR], x_t, t, z, labels)
-            x_t = reverse_step(schedule, x0, x_t, t, rng.normal("reverse", shape, stream=step))
+            noise = rng.normal("reverse", shape, stream=step)
+            x_t = reverse_step(schedule.level(t), schedule.level(t - 1), x0, x_t, noise)
         return self.codec.decode(x_t)
 
     def _denoised(
@@ -253,7 +256,7 @@ class AdversarialDiffusion:
         schedule, embedding_timesteps = self.levels.on(x_t.device)
         noise = generator(x_t, embedding_timesteps[t + 1], z, labels).float()
         trust = 1 / (1 + _NOISE_ERROR * schedule.one_minus_alpha_bar(t) / schedule.alpha_bar(t))
-        x0 = predict_x0(schedule, x_t, t, noise)
+        x0 = x0_from_eps(schedule.level(t), x_t, noise)
         x0 = append_dims(trust, x0) * x0
         # Pixels lie in [-1, 1]; an image beyond that would be recognized as generated by that alone.
         within = (t == 0) | (self.config.discriminator_input == "x_0")
@@ -270,11 +273,11 @@ class _Levels(NamedTuple):
     embedding_timesteps: int64 [T + 1], for x_0 (timestep 0), then for x_t with t from 0 to T - 1.
     """
 
-    schedule: Schedule
+    schedule: DiscreteSchedule
     embedding_timesteps: Int[Tensor, " levels"]
 
     @classmethod
-    def of(cls, large: Schedule, fine: Schedule) -> _Levels:
+    def of(cls, large: DiscreteSchedule, fine: DiscreteSchedule) -> _Levels:
         distance = (large.log_alpha_bar[1:, None] - fine.log_alpha_bar[None, 1:]).abs()
         return cls(large, torch.cat([torch.zeros(1, dtype=torch.int64), distance.argmin(dim=1)]))
 

@@ -1,4 +1,4 @@
-"""The DDPM stage: an epsilon-predicting UNet, trained with the simple loss, sampled by ancestral steps or DDIM."""
+"""The diffusion stage: a denoising network with any target, schedule, weighting and sampler of diffpipe.diffusion."""
 
 from __future__ import annotations
 
@@ -7,41 +7,38 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config.kinds import Kinds
-from diffpipe.diffusion.objective import simple_loss, training_pair
-from diffpipe.diffusion.samplers import SamplerConfig, sample
-from diffpipe.diffusion.schedule import PerDevice, Schedule, ScheduleConfig
+from diffpipe.diffusion.continuous import EDMScheduleConfig, FlowScheduleConfig
+from diffpipe.diffusion.denoiser import Denoise, Denoised, denoiser, scaled_input
+from diffpipe.diffusion.objective import WeightingConfig
+from diffpipe.diffusion.parameterization import Parameterization, Prediction
+from diffpipe.diffusion.process import NoiseLevel
+from diffpipe.diffusion.samplers import check_sampler, find, sample
+from diffpipe.diffusion.schedule import DiscreteScheduleConfig, PerDevice, Schedule
+from diffpipe.diffusion.timesteps import TimestepsConfig, draw_level
+from diffpipe.diffusion.training_loss import NoisedBatch, training_loss
 from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
 from diffpipe.nn.latent_scale import LatentScale
+from diffpipe.nn.log_variance import LogVariance
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 from diffpipe.stages.config import StageConfig
+from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, predict
 from diffpipe.stages.labels import conditional_classes
 from diffpipe.stages.latents import latent_codec
 
-DENOISER, LATENT_SCALE = "denoiser", "latent_scale"
+DENOISER, LATENT_SCALE, LOG_VARIANCE = "denoiser", "latent_scale", "log_variance"
 START_SAMPLES = 2000
 """Samples on which the scale of latents is measured: enough for three digits."""
 _CHUNK = 100
-
-
-class GuidedSamplerConfig(SamplerConfig):
-    """How a trained stage generates and scores. It may change every time, and does not belong to the checkpoint."""
-
-    renamed: ClassVar[dict[str, str]] = {"bound_steps": "vlb_steps"}
-
-    guidance: float = Field(default=1.0, ge=0)
-    """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates the label. Each step then costs
-    two network evaluations."""
-    vlb_steps: int | None = Field(default=None, ge=2)
-    """Network evaluations per image for the variational bound on its likelihood. null: one at every timestep. Fewer
-    give an unbiased estimate."""
+_GOES_WITH = {"edm": ("edm",), "flow": ("flow", "x0")}
+"""The predictions of the schedules without timesteps. Those with timesteps have eps, x0 and v."""
 
 
 class DDPMConfig(StageConfig):
@@ -55,14 +52,59 @@ class DDPMConfig(StageConfig):
     """The data that is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
     network: Annotated[UNetConfig, Kinds("networks")] = UNetConfig()
     """The network that predicts the noise."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    """The noise schedule."""
+    prediction: Prediction = "eps"
+    """The target of the network: the noise (eps, Ho et al. 2020), the image (x0), v (Salimans & Ho 2022), EDM's
+    preconditioned target (edm, Karras et al. 2022), or the velocity of a rectified flow (flow, Liu et al. 2023)."""
+    schedule: Annotated[
+        DiscreteScheduleConfig | EDMScheduleConfig | FlowScheduleConfig, Field(discriminator="kind")
+    ] = DiscreteScheduleConfig()
+    """The noise levels. Where its kind is left out, prediction edm and flow have the schedules of that name."""
+    timesteps: TimestepsConfig = TimestepsConfig()
+    """How the noise levels of training are drawn."""
+    weighting: WeightingConfig = WeightingConfig()
+    """How much the noise levels count in the loss."""
+    learned_variance: bool = False
+    """Learn the variance of the reverse steps too, with the hybrid loss of Nichol & Dhariwal 2021. It takes a schedule
+    with timesteps."""
     sampler: GuidedSamplerConfig = GuidedSamplerConfig()
     """How the trained model samples and scores. It may change from one sampling to the next."""
     conditional: bool = False
     """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y). Guidance needs both."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_of_the_prediction(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        schedule, prediction = tree.get("schedule", {}), tree.get("prediction")
+        if isinstance(schedule, dict) and "kind" not in schedule:
+            kind = prediction if prediction in ("edm", "flow") else "linear"
+            tree = {**tree, "schedule": {"kind": kind, **schedule}}
+        return tree
+
+    @model_validator(mode="after")
+    def _prediction_fits_the_schedule(self) -> DDPMConfig:
+        kind = self.schedule.kind
+        allowed = _GOES_WITH.get(kind, ("eps", "x0", "v"))
+        if self.prediction not in allowed:
+            raise ValueError(
+                f"prediction {self.prediction} does not go with schedule.kind {kind}: it takes {' or '.join(allowed)}"
+            )
+        if isinstance(self.schedule, DiscreteScheduleConfig):
+            if self.schedule.zero_terminal_snr and self.prediction == "eps":
+                raise ValueError(
+                    "schedule.zero_terminal_snr leaves nothing that eps could tell; set prediction=v or x0"
+                )
+        elif self.learned_variance:
+            raise ValueError(f"learned_variance needs a schedule with timesteps, and schedule.kind {kind} has none")
+        return self
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """The meaning of the network's output."""
+        return Parameterization(self.prediction, getattr(self.schedule, "sigma_data", 0.5))
 
     def describe(self) -> str:
         return f"latent {super().describe()}" if self.codec.kind == "vae" else super().describe()
@@ -92,10 +134,7 @@ class DDPM:
 
     def __init__(self, config: DDPMConfig, shape: ImageShape, codec: Codec):
         self.classes = conditional_classes(config.conditional, shape)
-        if config.sampler.guidance != 1 and not config.conditional:
-            raise UserError(
-                "stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it"
-            )
+        check_guidance(config.sampler, conditional=config.conditional, label_dropout=config.label_dropout)
         if codec.latent and config.sampler.clip:
             raise UserError(
                 "stage.sampler.clip=true clips to [-1, 1], a range that latents do not keep to; set it to false"
@@ -109,16 +148,22 @@ class DDPM:
         except UserError as error:
             about = f"for latents {list(self.code_shape)} instead of images, " if codec.latent else ""
             raise UserError(f"{about}{error}") from error
-        schedule = Schedule.build(config.schedule)
-        schedule.timesteps(config.sampler.steps, config.sampler.spacing)  # more steps than there are: refused too
-        timestep_strata(schedule.T, config.sampler.vlb_steps)
+        schedule: Schedule = config.schedule.build()
+        check_sampler(schedule, config.sampler)  # more steps than there are: refused too
+        timestep_strata(len(schedule.chain().time), config.sampler.vlb_steps)
         self.schedule = PerDevice(schedule)
+        self.parameterization = config.parameterization
 
     def networks(self) -> dict[str, nn.Module]:
         channels, resolution, _ = self.code_shape
-        nets: dict[str, nn.Module] = {DENOISER: self.config.network.build(channels, resolution, self.classes)}
+        outputs = {"out_channels": 2 * channels} if self.config.learned_variance else {}
+        nets: dict[str, nn.Module] = {
+            DENOISER: self.config.network.build(channels, resolution, self.classes, **outputs)
+        }
         if self.codec.latent:
             nets[LATENT_SCALE] = LatentScale(channels, *(self.codec.scale or ()))
+        if self.config.weighting.kind == "learned":
+            nets[LOG_VARIANCE] = LogVariance(scale=1.0 if self.config.prediction == "edm" else 1e-3)
         return nets
 
     @property
@@ -133,17 +178,23 @@ class DDPM:
         cast(LatentScale, nets[LATENT_SCALE]).start(codes if batch.valid is None else codes[batch.valid])
 
     def phases(self) -> Sequence[Phase]:
-        return (Phase("denoise", trains=(DENOISER,)),)
+        learned = (LOG_VARIANCE,) if self.config.weighting.kind == "learned" else ()
+        return (Phase("denoise", trains=(DENOISER, *learned)),)
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
+        """The weighted square error of the network's target. metrics: the loss in each quarter of the noise levels."""
         x0 = self._encode(nets, batch.images, rng)
-        x_t, t, eps = training_pair(self.schedule.on(x0.device), x0, rng)
+        schedule = self.schedule.on(x0.device)
+        level = draw_level(schedule, self.config.timesteps, self.config.schedule.kind, rng)
+        noised = NoisedBatch.of(x0, rng.normal("noise", x0.shape[1:]), level)
         labels = None
         if self.classes:
             assert batch.labels is not None, "the loader was asked for labels"
             hidden = rng.uniform("label_dropout") < self.config.label_dropout
             labels = torch.where(hidden, self.classes, batch.labels)
-        return Loss(simple_loss(eps, nets[DENOISER](x_t, t, labels)))
+        output = nets[DENOISER](scaled_input(self.parameterization, level, noised.x_t), level.time, labels)
+        log_variance = nets[LOG_VARIANCE](level.time) if self.config.weighting.kind == "learned" else None
+        return training_loss(self.parameterization, schedule, self.config.weighting, noised, output, log_variance)
 
     @property
     def generating(self) -> Sequence[str]:
@@ -153,20 +204,46 @@ class DDPM:
         return {f"codec.{name}": net for name, net in self.codec.nets.items()}
 
     def evaluations(self) -> int | None:
-        """Guidance evaluates each step twice, with the label and without."""
-        return self.config.sampler.steps * (1 if self.config.sampler.guidance == 1 else 2)
+        """Guidance evaluates a step twice, with the label and without."""
+        count, sampler = 0, self.config.sampler
+
+        def counted(x: Tensor, level: NoiseLevel) -> Denoised:
+            nonlocal count
+            count += 2 if sampler.guides(level) else 1
+            return Denoised(x)
+
+        zero = torch.zeros(1, 1)
+        find(sampler.kind)(counted, self.schedule.on("cpu"), zero, sampler, lambda _: zero)
+        return count
 
     @torch.no_grad()
     def generate(
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        schedule = self.schedule.on(rng.positions.device)
-
-        def eps_model(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            return self._predict(nets[DENOISER], x_t, t, labels).float()
-
-        x0 = sample(eps_model, schedule, self.config.sampler, rng, self.code_shape)
+        schedule, sampler = self.schedule.on("cpu"), self.config.sampler
+        x0 = sample(self.denoise(nets, labels), schedule, sampler, rng, self.code_shape)
         return self.codec.decode(cast(LatentScale, nets[LATENT_SCALE]).inverse(x0) if self.codec.latent else x0)
+
+    def denoise(
+        self, nets: Mapping[str, nn.Module], labels: Int[Tensor, " b"] | None, *, guide: bool = True
+    ) -> Denoise:
+        """The trained network as samplers and bounds see it, in the space of the codec.
+
+        labels: None for P(X). guide: with the sampler's guidance.
+        """
+        sampler = self.config.sampler
+
+        def network(x: Float[Tensor, "b c h w"], t: Tensor, level: NoiseLevel) -> Float[Tensor, "b c2 h w"]:
+            guidance = sampler.guidance if guide and sampler.guides(level) else 1.0
+            return predict(nets[DENOISER], x.float(), t, labels, self.classes, guidance).float()
+
+        return denoiser(
+            network,
+            self.parameterization,
+            clip=sampler.clip,
+            dynamic_threshold=sampler.dynamic_threshold,
+            learned_variance=self.config.learned_variance,
+        )
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> VLBScore:
@@ -180,20 +257,12 @@ class DDPM:
                 "run with stage.codec.kind=pixels"
             )
         x0 = self._encode(nets, batch.images, rng)
-        labels = batch.labels if self.classes else None
-        if self.classes and labels is None:
-            labels = torch.full_like(batch.positions, self.classes)
-
-        def eps_model(x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            return nets[DENOISER](x_t, t, labels).float()
-
         sampler = self.config.sampler
         return variational_lower_bound(
-            eps_model,
+            self.denoise(nets, batch.labels, guide=False),
             self.schedule.on(x0.device),
             x0,
             rng,
-            clip=sampler.clip,
             variance=sampler.variance,
             evaluations=sampler.vlb_steps,
         )
@@ -201,15 +270,3 @@ class DDPM:
     def _encode(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Float[Tensor, "b c h w"]:
         codes = self.codec.encode(images, rng)
         return nets[LATENT_SCALE](codes) if self.codec.latent else codes
-
-    def _predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        if not self.classes:
-            return denoiser(x_t, t, None)
-        empty = torch.full_like(t, self.classes)
-        if labels is None:
-            return denoiser(x_t, t, empty)
-        if self.config.sampler.guidance == 1:
-            return denoiser(x_t, t, labels)
-        both = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([labels, empty]))
-        conditional, unconditional = both.float().chunk(2)
-        return unconditional + self.config.sampler.guidance * (conditional - unconditional)

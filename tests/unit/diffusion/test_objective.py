@@ -1,46 +1,24 @@
-"""The training pair and the simple loss."""
+"""The simple loss, and the weights against the papers' formulas for each target."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffpipe.diffusion.objective import simple_loss, training_pair
-from diffpipe.diffusion.process import predict_x0
-from diffpipe.diffusion.samplers import SamplerConfig, sample
-from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
-from diffpipe.rng import KeyedRNG
+from diffpipe.diffusion.objective import WeightingConfig, output_weight, simple_loss
+from diffpipe.diffusion.parameterization import Parameterization
+from diffpipe.diffusion.process import NoiseLevel
+from diffpipe.diffusion.schedule import DiscreteScheduleConfig
 
-SCHEDULE = Schedule.build(ScheduleConfig())
+SCHEDULE = DiscreteScheduleConfig(kind="cosine").build()
+LEVEL = SCHEDULE.level(torch.arange(SCHEDULE.T))
+SNR = (LEVEL.alpha / LEVEL.sigma) ** 2
 
 
 def images(n: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def test_the_pair_is_consistent_and_its_draws_are_the_named_ones():
-    x0, rng = images(16), KeyedRNG(5, torch.arange(100, 116))
-    x_t, t, eps = training_pair(SCHEDULE, x0, rng)
-    assert torch.equal(t, rng.integers("timestep", 1000))
-    assert torch.equal(eps, rng.normal("noise", (3, 4, 4)))
-    early = t < 900  # later, dividing by sqrt(alpha_bar) magnifies the rounding
-    torch.testing.assert_close(predict_x0(SCHEDULE, x_t, t, eps)[early], x0[early], atol=1e-4, rtol=0)
-
-
-def test_the_pair_of_a_sample_does_not_depend_on_its_batch():
-    x0, positions = images(12), torch.arange(12) + 2**33
-    whole = training_pair(SCHEDULE, x0, KeyedRNG(0, positions))
-    for part in ([0], [3, 4, 5], [11, 2]):
-        alone = training_pair(SCHEDULE, x0[part], KeyedRNG(0, positions[part]))
-        assert all(torch.equal(a, b[part]) for a, b in zip(alone, whole, strict=True))
-
-
-def test_timesteps_are_uniform_over_the_whole_schedule():
-    schedule = Schedule.build(ScheduleConfig(steps=10))
-    t = training_pair(schedule, torch.zeros(20_000, 1), KeyedRNG(0, torch.arange(20_000))).t
-    counts = torch.bincount(t, minlength=10)
-    assert len(counts) == 10
-    assert (counts - 2000).abs().max() < 5 * (20_000 * 0.1 * 0.9) ** 0.5
 
 
 def test_the_loss_is_the_mean_square_of_each_sample():
@@ -61,26 +39,42 @@ def test_the_loss_is_float32_and_has_a_gradient_in_half_precision_too():
     torch.testing.assert_close(eps_hat.grad.float(), 2 * (eps_hat.detach().float() - eps) / 48, atol=1e-3, rtol=1e-2)
 
 
-class Reads(TorchDispatchMode):
-    """Counts how often the host waited for a number on the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
+def weight(kind: str, target: Any, level: NoiseLevel = LEVEL, **settings: Any) -> Any:
+    config = WeightingConfig.model_validate({"kind": kind, **settings})
+    return output_weight(config, Parameterization(target), level)
 
 
-def test_neither_training_nor_sampling_waits_for_the_device():
-    rng, x0 = KeyedRNG(0, torch.arange(4)), images(4)
-    with Reads() as reads:
-        torch.ones(1).item()
-        assert reads.count == 1
-        pair = training_pair(SCHEDULE, x0, rng)
-        simple_loss(pair.eps, pair.x_t)
-        for kind in ("ancestral", "ddim"):
-            config = SamplerConfig.model_validate({"kind": kind, "steps": 5, "eta": 0.5})
-            sample(lambda x_t, t: x_t, SCHEDULE, config, rng, (3, 4, 4))
-    assert reads.count == 1
+@pytest.mark.parametrize(
+    ("kind", "target", "expected"),
+    [
+        ("min_snr", "eps", SNR.clamp(max=5) / SNR),  # Hang et al. 2023, section 3.4, for each target
+        ("min_snr", "x0", SNR.clamp(max=5)),
+        ("min_snr", "v", SNR.clamp(max=5) / (SNR + 1)),
+        ("p2", "eps", 1 / (1 + SNR)),  # Choi et al. 2022, eq. 8
+        ("p2", "x0", SNR / (1 + SNR)),
+        ("edm", "eps", 1 + 4 / SNR),  # lambda(sigma) of Karras et al. 2022 at sigma_data 1/2, times the error of x_0
+        ("edm", "x0", SNR + 4),
+    ],
+)
+def test_weights_are_the_papers(kind, target, expected):
+    torch.testing.assert_close(weight(kind, target), expected, rtol=1e-9, atol=0)
+
+
+def test_the_settings_of_the_weights_count():
+    torch.testing.assert_close(weight("min_snr", "x0", gamma=2.0), SNR.clamp(max=2), rtol=1e-9, atol=0)
+    expected = 1 / (0.5 + SNR) ** 2
+    torch.testing.assert_close(weight("p2", "eps", gamma=2.0, k=0.5), expected, rtol=1e-9, atol=0)
+
+
+def test_the_simple_loss_of_edm_is_the_papers_weighted_loss():
+    """lambda(sigma) c_out^2 = 1 (Karras et al. 2022, eq. 8 and table 1)."""
+    sigma = torch.tensor([0.002, 0.5, 80.0], dtype=torch.float64)
+    level = NoiseLevel(torch.ones_like(sigma), sigma, sigma)
+    torch.testing.assert_close(weight("edm", "edm", level), torch.ones_like(sigma), rtol=1e-9, atol=0)
+    assert weight("simple", "edm", level) == 1.0
+
+
+def test_a_weight_without_signal_is_finite_where_x0_is_predicted():
+    silent = NoiseLevel(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), torch.tensor([999]))
+    for target in ("x0", "v"):
+        assert weight("min_snr", target, silent).item() == 0

@@ -11,9 +11,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
 from pydantic import ValidationError
 
-from diffpipe.diffusion.process import predict_eps
-from diffpipe.diffusion.samplers import SamplerConfig, ancestral, ddim, sample
-from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.diffusion.denoiser import Denoise, Denoised, denoiser
+from diffpipe.diffusion.parameterization import Parameterization
+from diffpipe.diffusion.sampler_config import SamplerConfig
+from diffpipe.diffusion.samplers import ancestral, ddim, sample
+from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.rng import KeyedRNG
 
@@ -38,7 +40,14 @@ def gaussian(seed: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def trajectory(sampler: Any, schedule: Schedule, config: SamplerConfig, dtype: torch.dtype) -> list[torch.Tensor]:
+def predicts_eps(network: Any, *, clip: bool = False) -> Denoise:
+    """The denoiser of a network that predicts eps."""
+    return denoiser(lambda x, t, level: network(x, t), Parameterization("eps"), clip=clip)
+
+
+def trajectory(
+    sampler: Any, schedule: DiscreteSchedule, config: SamplerConfig, dtype: torch.dtype
+) -> list[torch.Tensor]:
     """Every x_t that the network saw, then x_0."""
     seen = []
 
@@ -48,11 +57,12 @@ def trajectory(sampler: Any, schedule: Schedule, config: SamplerConfig, dtype: t
         seen.append(x_t)
         return network(x_t, t)
 
-    x0 = sampler(eps_model, schedule, gaussian(99, dtype), config, lambda i: gaussian(i, dtype))
+    denoise = predicts_eps(eps_model, clip=config.clip)
+    x0 = sampler(denoise, schedule, gaussian(99, dtype), config, lambda i: gaussian(i, dtype))
     return [*seen, x0]
 
 
-def in_double(theirs: Any, schedule: Schedule) -> Any:
+def in_double(theirs: Any, schedule: DiscreteSchedule) -> Any:
     """diffusers' scheduler with its formulas as they are and its tables in float64."""
     theirs.alphas_cumprod = torch.cumprod(1 - schedule.betas, 0)
     theirs.one = theirs.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
@@ -71,7 +81,7 @@ def their_trajectory(theirs: Any, steps: int, dtype: torch.dtype, **kwargs: Any)
 
 
 def assert_trajectories_agree(
-    sampler: Any, schedule: Schedule, config: SamplerConfig, theirs: list[torch.Tensor]
+    sampler: Any, schedule: DiscreteSchedule, config: SamplerConfig, theirs: list[torch.Tensor]
 ) -> None:
     """In float64 to 1e-9; in float32 to 1e-5, or without clipping to what rounding eps leaves of the first x_0."""
     first = torch.tensor(schedule.timesteps(config.steps, config.spacing)[:1])
@@ -94,7 +104,7 @@ def assert_trajectories_agree(
 )
 @pytest.mark.parametrize("clip", [True, False])
 def test_ancestral_trajectories_agree_with_diffusers(kind, total, steps, spacing, clip, variance, monkeypatch):
-    schedule = Schedule.build(ScheduleConfig(kind=kind, steps=total))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(kind=kind, steps=total))
     config = SamplerConfig(kind="ancestral", steps=steps, spacing=spacing, clip=clip, variance=variance)
     drawn = []
 
@@ -121,7 +131,7 @@ def test_ancestral_trajectories_agree_with_diffusers(kind, total, steps, spacing
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_trajectories_agree_with_diffusers(kind, total, steps, spacing, clip, eta):
-    schedule = Schedule.build(ScheduleConfig(kind=kind, steps=total))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(kind=kind, steps=total))
     config = SamplerConfig(steps=steps, spacing=spacing, clip=clip, eta=eta)
     theirs = DDIMScheduler(
         num_train_timesteps=total,
@@ -140,7 +150,7 @@ def test_ddim_trajectories_agree_with_diffusers(kind, total, steps, spacing, cli
 @pytest.mark.parametrize(("steps", "spacing"), [(50, "trailing"), (20, "leading")])
 def test_trajectories_agree_with_diffusers_as_it_comes(kind, steps, spacing, monkeypatch):
     """In float32, tables and all, where the steps are wide enough for its tables."""
-    schedule = Schedule.build(ScheduleConfig(kind=kind))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(kind=kind))
     noise = iter([gaussian(i, torch.float32) for i in range(steps)])
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda shape, **kwargs: next(noise))
     theirs = their_trajectory(DDPMScheduler(beta_schedule=NAMES[kind], timestep_spacing=spacing), steps, torch.float32)
@@ -157,7 +167,7 @@ def test_trajectories_agree_with_diffusers_as_it_comes(kind, steps, spacing, mon
 @pytest.mark.parametrize(("steps", "spacing"), [(300, "trailing"), (30, "trailing"), (25, "linspace")])
 def test_ddim_with_eta_1_is_the_ancestral_sampler(kind, steps, spacing):
     """Song et al. 2021, section 4.1, also where x_0 is clipped and the steps do not divide the schedule."""
-    schedule = Schedule.build(ScheduleConfig(kind=kind))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(kind=kind))
     config = SamplerConfig(steps=steps, spacing=spacing, eta=1)
     ours = trajectory(ddim, schedule, config, torch.float64)
     torch.testing.assert_close(ours, trajectory(ancestral, schedule, config, torch.float64), atol=1e-9, rtol=0)
@@ -167,11 +177,11 @@ def test_ddim_with_eta_1_is_the_ancestral_sampler(kind, steps, spacing):
 @pytest.mark.parametrize("steps", [1, 2, 7, 200])
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_ddim_with_the_exact_eps_of_one_point_returns_it(kind, steps, spacing):
-    schedule = Schedule.build(ScheduleConfig(kind=kind))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(kind=kind))
     point = gaussian(0, torch.float64)
     config = SamplerConfig(steps=steps, spacing=spacing, clip=False)
     start = gaussian(1, torch.float64)
-    x0 = ddim(lambda x_t, t: predict_eps(schedule, x_t, t, point), schedule, start, config, no_noise)
+    x0 = ddim(lambda x_t, level: Denoised(point), schedule, start, config, no_noise)
     torch.testing.assert_close(x0, point, atol=1e-8, rtol=0)
 
 
@@ -179,14 +189,14 @@ def no_noise(i: int) -> torch.Tensor:
     raise AssertionError("a deterministic sampler asked for noise")
 
 
-def gaussian_denoiser(schedule: Schedule, mean: float, std: float) -> Any:
+def gaussian_denoiser(schedule: DiscreteSchedule, mean: float, std: float) -> Any:
     """E[eps | x_t] where x_0 ~ N(mean, std^2)."""
 
     def eps_model(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         signal, noise = schedule.alpha_bar(t[:1]).float(), schedule.one_minus_alpha_bar(t[:1]).float()
         return noise.sqrt() * (x_t - signal.sqrt() * mean) / (signal * std**2 + noise)
 
-    return eps_model
+    return predicts_eps(eps_model)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +209,7 @@ def gaussian_denoiser(schedule: Schedule, mean: float, std: float) -> Any:
     ],
 )
 def test_with_the_optimal_denoiser_of_a_gaussian_samples_have_its_mean_and_std(kind, sampler):
-    schedule = Schedule.build(ScheduleConfig(kind=kind))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(kind=kind))
     config = SamplerConfig.model_validate({**sampler, "clip": False})
     mean, std, n = 0.4, 0.3, 8_000
     rng = KeyedRNG(0, torch.arange(n // 80))
@@ -212,11 +222,11 @@ def test_with_the_optimal_denoiser_of_a_gaussian_samples_have_its_mean_and_std(k
 
 @pytest.mark.parametrize("sampler", [{"kind": "ancestral"}, {"kind": "ddim"}, {"kind": "ddim", "eta": 1}])
 def test_a_sample_depends_on_its_seed_and_index_alone(sampler):
-    schedule = Schedule.build(ScheduleConfig())
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig())
     config = SamplerConfig.model_validate({**sampler, "steps": 5})
 
     def images(seed: int, indices: list[int]) -> torch.Tensor:
-        return sample(network, schedule, config, KeyedRNG(seed, torch.tensor(indices)), SHAPE[1:])
+        return sample(predicts_eps(network), schedule, config, KeyedRNG(seed, torch.tensor(indices)), SHAPE[1:])
 
     together = images(0, [0, 1, 2, 3])
     assert together.dtype == torch.float32
@@ -226,42 +236,44 @@ def test_a_sample_depends_on_its_seed_and_index_alone(sampler):
 
 
 def test_each_reverse_step_has_noise_of_its_own_and_the_last_has_none():
-    schedule, asked = Schedule.build(ScheduleConfig()), []
+    schedule, asked = DiscreteSchedule.build(DiscreteScheduleConfig()), []
 
     def noise(i: int) -> torch.Tensor:
         asked.append(i)
         return torch.zeros(SHAPE)
 
     for sampler in (ancestral, ddim):
-        sampler(network, schedule, torch.zeros(SHAPE), SamplerConfig(steps=4, eta=1), noise)
+        sampler(predicts_eps(network), schedule, torch.zeros(SHAPE), SamplerConfig(steps=4, eta=1), noise)
     assert asked == [0, 1, 2] * 2
 
 
 @pytest.mark.parametrize("kind", ["ancestral", "ddim"])
 def test_clipped_samples_are_in_range_and_keep_no_graph(kind):
-    schedule = Schedule.build(ScheduleConfig())
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig())
     weight = torch.ones((), requires_grad=True)
     config = SamplerConfig(kind=kind, steps=10)
-    x0 = sample(lambda x_t, t: -5 * weight * x_t, schedule, config, KeyedRNG(0, torch.arange(3)), (8,))
+    denoise = predicts_eps(lambda x_t, t: -5 * weight * x_t, clip=True)
+    x0 = sample(denoise, schedule, config, KeyedRNG(0, torch.arange(3)), (8,))
     assert x0.abs().max() <= 1
     assert not x0.requires_grad
 
 
 def test_a_half_precision_network_is_sampled_in_float32():
-    schedule = Schedule.build(ScheduleConfig())
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig())
     for kind in ("ancestral", "ddim"):
         config = SamplerConfig(kind=kind, steps=3)
-        x0 = sample(lambda x_t, t: x_t.bfloat16(), schedule, config, KeyedRNG(0, torch.arange(3)), (8,))
+        denoise = predicts_eps(lambda x_t, t: x_t.bfloat16())
+        x0 = sample(denoise, schedule, config, KeyedRNG(0, torch.arange(3)), (8,))
         assert x0.dtype == torch.float32
 
 
 def test_more_steps_than_the_schedule_has_is_a_user_error():
-    schedule = Schedule.build(ScheduleConfig(steps=10))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(steps=10))
     with pytest.raises(UserError, match="steps are 11"):
-        sample(network, schedule, SamplerConfig(steps=11), KeyedRNG(0, torch.arange(1)), (1,))
+        sample(predicts_eps(network), schedule, SamplerConfig(steps=11), KeyedRNG(0, torch.arange(1)), (1,))
 
 
-@pytest.mark.parametrize("bad", [{"kind": "euler"}, {"steps": 0}, {"eta": 1.5}, {"spacing": "even"}, {"guidance": 2}])
+@pytest.mark.parametrize("bad", [{"kind": "leap"}, {"steps": 0}, {"eta": 1.5}, {"spacing": "even"}, {"guidance": 2}])
 def test_a_sampler_that_makes_no_sense_is_refused(bad):
     with pytest.raises(ValidationError):
         SamplerConfig.model_validate(bad)

@@ -12,15 +12,17 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from diffpipe.diffusion.process import IsotropicGaussian
-from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.diffusion import vlb
+from diffpipe.diffusion.denoiser import Denoise, denoiser
+from diffpipe.diffusion.parameterization import Parameterization
+from diffpipe.diffusion.process import Gaussian
+from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig
 from diffpipe.diffusion.vlb import (
     VLBScore,
     decoder_term,
     gaussian_kl,
     prior_term,
     timestep_strata,
-    variational_lower_bound,
 )
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Scores
@@ -34,6 +36,18 @@ LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 def images(n: int, shape: tuple[int, ...] = (1, 2, 3), seed: int = 0) -> Tensor:
     levels = torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(seed))
     return levels / 127.5 - 1
+
+
+def variational_lower_bound(
+    eps_model: Any, schedule: DiscreteSchedule, x0: Tensor, rng: KeyedRNG, *, clip: bool, **options: Any
+) -> VLBScore:
+    """The bound of a network that predicts eps and computes in float32."""
+
+    def network(x: Tensor, t: Tensor, level: Any) -> Tensor:
+        return eps_model(x.float(), t)
+
+    denoise: Denoise = denoiser(network, Parameterization("eps"), clip=clip)
+    return vlb.variational_lower_bound(denoise, schedule, x0, rng, **options)
 
 
 class Denoiser:
@@ -53,7 +67,7 @@ class Denoiser:
 def test_every_term_equals_its_definition(variance: Variance, clip: bool) -> None:
     # By products of Gaussian densities and quadrature, from the betas alone.
     T, x0, denoiser = 12, images(3), Denoiser()
-    schedule = Schedule.build(ScheduleConfig(steps=T, beta_start=0.001, beta_end=0.3))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(steps=T, beta_start=1e-6 * T, beta_end=3e-4 * T))
     score = variational_lower_bound(denoiser, schedule, x0, KeyedRNG(5, torch.arange(3)), clip=clip, variance=variance)
     beta = torch.linspace(0.001, 0.3, T, dtype=torch.float64)
     alpha_bar = (1 - beta).cumprod(0)
@@ -101,9 +115,7 @@ def test_every_term_equals_its_definition(variance: Variance, clip: bool) -> Non
 
 def test_gaussian_kl_against_torch() -> None:
     q, p = (
-        IsotropicGaussian(
-            torch.randn(4, 2, 3, generator=g, dtype=torch.float64), torch.rand(4, generator=g).double() + 0.1
-        )
+        Gaussian(torch.randn(4, 2, 3, generator=g, dtype=torch.float64), torch.rand(4, generator=g).double() + 0.1)
         for g in (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
     )
     wide = [Normal(each.mean, each.variance.sqrt()[:, None, None]) for each in (q, p)]
@@ -115,7 +127,7 @@ def test_gaussian_kl_against_torch() -> None:
 def test_the_decoders_bins_sum_to_one(std: float) -> None:
     x = LEVELS.float()[:, None]
     for mean in (-1.5, -1.0, -0.3, 0.001, 0.999, 40.0):
-        log_prob = -decoder_term(x, IsotropicGaussian(torch.full((256, 1), mean), torch.full((256,), std**2)))
+        log_prob = -decoder_term(x, Gaussian(torch.full((256, 1), mean), torch.full((256,), std**2)))
         assert torch.logsumexp(log_prob, 0).item() == pytest.approx(0, abs=1e-9)
         assert log_prob.isfinite().all()
 
@@ -123,15 +135,16 @@ def test_the_decoders_bins_sum_to_one(std: float) -> None:
 def test_the_decoder_keeps_its_precision_far_from_the_mean() -> None:
     # 30 standard deviations out: the differences of cumulative probabilities are 0 in floats, their logarithms are not.
     x, mean, std = LEVELS[[200, 100]].float()[:, None], LEVELS[[170, 130]][:, None], 2 / 255
-    nats = decoder_term(x, IsotropicGaussian(mean, torch.full((2,), std**2, dtype=torch.float64)))
+    nats = decoder_term(x, Gaussian(mean, torch.full((2,), std**2, dtype=torch.float64)))
     near, far = float(norm.logsf(29.5)), float(norm.logsf(30.5))
     tail = near + math.log1p(-math.exp(far - near))
     torch.testing.assert_close(nats, torch.full((2,), -tail, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_no_signal_left_at_the_end_costs_nothing() -> None:
-    schedule = Schedule.build(ScheduleConfig(kind="cosine", steps=1000))
-    assert prior_term(schedule, images(4)).max() < 1e-6
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(kind="cosine", steps=1000))
+    last = schedule.level(torch.tensor([999]))
+    assert prior_term(last, 1.0, images(4)).max() < 1e-6
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -148,7 +161,7 @@ def test_the_optimal_denoiser_of_a_gaussian_reaches_its_entropy_from_above(varia
         levels = torch.searchsorted(p.cumsum(0), (torch.arange(n, dtype=torch.float64) + 0.5) / n)
         log_snr = torch.linspace(16, -9, T, dtype=torch.float64)  # even steps, from far below a level's width
         log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), nn.functional.logsigmoid(log_snr)])
-        schedule = Schedule(-log_alpha_bar.diff().expm1(), log_alpha_bar)
+        schedule = DiscreteSchedule(-log_alpha_bar.diff().expm1(), log_alpha_bar)
 
         def eps_model(x_t: Tensor, t: Tensor) -> Tensor:
             signal, noise = schedule.alpha_bar(t).sqrt()[:, None], schedule.one_minus_alpha_bar(t).sqrt()[:, None]
@@ -172,7 +185,7 @@ def test_the_optimal_denoiser_of_a_gaussian_reaches_its_entropy_from_above(varia
 
 def test_some_timesteps_estimate_the_sum_over_all_without_bias() -> None:
     T, n = 40, 4000
-    schedule = Schedule.build(ScheduleConfig(steps=T, beta_start=0.001, beta_end=0.3))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(steps=T, beta_start=1e-6 * T, beta_end=3e-4 * T))
     x0 = images(1, (1, 2, 2)).expand(n, 1, 2, 2)
 
     def score(evaluations: int | None) -> VLBScore:
@@ -195,7 +208,7 @@ def test_some_timesteps_estimate_the_sum_over_all_without_bias() -> None:
 
 @pytest.mark.parametrize("evaluations", [None, 4])
 def test_a_sample_is_scored_alike_in_every_batch(evaluations: int | None) -> None:
-    schedule, x0 = Schedule.build(ScheduleConfig(steps=15)), images(6)
+    schedule, x0 = DiscreteSchedule.build(DiscreteScheduleConfig(steps=15)), images(6)
     options: dict[str, Any] = {"clip": True, "variance": "large", "evaluations": evaluations}
     positions = torch.tensor([0, 1, 7, 2**40, 50, 3])
     whole = variational_lower_bound(Denoiser(), schedule, x0, KeyedRNG(1, positions), **options)
@@ -254,7 +267,7 @@ def test_the_ddpm_scores_uint8_images_under_their_labels_or_the_empty_one() -> N
         assert set(score.terms) == {"L_T", "L_t", "L_0"}
         assert score.per_sample.dtype == torch.float32
     x0 = batch().images.float() / 127.5 - 1
-    schedule = Schedule.build(ScheduleConfig(steps=20))
+    schedule = DiscreteSchedule.build(DiscreteScheduleConfig(steps=20))
     expected = variational_lower_bound(
         lambda x, t: torch.zeros_like(x), schedule, x0, KeyedRNG(0, torch.arange(6)), clip=True, variance="small"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,3 +76,12 @@ def test_a_key_that_does_not_exist_is_refused_with_the_checkpoint() -> None:
     checkpoint = Checkpoint(Path("x/checkpoints/step-00000001"), run_state(1, experiment=tree), "0" * 64)
     with pytest.raises(UserError, match=r"step-00000001: unknown key stage\.sampler\.step; did you mean"):
         stored_config(checkpoint, ["stage.sampler.step=7"])
+
+
+def test_betas_of_format_2_were_not_scaled_by_the_number_of_timesteps() -> None:
+    experiment = CASES["ddpm"].experiment("run.dir=x", "stage.schedule.kind=linear", "stage.schedule.steps=500")
+    tree = experiment.model_dump(mode="json")
+    for written, start, end in ((2, 5e-5, 0.01), (3, 1e-4, 0.02)):
+        checkpoint = Checkpoint(Path("x"), run_state(1, experiment=tree), "0" * 64, format=written)
+        schedule: Any = stored_config(checkpoint).stage.schedule  # pyright: ignore[reportAttributeAccessIssue]
+        assert (schedule.beta_start, schedule.beta_end) == pytest.approx((start, end))

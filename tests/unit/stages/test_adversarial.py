@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffpipe.diffusion.process import posterior, q_sample
-from diffpipe.diffusion.schedule import Schedule, ScheduleConfig
+from diffpipe.diffusion.process import posterior, q_sample, step_variance
+from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape, TrainedStage
 from diffpipe.rng import KeyedRNG
@@ -21,7 +21,7 @@ from diffpipe.stages.ddpm import DDPMConfig
 from tests.support.tiny_gans import UNET, batch, random_networks, rows_of, trained_unet, trainer
 
 SHAPE = ImageShape(channels=1, resolution=8, classes=3)
-LEVELS = Schedule.build(ScheduleConfig(kind="cosine"))
+LEVELS = DiscreteSchedule.build(DiscreteScheduleConfig(kind="cosine"))
 
 
 def config(**changes: object) -> AdversarialConfig:
@@ -35,7 +35,7 @@ class Oracle(nn.Module):
     def __init__(self, x0: Tensor, stage: AdversarialDiffusion) -> None:
         super().__init__()
         self.x0 = x0
-        levels = Schedule.build(stage.config.levels)
+        levels = DiscreteSchedule.build(stage.config.levels)
         schedule = stage.config.schedule.build(levels)
         self.alpha_bar = schedule.alpha_bar(torch.arange(schedule.T))
         fine = levels.log_alpha_bar[1:]
@@ -79,8 +79,8 @@ def test_steps_between_timesteps_are_those_of_the_schedule_that_they_are_of() ->
     torch.testing.assert_close(
         steps.alpha_bar(torch.arange(-1, 4)), LEVELS.alpha_bar(torch.tensor([-1, 129, 379, 679, 949]))
     )
-    t, s = torch.tensor([379]), torch.tensor([129])
-    torch.testing.assert_close(steps.beta(torch.tensor([1]), torch.tensor([0])), LEVELS.beta(t, s))
+    between = step_variance(LEVELS.level(torch.tensor([379])), LEVELS.level(torch.tensor([129])))
+    torch.testing.assert_close(steps.betas[1:2], between)
     stage = config(schedule={"kind": "timesteps", "timesteps": [129, 949]}).build(SHAPE)
     assert stage.levels.on("cpu").embedding_timesteps.tolist() == [0, 129, 949]
 
@@ -134,14 +134,16 @@ def test_real_pairs_are_of_the_forward_process_and_fakes_of_the_posterior() -> N
         rows = t[:n] == step
         of = t[:n][rows]
         # Real: x_{t-1} = sqrt(alpha_bar) x_0 + noise, x_t = sqrt(alpha) x_{t-1} + noise.
-        expected = q_sample(schedule, x0[rows], of - 1, torch.zeros_like(x0[rows]))
+        expected = q_sample(schedule.level(of - 1), x0[rows], torch.zeros_like(x0[rows]))
         assert float((x_prev[:n][rows] - expected).var()) == pytest.approx(
             float(schedule.one_minus_alpha_bar(of[:1] - 1)), rel=0.03, abs=1e-9
         )
-        ahead = x_t[:n][rows] - schedule.alpha(of[:1], of[:1] - 1).sqrt().float() * x_prev[:n][rows]
+        ahead = x_t[:n][rows] - (1 - schedule.betas[step]).sqrt().float() * x_prev[:n][rows]
         assert float(ahead.var()) == pytest.approx(float(schedule.betas[step]), rel=0.03)
         # Generated: the posterior at what the generator said, here 0.3.
-        mean, variance = posterior(schedule, torch.full_like(x0[rows], 0.3), x_t[:n][rows], of, of - 1)
+        mean, variance = posterior(
+            schedule.level(of), schedule.level(of - 1), torch.full_like(x0[rows], 0.3), x_t[:n][rows]
+        )
         assert float((x_prev[n:][rows] - mean).var()) == pytest.approx(float(variance[0]), rel=0.03, abs=1e-6)
 
 
@@ -238,8 +240,8 @@ def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:
         level = int((fine.log_alpha_bar[1:] - math.log(a)).abs().argmin())
         eps = unet(x_t, torch.full((4,), level), labels)
         x0 = (x_t - math.sqrt(1 - a) * eps) / math.sqrt(a) / (1 + (1 - a) / a / 400)
-        mean, variance = posterior(schedule, x0, x_t, t, t - 1)
-        x_t = mean + variance.sqrt()[:, None, None, None] * rng.normal("reverse", (1, 8, 8), stream=step)
+        mean, variance = posterior(schedule.level(t), schedule.level(t - 1), x0, x_t)
+        x_t = mean + variance.sqrt().float()[:, None, None, None] * rng.normal("reverse", (1, 8, 8), stream=step)
     images = stage.generate(nets, rng, labels)
     assert (images.int() - stage.codec.decode(x_t.detach()).int()).abs().max() <= 1
 

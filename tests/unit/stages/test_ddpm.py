@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from diffpipe.errors import UserError
@@ -63,18 +66,6 @@ def test_labels_are_hidden_at_the_rate_asked_for_and_by_position() -> None:
     assert torch.equal(part.asked[0][2], labels[few])
 
 
-def test_guidance_is_the_extrapolation_from_unconditional_to_conditional() -> None:
-    # The recorder predicts 0.1 x label, so eps is 0.4 unguided with the empty label, and 0.4 + w (0.1 y - 0.4) guided.
-    sampler = {"steps": 1, "clip": False}
-    labels = torch.tensor([0, 1, 2])
-    plain = config(conditional=True, sampler=sampler).build(SHAPE)
-    guided = config(conditional=True, sampler=sampler | {"guidance": 3.0}).build(SHAPE)
-    for stage, weight in ((plain, 1.0), (guided, 3.0)):
-        predicted = stage._predict(Recorder(), torch.zeros(3, 1, 8, 8), torch.tensor([5, 5, 5]), labels)
-        expected = 0.4 + weight * (0.1 * labels - 0.4)
-        torch.testing.assert_close(predicted[:, 0, 0, 0], expected)
-
-
 def test_an_image_depends_on_its_index_alone() -> None:
     stage = config(sampler={"steps": 3, "kind": "ancestral"}).build(SHAPE)
     torch.manual_seed(0)
@@ -94,5 +85,99 @@ def test_labels_and_guidance_that_cannot_be_are_refused() -> None:
         config(conditional=True).build(ImageShape(1, 8))
     with pytest.raises(UserError, match=r"stage\.sampler\.guidance needs labels"):
         config(sampler={"guidance": 2.0}).build(SHAPE)
+    with pytest.raises(UserError, match=r"stage\.sampler\.guidance needs a network that was trained without labels"):
+        config(conditional=True, label_dropout=0, sampler={"guidance": 2.0}).build(SHAPE)
     with pytest.raises(UserError, match=r"the sampler's steps are 5000"):
         config(sampler={"steps": 5000}).build(SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "kind"), [("eps", "linear"), ("x0", "linear"), ("v", "linear"), ("edm", "edm"), ("flow", "flow")]
+)
+def test_a_prediction_has_the_schedule_that_goes_with_it(prediction: str, kind: str) -> None:
+    assert config(prediction=prediction).schedule.kind == kind
+    assert config(prediction=prediction, schedule={}).schedule.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"prediction": "edm", "schedule": {"kind": "cosine"}},
+            "does not go with schedule.kind cosine: it takes eps or",
+        ),
+        (
+            {"prediction": "v", "schedule": {"kind": "edm"}},
+            "prediction v does not go with schedule.kind edm: it takes edm",
+        ),
+        ({"prediction": "eps", "schedule": {"kind": "flow"}}, "it takes flow or x0"),
+        ({"schedule": {"zero_terminal_snr": True}}, "leaves nothing that eps could tell; set prediction=v or x0"),
+        ({"prediction": "flow", "learned_variance": True}, "learned_variance needs a schedule with timesteps"),
+        ({"prediction": "edm", "schedule": {"sigma_min": 90}}, "sigma_min is 90.0, not below sigma_max 80.0"),
+        ({"sampler": {"guidance_interval": [5, 1]}}, "must ascend"),
+    ],
+)
+def test_predictions_and_schedules_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prediction": "flow", "sampler": {"kind": "edm"}}, "starts at a finite sigma.*use heun or dpmpp_2m"),
+        ({"prediction": "v", "schedule": {"zero_terminal_snr": True}, "sampler": {"kind": "heun"}}, "use dpmpp_2m"),
+        ({"prediction": "flow", "sampler": {"spacing": "karras"}}, "is not for stage.schedule.kind=flow; use trailing"),
+        ({"prediction": "edm", "sampler": {"spacing": "leading"}}, "use trailing, karras or log_snr"),
+        ({"prediction": "edm", "schedule": {"sigma_max": 4}}, "make it at least 5, ten times sigma_data"),
+    ],
+)
+def test_samplers_that_the_schedule_cannot_have_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(**settings).build(SHAPE)
+
+
+PREDICTIONS: list[dict[str, Any]] = [
+    {"prediction": "eps"},
+    {"prediction": "x0", "weighting": {"kind": "min_snr"}},
+    {"prediction": "v", "schedule": {"kind": "cosine", "zero_terminal_snr": True}},
+    {"prediction": "edm", "timesteps": {"low_discrepancy": True}},
+    {"prediction": "flow", "schedule": {"shift": 3.0}},
+    {"prediction": "x0", "schedule": {"kind": "flow"}},
+]
+
+
+@pytest.mark.parametrize("settings", PREDICTIONS)
+@pytest.mark.parametrize("kind", ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "euler", "unipc", "ancestral"])
+def test_every_prediction_trains_generates_and_is_bounded(settings: dict[str, Any], kind: str) -> None:
+    stage = config(**settings, sampler={"steps": 3, "kind": kind, "vlb_steps": 4}).build(SHAPE)
+    nets, positions = {"denoiser": Recorder()}, torch.arange(16)
+    loss = stage.loss(stage.phases()[0], nets, batch(), KeyedRNG(0, positions))
+    assert loss.per_sample.shape == (16,)
+    assert loss.per_sample.isfinite().all()
+    assert stage.generate(nets, KeyedRNG(0, positions), None).shape == (16, 1, 8, 8)
+    assert stage.evaluations() == 3
+    score = stage.score(nets, batch(), KeyedRNG(0, positions))
+    assert score.per_sample.isfinite().all()
+
+
+def test_two_evaluations_a_step_are_counted_and_guidance_within_its_interval_alone() -> None:
+    def evaluations(**sampler: Any) -> int | None:
+        return config(prediction="edm", conditional=True, sampler={"steps": 4, **sampler}).build(SHAPE).evaluations()
+
+    assert evaluations(kind="ddim") == 4
+    assert evaluations(kind="heun") == evaluations(kind="edm") == 7
+    assert evaluations(kind="ddim", guidance=2.0) == 8
+    # The four levels are 80, 9.7, 0.47 and 0.002.
+    assert evaluations(kind="ddim", guidance=2.0, guidance_interval=[0.1, 20]) == 6
+
+
+def test_the_learned_weighting_trains_a_network_of_its_own() -> None:
+    stage = config(weighting={"kind": "learned"}).build(SHAPE)
+    nets = stage.networks()
+    assert set(nets) == {"denoiser", "log_variance"}
+    assert stage.phases()[0].trains == ("denoiser", "log_variance")
+    loss = stage.loss(stage.phases()[0], nets, batch(), KeyedRNG(0, torch.arange(16)))
+    torch.testing.assert_close(loss.per_sample, loss.metrics["mse"])  # u starts at 0
+    loss.per_sample.sum().backward()
+    assert all(p.grad is not None for p in nets["log_variance"].parameters())

@@ -1,0 +1,67 @@
+"""The loss of a diffusion's network for one batch: its weighted square error, and the bound of a learned variance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from diffpipe.diffusion.denoiser import Denoised
+from diffpipe.diffusion.objective import WeightingConfig, output_weight, simple_loss
+from diffpipe.diffusion.parameterization import Parameterization
+from diffpipe.diffusion.process import NoiseLevel, q_sample
+from diffpipe.diffusion.schedule import Schedule
+from diffpipe.diffusion.vlb import hybrid_term
+from diffpipe.interfaces import Loss
+
+
+class NoisedBatch(NamedTuple):
+    """Clean data x0 and noise eps, float [b, *shape], and what the noise level of each sample makes of them, x_t."""
+
+    x0: Float[Tensor, " b *shape"]
+    eps: Float[Tensor, " b *shape"]
+    level: NoiseLevel
+    x_t: Float[Tensor, " b *shape"]
+
+    @classmethod
+    def of(cls, x0: Float[Tensor, " b *shape"], eps: Float[Tensor, " b *shape"], level: NoiseLevel) -> NoisedBatch:
+        return cls(x0, eps, level, q_sample(level, x0, eps))
+
+
+def training_loss(
+    parameterization: Parameterization,
+    schedule: Schedule,
+    weighting: WeightingConfig,
+    noised: NoisedBatch,
+    output: Float[Tensor, "b c2 *rest"],
+    log_variance: Float32[Tensor, " b"] | None = None,
+) -> Loss:
+    """The loss of each sample, given the network's output for x_t.
+
+    output: where it has twice the channels of x_0, the second half is the learned variance. log_variance: u of the
+    learned weighting, which makes the loss mse / exp(u) + u (Karras et al. 2024, eq. 14). metrics: the plain square
+    error in each quarter of the noise levels, loss_q1 (the least noise) to loss_q4, and `mse` or `vlb` where the loss
+    has other terms.
+    """
+    x0, eps, level, x_t = noised
+    channels = x0.shape[1]
+    prediction, variance = output[:, :channels], output[:, channels:]
+    loss = mse = simple_loss(parameterization.target(level, x0, eps), prediction)
+    metrics = {}
+    if log_variance is not None:
+        loss, metrics = mse / log_variance.exp() + log_variance, {"mse": mse}
+    elif weighting.kind != "simple":
+        loss = mse * output_weight(weighting, parameterization, level).float()
+    if variance.shape[1]:
+        x0_hat = parameterization.x0(level, x_t, prediction.detach().float())
+        vlb = hybrid_term(schedule, level, x0, x_t, Denoised(x0_hat, (variance.float() + 1) / 2))
+        loss, metrics = loss + vlb, {**metrics, "vlb": vlb}
+    return Loss(loss, {**metrics, **_quarters(schedule.position(level), mse)})
+
+
+def _quarters(position: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """The loss of the samples in each quarter of the noise levels. The trainer's means leave out the others' nan."""
+    quarter = (position * 4).long().clamp(0, 3)
+    return {f"loss_q{i + 1}": loss.where(quarter == i, torch.nan) for i in range(4)}

@@ -1,0 +1,79 @@
+"""Classifier-free guidance (Ho & Salimans 2022), within an interval of noise levels (Kynkäänniemi et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from diffpipe.diffusion.process import NoiseLevel
+from diffpipe.diffusion.sampler_config import SamplerConfig
+from diffpipe.errors import UserError
+
+
+class GuidedSamplerConfig(SamplerConfig):
+    """How a trained stage generates and scores. It may change every time, and does not belong to the checkpoint."""
+
+    renamed: ClassVar[dict[str, str]] = {"bound_steps": "vlb_steps"}
+
+    guidance: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates the label. Each step then costs
+    two network evaluations."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only where sigma/alpha lies between these two, such as [0.3, 5] (Kynkäänniemi et al. 2024). null: always.
+    Outside, a step costs one evaluation."""
+    vlb_steps: int | None = Field(default=None, ge=2)
+    """Network evaluations per image for the variational bound on its likelihood. null: one at every timestep. Fewer
+    give an unbiased estimate."""
+
+    def guides(self, level: NoiseLevel) -> bool:
+        """Whether guidance is used at this level, whose coefficients are numbers."""
+        low, high = self.guidance_interval or (0.0, float("inf"))
+        return self.guidance != 1 and low <= float(level.ratio) <= high
+
+    @model_validator(mode="after")
+    def _interval_ascends(self) -> GuidedSamplerConfig:
+        if self.guidance_interval is not None and self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {list(self.guidance_interval)} must ascend")
+        return self
+
+
+def check_guidance(sampler: GuidedSamplerConfig, *, conditional: bool, label_dropout: float) -> None:
+    """Raises UserError where the network cannot be guided."""
+    if sampler.guidance == 1:
+        return
+    if not conditional:
+        raise UserError("stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it")
+    if label_dropout == 0:
+        raise UserError(
+            "stage.sampler.guidance needs a network that was trained without labels too; train with a "
+            "stage.label_dropout above 0, such as 0.1"
+        )
+
+
+def predict(
+    network: nn.Module,
+    x: Float[Tensor, "b c h w"],
+    t: Tensor,
+    labels: Int[Tensor, " b"] | None,
+    classes: int,
+    guidance: float = 1.0,
+) -> Float[Tensor, "b c2 h w"]:
+    """The network's output, extrapolated from the one without label by the factor `guidance`.
+
+    labels: None for P(X). classes: of a conditional network, whose label for none it is; else 0. Of a learned variance,
+    the second half of the channels, the conditional one is taken.
+    """
+    if not classes:
+        return network(x, t, None)
+    empty = torch.full((len(x),), classes, device=x.device)
+    if labels is None or guidance == 1:
+        return network(x, t, empty if labels is None else labels)
+    both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, empty]))
+    conditional, unconditional = both.float().chunk(2)
+    c = x.shape[1]
+    prediction = unconditional[:, :c] + guidance * (conditional[:, :c] - unconditional[:, :c])
+    return torch.cat([prediction, conditional[:, c:]], dim=1)
