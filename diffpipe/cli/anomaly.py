@@ -31,10 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
+    from diffpipe.evaluation.score_files import require_own_folder
     from diffpipe.metrics import protocol
     from diffpipe.report.anomaly_grid import most_and_least_anomalous
     from diffpipe.report.labelled_grid import save
 
+    if args.out is None:
+        require_own_folder(args.run)
     runtime = options.values(args, "precision", "device")
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
         images = options.values(args, "normal", "abnormal", "training", "n", "seed", "precision")

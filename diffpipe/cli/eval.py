@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load, score
+    from diffpipe.evaluation.score_files import require_own_folder
     from diffpipe.evaluation.scores import table
     from diffpipe.experiment.find_checkpoint import is_run
     from diffpipe.metrics import protocol
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
     how = {"metrics": metrics, **options.values(args, "reference", "floor", "inception")}
     runtime = options.values(args, "precision", "device")
     if is_run(Path(args.images)):
+        if args.out is None:
+            require_own_folder(Path(args.images))
         with load(args.images, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
             if args.resolution not in (None, run.config.data.resolution):
                 size = run.config.data.resolution

@@ -31,10 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
+    from diffpipe.evaluation.score_files import require_own_folder
     from diffpipe.metrics import protocol
     from diffpipe.report.labelled_grid import save
     from diffpipe.report.vlb_plot import plot_vlb
 
+    if args.out is None:
+        require_own_folder(args.run)
     runtime = options.values(args, "precision", "device")
     with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
         nll = run.nll(args.shards, n=args.n, seed=args.seed, precision=args.precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -11,6 +12,7 @@ _MAX_DEPTH = 50
 _MAX_NODES = 100_000
 _MAX_INT = 2**64
 _MAX_MESSAGE = 300
+_NO_TEXT = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes of a path
 _SPECIAL_KEYS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =
 
 
@@ -65,6 +67,8 @@ def _parse(text: str) -> tuple[Any, int]:
             loader.dispose()
     except yaml.YAMLError as error:
         raise YamlError(_message(error)) from error
+    except (ValueError, OverflowError) as error:  # PyYAML passes any number of an escape to `chr`
+        raise YamlError("an escape in it is the number of no character") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -129,6 +133,8 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) > _MAX_INT:
                 raise OverflowError
+            if isinstance(value, str) and _NO_TEXT.search(value):
+                raise ValueError
             return value
         except yaml.YAMLError:
             raise

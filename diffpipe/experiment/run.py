@@ -21,7 +21,7 @@ from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import ImageShape, Stage, TrainedStage
 from diffpipe.stages.latents import LatentCodec, latent_codec
 from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.checkpoint.read import Checkpoint, limited_to
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 
@@ -113,7 +113,7 @@ def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, ra
     shape = ImageShape(**found.state.shape.model_dump())
     experiment, stage, _ = build_stage(experiment, shape, runtime, named=_keys(overrides))
     prefix = "net" if raw else "ema"
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), limited_to(found):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
     tensors = {f"{prefix}.{name}.{key}": t for name, net in nets.items() for key, t in net.state_dict().items()}
     checkpoints.load(found, tensors, Communicator())

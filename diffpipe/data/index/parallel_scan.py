@@ -20,7 +20,8 @@ from diffpipe.data.index.external_index import check_external_indices, external_
 from diffpipe.data.index.mmapped_safetensors import StreamedArray, map_arrays, write_arrays
 from diffpipe.data.index.scan import scan_file
 from diffpipe.data.index.tar_stream import Readable
-from diffpipe.data.remote.storage import RemoteFile, tars
+from diffpipe.data.remote.listing import tars
+from diffpipe.data.remote.storage import RemoteFile
 from diffpipe.data.remote.urls import is_remote, parse, redacted
 from diffpipe.data.worker_pool import WorkerDiedError, WorkerPool
 from diffpipe.errors import UserError

@@ -5,10 +5,9 @@ They are kept like plug-ins: by the process, not by a config, which is stored in
 
 from __future__ import annotations
 
-import urllib.parse
 from collections.abc import Sequence
 
-from diffpipe.data.remote.urls import RemoteURL, is_remote, parse, redacted
+from diffpipe.data.remote.urls import RemoteURL, is_remote, leads_elsewhere, parse, redacted
 from diffpipe.errors import UserError
 
 _allowed: list[str] = []
@@ -55,5 +54,4 @@ def _contains(folder: RemoteURL, place: RemoteURL) -> bool:
     if (folder.scheme, folder.host.lower()) != (place.scheme, place.host.lower()):
         return False
     above, below = (url.path.strip("/").split("/") if url.path.strip("/") else [] for url in (folder, place))
-    leaves = any(urllib.parse.unquote(part) in (".", "..") or "\\" in part for part in below)
-    return not leaves and below[: len(above)] == above
+    return below[: len(above)] == above and not any(map(leads_elsewhere, below[len(above) :]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import sys
 import time
-import urllib.parse
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -16,13 +16,15 @@ from fsspec.asyn import sync
 from fsspec.exceptions import FSTimeoutError
 
 from diffpipe.data.remote.rate import LONGEST_PAUSE, LeastRate, SlowServerError, least_rate, pause
-from diffpipe.data.remote.urls import join, parse, redacted, resolve
+from diffpipe.data.remote.urls import parse, redacted, resolve
 from diffpipe.errors import UserError
 
 WAITS = (0.1, 0.4, 1.6, 6.4, 25.6)
 """Seconds before each further attempt. They start over with every block of bytes that arrives."""
 TIMEOUTS = {"sock_connect": 15.0, "sock_read": 60.0}
 BLOCK = 8 << 20
+
+_LENGTH = re.compile("[0-9]{1,18}")
 
 T = TypeVar("T")
 
@@ -31,17 +33,6 @@ _ACCESS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login",
 }
-
-
-def tars(folder: str) -> list[str]:
-    """The URLs of the `*.tar` in a remote folder, sorted, as the store or the page at that URL lists them."""
-    url = parse(folder)
-    full_url, store = resolve(url._replace(path=url.path.rstrip("/") + "/")), _STORES[url.scheme]
-    listing = _retry(store, redacted(folder), lambda: store.system().ls(full_url, detail=False))
-    names = {entry.rpartition("/")[2] for entry in listing}
-    if url.scheme.startswith("http"):
-        names = {urllib.parse.unquote(name.partition("?")[0]) for name in names}
-    return [join(folder, name) for name in sorted(names) if name.endswith(".tar")]
 
 
 class RemoteFile(io.RawIOBase):
@@ -58,9 +49,9 @@ class RemoteFile(io.RawIOBase):
         parts = parse(url)
         self.name = redacted(url)
         self._pace = LeastRate(self.name, least_rate)
-        self._url, self._store = resolve(parts), _STORES[parts.scheme]
+        self._url, self._store = resolve(parts), STORES[parts.scheme]
         self._position = start
-        self._body: _Body | None = _retry(self._store, self.name, lambda: self._store.open(self._url, start))
+        self._body: _Body | None = retry(self._store, self.name, lambda: self._store.open(self._url, start))
         self.size, self.etag = self._body.size, self._body.etag
 
     def readable(self) -> bool:
@@ -84,7 +75,7 @@ class RemoteFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self.size is not None and self._position >= self.size:
             return 0
-        data = _retry(self._store, self.name, lambda: self._read(len(buffer)))
+        data = retry(self._store, self.name, lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -150,7 +141,7 @@ class _HTTPBody:
             if status == HTTPStatus.PARTIAL_CONTENT:
                 length = response_headers.get("Content-Range", "").rpartition("/")[2]
                 start = 0
-            self.size = int(length) if length.isdigit() else None
+            self.size = int(length) if _LENGTH.fullmatch(length) else None
             self.etag = response_headers.get("ETag") or response_headers.get("Last-Modified") or ""
             while start and (skipped := self.read(min(start, BLOCK))):
                 start -= len(skipped)
@@ -236,7 +227,7 @@ class _Store:
 _AIOHTTP = {"aiohttp": ("ClientError",)}
 _BOTO = {"botocore.exceptions": ("BotoCoreError", "ClientError")}
 _GOOGLE = {"gcsfs.retry": ("HttpError",), "google.auth.exceptions": ("GoogleAuthError",)}
-_STORES = {
+STORES = {
     "http": _Store("http", "aiohttp", "", _AIOHTTP),
     "https": _Store("https", "aiohttp", "", _AIOHTTP),
     "s3": _Store("s3", "s3fs", "[s3]", _AIOHTTP | _BOTO),
@@ -244,7 +235,7 @@ _STORES = {
 }
 
 
-def _retry(store: _Store, name: str, attempt: Callable[[], T]) -> T:
+def retry(store: _Store, name: str, attempt: Callable[[], T]) -> T:
     """The result of the first attempt that succeeds. Library errors are not chained: they contain the whole URL."""
     for wait in (*WAITS, None):
         try:

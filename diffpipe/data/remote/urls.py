@@ -19,6 +19,7 @@ _PARTS = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.-]*)://(?:(?P<user>[^/?#]*)@)?(?P<host>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.S
 )
 _NOT_IN_NAME = re.compile(r"[/\\?#\x00-\x1f\x7f]")
+_MOST_DECODINGS = 5
 _NAME = re.compile(r"\$\{(\w+)\}")
 _USER = re.compile(r"([^:@]*:)?\$\{\w+\}")
 _QUERY = re.compile(r"\?([\w.-]+=)?\$\{\w+\}(&([\w.-]+=)?\$\{\w+\})*")
@@ -76,11 +77,23 @@ def parse(url: str) -> RemoteURL:
 def join(url: str, name: str) -> str:
     """The URL of `name` in the folder `url`. Raises UserError where the name would lead elsewhere, or add a query."""
     parts = parse(url)
-    if name in ("", ".", "..") or _NOT_IN_NAME.search(name):
+    if name == "" or leads_elsewhere(name):
         raise UserError(
             f"{redacted(url)}: {name[:80]!r} is not the name of a file in a remote folder; give the file another name"
         )
     return str(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def leads_elsewhere(part: str) -> bool:
+    """Whether a part of a path is more than a name, for a server that decodes it once or several times.
+
+    `..%2F..%2Fx.tar` and `%252e%252e` are names in a URL, and paths on many a server.
+    """
+    for _ in range(_MOST_DECODINGS):
+        part, encoded = urllib.parse.unquote(part), part
+        if part == encoded:
+            break
+    return part.partition(";")[0] in (".", "..") or _NOT_IN_NAME.search(part) is not None
 
 
 def parent(url: str) -> str:

@@ -6,9 +6,11 @@ torch.distributed.checkpoint unpickles a `.metadata` file (FileSystemReader) and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from diffpipe.errors import UserError
 from diffpipe.files import parse_json, read_regular
@@ -99,6 +102,37 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator,
         _read(checkpoint.path, counts, comm)
         require_counts(checkpoint.path, counts, updates * checkpoint.step)
     _read(checkpoint.path, tensors, comm)
+
+
+@contextlib.contextmanager
+def limited_to(checkpoint: Checkpoint) -> Iterator[None]:
+    """In the block, networks are built from the checkpoint's config: of no more values than the checkpoint holds.
+
+    A config can ask for a billion blocks in a few bytes. Raises UserError.
+    """
+    most = sum(math.prod(getattr(stored, "size", ())) for stored in _metadata(checkpoint.path).values())
+    count = 0
+
+    def count_values(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 0 if parameter is None else parameter.numel()
+        if count > most:
+            raise UserError(
+                f"{checkpoint.path} is a checkpoint of another model: the networks of its config have more than the "
+                f"{most} values that it holds; take another checkpoint"
+            )
+
+    handle = register_module_parameter_registration_hook(count_values)
+    try:
+        yield
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if "overflow" not in str(error).lower() and not isinstance(error, OverflowError):
+            raise
+        raise UserError(
+            f"{checkpoint.path}: the networks of its config are too large for any machine; take another checkpoint"
+        ) from error
+    finally:
+        handle.remove()
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:

@@ -35,9 +35,9 @@ class ValidationSet(BaseModel, extra="forbid", frozen=True):
 class Shape(BaseModel, extra="forbid", frozen=True):
     """The shape of the data: see `interfaces.ImageShape`."""
 
-    channels: int = Field(ge=1)
-    resolution: int = Field(ge=1)
-    classes: int = Field(default=0, ge=0)
+    channels: int = Field(ge=1, le=1 << 16)
+    resolution: int = Field(ge=1, le=1 << 16)
+    classes: int = Field(default=0, ge=0, le=1 << 31)
 
 
 class RunState(BaseModel, extra="forbid", frozen=True):

@@ -40,6 +40,10 @@ LEVELS = ["x: &0 [" + ",".join("x" * 9) + "]", *(f"y{i}: &{i + 1} [{','.join([f'
         ("a: !!python/object/apply:os.system [ls]", "tag"),
         ("--- 1\n--- 2", "a single document"),
         ("a: \0", "unacceptable character"),
+        ('a: "b\\0c"', "no valid str"),
+        ('a: "\\ud800"', "no valid str"),
+        ('a: "\\UFFFFFFFF"', "an escape in it is the number of no character"),
+        ('a: "\\U00110000"', "an escape in it is the number of no character"),
         ("a" * (MAX_CHARACTERS + 1), "longer than"),
         ("k" * 200_000 + ": [", ""),
     ],
@@ -61,6 +65,7 @@ def test_a_text_that_no_config_can_have_is_refused_in_a_short_line(text: str, pa
         ),
         ("y: {<<: [{a: 1}, {a: 2}]}", {"y": {"a": 1}}),
         ("a: [1, 2.5, true, null, x]", {"a": [1, 2.5, True, None, "x"]}),
+        ('a: "\\udcff"', {"a": chr(0xDCFF)}),  # a byte of a path that is not UTF-8
         ("a: 2024-02-29", {"a": datetime.date(2024, 2, 29)}),
         ("", None),
     ],

@@ -46,6 +46,11 @@ def test_the_secrets_are_those_of_the_users_url(base: str, named: str, url: str)
         "https://h/a/../b",
         "https://h/a/%2e%2E/b",
         "https://h/a/b\\..\\c",
+        "https://h/a/..%2fb",
+        "https://h/a/..%5cb",
+        "https://h/a/%252e%252e/b",
+        "https://h/a/..;/b",
+        "https://h/a/b\nc",
     ],
 )
 def test_other_hosts_and_folders_are_refused(base: str) -> None:
@@ -65,3 +70,8 @@ def test_what_is_no_url_is_not_allowed() -> None:
     for url in ("/a/b", "https://u:secret@h/", "ftp://h/"):
         with pytest.raises(UserError):
             allow(url)
+
+
+def test_a_folder_that_the_user_wrote_encoded_stays_so() -> None:
+    named = "https://h/refs%2Fconvert/x"
+    assert url_of(f"{named}/y", [named], "x") == f"{named}/y"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data.remote import rate, storage
-from diffpipe.data.remote.storage import RemoteFile, tars
+from diffpipe.data.remote.storage import RemoteFile
 from diffpipe.errors import UserError
 from tests.support.web_server import Web, serving
 
@@ -147,15 +147,6 @@ def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     assert "${NAME}" in refusal or "%2F" in refusal
 
 
-def test_the_tars_on_a_page_are_listed(web: Web, tmp_path: Path) -> None:
-    page = "<a href='b.tar'>b</a> <a href=\"/c/a%20b.tar?x=1\">a</a> <a href='notes.txt'>n</a> <a href='../'>up</a>"
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "index.html").write_text(page)
-    assert tars(f"{web.url}/c") == [f"{web.url}/c/a b.tar", f"{web.url}/c/b.tar"]
-    with pytest.raises(UserError, match="no such file"):
-        tars(f"{web.url}/d/")
-
-
 def test_a_server_that_sends_too_little_is_an_error_in_the_end(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate, "_WINDOW", 0.05)
     web.rate = 100_000.0
@@ -179,3 +170,8 @@ def test_a_busy_server_is_left_alone_as_long_as_it_asks_for(web: Web, monkeypatc
         f"{web.url}/a b.tar: cannot be read (503 Service Unavailable), and the server asks to wait 86400 seconds; run "
         "the same command again then"
     )
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "\N{SUPERSCRIPT TWO}", "-1", "*", ""])
+def test_a_length_that_is_no_number_is_not_known(length: str) -> None:
+    assert storage._LENGTH.fullmatch(length) is None

@@ -47,6 +47,19 @@ def test_an_unknown_scheme_and_a_url_without_host_are_refused() -> None:
         parse("https:///x.tar")
 
 
+@pytest.mark.parametrize("name", ["a%20b.tar", "50%.tar", "a;b.tar", "...tar", "ü.tar"])
+def test_other_names_stay_as_they_are(name: str) -> None:
+    assert join("https://h/a", name) == f"https://h/a/{name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["%2e%2e", "..%2F..%2fx.tar", "%252e%252e%252fx.tar", "x%00.tar", "x%3Ft=1.tar", "a%5cb", "..;", "x%0d%0ay"]
+)
+def test_a_name_that_leads_elsewhere_once_it_is_decoded_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"^https://h/a: .* is not the name of a file"):
+        join("https://h/a?t=${T}", name)
+
+
 @pytest.mark.parametrize("name", ["x.tar?t=${SECRET}", "../x.tar", "/x.tar", "x#.tar", "", "..", ".", "a\nb", "a\\b"])
 def test_a_name_that_leads_elsewhere_or_adds_a_query_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"^https://h/a: .* is not the name of a file"):

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.checkpoint.format import describe
+from diffpipe.train.checkpoint.read import limited_to, open_checkpoint
 from diffpipe.train.checkpoint.retention import recover
-from diffpipe.train.checkpoint.state import FORMAT
+from diffpipe.train.checkpoint.state import FORMAT, Shape
 from diffpipe.train.distributed import Communicator
 from tests.support.run_states import run_state
 
@@ -194,3 +195,22 @@ def test_a_run_moved_elsewhere_still_opens(tmp_path: Path) -> None:
     target = zeros()
     checkpoints.load(newest, target, ALONE)
     assert torch.equal(target["half"], tensors(1)["half"])
+
+
+def test_networks_of_a_forged_config_are_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(save(tmp_path, 5), ALONE)
+    most = sum(tensor.numel() for tensor in tensors(5).values())
+    with limited_to(checkpoint):
+        nn.Linear(1, most // 2)
+    with pytest.raises(UserError, match=f"have more than the {most} values that it holds"), limited_to(checkpoint):
+        nn.ModuleList(nn.Linear(1, 1) for _ in range(10**9))
+    for wide in (2**62, 10**40):
+        with pytest.raises(UserError, match="too large for any machine"), limited_to(checkpoint):
+            nn.Linear(8, wide)
+    nn.Linear(1, most + 1)  # elsewhere there is no limit
+
+
+@pytest.mark.parametrize("shape", [{"resolution": 2**40}, {"channels": 2**62}, {"classes": 10**30}])
+def test_a_shape_of_no_images_is_refused(shape: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="less than or equal to"):
+        Shape(**({"channels": 3, "resolution": 8} | shape))
