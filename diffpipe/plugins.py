@@ -62,22 +62,22 @@ def _take_parts(name: str, module: ModuleType) -> None:
     parts: dict[Group, dict[str, Any]] = {group: getattr(module, f"diffpipe_{group}", {}) for group in GROUPS}
     for group, named in parts.items():
         if not isinstance(named, dict) or not all(isinstance(part, str) for part in named):
-            raise UserError(f"--plugin {name}: diffpipe_{group} is not a dictionary from names to {group}; make it one")
+            raise UserError(f"plug-in {name}: diffpipe_{group} is not a dictionary from names to {group}; make it one")
         for part, value in named.items():
             if not callable(value):
                 raise UserError(
-                    f"--plugin {name}: {part} in diffpipe_{group} is {value!r}, and not a class or a function; "
+                    f"plug-in {name}: {part} in diffpipe_{group} is {value!r}, and not a class or a function; "
                     "configs/README.md shows what each kind of part is"
                 )
     if not any(parts.values()):
         known = ", ".join(f"diffpipe_{group}" for group in GROUPS)
-        raise UserError(f"--plugin {name}: the module holds no parts; give it a dictionary called one of {known}")
+        raise UserError(f"plug-in {name}: the module holds no parts; give it a dictionary called one of {known}")
     for group, named in parts.items():
         for part in named:
             if part in BUILT_IN[group]:
-                raise UserError(f"--plugin {name}: {part} in {group} is a name of diffpipe's own; take another")
+                raise UserError(f"plug-in {name}: {part} in {group} is a name of diffpipe's own; take another")
             if part in names(group):
-                raise UserError(f"--plugin {name}: another plug-in has {part} in {group} already; rename one of them")
+                raise UserError(f"plug-in {name}: another plug-in has {part} in {group} already; rename one of them")
     for group, named in parts.items():
         _parts[group] |= named
 
@@ -128,7 +128,7 @@ def _import(name: str) -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         if path.stem in sys.modules:
-            raise UserError(f"--plugin {name}: a module called {path.stem} is loaded already; rename the file")
+            raise UserError(f"plug-in {name}: a module called {path.stem} is loaded already; rename the file")
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
@@ -141,7 +141,7 @@ def _import(name: str) -> ModuleType:
         remedy = (
             "correct the file" if there else "give the path of a .py file, or the name of a module that Python finds"
         )
-        raise UserError(f"--plugin {name}: cannot be imported ({type(error).__name__}: {reason}); {remedy}") from error
+        raise UserError(f"plug-in {name}: cannot be imported ({type(error).__name__}: {reason}); {remedy}") from error
 
 
 def _forget(name: str) -> None:

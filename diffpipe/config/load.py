@@ -33,7 +33,7 @@ def load_config(model: type[T], path: str | Path, overrides: Sequence[str] = ())
     tree = read_yaml(path)
     for word in overrides:
         override(model, tree, word)
-    return validate(model, tree, source=str(path))
+    return validate(model, tree, source=str(path), overrides=overrides)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -59,15 +59,26 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def validate(model: type[T], tree: dict[str, Any], source: str) -> T:
-    """Build `model` from a tree of plain values. Raises UserError with the first complaints on one line."""
+def validate(model: type[T], tree: dict[str, Any], source: str | None, overrides: Sequence[str] = ()) -> T:
+    """Build `model` from a tree of plain values. Raises UserError with the first complaints on one line.
+
+    source: the file that the tree is from, which the error names unless all complaints are about `overrides`.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         errors = error.errors()
         complaints = [shortened(_complaint(model, dict(e)), _MAX_COMPLAINT) for e in errors[:_NAMED_COMPLAINTS]]
         more = [f"and {len(errors) - _NAMED_COMPLAINTS} more"] if len(errors) > _NAMED_COMPLAINTS else []
-        raise UserError(f"{source}: {'; '.join([*complaints, *more])}") from error
+        words = {word.partition("=")[0] for word in overrides}
+        overridden = all(_is_overridden(".".join(_walk(model, e["loc"])[0]), words) for e in errors)
+        prefix = "" if source is None or overridden else f"{source}: "
+        raise UserError(f"{prefix}{'; '.join([*complaints, *more])}") from error
+
+
+def _is_overridden(key: str, words: set[str]) -> bool:
+    """Whether an override is of this key, of a section that it is in, or of a key in it."""
+    return bool(key) and any(f"{a}.".startswith(f"{b}.") for word in words for a, b in ((key, word), (word, key)))
 
 
 def _complaint(model: type[BaseModel], error: dict[str, Any]) -> str:

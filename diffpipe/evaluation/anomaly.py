@@ -19,7 +19,7 @@ from diffpipe.metrics.detection import Detection, detect, typicality
 from diffpipe.metrics.protocol import provenance
 from diffpipe.train.runtime import Runtime
 
-_TRAINING = "--training"
+_TRAINING = "training"
 
 
 class AnomalyDetection(NamedTuple):
@@ -64,7 +64,7 @@ class AnomalyDetection(NamedTuple):
                 "images simpler than the training data; complexity and typicality correct for this, but not always"
             )
         if self.unit == "bits/dim" and "typicality" not in self.detections:
-            lines.append(f"no typicality: {own_places.NOT_OWN}; give --training SHARDS")
+            lines.append(f"no typicality: {own_places.NOT_OWN}; give the training SHARDS")
         return "\n".join(lines)
 
 
@@ -84,8 +84,8 @@ def detect_anomalies(
             f"none; give a run trained with stage.conditional=false"
         )
     sets = {
-        "normal": runtime.comm.raise_on_all_ranks(lambda: _images("--normal", normal, run, n)),
-        "abnormal": runtime.comm.raise_on_all_ranks(lambda: _images("--abnormal", abnormal, run, n)),
+        "normal": runtime.comm.raise_on_all_ranks(lambda: _images("normal", normal, run, n)),
+        "abnormal": runtime.comm.raise_on_all_ranks(lambda: _images("abnormal", abnormal, run, n)),
     }
     likelihoods = {name: score_images(run, images, seed, runtime) for name, images in sets.items()}
     kind, unit = likelihoods["normal"].kind, likelihoods["normal"].unit
@@ -131,7 +131,7 @@ def _images(option: str, shards: str | list[str], run: Run, n: int) -> ShardImag
     height, width = ShardImages(loaded, run.shape.channels, None).images(range(1)).shape[2:]
     if option != _TRAINING and (height, width) != (size, size):
         raise UserError(
-            f"{option} {shards} holds images of {width}x{height} and the run was trained at {size}x{size}; "
+            f"{option}: {shards} holds images of {width}x{height} and the run was trained at {size}x{size}; "
             f"pack both sets alike: diffpipe pack … --resolution {size}"
         )
     return ShardImages(loaded, run.shape.channels, size, n=min(n, loaded.total))

@@ -102,7 +102,7 @@ def move_between(
     if is_conditional(run):
         raise UserError(
             f"{run.home}: a class-conditional stage has the class from the label, and its latents lack it; "
-            f"give a run trained with stage.conditional=false, or sample a class with --label"
+            f"give a run trained with stage.conditional=false, or sample a class by its label"
         )
     shards = runtime.comm.raise_on_all_ranks(lambda: labelled_shards(patterns))
     classes = (source, target)

@@ -112,17 +112,17 @@ def log_prior(run: Run, prior: str) -> Float64[Tensor, " k"]:
         except UserError as error:
             needed = "the run's data.train" if prior == "data" else "these shards"
             raise UserError(
-                f"--prior {prior} needs the labels of {needed}: {error}; give --prior SHARDS, or give --prior uniform"
+                f"prior {prior} needs the labels of {needed}: {error}; give another prior: SHARDS or uniform"
             ) from error
         if len(counts) > classes:
-            raise UserError(f"--prior {prior}: a label is {len(counts) - 1}, and the run has {classes} classes")
+            raise UserError(f"prior {prior}: a label is {len(counts) - 1}, and the run has {classes} classes")
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
 
 
 def _default_prior(run: Run, runtime: Runtime) -> str:
     """Rank 0 decides for all hosts. Raises UserError on all ranks."""
     if not runtime.comm.gather(own_places.may_read(run.home, run.experiment.data.trained_on))[0]:
-        raise UserError(f"{run.home}: {own_places.NOT_OWN}; give --prior SHARDS, data or uniform")
+        raise UserError(f"{run.home}: {own_places.NOT_OWN}; give the prior: SHARDS, data or uniform")
     return "data"
 
 

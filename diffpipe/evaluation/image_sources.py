@@ -46,7 +46,7 @@ class GeneratedImages:
             raise UserError(f"n is {n}; give 1 or more images")
         if label is not None and not 0 <= label < shape.classes:
             known = f"0 to {shape.classes - 1}" if shape.classes else "none: it was trained without labels"
-            raise UserError(f"--label {label}: the labels of this run are {known}")
+            raise UserError(f"label {label}: the labels of this run are {known}")
         self.stage: Generates = stage
         self.nets, self.shape, self.runtime = nets, shape, runtime
         self.n, self.seed, self.label, self.about = n, seed, label, dict(about or {})

@@ -79,7 +79,7 @@ def interpolate(
     if patterns is None:
         if not isinstance(run.stage, Generates):
             kind = run.experiment.stage.kind
-            raise UserError(f"a run of stage.kind {kind} generates nothing from noise; give --shards with images")
+            raise UserError(f"a run of stage.kind {kind} generates nothing from noise; give shards with images")
         source = generated_images(run, runtime, n=n, seed=seed, label=label)
         return Interpolation(between_noises(source, t), columns, "two noises")
     space = LatentSpace(run.stage, run.nets, run.shape, runtime, seed)
@@ -100,11 +100,11 @@ def draw_pairs(run: Run, patterns: str, n: int, seed: int, label: int | None) ->
         shards = shard_set.load(patterns)
         require_images(shards)
         if shards.total < 2 * n:
-            raise UserError(f"{patterns} holds {shards.total} images and {n} pairs need {2 * n}; give a smaller --n")
+            raise UserError(f"{patterns} holds {shards.total} images and {n} pairs need {2 * n}; give a smaller n")
         places = drawn(shards, 2 * n, seed)
         return shards, Ends(places[:n], places[n:], None)
     if is_conditional(run) and label is not None and not 0 <= label < classes:
-        raise UserError(f"--label {label}: the labels of this run are 0 to {classes - 1}")
+        raise UserError(f"label {label}: the labels of this run are 0 to {classes - 1}")
     shards = labelled_shards(patterns)
     labels = [i % classes if label is None else label for i in range(n)]
     most = 2 * max(map(labels.count, labels))

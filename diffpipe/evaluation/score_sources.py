@@ -12,6 +12,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.counts import DEFAULT_COUNT
 from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages, StoredImages
+from diffpipe.experiment.find_checkpoint import is_run
 from diffpipe.files import user_path
 
 SPLIT = "split"
@@ -33,6 +34,11 @@ def open_images(
     resolution: as of `ShardImages`.
     """
     place = os.fspath(place)
+    if is_run(user_path(place)):
+        raise UserError(
+            f"{place}: a run, and no images; score it with diffpipe.load({place!r}).score, or give images that it has "
+            "sampled"
+        )
     if _are_files(place):
         return FileImages(place, channels, resolution, n=n)
     return ShardImages(shard_set.load(place), channels, resolution, n=n)
@@ -59,7 +65,7 @@ def score_sources(
         if source is not None and source.size != generated.size:
             raise UserError(
                 f"{name} holds images of {_shown(source.size)} and the scored ones have {_shown(generated.size)}; give "
-                "--resolution to bring all to one size"
+                "a resolution to bring all to one size"
             )
     return sources
 

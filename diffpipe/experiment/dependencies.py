@@ -59,7 +59,7 @@ def resolve(
             if sha256 is None and not training and dependency.key not in named:
                 raise UserError(
                     f"{dependency.key} is {dependency.source}, without a hash: anything may lie there; give the place "
-                    f"yourself (--{dependency.role} PATH)"
+                    f"yourself ({dependency.key}=PATH, or --{dependency.role} PATH)"
                 )
             checkpoint, stage = _open_run(dependency, sha256, runtime, open_stage)
             runs[dependency.role], opened[dependency.role] = checkpoint, stage
@@ -73,7 +73,7 @@ def _open_run(
 ) -> tuple[Checkpoint, TrainedStage]:
     path, place = user_path(dependency.source), f"{dependency.key}=PATH"
     if dependency.needed == "always":
-        place = f"{place} in training, --{dependency.role} PATH elsewhere"
+        place = f"{place}, or --{dependency.role} PATH for other commands than train"
     try:
         if sha256 is None:
             checkpoint = find_checkpoint(path, runtime)

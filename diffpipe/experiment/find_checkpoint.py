@@ -58,5 +58,6 @@ def find_pinned_checkpoint(path: Path, sha256: str, runtime: Runtime, *, role: s
 def _is_checkpoint(path: Path, remedy: str) -> bool:
     """Whether `path` is a checkpoint, and not the directory of a run. Raises UserError where it is no directory."""
     if not read_patiently(path, path.is_dir):
-        raise UserError(f"{path}: no such directory; {remedy}")
+        what = "a file, and no directory" if read_patiently(path, path.is_file) else "no such directory"
+        raise UserError(f"{path}: {what}; {remedy}")
     return read_patiently(path, (path / checkpoints.MANIFEST).exists)

@@ -25,18 +25,19 @@ from diffpipe.train.checkpoint.read import Checkpoint, limited_to
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 
-# The option of a command for a key of the config, and the stages that have it: other stages are refused so.
-OPTIONS = {
-    "stage.codec.run": ("--codec", "a latent diffusion (stage.codec.kind vae)"),
-    "stage.sampler.kind": ("--sampler", "a diffusion's sampling"),
-    "stage.sampler.steps": ("--steps", "a diffusion's sampling"),
-    "stage.sampler.eta": ("--eta", "a diffusion's sampling"),
-    "stage.sampler.spacing": ("--spacing", "a diffusion's sampling"),
-    "stage.sampler.guidance_interval": ("--guidance-interval", "a diffusion's sampling"),
-    "stage.sampler.guidance": ("--guidance", "a diffusion's sampling"),
-    "stage.sampler.temperature": ("--temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
-    "stage.sampler.vlb_steps": ("--steps", "a diffusion's bound"),
-    "stage.sampler.importance_samples": ("--importance-samples", "a VAE's bound"),
+# The option of a command, and argument of a method, for a key of the config, and the stages that have it. Others refuse
+# it by this name, which is right for both.
+_OPTIONS = {
+    "stage.codec.run": ("codec", "a latent diffusion (stage.codec.kind vae)"),
+    "stage.sampler.kind": ("sampler", "a diffusion's sampling"),
+    "stage.sampler.steps": ("steps", "a diffusion's sampling"),
+    "stage.sampler.eta": ("eta", "a diffusion's sampling"),
+    "stage.sampler.spacing": ("spacing", "a diffusion's sampling"),
+    "stage.sampler.guidance_interval": ("guidance_interval", "a diffusion's sampling"),
+    "stage.sampler.guidance": ("guidance", "a diffusion's sampling"),
+    "stage.sampler.temperature": ("temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
+    "stage.sampler.vlb_steps": ("steps", "a diffusion's bound"),
+    "stage.sampler.importance_samples": ("importance_samples", "a VAE's bound"),
 }
 
 _NAMED_CLASSES = 20
@@ -73,10 +74,10 @@ class Run:
         if label in names:
             return names.index(label)
         if not names:
-            raise UserError(f"--label {label}: {self.checkpoint.path} has no names of classes; give the class's number")
+            raise UserError(f"label {label}: {self.checkpoint.path} has no names of classes; give the class's number")
         near = difflib.get_close_matches(label, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"its classes are {', '.join(names[:_NAMED_CLASSES])}"
-        raise UserError(f"--label {label}: no class of this run has this name; {hint}")
+        raise UserError(f"label {label}: no class of this run has this name; {hint}")
 
     def as_dependency(self) -> TrainedStage:
         """This run, for the stage of a run that depends on it."""
@@ -125,8 +126,8 @@ def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:
     stage = stored_config(found).stage
     for word in overrides:
         (key,) = _keys([word])
-        if key in OPTIONS and not _takes(stage, key):
-            option, whose = OPTIONS[key]
+        if key in _OPTIONS and not _takes(stage, key):
+            option, whose = _OPTIONS[key]
             raise UserError(f"{option} is for {whose}, and {found.path.parents[1]} is of stage.kind {stage.kind}")
     return stored_config(found, overrides)
 

@@ -16,7 +16,10 @@ _UNET_OF_FORMAT_2 = {"norm_eps": 1e-5, "frequency_shift": 0, "cos_first": False,
 
 
 def stored_config(checkpoint: Checkpoint, overrides: Sequence[str] = ()) -> Experiment:
-    """The run's config as it was trained, with `key=value` overrides. Raises UserError."""
+    """The run's config as it was trained, with `key=value` overrides. Raises UserError.
+
+    The config alone is valid, so an error names the override and not the checkpoint.
+    """
     tree = deepcopy(checkpoint.state.experiment)
     if checkpoint.format <= 1:
         tree = _from_format_1(tree)
@@ -24,7 +27,7 @@ def stored_config(checkpoint: Checkpoint, overrides: Sequence[str] = ()) -> Expe
         tree = _from_format_2(tree)
     for word in overrides:
         override(Experiment, tree, word)
-    return validate(Experiment, tree, str(checkpoint.path))
+    return validate(Experiment, tree, None if overrides else str(checkpoint.path))
 
 
 def with_stored_network(experiment: Experiment, checkpoint: Checkpoint) -> Experiment:

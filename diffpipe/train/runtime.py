@@ -70,7 +70,9 @@ class Runtime:
         if device not in get_args(Device):
             raise UserError(f"device {device!r} is unknown; give {', '.join(get_args(Device))}")
         if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("train.device is cuda, and torch sees no CUDA device here; set train.device=cpu or auto")
+            raise UserError(
+                "device is cuda, and torch sees no CUDA device here; give cpu or auto (for training, train.device)"
+            )
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         raise_file_limit()
         _set_determinism(deterministic)

@@ -52,8 +52,8 @@ def test_a_prior_whose_data_are_gone_is_refused(run: Path, tmp_path: Path) -> No
     train(tmp_path / "run", "train.steps=1", "data.resolution=8", f"data.train={gone(tmp_path)}")
     (tmp_path / "shards").rename(tmp_path / "away")
     line = refused("classify", tmp_path / "run", SHARDS / "test", "--n", 4)
-    assert "--prior data needs the labels of the run's data.train" in line
-    assert line.endswith("or give --prior uniform")
+    assert "prior data needs the labels of the run's data.train" in line
+    assert line.endswith("give another prior: SHARDS or uniform")
 
 
 def gone(tmp_path: Path) -> Path:

@@ -77,9 +77,9 @@ def test_a_given_run_sends_no_request(own: Path, own_vae: Path, tmp_path: Path, 
     succeeds("nll", vae, TEST, "--n", 4)
     said = succeeds("anomaly", vae, "--normal", TEST, "--abnormal", TEST, "--n", 4)
     assert "no typicality" in said
-    assert "--training SHARDS" in said
+    assert "give the training SHARDS" in said
     line = refused("classify", run, TEST, "--n", 4, "--steps", 2)
-    assert line.endswith("give --prior SHARDS, data or uniform")
+    assert line.endswith("give the prior: SHARDS, data or uniform")
     assert "it is remote" in refused("classify", run, TEST, "--n", 4, "--steps", 2, "--prior", "data")
     line = refused("compare", run, "--reference", TEST, "--out", tmp_path / "page", "--n", 4, "--nll-n", 4)
     assert line.endswith("give --floor")

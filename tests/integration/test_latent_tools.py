@@ -117,4 +117,4 @@ def test_what_cannot_be_is_refused_in_one_line(places: dict[str, Path], case: st
 def test_an_autoencoder_needs_images_to_go_between(tmp_path: Path) -> None:
     train(tmp_path, "train.steps=1", "data.resolution=8", config=FASHION / "autoencoder.yaml")
     line = refused("interpolate", tmp_path, tmp_path / "out.png")
-    assert "a run of stage.kind autoencoder generates nothing from noise; give --shards with images" in line
+    assert "a run of stage.kind autoencoder generates nothing from noise; give shards with images" in line

@@ -163,7 +163,7 @@ def test_a_module_that_is_no_plugin_is_refused(tmp_path: Path, module: str, name
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         plugins.load(str(tmp_path / name))
-    with pytest.raises(UserError, match=r"--plugin absent\.py: cannot be imported"):
+    with pytest.raises(UserError, match=r"plug-in absent\.py: cannot be imported"):
         plugins.load("absent.py")
 
 

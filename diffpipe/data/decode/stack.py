@@ -38,7 +38,7 @@ def differ(where: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
     """The message that an image [c h w] has another size than the ones before it."""
     return (
         f"{where}: it has {shape[-1]}x{shape[-2]} pixels and the images before it {other[-1]}x{other[-2]}; give "
-        "--resolution to bring all to one size, or pack them with it"
+        "a resolution to bring all to one size, or pack them with it"
     )
 
 

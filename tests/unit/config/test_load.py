@@ -80,6 +80,19 @@ def test_what_is_wrong_is_named_with_its_remedy(path: Path, word: str, parts: li
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "word", ["train.steps=0", "train.step=5", "stage.kind=ddpn", "stage.network.groups=48", "zzz.q=5"]
+)
+def test_a_file_is_named_only_where_it_is_to_blame(path: Path, word: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(Experiment, path, [word])
+    assert path.name not in str(error.value)
+    path.write_text(yaml.safe_dump({**MINIMAL, "seed": -1}))
+    for words in ([], ["train.steps=7"], [word]):
+        with pytest.raises(UserError, match=r"^.*x\.yaml: "):
+            load_config(Experiment, path, words)
+
+
 def test_a_missing_key_and_an_unreadable_file_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**MINIMAL, "train": {}}))
     with pytest.raises(UserError, match=r"x\.yaml: train\.steps is missing"):

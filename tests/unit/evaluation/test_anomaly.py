@@ -64,7 +64,7 @@ def test_a_likelihood_that_prefers_simple_images_is_corrected_by_their_complexit
 def test_runs_and_images_that_do_not_fit_are_refused(tmp_path: Path, runtime: Runtime) -> None:
     small, fitting = shards(tmp_path / "small", [random_pixels(0, (4, 4))] * 2), indexed_shards(tmp_path / "fitting", 2)
     run = opened_run(Coder(), tmp_path, case=UNCONDITIONAL)
-    with pytest.raises(UserError, match=r"--abnormal .* holds images of 4x4 and the run was trained at 8x8"):
+    with pytest.raises(UserError, match=r"^abnormal: .* holds images of 4x4 and the run was trained at 8x8"):
         detect_anomalies(run, fitting, small, runtime, n=2, seed=0)
     with pytest.raises(UserError, match=r"give a run trained with stage\.conditional=false"):
         detect_anomalies(opened_run(Noise(), tmp_path), fitting, fitting, runtime, n=2, seed=0)
@@ -76,4 +76,4 @@ def test_the_shards_that_a_run_names_are_not_read(tmp_path: Path, runtime: Runti
     result = detect_anomalies(run, images, images, runtime, n=4, seed=0)
     assert list(result.detections) == ["exact", "complexity"]
     assert "no typicality: " in result.table()
-    assert "give --training SHARDS" in result.table()
+    assert "give the training SHARDS" in result.table()

@@ -137,7 +137,7 @@ def test_the_prior_is_the_training_datas_or_uniform(shards: Path) -> None:
     assert log_prior(run, "data").exp().tolist() == pytest.approx([301 / 402, 101 / 402])
     assert log_prior(run, "uniform").exp().tolist() == pytest.approx([0.5, 0.5])
     lost = opened(Gaussians(), shards / "absent")
-    with pytest.raises(UserError, match=r"--prior data needs the labels of .*or give --prior uniform"):
+    with pytest.raises(UserError, match=r"prior data needs the labels of .*give another prior: SHARDS or uniform"):
         log_prior(lost, "data")
 
 

@@ -90,7 +90,7 @@ def test_n_images_are_drawn_as_those_of_shards_are(tmp_path: Path) -> None:
 def test_an_image_of_another_size_is_refused_in_whichever_chunk_it_lies(tmp_path: Path) -> None:
     for i in range(4):
         save(tmp_path / f"{i}.png", size=(9, 7) if i < 3 else (9, 8))
-    with pytest.raises(UserError, match="9x8 pixels and the images before it 9x7; give --resolution"):
+    with pytest.raises(UserError, match="9x8 pixels and the images before it 9x7; give a resolution"):
         FileImages(str(tmp_path), 3, None).images(range(3, 4))
 
 

@@ -30,6 +30,11 @@ def test_a_folder_of_tars_is_shards_and_another_is_images(tmp_path: Path) -> Non
     assert isinstance(open_images(photos(tmp_path / "photos", 8), 3, None), FileImages)
 
 
+def test_a_run_is_no_images(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match=r"a run, and no images; score it with diffpipe\.load\('.*'\)\.score"):
+        open_images(tiny_run, 3, None)
+
+
 def test_the_reference_and_the_floor_take_the_shape_of_the_run(tmp_path: Path, runtime: Runtime) -> None:
     generated = GeneratedImages(Noise(), {}, ImageShape(1, 8, 3), runtime, n=3, seed=0)
     reference, floor = photos(tmp_path / "reference", 16, 9, 12), photos(tmp_path / "floor", 10, 10, 10, 10)

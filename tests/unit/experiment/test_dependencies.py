@@ -76,7 +76,7 @@ def test_a_run_that_is_missing_is_named_by_its_key(tmp_path: Path, runtime: Runt
     with pytest.raises(UserError, match=r"^stage\.codec\.run: .*absent: no such directory"):
         resolve(experiment, SHAPE, runtime, open_stage, training=True, trained=None)
     pinned = CASES["latent_ddpm"].experiment(f"stage.codec.run={tmp_path / 'absent'}", f"stage.codec.sha256={'a' * 64}")
-    with pytest.raises(UserError, match=r"stage\.codec\.run=PATH in training, --codec PATH elsewhere"):
+    with pytest.raises(UserError, match=r"stage\.codec\.run=PATH, or --codec PATH for other commands than train"):
         resolve(pinned, SHAPE, runtime, open_stage, training=False, trained=None)
 
 

@@ -40,6 +40,9 @@ def test_runs_and_checkpoints_are_told_from_other_folders(home: Path) -> None:
 def test_places_without_a_checkpoint_are_refused(tmp_path: Path, runtime: Runtime) -> None:
     with pytest.raises(UserError, match="no such directory; give a run directory or one of its checkpoints"):
         find_checkpoint(tmp_path / "absent", runtime)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"config\.yaml: a file, and no directory; give a run directory or one of its"):
+        find_checkpoint(tmp_path / "config.yaml", runtime)
     with pytest.raises(UserError, match="no checkpoint in it; give a run directory that training has saved to"):
         find_checkpoint(tmp_path, runtime)
 

@@ -45,11 +45,11 @@ def test_a_run_is_called_by_its_directory_and_step(home: Path, runtime: Runtime)
 def test_a_class_is_given_by_its_number_or_its_name(home: Path, runtime: Runtime) -> None:
     unnamed = open_run(home, [], runtime)
     assert [unnamed.class_label(label) for label in (None, 3, "3")] == [None, 3, 3]
-    with pytest.raises(UserError, match=r"--label cat: .* has no names of classes; give the class's number"):
+    with pytest.raises(UserError, match=r"^label cat: .* has no names of classes; give the class's number"):
         unnamed.class_label("cat")
     run = open_run(home, ["data.class_names=[cat, dog, '007']"], runtime)
     assert [run.class_label(label) for label in ("cat", "dog", "1", "007")] == [0, 1, 1, 2]
-    with pytest.raises(UserError, match=r"--label dogs: no class .*did you mean dog\?"):
+    with pytest.raises(UserError, match=r"^label dogs: no class .*did you mean dog\?"):
         run.class_label("dogs")
     with pytest.raises(UserError, match="its classes are cat, dog, 007"):
         run.class_label("9" * 5000)
@@ -71,9 +71,9 @@ def test_overrides_change_the_stage_and_keep_the_networks(home: Path, runtime: R
 
 def test_an_option_of_another_kind_of_stage_is_refused(home: Path, runtime: Runtime) -> None:
     for word, message in [
-        ("stage.sampler.temperature=0.5", r"--temperature is for the sampling of a flow, VAE, .* of stage\.kind ddpm"),
-        ("stage.sampler.importance_samples=5", "--importance-samples is for a VAE's bound"),
-        ("stage.codec.run=x", "--codec is for a latent diffusion"),
+        ("stage.sampler.temperature=0.5", r"^temperature is for the sampling of a flow, VAE, .* of stage\.kind ddpm"),
+        ("stage.sampler.importance_samples=5", "^importance_samples is for a VAE's bound"),
+        ("stage.codec.run=x", "^codec is for a latent diffusion"),
     ]:
         with pytest.raises(UserError, match=message):
             open_run(home, [word], runtime)

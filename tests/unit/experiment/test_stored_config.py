@@ -71,11 +71,16 @@ def test_the_stored_config_is_the_trained_one_and_overrides_leave_it_alone() -> 
     assert stored_config(checkpoint) == experiment
 
 
-def test_a_key_that_does_not_exist_is_refused_with_the_checkpoint() -> None:
+def test_an_override_is_refused_without_the_checkpoint_which_is_not_to_blame() -> None:
     tree = CASES["ddpm"].experiment("run.dir=x").model_dump(mode="json")
     checkpoint = Checkpoint(Path("x/checkpoints/step-00000001"), run_state(1, experiment=tree), "0" * 64)
-    with pytest.raises(UserError, match=r"step-00000001: unknown key stage\.sampler\.step; did you mean"):
+    with pytest.raises(UserError, match=r"^unknown key stage\.sampler\.step; did you mean"):
         stored_config(checkpoint, ["stage.sampler.step=7"])
+    with pytest.raises(UserError, match=r"^stage\.sampler\.steps: input should be greater than or equal to 1, not '?0"):
+        stored_config(checkpoint, ["stage.sampler.steps=0"])
+    checkpoint = Checkpoint(checkpoint.path, run_state(1, experiment=tree | {"seed": -1}), "0" * 64)
+    with pytest.raises(UserError, match=r"^x/checkpoints/step-00000001: seed: "):
+        stored_config(checkpoint)
 
 
 def test_betas_of_format_2_were_not_scaled_by_the_number_of_timesteps() -> None:
