@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from diffpipe.train.distributed import Communicator
 PATIENCE = 120.0
 """Seconds to wait for a lock that no process of this machine holds: NFS gives up the locks of a dead node in 90."""
 _POLL = 1.0  # seconds
+_held_here: set[Path] = set()
+_guard = threading.Lock()
 
 
 @contextmanager
@@ -35,9 +38,30 @@ def locked(
     """
     patience = min(PATIENCE, comm.timeout.total_seconds() / 2)  # the other ranks wait in a collective
     with ExitStack() as stack:
-        hold = lambda: stack.enter_context(_hold(folder / ".lock", warn, patience, use_lock=use_lock))  # noqa: E731
+
+        def hold() -> None:
+            path = folder / ".lock"
+            if use_lock:
+                stack.enter_context(_exclude_threads(path))
+            stack.enter_context(_hold(path, warn, patience, use_lock=use_lock))
+
         comm.raise_on_all_ranks(lambda: hold() if comm.main else None)
         yield
+
+
+@contextmanager
+def _exclude_threads(path: Path) -> Iterator[None]:
+    """Exclude another training of this process. The lock of the file would not, and closing the file would end it."""
+    key = path.resolve()
+    with _guard:
+        if key in _held_here:
+            raise UserError(_refusal(path, _own_name()))
+        _held_here.add(key)
+    try:
+        yield
+    finally:
+        with _guard:
+            _held_here.discard(key)
 
 
 def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_lock: bool) -> BinaryIO:
@@ -53,7 +77,7 @@ def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_loc
             _acquire(file, path, warn, patience)
         file.truncate(0)
         file.seek(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        file.write(f"{_own_name()}\n".encode())
         file.flush()
     except OSError as error:
         file.close()
@@ -71,9 +95,7 @@ def _acquire(file: BinaryIO, path: Path, warn: Callable[[str], object], patience
         file.seek(0)
         holder = file.read(200).decode(errors="replace").strip() or "process unknown"
         if _held_on_this_machine(file):
-            raise UserError(
-                f"another job trains in {path.parent} ({holder}): wait for it or stop it, or give another run.dir"
-            )
+            raise UserError(_refusal(path, holder))
         if deadline is None:
             deadline = time.monotonic() + patience
             warn(
@@ -86,6 +108,14 @@ def _acquire(file: BinaryIO, path: Path, warn: Callable[[str], object], patience
                 f"it, or give another run.dir; where that machine is dead and the lock remains, remove {path}"
             )
         time.sleep(_POLL)
+
+
+def _own_name() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _refusal(path: Path, holder: str) -> str:
+    return f"another job trains in {path.parent} ({holder}): wait for it or stop it, or give another run.dir"
 
 
 def _try(file: BinaryIO, path: Path) -> bool:

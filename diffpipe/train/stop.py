@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -42,9 +43,13 @@ class StopConsensus:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, a signal to stop does not end the process, but the run, after this step or the next one."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        if before[signal.SIGHUP] is signal.SIG_IGN:  # nohup: the terminal may go away
+        """Within it, a signal to stop does not end the process, but the run, after this step or the next one.
+
+        Python gives signals to the main thread alone: in another one they are left to the main thread's handlers.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.getsignal(number) for number in SIGNALS if main}
+        if before.get(signal.SIGHUP) is signal.SIG_IGN:  # nohup: the terminal may go away
             del before[signal.SIGHUP]
         for number in before:
             signal.signal(number, self._receive)

@@ -25,13 +25,31 @@ ALONE = Communicator()
 def test_where_another_job_holds_the_lock_its_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = f"process {os.getpid()} on {socket.gethostname()}"
     with locked(tmp_path / "run", ALONE):
-        # The lock excludes other processes alone, so in this one it is imitated.
+        # The lock of the file excludes other processes alone, so in this one it is imitated.
+        monkeypatch.setattr(run_lock, "_held_here", set())
         monkeypatch.setattr(run_lock, "lock", lambda descriptor: False)
         monkeypatch.setattr(run_lock, "_held_on_this_machine", lambda file: True)
         with pytest.raises(UserError) as caught, locked(tmp_path / "run", ALONE):
             pass
         assert str(caught.value).startswith(f"another job trains in {tmp_path / 'run'} ({holder}): wait for it")
         assert (tmp_path / "run" / ".lock").read_text() == f"{holder}\n"
+
+
+def test_another_training_of_this_process_is_refused_in_the_same_words(tmp_path: Path) -> None:
+    holder = f"process {os.getpid()} on {socket.gethostname()}"
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with locked(tmp_path / "run", ALONE):
+        for place in ("run", "link"):
+            with pytest.raises(UserError) as caught, locked(tmp_path / place, ALONE):
+                pass
+            assert str(caught.value).startswith(f"another job trains in {tmp_path / place} ({holder}): wait for it")
+        # The refused one has not closed the file, which would have ended the lock.
+        code = "import sys; from diffpipe.files import lock; f = open(sys.argv[1], 'r+b'); sys.exit(lock(f.fileno()))"
+        assert subprocess.run([sys.executable, "-c", code, tmp_path / "run" / ".lock"], check=False).returncode == 0
+        with locked(tmp_path / "other", ALONE), locked(tmp_path / "run", ALONE, use_lock=False):
+            pass
+    with locked(tmp_path / "run", ALONE):
+        pass
 
 
 def test_an_older_holders_name_is_replaced(tmp_path: Path) -> None:
