@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 WORKER_BYTES = 20_000_000
 """The memory that a worker process takes for itself at least; it shares the rest with the process that forked it."""
@@ -29,7 +30,7 @@ def process_warnings(option: str, count: int, kind: str = "processes", size: int
         raise UserError(
             f"{asked} on this machine, and a process may have {files} open files; lower {option}, or raise `ulimit -n`"
         )
-    crowd = f"{asked} on {processors} processors: more than {processors} hardly make anything faster"
+    crowd = f"{asked} on {plural(processors, 'processor')}: more than {processors} hardly make anything faster"
     if count > _TOO_MANY * processors:
         raise UserError(f"{crowd}, and so many stop the machine; lower {option}")
     need, memory = count * size, available_memory()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
 
@@ -27,4 +28,7 @@ def run(args: argparse.Namespace) -> None:
         shards = encode_shards(codec, checkpoint.manifest_sha256, args.shards, args.out, runtime)
     if is_main_process():
         shape = "x".join(map(str, codec.vae.latent_shape))
-        options.print_result(f"{shards.total} images as latents of {shape} in {len(shards.shards)} shards: {args.out}")
+        options.print_result(
+            f"{plural(shards.total, 'image')} as latents of {shape} in {plural(len(shards.shards), 'shard')}: "
+            f"{args.out}"
+        )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
 
@@ -31,4 +32,6 @@ def run(args: argparse.Namespace) -> None:
         interpolation = run.interpolate(args.n, args.columns, **how)
     if is_main_process():
         save(interpolation_grid(interpolation, run.title), args.out)
-        options.print_result(f"{args.n} pairs, {args.columns} points from one to the other: {args.out}")
+        options.print_result(
+            f"{plural(args.n, 'pair')}, {plural(args.columns, 'point')} from one to the other: {args.out}"
+        )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffpipe.cli import options
+from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
 
@@ -30,5 +31,5 @@ def run(args: argparse.Namespace) -> None:
         latents = run.latent_map(args.shards, **options.values(args, "n", "seed", "precision"))
     if is_main_process():
         n, by_class = len(latents.points), ", each given its class" if latents.decoded is None else ""
-        save(plot_latent_map(latents, f"{run.title}: the latents of {n} images{by_class}"), args.out)
-        options.print_result(f"{n} latents{latents.plane.text()}: {args.out}")
+        save(plot_latent_map(latents, f"{run.title}: the latents of {plural(n, 'image')}{by_class}"), args.out)
+        options.print_result(f"{plural(n, 'latent')}{latents.plane.text()}: {args.out}")

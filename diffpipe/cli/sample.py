@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffpipe.cli import options
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
 
@@ -27,4 +28,6 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
         run.write_samples(args.out, args.n, seed=args.seed, label=args.label)
     if is_main_process():
-        options.print_result(f"{args.n} images of step {run.step}, {run.weights} weights: {args.out}/grid.png")
+        options.print_result(
+            f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {args.out}/grid.png"
+        )

@@ -26,6 +26,7 @@ from diffpipe.experiment.run import Run
 from diffpipe.metrics import calibration
 from diffpipe.metrics.calibration import Reliability
 from diffpipe.metrics.protocol import provenance
+from diffpipe.plural import plural
 from diffpipe.rng import permutation
 from diffpipe.train.runtime import Runtime
 
@@ -115,7 +116,9 @@ def log_prior(run: Run, prior: str) -> Float64[Tensor, " k"]:
                 f"prior {prior} needs the labels of {needed}: {error}; give another prior: SHARDS or uniform"
             ) from error
         if len(counts) > classes:
-            raise UserError(f"prior {prior}: a label is {len(counts) - 1}, and the run has {classes} classes")
+            raise UserError(
+                f"prior {prior}: a label is {len(counts) - 1}, and the run has {plural(classes, 'class', 'classes')}"
+            )
     return (counts + 1).double().log() - math.log(int(counts.sum()) + classes)
 
 

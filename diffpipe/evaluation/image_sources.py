@@ -18,6 +18,7 @@ from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, ImageShape, Stage
+from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG, permutation_start
 from diffpipe.train.runtime import Runtime
 
@@ -94,7 +95,7 @@ class StoredImages(ABC):
         if n is not None and n < 1:
             raise UserError(f"n is {n}; give 1 or more images")
         if n is not None and n > total:
-            raise UserError(f"{place} {holds} {total} images, fewer than {n}; give a smaller n")
+            raise UserError(f"{place} {holds} {plural(total, 'image')}, fewer than {n}; give a smaller n")
         self.place, self.channels, self.resolution = place, channels, resolution
         self.drawn: dict[str, Any] = {}
         self._indices = np.arange(total)
@@ -199,7 +200,10 @@ def require_label_tensor(labels: object, n: int, classes: int) -> None:
         given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise UserError(f"the labels are {given}; give a torch tensor of int64, [{n}], one label per image")
     if n and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise UserError(f"the labels are {int(labels.min())} to {int(labels.max())}; this run has {classes} classes")
+        raise UserError(
+            f"the labels are {int(labels.min())} to {int(labels.max())}; this run has "
+            f"{plural(classes, 'class', 'classes')}"
+        )
 
 
 def require_images(shards: ShardSet) -> None:

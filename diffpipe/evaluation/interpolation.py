@@ -21,6 +21,7 @@ from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Generates
+from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 
@@ -72,7 +73,7 @@ def interpolate(
     `draw_pairs`).
     """
     if n < 1 or points < 2:
-        raise UserError(f"{n} pairs and {points} points; give 1 or more pairs and 2 or more points")
+        raise UserError(f"{plural(n, 'pair')} and {plural(points, 'point')}; give 1 or more pairs and 2 or more points")
     label = run.class_label(label)
     t = torch.linspace(0, 1, points, dtype=torch.float64)
     columns = [f"{fraction:.3g}" for fraction in t.tolist()]
@@ -100,7 +101,10 @@ def draw_pairs(run: Run, patterns: str, n: int, seed: int, label: int | None) ->
         shards = shard_set.load(patterns)
         require_images(shards)
         if shards.total < 2 * n:
-            raise UserError(f"{patterns} holds {shards.total} images and {n} pairs need {2 * n}; give a smaller n")
+            raise UserError(
+                f"{patterns} holds {plural(shards.total, 'image')}, and {2 * n} are needed for {plural(n, 'pair')}; "
+                "give a smaller n"
+            )
         places = drawn(shards, 2 * n, seed)
         return shards, Ends(places[:n], places[n:], None)
     if is_conditional(run) and label is not None and not 0 <= label < classes:

@@ -15,6 +15,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.latent_space import LatentSpace, class_names, drawn, labelled_shards
 from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.experiment.run import Run
+from diffpipe.plural import plural
 from diffpipe.train.runtime import Runtime
 
 SIDE = 15  # decoded images along each side of the plane
@@ -74,7 +75,10 @@ def map_of_run(run: Run, patterns: str, runtime: Runtime, *, n: int, seed: int) 
 def _labelled_shards(patterns: str, run: Run) -> ShardSet:
     shards, classes = labelled_shards(patterns), run.shape.classes
     if is_conditional(run) and number_of_classes(shards) > classes:
-        raise UserError(f"{patterns} holds {number_of_classes(shards)} classes and the run was trained on {classes}")
+        raise UserError(
+            f"{patterns} holds {plural(number_of_classes(shards), 'class', 'classes')} and the run was trained on "
+            f"{classes}"
+        )
     return shards
 
 

@@ -16,6 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import require_images
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.interfaces import Encodes, ImageShape, Stage
+from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG, permutation_start
 from diffpipe.train.runtime import Runtime
 
@@ -119,8 +120,8 @@ def drawn_of_class(
     for label, places in places_of.items():
         if len(places) < least:
             raise UserError(
-                f"{shards.paths[0]} and its set hold {len(places)} images of class {class_names(shards)[label]}, and "
-                f"{least} are needed; give shards with more, or another class"
+                f"{shards.paths[0]} and its set hold {plural(len(places), 'image')} of class "
+                f"{class_names(shards)[label]}, and {least} are needed; give shards with more, or another class"
             )
     return {label: np.array(places, dtype=np.int64) for label, places in places_of.items()}
 

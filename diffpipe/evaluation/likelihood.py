@@ -19,6 +19,7 @@ from diffpipe.evaluation.image_sources import ShardImages, TensorImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, Generates, Score, Scores
+from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 
@@ -96,7 +97,10 @@ def labelled_images(shards: str, run: Run, n: int | None) -> ShardImages:
         if path is not None:
             raise UserError(f"{path}: the run is class-conditional and some samples have no label; pack them with one")
         if number_of_classes(loaded) > classes:
-            raise UserError(f"{shards} holds {number_of_classes(loaded)} classes and the run was trained on {classes}")
+            raise UserError(
+                f"{shards} holds {plural(number_of_classes(loaded), 'class', 'classes')} and the run was trained on "
+                f"{classes}"
+            )
     n = min(DEFAULT_COUNT, loaded.total) if n is None else n
     return ShardImages(loaded, run.shape.channels, run.shape.resolution, n=n)
 

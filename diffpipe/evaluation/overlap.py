@@ -14,6 +14,7 @@ from diffpipe.evaluation.image_sources import GeneratedImages, StoredImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.score_sources import SPLIT, ScoreSources
 from diffpipe.metrics.image_hashes import image_hashes
+from diffpipe.plural import plural
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -42,8 +43,8 @@ def overlap_check(
             if shared:
                 print_on_rank_zero(
                     runtime,
-                    f"{shared} of the {sources.generated.n} scored images are in the reference, too: the score is "
-                    "lower than that of other images",
+                    f"the reference holds {shared} of the {plural(sources.generated.n, 'scored image')}, too: the "
+                    "score is lower than that of other images",
                 )
 
     return check
@@ -59,8 +60,8 @@ def _require_distinct(shared: int, n: int, name: str | None) -> None:
     """Raise UserError where images of a floor of n are in the reference, too."""
     if shared:
         raise UserError(
-            f"the floor {name}: {shared} of its {n} images are in the reference, too, so it would be lower than other "
-            f"images can score; give images that the reference does not hold, or {SPLIT} for its halves"
+            f"the floor {name}: the reference holds {shared} of its {plural(n, 'image')}, too, so it would be lower "
+            f"than other images can score; give images that the reference does not hold, or {SPLIT} for its halves"
         )
 
 
@@ -71,8 +72,8 @@ def floor_or_halves(floor: StoredImages, reference: StoredImages, runtime: Runti
         return floor
     print_on_rank_zero(
         runtime,
-        f"{shared} of {floor.n} training images are in the reference, too: the floor is one half of the reference "
-        "against the other",
+        f"the reference holds {shared} of {plural(floor.n, 'training image')}, too: the floor is one half of the "
+        "reference against the other",
     )
     return None
 

@@ -18,6 +18,7 @@ from diffpipe.evaluation.image_grid import grid, png_path, save_png, save_pngs
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
 from diffpipe.files import atomic_write
+from diffpipe.plural import plural
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -34,7 +35,7 @@ def write_samples(source: GeneratedImages, folder: Path, runtime: Runtime) -> No
     n = runtime.comm.raise_on_all_ranks(lambda: _prepare(source, folder) if runtime.main else 0)
     n = max(runtime.comm.gather(n))
     if n > source.n:
-        print_on_rank_zero(runtime, f"{folder} is of {n} images of this set and keeps them")
+        print_on_rank_zero(runtime, f"{folder} is of {plural(n, 'image')} of this set and keeps them")
 
     def write(indices: range) -> Tensor:
         images = _existing(folder, indices, source.shape.channels)
@@ -65,7 +66,7 @@ def _prepare(source: GeneratedImages, folder: Path) -> int:
         if before != described and images:
             differing = "" if before is None else f" (with another {', '.join(_differing(before, described))})"
             raise UserError(
-                f"{folder} already holds {images} image{'s' if images > 1 else ''} of another set{differing}; give an "
+                f"{folder} already holds {plural(images, 'image')} of another set{differing}; give an "
                 "empty or a new folder"
             )
         n = n if before == described else 0

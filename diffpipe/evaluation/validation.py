@@ -22,6 +22,7 @@ from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.preflight import require_codec_of_latents
 from diffpipe.interfaces import Batch, Phase, Stage
+from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.checkpoint.state import ValidationSet
 from diffpipe.train.logs import print_on_rank_zero
@@ -58,8 +59,8 @@ class Validation(NamedTuple):
             require_codec_of_latents(experiment, shards)
         if n > shards.total:
             raise UserError(
-                f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds {shards.total} samples; "
-                f"give that many or fewer"
+                f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds "
+                f"{plural(shards.total, 'sample')}; give that many or fewer"
             )
         return cls(stage, Dataset(data, shards, SEED), n)
 

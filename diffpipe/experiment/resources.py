@@ -15,6 +15,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.machine import WORKER_BYTES, available_memory, gigabytes, process_warnings
+from diffpipe.plural import plural
 from diffpipe.train.activation_memory import activation_bytes
 from diffpipe.train.loop import Trainer
 
@@ -29,15 +30,15 @@ def resource_warnings(experiment: Experiment, trainer: Trainer, shards: ShardSet
     warnings = process_warnings("data.workers", data.workers * ranks, "loader processes", size=0)
     if data.batch_size > shards.total:
         warnings.append(
-            f"data.batch_size={data.batch_size} is more than the {shards.total} samples there are: a step sees samples "
+            f"data.batch_size={data.batch_size} is more than there are samples ({shards.total}): a step sees samples "
             f"several times"
         )
     micro_batch = -(-data.batch_size // (runtime.world * experiment.train.accumulate))
     slots = data.workers * data.prefetch + 2 * experiment.train.accumulate + 1
-    image = data.channels * data.resolution**2
+    image, images = data.channels * data.resolution**2, plural(micro_batch, "image")
     needs = {
-        f"the batches that the loader holds ready ({slots} of {micro_batch} images)": slots * micro_batch * image,
-        f"the {data.workers} loader processes": data.workers * WORKER_BYTES,
+        f"the batches that the loader holds ready ({slots} of {images})": slots * micro_batch * image,
+        f"the {plural(data.workers, 'loader process', 'loader processes')}": data.workers * WORKER_BYTES,
     }
     if runtime.device.type == "cpu":
         weights = sum(p.numel() * p.element_size() for net in trainer.nets.values() for p in net.parameters())

@@ -9,6 +9,7 @@ from torch import nn
 
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
+from diffpipe.plural import plural
 from diffpipe.train.runtime import Runtime
 
 
@@ -28,26 +29,21 @@ def start_summary(
     config, batch = experiment.train, experiment.data.batch_size
     device = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else "CPU"
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.dtype]
-    where = f"{counted(runtime.world, 'process', 'processes')} on {device}, {precision}"
+    where = f"{plural(runtime.world, 'process', 'processes')} on {device}, {precision}"
     if runtime.world > 1:
         where += f", {parallel}"
     sizes = [f"{name} {_millions(sum(p.numel() for p in net.parameters()))}" for name, net in nets.items()]
-    size, classes = shape.resolution, f", {counted(shape.classes, 'class', 'classes')}" if shape.classes else ""
-    data = f"{counted(total, 'image', 'images')} at {size}x{size}x{shape.channels}{classes}"
-    epoch = f"{total / batch:.4g} steps of {batch} images per epoch"
+    size, classes = shape.resolution, f", {plural(shape.classes, 'class', 'classes')}" if shape.classes else ""
+    data = f"{plural(f'{total:,}', 'image')} at {size}x{size}x{shape.channels}{classes}"
+    epoch = f"{plural(f'{total / batch:.4g}', 'step')} of {plural(batch, 'image')} per epoch"
     every = experiment.checkpoint.every
-    saves = f"a checkpoint every {counted(every, 'step', 'steps')}, in {experiment.run.checkpoints}"
+    saves = f"a checkpoint every {plural(f'{every:,}', 'step')}, in {experiment.run.checkpoints}"
     return "\n".join(
         [
             f"{experiment.stage.kind}: {where}; parameters: {', '.join(sizes)}",
             f"{data}; {epoch}; steps {step} to {config.steps}; {saves}",
         ]
     )
-
-
-def counted(n: int, one: str, several: str) -> str:
-    """The number and its noun: `1 image`, `2,000 images`."""
-    return f"{n:,} {one if n == 1 else several}"
 
 
 def _millions(n: int) -> str:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
 
 Scores = Float[np.ndarray, " _"]  # of normal or of abnormal samples, any number
@@ -44,7 +45,9 @@ def detect(normal: Scores, abnormal: Scores, *, resamples: int = 1000, seed: int
     """The figures, each with an interval from `resamples` bootstrap draws of both sets. Raises UserError."""
     for name, scores in (("normal", normal), ("abnormal", abnormal)):
         if len(scores) < 2 or not np.isfinite(scores).all():
-            raise UserError(f"the {name} set has {len(scores)} scores; detection needs at least 2, all of them finite")
+            raise UserError(
+                f"the {name} set has {plural(len(scores), 'score')}; detection needs at least 2, all of them finite"
+            )
     figures: tuple[Callable[[Scores, Scores], float], ...] = (auroc, average_precision, fpr_at_tpr)
     values = np.array([figure(normal, abnormal) for figure in figures])
     rng = KeyedRNG(seed, torch.arange(resamples))

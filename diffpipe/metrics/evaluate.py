@@ -20,6 +20,7 @@ from diffpipe.metrics.kernel import draw_subsets, kernel_distance
 from diffpipe.metrics.names import METRICS, NEIGHBOURS, Metric, parse_metric
 from diffpipe.metrics.prdc import prdc
 from diffpipe.metrics.protocol import Result, provenance
+from diffpipe.plural import plural
 
 ONE_RANK = OneRank()
 SUBSETS, SUBSET_SIZE, SUBSET_SEED = 100, 1000, 0
@@ -166,11 +167,13 @@ def _check(
     if generated.n < 2:
         raise UserError(f"n is {generated.n}, and a score needs at least 2 generated images; give a larger n")
     if reference.n < (2 if floor else 4):
-        raise UserError(f"the reference has {reference.n} images, which is too few for a score; give a larger one")
+        raise UserError(
+            f"the reference has {plural(reference.n, 'image')}, which is too few for a score; give a larger one"
+        )
     if floor and floor.n != generated.n:
         raise UserError(
-            f"the floor has {floor.n} images and {generated.n} are generated: at unequal n they cannot be compared; "
-            "give as many, or leave the floor out to score the reference's halves"
+            f"the floor has {plural(floor.n, 'image')} and {generated.n} are generated: at unequal n they cannot be "
+            "compared; give as many, or leave the floor out to score the reference's halves"
         )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.metrics.moments import Moments
+from diffpipe.plural import plural
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -29,7 +30,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             )
         if not (moments.total.isfinite().all() and moments.outer.isfinite().all()):
             raise UserError(
-                f"features of {moments.n} images hold NaN or infinity; look at the images and the extractor"
+                f"features of {plural(moments.n, 'image')} hold NaN or infinity; look at the images and the extractor"
             )
     shift = (a.mean - b.mean).square().sum()
     cross = torch.linalg.svdvals(_factor(a).T @ _factor(b)).sum()

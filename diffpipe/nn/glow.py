@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.nn.flow import Chain, Context, Prior, one_hot, squeeze, unsqueeze
+from diffpipe.plural import plural
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -45,7 +46,7 @@ class Glow(nn.Module):
         super().__init__()
         if resolution % 2**config.levels:
             raise UserError(
-                f"data.resolution {resolution} cannot be squeezed {config.levels} times for "
+                f"data.resolution {resolution} cannot be squeezed {plural(config.levels, 'time')} for "
                 f"stage.network.levels; take a multiple of {2**config.levels} or fewer levels"
             )
         self.classes = classes

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from diffpipe.config import Config
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -30,8 +31,8 @@ class LevelsConfig(Config):
         halvings = len(self.channel_mult) - 1
         if resolution % 2**halvings:
             raise UserError(
-                f"data.resolution {resolution} cannot be halved {halvings} times for {key} {list(self.channel_mult)}; "
-                f"take a multiple of {2**halvings} or fewer levels"
+                f"data.resolution {resolution} cannot be halved {plural(halvings, 'time')} for {key} "
+                f"{list(self.channel_mult)}; take a multiple of {2**halvings} or fewer levels"
             )
         return resolution >> halvings
 

@@ -17,6 +17,7 @@ from diffpipe.evaluation.image_grid import save_png
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import CHUNK
+from diffpipe.plural import plural
 from diffpipe.report.comparison_rows import ComparisonRow
 from diffpipe.report.comparison_runner import (
     ComparisonRunner,
@@ -115,7 +116,7 @@ def _write(comparison: Comparison, measured: Mapping[str, MeasuredRun], runner: 
 def _note(summary: RunSummary, caption: str, classes: int) -> str:
     """The small print of an image row: the stage, samples or reconstructions, and the network evaluations per image."""
     evaluations = (summary.sampling or {}).get("evaluations")
-    count = "" if evaluations is None else f" in {evaluations:g} evaluation{'' if evaluations == 1 else 's'}"
+    count = "" if evaluations is None else f" in {plural(f'{evaluations:g}', 'evaluation')}"
     any_class = ", any class" if summary.sampling and classes and not summary.conditional else ""
     return f"{summary.stage}: {caption}{count}{any_class}"
 

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from diffpipe.plural import plural
 from diffpipe.report.comparison_table import (
     COST_COLUMNS,
     DASH,
@@ -94,8 +95,8 @@ def _sampling(how: Mapping[str, Any]) -> dict[str, str]:
     return {
         "batch": str(how["batch"]),
         "precision": how["precision"],
-        "processes": f"{how['processes']} process{'' if how['processes'] == 1 else 'es'}",
-        "device": f"{how['threads']} CPU thread{'' if how['threads'] == 1 else 's'}" if on_cpu else how["device"],
+        "processes": plural(how["processes"], "process", "processes"),
+        "device": plural(how["threads"], "CPU thread") if on_cpu else how["device"],
     }
 
 

@@ -25,6 +25,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
+from diffpipe.plural import plural
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
@@ -264,7 +265,7 @@ class AdversarialDiffusion:
 
 
 def _describe(shape: ImageShape) -> str:
-    return f"{shape.channels} × {shape.resolution} × {shape.resolution} in {shape.classes} classes"
+    return f"{shape.channels} × {shape.resolution} × {shape.resolution} in {plural(shape.classes, 'class', 'classes')}"
 
 
 class _Levels(NamedTuple):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
+from diffpipe.plural import plural
 from diffpipe.train.distributed import Communicator
 
 
@@ -51,7 +52,7 @@ class BadSamples:
             return
         more = f"; {len(self.known) - 8} more" if len(self.known) > 8 else ""
         raise BadSamplesError(
-            f"{len(self.known)} samples are bad and data.max_bad_samples is {self.limit}: "
+            f"{plural(len(self.known), 'sample is', 'samples are')} bad and data.max_bad_samples is {self.limit}: "
             f"{'; '.join(self.known[:8])}{more}. Replace or remove them, or raise data.max_bad_samples; the same "
             f"command goes on from the last checkpoint"
         )

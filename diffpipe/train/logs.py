@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from diffpipe.files import atomic_write, open_writable, read_regular
 from diffpipe.interfaces import Batch
+from diffpipe.plural import plural
 from diffpipe.train.runtime import Runtime
 
 _PENDING = 1 << 20
@@ -80,7 +81,10 @@ class LogFile:
             if values is not None and keep(values):
                 lines.append(line)
         if damaged:
-            self._warn(f"{self._path}: {damaged} damaged lines are dropped; the run does not depend on them")
+            self._warn(
+                f"{self._path}: {plural(damaged, 'damaged line is', 'damaged lines are')} dropped; the run does not "
+                "depend on them"
+            )
         if b"".join(lines) != content:
             atomic_write(self._path, b"".join(lines))
 

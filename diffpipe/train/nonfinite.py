@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.distributed import Communicator
 
@@ -51,7 +52,7 @@ def handle_nonfinite(updates: Sequence[NonFiniteUpdate], skipped: int, config: T
         return skipped
     advice = "or set train.non_finite=skip"
     if config.non_finite == "skip":
-        advice = f"{skipped} updates were skipped and train.max_skips is {config.max_skips}"
+        advice = f"{plural(skipped, 'update was', 'updates were')} skipped and train.max_skips is {config.max_skips}"
     raise NonFiniteError(
         f"{what}. No weight was changed by it. Lower optimizer.lr or look at these samples, {advice}; the same "
         f"command goes on from the last checkpoint"

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 from diffpipe.train.blocks import blocks
 from diffpipe.train.runtime import Runtime
 
@@ -56,8 +57,8 @@ class ParallelStrategy:
         size = shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
         if world % size:
             raise UserError(
-                f"train.parallel=hsdp: {world} processes cannot be divided into copies of {size} each; set "
-                f"train.shard_size to a divisor of {world}"
+                f"train.parallel=hsdp: {plural(world, 'process', 'processes')} cannot be divided into copies of {size} "
+                f"each; set train.shard_size to a divisor of {world}"
             )
         return cls(runtime, init_device_mesh(device, (world // size, size), mesh_dim_names=("replicate", "shard")))
 

@@ -16,6 +16,7 @@ from diffpipe.config import load_config
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.machine import TRAINING_BYTES, process_warnings
+from diffpipe.plural import plural
 
 # At one world size every bit must be the same, whatever the precision and the optimizer. At several, sums are taken in
 # another order, and its effect on the weights must stay smaller than that of a broken resume. float32 keeps it small.
@@ -132,7 +133,7 @@ class ResumePlan:
         steps = after_checkpoint if len(after_checkpoint) >= kills else steps
         if len(steps) < kills:
             raise UserError(
-                f"--steps {self.steps} are too few to be killed {kills} times in; give more, or fewer --kills"
+                f"--steps {self.steps} are too few to be killed {plural(kills, 'time')} in; give more, or fewer --kills"
             )
         edges = [i * len(steps) // kills for i in range(kills + 1)]
         spans = [steps[a:b] for a, b in itertools.pairwise(edges)]
@@ -149,12 +150,16 @@ def _require_enough(steps: int, worlds: Sequence[int], kills: int, experiment: E
         raise UserError(f"--steps {steps} leaves no room to be killed and resumed in; give 4 or more")
     min_kills = max(1, len(worlds) - 1)
     if kills < min_kills:
-        raise UserError(f"--kills {kills} is too few to reach {len(worlds)} world sizes; give {min_kills} or more")
+        raise UserError(
+            f"--kills {kills} is too few to reach {plural(len(worlds), 'world size')}; give {min_kills} or more"
+        )
     min_batch = max(worlds) * experiment.train.accumulate
     if experiment.data.batch_size < min_batch:
         raise UserError(
-            f"data.batch_size={experiment.data.batch_size} cannot be split over {max(worlds)} processes and "
-            f"{experiment.train.accumulate} micro-batches; make it {min_batch} or more, or give smaller --worlds"
+            f"data.batch_size={experiment.data.batch_size} cannot be split over "
+            f"{plural(max(worlds), 'process', 'processes')} and "
+            f"{plural(experiment.train.accumulate, 'micro-batch', 'micro-batches')}; make it {min_batch} or more, or "
+            "give smaller --worlds"
         )
 
 
@@ -168,7 +173,8 @@ def _parse_worlds(text: str | None, gpus: int | None) -> tuple[int, ...]:
     worlds = tuple(int(word) for word in words)
     if gpus is not None and max(worlds) > gpus:
         raise UserError(
-            f"--worlds {text} takes {max(worlds)} GPUs and there are {gpus}; give smaller ones, or train.device=cpu"
+            f"--worlds {text} takes {plural(max(worlds), 'GPU')} and there are {gpus}; give smaller ones, or "
+            "train.device=cpu"
         )
     process_warnings("--worlds", max(worlds), "training processes", size=TRAINING_BYTES)
     return worlds

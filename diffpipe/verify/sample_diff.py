@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diffpipe.plural import plural
+
 
 class SampleRecord(NamedTuple):
     """The samples of one rank in one step."""
@@ -79,6 +81,6 @@ def _collect(records: Sequence[SampleRecord], by_step: dict[int, dict[int, str]]
 
 def _position_differences(positions: Iterable[int], expected: Iterable[int], where: str) -> list[str]:
     missing, extra = sorted({*expected} - {*positions}), sorted({*positions} - {*expected})
-    differences = [f"{where} lacks {len(missing)} positions, {missing[0]} the first"] if missing else []
-    differences += [f"{where} has {len(extra)} positions too many, {extra[0]} the first"] if extra else []
+    differences = [f"{where} lacks {plural(len(missing), 'position')}, {missing[0]} the first"] if missing else []
+    differences += [f"{where} has {plural(len(extra), 'position')} too many, {extra[0]} the first"] if extra else []
     return differences

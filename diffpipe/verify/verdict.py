@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from diffpipe import __version__
+from diffpipe.plural import plural
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.verify.checkpoint_diff import Deviation, deviations, differing_tensors, read_tensors
 from diffpipe.verify.resume_plan import ResumePlan
@@ -137,7 +138,10 @@ def check_samples(
                 differences.append(f"attempt {i + 1} began in step {began}, and {newest}")
         failures += [f"{run.name}: {difference}" for difference in differences]
     repeated = sum(count_repeated_steps(run.attempts) for run in others)
-    summary = f"{steps} steps of {batch_size} in {1 + len(others)} runs, {repeated} steps trained again after a kill"
+    summary = (
+        f"{plural(steps, 'step')} of {batch_size} in {plural(1 + len(others), 'run')}, {plural(repeated, 'step')} "
+        "trained again after a kill"
+    )
     if not failures:
         summary += "; no sample lost, repeated or different"
         return VerdictCheck("same samples", summary, None, {"repeated_steps": repeated})
@@ -147,11 +151,16 @@ def check_samples(
 
 def check_bits(where: str, total: int, different: Sequence[str]) -> VerdictCheck:
     """The run that was killed and resumed at one world size ended with the same bits."""
-    summary = f"{where}, killed and resumed: {total - len(different)} of {total} tensors are identical"
+    summary = (
+        f"{where}, killed and resumed: {total - len(different)} of {plural(total, 'tensor is', 'tensors are')} "
+        "identical"
+    )
     figures = {"tensors": total, "different": list(different)}
     failure = None
     if different:
-        failure = f"{where}, killed and resumed, differs in {len(different)} tensors, {different[0]} the first"
+        failure = (
+            f"{where}, killed and resumed, differs in {plural(len(different), 'tensor')}, {different[0]} the first"
+        )
     return VerdictCheck("same bits", summary, failure, figures)
 
 
@@ -188,7 +197,7 @@ def _about(plan: ResumePlan) -> dict[str, Any]:
     return {
         "versions": f"diffpipe {__version__}, torch {torch.__version__}, accelerate {version('accelerate')}, "
         f"python {platform.python_version()}",
-        "device": gpus or f"cpu, {os.cpu_count()} cores, one thread per process",
+        "device": gpus or f"cpu, {plural(os.cpu_count() or 1, 'core')}, one thread per process",
         "config": " ".join((plan.config, *plan.overrides)),
         "with": " ".join(plan.forced_overrides),
         "worlds": f"{', '.join(map(str, plan.worlds))}; kill points from seed {plan.seed}",

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "another seed": (["run.dir={run}", "seed=9"], ["seed was 0 and is 9", "restore the config"]),
     "an odd resolution": (
         ["data.resolution=27"],
-        ["data.resolution 27 cannot be halved 1 times", "stage.network.channel_mult", "multiple of 2"],
+        ["data.resolution 27 cannot be halved 1 time", "stage.network.channel_mult", "multiple of 2"],
     ),
     "no labels": (["data.train={unlabelled}"], ["unlabelled/", "no .cls member", "data.labels=false"]),
     "labels not asked for": (["data.labels=false"], ["stage.conditional", "data.labels=true"]),

@@ -83,7 +83,7 @@ def test_latents_are_mapped(tmp_path: Path, runs: dict[str, Path]) -> None:
 REFUSED = {
     "one class": ("attribute {vae} {test} {out} --from 3 --to 3", "class 3 is both the one to move from and the one"),
     "no such class": ("attribute {vae} {test} {out} --from 0 --to 10", "10 is no class of"),
-    "too few images": ("attribute {vae} {few} {out} --from 0 --to 1", "hold 1 images of class one, and 2 are needed"),
+    "too few images": ("attribute {vae} {few} {out} --from 0 --to 1", "hold 1 image of class one, and 2 are needed"),
     "no labels": ("attribute {vae} {unlabelled} {out} --from 0 --to 1", "some samples have no label"),
     "a map without labels": ("latent-map {vae} {unlabelled} {out}", "some samples have no label"),
     "a class-conditional run": ("attribute {by_class} {test} {out} --from 0 --to 1", "its latents lack it; give a run"),

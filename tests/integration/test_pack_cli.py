@@ -47,7 +47,7 @@ def test_a_folder_is_packed_and_the_line_says_what_was_made(tmp_path: Path) -> N
     shards = load(str(tmp_path / "out"))
     line, named, skipped = result.stdout.splitlines()
     size = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
-    assert line == f"{tmp_path}/out: 1 shards, 4 samples, {size} bytes, fingerprint {shards.fingerprint}"
+    assert line == f"{tmp_path}/out: 1 shard, 4 samples, {size} bytes, fingerprint {shards.fingerprint}"
     assert named == f"{tmp_path}/src: labels: 0: cat, 1: dog"
     assert "skipped 1 file" in skipped
     assert shards.classes == ["cat", "dog"]
@@ -153,7 +153,7 @@ def test_a_split_by_group_makes_two_sets(tmp_path: Path) -> None:
     *lines, named = result.stdout.splitlines()
     assert named == f"{tmp_path}/src: labels: 0: 0, 1: 1"
     for line, part, count in zip(lines, ("train", "test"), counts, strict=True):
-        assert line.startswith(f"{tmp_path}/out/{part}: 1 shards, {count} samples, ")
+        assert line.startswith(f"{tmp_path}/out/{part}: 1 shard, {count} samples, ")
 
 
 @pytest.mark.parametrize(

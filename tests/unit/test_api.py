@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import doctest
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ def test_a_score_decodes_each_image_once(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("_pixels_as_features")
 def test_a_floor_with_images_of_the_reference_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
     scored, real = photos(tmp_path / "a", range(4)), photos(tmp_path / "b", range(4, 12))
-    with pytest.raises(UserError, match=r"floor .*/c: 1 of its 4 images are in the reference, too"):
+    with pytest.raises(UserError, match=r"floor .*/c: the reference holds 1 of its 4 images, too"):
         diffpipe.score(scored, real, metrics=["fd_pixels"], floor=photos(tmp_path / "c", range(11, 15)))
 
 
@@ -143,6 +145,21 @@ def test_a_callback_sees_what_the_trackers_see(tmp_path: Path) -> None:
 def test_a_part_of_the_stream_that_does_not_exist_is_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         diffpipe.stream(SHARDS / "test", batch_size=4, resolution=8, channels=1, workers=0, **options)
+
+
+def test_two_threads_do_not_train_in_one_run_directory(tmp_path: Path) -> None:
+    words = [*TINY_WORDS, f"run.dir={tmp_path}/run", "train.steps=1"]
+    errors: list[str] = []
+
+    class Second(diffpipe.Callback):
+        def on_log(self, values: Mapping[str, Any], step: int) -> None:
+            with ThreadPoolExecutor(1) as pool, pytest.raises(UserError) as caught:
+                pool.submit(diffpipe.train, CONFIG, words).result()
+            errors.append(str(caught.value))
+
+    diffpipe.train(CONFIG, words, callbacks=[Second()])
+    (error,) = errors
+    assert error.startswith(f"another job trains in {tmp_path}/run (process {os.getpid()} on ")
 
 
 def test_training_from_a_mapping_leaves_it_as_it_is() -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.files import atomic_write, read_regular
+from diffpipe.plural import plural
 
 _NAMED_CHANGES = 4
 
@@ -39,7 +40,7 @@ def describe_changes(fingerprint: str, shard_set: ShardSet, folder: Path) -> str
     if hashlib.sha256(before).hexdigest() != fingerprint:
         return f"its fingerprint was {fingerprint} and is {shard_set.fingerprint} ({path} with the details is missing)"
     changes = differences(before.decode(), shard_set.listing)
-    more = f" and {len(changes) - _NAMED_CHANGES} more changes" if len(changes) > _NAMED_CHANGES else ""
+    more = f" and {plural(len(changes) - _NAMED_CHANGES, 'more change')}" if len(changes) > _NAMED_CHANGES else ""
     return "; ".join(changes[:_NAMED_CHANGES]) + more
 
 
@@ -57,7 +58,7 @@ def differences(before: str, now: str) -> list[str]:
         if shard not in new:
             changes.append(f"{name} is missing")
         elif new[shard][0] != size:
-            changes.append(f"{name} had {size} bytes and has {new[shard][0]}")
+            changes.append(f"{name} had {plural(size, 'byte')} and has {new[shard][0]}")
         elif new[shard][1] != digest:
             changes.append(f"{name} has other bytes (sha256 {digest[:12]}… before, {new[shard][1][:12]}… now)")
         elif members is not None and new[shard][2] not in (members, None):

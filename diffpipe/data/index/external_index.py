@@ -16,6 +16,7 @@ import numpy as np
 from diffpipe.data.index.scan import Scan, split_name
 from diffpipe.errors import UserError
 from diffpipe.files import read_regular
+from diffpipe.plural import plural
 
 _LONGEST = 1 << 30  # bytes of a list
 _FIELDS = {"v1.1": 3, "v1.2": 4}
@@ -36,7 +37,7 @@ def check_external_indices(path: str, scan: Scan) -> None:
     for file in map(Path, external_indices(path)):
         try:
             if file.stat().st_size > _LONGEST:
-                raise ValueError(f"it has {file.stat().st_size} bytes")
+                raise ValueError(f"it has {plural(file.stat().st_size, 'byte')}")
             difference = _text_difference(file, scan) if _is_text(file) else _binary_difference(file, scan)
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: not a readable list of {path} ({error}); write it again or remove it") from error
@@ -70,20 +71,23 @@ def _text_difference(file: Path, scan: Scan) -> str | None:
                 if fields == 4 and split_name(words[i + 3]) is None:
                     continue
                 if at == len(size) or (int(words[i + 1]), int(words[i + 2])) != (offset[at], size[at]):
-                    return f"it has no {words[i]} of {words[i + 2]} bytes at byte {words[i + 1]} (line {count + 1})"
+                    return (
+                        f"it has no {words[i]} of {plural(words[i + 2], 'byte')} at byte {words[i + 1]} (line "
+                        f"{count + 1})"
+                    )
                 at += 1
         if count != int(samples):
-            raise ValueError(f"{count} samples of {samples}")
-    return None if at == len(size) else f"it has {len(size)} members, not {at}"
+            raise ValueError(f"{count} of {plural(samples, 'sample')}")
+    return None if at == len(size) else f"it has {plural(len(size), 'member')}, not {at}"
 
 
 def _binary_difference(file: Path, scan: Scan) -> str | None:
     """The first difference between a list of Energon and the scan, or None."""
     data = read_regular(file, follow_links=True)
     if not data or len(data) % 8:
-        raise ValueError(f"{len(data)} bytes")
+        raise ValueError(plural(len(data), "byte"))
     listed = np.frombuffer(data, dtype="<u8")
     if len(listed) != len(scan.starts) + 1:
-        return f"it has {len(scan.starts)} samples, not {len(listed) - 1}"
+        return f"it has {plural(len(scan.starts), 'sample')}, not {len(listed) - 1}"
     wrong = np.flatnonzero(listed != np.append(scan.starts, scan.end).astype(np.uint64))
     return f"sample {wrong[0]} does not begin at byte {listed[wrong[0]]}" if len(wrong) else None

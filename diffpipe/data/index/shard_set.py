@@ -201,8 +201,8 @@ class _Indices:
         size = Path(path).stat().st_size
         if size != shard.bytes:
             raise UserError(
-                f"{path} has {size} bytes, but {shard.bytes} in the index: it was changed or cut after indexing; "
-                f"restore it, or run: diffpipe index {folder}"
+                f"{path} has {size} bytes, but {shard.bytes} in the index: it was changed or cut after "
+                f"indexing; restore it, or run: diffpipe index {folder}"
             )
         return shard
 
@@ -286,8 +286,8 @@ def number_of_classes(shard_set: ShardSet) -> int:
     largest = shard.classes or 0
     if largest > max(_MOST_CLASSES, shard_set.total):
         raise UserError(
-            f"{shard.path}: a label is {largest - 1}, and {shard_set.total} samples do not have {largest} classes; "
-            "number the classes from 0, or set data.labels=false"
+            f"{shard.path}: a label is {largest - 1}, more than there are samples ({shard_set.total}); number "
+            "the classes from 0, or set data.labels=false"
         )
     return len(shard_set.classes or ()) or largest
 

@@ -11,6 +11,7 @@ import numpy as np
 from diffpipe.data.index.scan import dotted_names
 from diffpipe.data.index.shard_index import INDEX_NAME, ShardIndex
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, load
+from diffpipe.plural import plural
 
 _PICKLES = {"pickle", "pkl", "pt", "pth", "pyd"}
 
@@ -21,7 +22,8 @@ def describe(folder: Path, names: list[str] | None) -> str:
     shards = load(patterns, verify_limit=0)  # they were hashed a moment ago
     size = sum(shard.bytes for shard in shards.shards)
     return (
-        f"{folder}: {len(shards.paths)} shards, {shards.total} samples, {size} bytes, fingerprint {shards.fingerprint}"
+        f"{folder}: {plural(len(shards.paths), 'shard')}, {plural(shards.total, 'sample')}, {plural(size, 'byte')}, "
+        f"fingerprint {shards.fingerprint}"
     )
 
 
@@ -49,7 +51,10 @@ def missing_members(index: ShardIndex) -> Iterator[str]:
             start += shard["samples"]
         if kind and 0 < 2 * lacking < total:
             member = "image" if kind is images else f".{kind[0]}"
-            yield f"{lacking} of {total} samples have no {member}, the first of them {first}"
+            yield (
+                f"{plural(lacking, f'sample of {total} has', f'samples of {total} have')} no {member}, the first of "
+                f"them {first}"
+            )
 
 
 def pickles(index: ShardIndex) -> Iterator[str]:
@@ -58,4 +63,7 @@ def pickles(index: ShardIndex) -> Iterator[str]:
     for shard in index.shards.values():
         counts.update({e: n for e, n in shard["members"].items() if e.rpartition(".")[2] in _PICKLES})
     for extension, count in sorted(counts.items()):
-        yield f"{count} .{extension} members may be pickles, which run code when loaded: diffpipe never reads them"
+        yield (
+            f"{plural(count, f'.{extension} member')} may hold pickles, which run code when loaded: diffpipe never "
+            "reads them"
+        )

@@ -19,6 +19,7 @@ from diffpipe.data.index.shard_index import INDEX_NAME, REMOTE_VERSION, VERSION,
 from diffpipe.data.remote.urls import parent, parse, redacted
 from diffpipe.errors import UserError
 from diffpipe.files import sha256_of
+from diffpipe.plural import plural
 
 
 def write_index(
@@ -92,7 +93,9 @@ def _scan_and_write(
             scans = scan_all(list(paths.items()), folder, workers, max_member)
             largest = max(scan.header["classes"] or 0 for scan in scans)
             if classes is not None and largest > len(classes):
-                raise UserError(f"{directory}: a label is {largest - 1}, but there are only {len(classes)} class names")
+                raise UserError(
+                    f"{directory}: a label is {largest - 1}, but there are only {plural(len(classes), 'class name')}"
+                )
             extensions = sorted({extension for scan in scans for extension in scan.header["members"]})
             if len(extensions) > 256:
                 raise UserError(f"{next(iter(paths))} and others: more than 256 extensions; name them KEY.EXTENSION")

@@ -22,6 +22,7 @@ from diffpipe.data.loader.order import Order
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import BadSampleError, UserError
 from diffpipe.interfaces import Batch
+from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
 
 _OPEN_FILES = 512  # of the 1024 that a process usually may have
@@ -159,8 +160,9 @@ def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: i
     """Raise UserError where the shards or the batch size do not fit the config."""
     if config.batch_size < world * accumulate:
         raise UserError(
-            f"data.batch_size={config.batch_size} cannot be split over {world} processes and {accumulate} "
-            f"micro-batches (train.accumulate); make it {world * accumulate} or more"
+            f"data.batch_size={config.batch_size} cannot be split over {plural(world, 'process', 'processes')} and "
+            f"{plural(accumulate, 'micro-batch', 'micro-batches')} (train.accumulate); make it {world * accumulate} or "
+            "more"
         )
     latents = are_latents(shard_set)
     if latents and (config.flip or config.crop != "center"):

@@ -27,6 +27,7 @@ from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import VERSION, Order
 from diffpipe.data.remote.cache import ShardCache
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 from diffpipe.rng import fold_in, philox
 
 _FINEST = 4096
@@ -45,8 +46,8 @@ class MixedShardSet(ShardSet):
         classes = max(shard.classes or 0 for shard in self.shards)
         if self.classes is not None and classes > len(self.classes):
             raise UserError(
-                f"data.sources: a label is {classes - 1}, but the index of another source names {len(self.classes)} "
-                f"classes; label the sources alike"
+                f"data.sources: a label is {classes - 1}, but the index of another source names "
+                f"{plural(len(self.classes), 'class', 'classes')}; label the sources alike"
             )
 
     def rows(self, *, members: bool) -> Any:
@@ -85,8 +86,9 @@ def cache_warning(shard_set: ShardSet, order: Order | Mixture, cache_bytes: int,
     if needed <= cache_bytes or sum(remote) <= cache_bytes:
         return None
     return (
-        f"data.cache_bytes is {cache_bytes:,}, but the {shards} shards that are read from at a time have {needed:,}: "
-        f"they would be fetched again and again; raise it, or start with a smaller data.interleave"
+        f"data.cache_bytes is {cache_bytes:,}, but the "
+        f"{plural(shards, 'shard that is read from at a time has', 'shards that are read from at a time have')} "
+        f"{needed:,}: they would be fetched again and again; raise it, or start with a smaller data.interleave"
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffpipe.data.packing.source import Source
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 from diffpipe.rng import permutation_start
 
 
@@ -36,7 +37,7 @@ class Split:
         if len(set(side.values())) < 2:
             part = "test" if True not in side.values() else "train"
             raise UserError(
-                f"--split-by {self.by}: none of the {len(side)} groups falls to {part}; "
+                f"--split-by {self.by}: none of the {plural(len(side), 'group')} falls to {part}; "
                 "give a finer pattern or another --test-fraction"
             )
         return np.array([side[group] for group in self._groups(source)])
@@ -90,5 +91,5 @@ def _draw(labels: np.ndarray, label: int, names: Sequence[str] | None, n: int, s
     members = np.flatnonzero(labels == label)
     if len(members) < n:
         name = label if names is None else names[label]
-        raise UserError(f"class {name} has {len(members)} images, fewer than --per-class {n}; ask for fewer")
+        raise UserError(f"class {name} has {plural(len(members), 'image')}, fewer than --per-class {n}; ask for fewer")
     return members[permutation_start(n, len(members), seed, "per-class", label)]

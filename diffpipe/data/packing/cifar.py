@@ -16,6 +16,7 @@ from diffpipe.data.packing.pickles import load_plain
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
 from diffpipe.files import open_regular
+from diffpipe.plural import plural
 
 _BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _NAMES = "batches.meta"
@@ -119,7 +120,9 @@ def _batch(batch: dict[str, Any], classes: int, where: str) -> tuple[np.ndarray,
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3 * _SIDE * _SIDE,):
         raise UserError(f"{where}: its data is not bytes in rows of {3 * _SIDE * _SIDE}; give cifar-10-python.tar.gz")
     if not isinstance(labels, list) or len(labels) != len(data):
-        raise UserError(f"{where}: not a list of {len(data)} labels, one for each image; download the archive again")
+        raise UserError(
+            f"{where}: not a list of {plural(len(data), 'label')}, one for each image; download the archive again"
+        )
     if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
         raise UserError(f"{where}: a label is not a number from 0 to {classes - 1}; download the archive again")
     named = files if isinstance(files, list) and all(isinstance(name, bytes | str) for name in files) else []

@@ -24,6 +24,7 @@ from diffpipe.data.packing.source import Source
 from diffpipe.data.packing.write import BadSampleLimit, encoded
 from diffpipe.errors import UserError
 from diffpipe.files import atomic_file
+from diffpipe.plural import plural
 
 _CHUNK = 1000  # images in a folder
 
@@ -102,4 +103,4 @@ def pack_edm_zip(
         raise UserError(f"{out}: cannot be written ({error.strerror}); free some space or change the rights") from error
     assert edm.form is not None
     (width, height), mode = edm.form
-    return f"{out}: {len(edm.labels)} images of {width} x {height} pixels, mode {mode}", limit.reasons
+    return f"{out}: {plural(len(edm.labels), 'image')} of {width} x {height} pixels, mode {mode}", limit.reasons

@@ -11,6 +11,7 @@ from diffpipe.data.packing.labels import read_labels
 from diffpipe.data.packing.source import PackItem, numbered
 from diffpipe.data.packing.tree import Folder, Zip, in_order
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 _NAMED = 5
 _DIGITS = 4000  # Python converts no longer numbers
@@ -79,8 +80,8 @@ class FolderSource:
         self.unlabelled = sum(path not in rows for path in self.paths)
         if self.unlabelled == len(self.paths):
             raise UserError(
-                f"{where}: it names none of the {len(self.paths)} images of {self.tree.root}, but for example "
-                f"{next(iter(rows))}; give paths relative to {self.tree.root}"
+                f"{where}: it names none of the {plural(len(self.paths), 'image')} of {self.tree.root}, but for "
+                f"example {next(iter(rows))}; give paths relative to {self.tree.root}"
             )
         self._rows, self.paths = rows, in_order(rows)
         self.labels, self.classes = numbered([rows[path]["label"] for path in self.paths], classes, where)

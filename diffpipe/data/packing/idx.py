@@ -1,4 +1,5 @@
-"""The idx format of MNIST and similar data sets: unsigned bytes behind a big-endian header (http://yann.lecun.com/exdb/mnist/)."""
+"""The idx format of MNIST and similar data sets: unsigned bytes behind a big-endian header
+(http://yann.lecun.com/exdb/mnist/)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import numpy as np
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
 from diffpipe.files import read_regular
+from diffpipe.plural import plural
 
 _UNSIGNED_BYTE = 8
 _ANY_RATIO = 1 << 30  # bytes that may be compressed to however few
@@ -35,10 +37,13 @@ class IdxSource:
             return
         if len(self.labels) != len(self.images):
             raise UserError(
-                f"{labels}: {len(self.labels)} labels for {len(self.images)} images; give the file that matches"
+                f"{labels}: {plural(len(self.labels), 'label')} for {plural(len(self.images), 'image')}; give the file "
+                "that matches"
             )
         if classes is not None and max(self.labels, default=-1) >= len(classes):
-            raise UserError(f"{labels}: a label is {max(self.labels)}, but there are only {len(classes)} class names")
+            raise UserError(
+                f"{labels}: a label is {max(self.labels)}, but there are only {plural(len(classes), 'class name')}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,13 +72,16 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); give the path of a whole idx file") from error
     if len(data) < header or data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
-        raise UserError(f"{path}: not an idx file of bytes with {dimensions} dimensions; check which file it is")
+        raise UserError(
+            f"{path}: not an idx file of bytes with {plural(dimensions, 'dimension')}; check which file it is"
+        )
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     if 0 in shape:
         raise UserError(f"{path}: its header says {' x '.join(map(str, shape))}, which is nothing; give another file")
     if len(data) != header + math.prod(shape):
         raise UserError(
-            f"{path}: has {len(data)} bytes, but its header says {header + math.prod(shape)}; download it again"
+            f"{path}: has {plural(len(data), 'byte')}, but its header says {header + math.prod(shape)}; download it "
+            "again"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffpipe.errors import UserError
 from diffpipe.files import parse_json, read_regular
+from diffpipe.plural import plural
 
 _LONGEST = 1 << 30  # bytes of a labels file
 _PATH = ("path", "file_name", "filename", "file", "image")
@@ -71,7 +72,9 @@ def _csv_rows(file: Path, text: str, separator: str) -> Iterator[tuple[int, dict
                 header = [lower if lower in _PATH + _LABEL else cell for lower, cell in zip(words, row, strict=True)]
             elif any(row):
                 if len(row) < len(header):
-                    raise UserError(f"{file}:{reader.line_num}: {len(row)} cells for {len(header)}; correct the row")
+                    raise UserError(
+                        f"{file}:{reader.line_num}: {plural(len(row), 'cell')} for {len(header)}; correct the row"
+                    )
                 yield reader.line_num, dict(zip(header, row, strict=False))
     except csv.Error as error:
         raise UserError(f"{file}:{reader.line_num}: {error}; correct the row") from error

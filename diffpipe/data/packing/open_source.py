@@ -16,6 +16,7 @@ from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import Source
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
+from diffpipe.plural import plural
 
 # The kinds of sources, as messages name them.
 _FOLDERS, _ZIPS, _IDX_FOLDERS, _IDX_FILES = "image folders", "zip archives", "folders of idx files", "idx files"
@@ -120,17 +121,19 @@ def unpacked_files(source: Source, bad: Sequence[str]) -> list[str]:
     """A phrase for each kind of files in the source that were not packed. bad: the reasons for bad samples."""
     notes = []
     if isinstance(source, FolderSource) and source.skipped:
-        notes.append(f"skipped {source.skipped} files that are no images by their names")
+        notes.append(
+            "skipped "
+            f"{plural(source.skipped, 'file that is no image by its name', 'files that are no images by their names')}"
+        )
     if isinstance(source, FolderSource) and source.unlabelled:
-        notes.append(f"skipped {source.unlabelled} images that {source.labels_file} does not name")
+        notes.append(f"skipped {plural(source.unlabelled, 'image')} that {source.labels_file} does not name")
     if isinstance(source, FolderSource) and source.stray:
         count = len(source.stray)
         notes.append(
-            f"skipped {count} image{'s' if count > 1 else ''} beside the class folders and empty class folders: "
-            f"{some(source.stray)}"
+            f"skipped {plural(count, 'image')} beside the class folders and empty class folders: {some(source.stray)}"
         )
     if bad:
-        notes.append(f"skipped {len(bad)} bad sample{'s' if len(bad) > 1 else ''}")
+        notes.append(f"skipped {plural(len(bad), 'bad sample')}")
     return notes
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 _MOST_VALUES = 1_000_000
 _NUMBERS = re.compile(r"[biu][1248]")
@@ -100,7 +101,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         raise TypeError("an array of something other than numbers")
     kind = dtype.numpy()
     if math.prod(shape) * kind.itemsize != len(data):
-        raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
+        raise ValueError(f"an array of shape {shape} in {plural(len(data), 'byte')}")
     return np.frombuffer(bytes(data), kind).reshape(shape, order="F" if _text(order) == "F" else "C")
 
 

@@ -14,6 +14,7 @@ from diffpipe.data.packing.shard_writer import ShardWriter
 from diffpipe.data.packing.source import Source
 from diffpipe.data.worker_pool import WorkerDiedError, WorkerPool
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 _CHUNK = 16  # samples that a worker encodes at a time
 _NAMED = 20  # bad samples that an error names
@@ -36,8 +37,7 @@ class BadSampleLimit:
         if bad > self.max_bad_samples:
             named = "; ".join(f"({i}) {reason}" for i, reason in enumerate(self.reasons[-_NAMED:], 1))
             which = "" if bad <= _NAMED else f" (the last {_NAMED})"
-            plural = "s" if bad > 1 else ""
-            raise UserError(f"{bad} bad sample{plural}, more than --max-bad {self.max_bad_samples}{which}: {named}")
+            raise UserError(f"{plural(bad, 'bad sample')}, more than --max-bad {self.max_bad_samples}{which}: {named}")
 
 
 def write_samples(

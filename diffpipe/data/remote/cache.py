@@ -39,6 +39,7 @@ from diffpipe.files import (
     user_cache,
     user_path,
 )
+from diffpipe.plural import plural
 
 DEFAULT_LIMIT = 1 << 36
 _CHUNK = 1 << 18
@@ -136,7 +137,8 @@ class ShardCache:
         """A descriptor of the file, which this call has fetched; None where others fetch it or there is no room now."""
         if file.bytes > self.limit:
             raise UserError(
-                f"{redacted(file.url)} has {file.bytes} bytes, more than data.cache_bytes={self.limit}; raise it"
+                f"{redacted(file.url)} has {plural(file.bytes, 'byte')}, more than data.cache_bytes={self.limit}; "
+                "raise it"
             )
         part_path = self._part_path(file)
         try:
@@ -201,7 +203,7 @@ class ShardCache:
             if length < file.bytes:
                 with RemoteFile(file.url, length, self.least_rate) as remote:
                     if remote.size not in (None, file.bytes):
-                        raise _changed(file, f"it has {remote.size} bytes, not {file.bytes}")
+                        raise _changed(file, f"it has {plural(remote.size, 'byte')}, not {file.bytes}")
                     if file.index and remote.etag != file.sha256:
                         raise _changed(file, "it changed a moment ago")
                     while length < file.bytes and (block := remote.read(_CHUNK)):
@@ -209,7 +211,7 @@ class ShardCache:
                         digest.update(block)
                         length += len(block)
         if length != file.bytes:
-            raise _changed(file, f"it has {length} bytes, not {file.bytes}")
+            raise _changed(file, f"it has {plural(length, 'byte')}, not {file.bytes}")
         return digest.hexdigest()
 
     def _make_room(self, need: int, before: float) -> bool:

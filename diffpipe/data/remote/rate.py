@@ -7,6 +7,7 @@ import email.utils
 import os
 
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 DEFAULT_LEAST_RATE = 10_000.0
 """Bytes per second. At this rate a shard of 100 MB takes three hours."""
@@ -43,10 +44,10 @@ class LeastRate:
             return
         self._slow_windows += 1
         if self._slow_windows < _SLOW_WINDOWS:
-            raise SlowServerError(f"it sends {rate:.0f} bytes per second")
+            raise SlowServerError(f"it sends {plural(f'{rate:.0f}', 'byte')} per second")
         raise UserError(
-            f"{self._name}: the server sends {rate:.0f} bytes per second, fewer than {self._rate:.0f}; "
-            f"try again later, or set data.least_rate or $DIFFPIPE_LEAST_RATE to a lower number (0: any)"
+            f"{self._name}: the server sends {plural(f'{rate:.0f}', 'byte')} per second, fewer than {self._rate:.0f}; "
+            "try again later, or set data.least_rate or $DIFFPIPE_LEAST_RATE to a lower number (0: any)"
         )
 
 

@@ -18,6 +18,7 @@ from fsspec.exceptions import FSTimeoutError
 from diffpipe.data.remote.rate import LONGEST_PAUSE, LeastRate, SlowServerError, least_rate, pause
 from diffpipe.data.remote.urls import parse, redacted, resolve
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 WAITS = (0.1, 0.4, 1.6, 6.4, 25.6)
 """Seconds before each further attempt. They start over with every block of bytes that arrives."""
@@ -256,8 +257,8 @@ def retry(store: _Store, name: str, attempt: Callable[[], T]) -> T:
         if wait is not None:
             time.sleep(max(wait, asked))
     raise UserError(
-        f"{name}: cannot be read ({reason}), tried {len(WAITS) + 1} times; check the address and that the server is "
-        "up, and run the same command again"
+        f"{name}: cannot be read ({reason}), tried {plural(len(WAITS) + 1, 'time')}; check the address and that the "
+        "server is up, and run the same command again"
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 
 
 def require_stored(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -45,8 +46,8 @@ def _require_whole(path: Path, name: str, stored: TensorStorageMetadata) -> None
     filled = sum(math.prod(chunk.sizes) for chunk in chunks)
     if not inside or filled != math.prod(stored.size) or any(map(_overlaps, *_neighbours(chunks))):
         raise UserError(
-            f"{path}: {name} is stored in part only, or twice: its {len(chunks)} parts hold {filled} of "
-            f"{math.prod(stored.size)} values; take another checkpoint"
+            f"{path}: {name} is stored in part only, or twice: its {plural(len(chunks), 'part holds', 'parts hold')} "
+            f"{filled} of {plural(math.prod(stored.size), 'value')}; take another checkpoint"
         )
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from diffpipe.errors import UserError
 from diffpipe.files import parse_json, read_regular
+from diffpipe.plural import plural
 from diffpipe.train.checkpoint.format import (
     DAMAGED,
     MANIFEST,
@@ -151,7 +152,7 @@ def _first_difference(expected: dict[str, FileEntry], present: dict[str, int]) -
         if name not in expected:
             return f"{name} is not in {MANIFEST}"
         if expected[name].size != present[name]:
-            return f"{name} has {present[name]} bytes instead of {expected[name].size}"
+            return f"{name} has {plural(present[name], 'byte')} instead of {expected[name].size}"
     return None if STATE in expected else f"{MANIFEST} does not list {STATE}"
 
 

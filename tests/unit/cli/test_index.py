@@ -18,7 +18,7 @@ def test_several_folders_are_indexed_by_one_command(tmp_path: Path, capsys: pyte
         write_shards(tmp_path / name, counts)
     assert main(["index", str(tmp_path / "a"), f"{tmp_path}/b/*.tar", "--workers", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for line, name, words in zip(lines, "ab", ("2 shards, 5 samples", "1 shards, 4 samples"), strict=True):
+    for line, name, words in zip(lines, "ab", ("2 shards, 5 samples", "1 shard, 4 samples"), strict=True):
         assert line.startswith(f"{tmp_path / name}: {words}, ")
         assert line.endswith(f"fingerprint {load(str(tmp_path / name)).fingerprint}")
 

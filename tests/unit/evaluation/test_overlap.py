@@ -43,7 +43,7 @@ def test_a_floor_that_was_named_is_refused_where_the_reference_holds_some_of_it(
 ) -> None:
     reference = shards(tmp_path / "reference", 6)
     with pytest.raises(
-        UserError, match=r"floor x: 2 of its 5 images are in the reference, too.*or split for its halves"
+        UserError, match=r"floor x: the reference holds 2 of its 5 images, too.*or split for its halves"
     ):
         check_floor(folder(tmp_path / "a", range(4, 9)), reference, "x", runtime)
     check_floor(folder(tmp_path / "b", range(6, 9)), reference, "x", runtime)
@@ -56,7 +56,7 @@ def test_a_floor_by_default_gives_way_to_the_halves_of_the_reference(
     reference, other = shards(tmp_path / "reference", 6), folder(tmp_path / "b", range(6, 9))
     assert floor_or_halves(other, reference, runtime) is other
     assert floor_or_halves(reference, reference, runtime) is None
-    assert "6 of 6 training images are in the reference, too: the floor is one half" in capsys.readouterr().err
+    assert "the reference holds 6 of 6 training images, too: the floor is one half" in capsys.readouterr().err
 
 
 def test_a_score_notes_scored_images_of_the_reference_and_refuses_them_in_the_floor(
@@ -66,9 +66,9 @@ def test_a_score_notes_scored_images_of_the_reference_and_refuses_them_in_the_fl
     inside, outside = image_hashes(reference.images(range(6))), image_hashes(other.images(range(4)))
     check = overlap_check(ScoreSources(reference, reference, other), runtime, floor="x")
     check({"reference": inside, "floor": outside[1:]})
-    with pytest.raises(UserError, match=r"floor x: 1 of its 4 images are in the reference, too"):
+    with pytest.raises(UserError, match=r"floor x: the reference holds 1 of its 4 images, too"):
         check({"reference": inside, "floor": outside})
     check({"reference": inside, "generated": outside[1:]})
     assert capsys.readouterr().err == ""
     check({"reference": inside, "generated": inside})
-    assert "6 of the 6 scored images are in the reference, too" in capsys.readouterr().err
+    assert "the reference holds 6 of the 6 scored images, too" in capsys.readouterr().err

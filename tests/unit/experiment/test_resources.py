@@ -58,7 +58,7 @@ def test_a_job_that_fits_is_left_alone(reckon: Any) -> None:
 
 def test_a_batch_of_more_samples_than_there_are_is_a_warning(reckon: Any) -> None:
     (warning,) = reckon("data.batch_size=100")
-    assert warning.startswith("data.batch_size=100 is more than the 12 samples there are")
+    assert warning.startswith("data.batch_size=100 is more than there are samples (12)")
 
 
 def test_a_batch_whose_activations_find_no_room_is_refused_before_it_is_tried(reckon: Any) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from diffpipe.config import load_config
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.start_summary import counted, start_summary
+from diffpipe.experiment.start_summary import start_summary
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.runtime import Runtime
 from tests.support.commands import CONFIG
@@ -24,8 +24,3 @@ def test_it_counts_what_is_there(runtime: Runtime) -> None:
     assert epoch == "50 steps of 40 images per epoch"
     assert steps == "steps 30 to 90"
     assert saves == "a checkpoint every 1 step, in runs/x/checkpoints"
-
-
-def test_one_thing_is_singular() -> None:
-    assert counted(1, "image", "images") == "1 image"
-    assert counted(0, "image", "images") == "0 images"

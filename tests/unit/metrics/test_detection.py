@@ -46,5 +46,5 @@ def test_typicality_counts_both_sides() -> None:
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(UserError, match="the abnormal set has 2 scores"):
         detect(np.arange(3.0), np.array([1.0, np.nan]))
-    with pytest.raises(UserError, match="the normal set has 1 scores"):
+    with pytest.raises(UserError, match="the normal set has 1 score;"):
         detect(np.arange(1.0), np.arange(3.0))

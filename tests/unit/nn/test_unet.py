@@ -57,7 +57,7 @@ def test_channels_last_and_contiguous_agree() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.resolution 9 cannot be halved 1 times .* multiple of 2"):
+    with pytest.raises(UserError, match=r"data\.resolution 9 cannot be halved 1 time .* multiple of 2"):
         UNet(SMALL, 1, 9)
     with pytest.raises(UserError, match=r"stage\.network\.attention names resolutions \[4\].*\[16, 8\]"):
         UNet(SMALL, 1, 16)

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
         gan_config(conditional=True).build(ImageShape(1, 8))
     with pytest.raises(
-        UserError, match=r"data\.resolution 9 cannot be halved 1 times for stage\.generator\.channel_mult"
+        UserError, match=r"data\.resolution 9 cannot be halved 1 time for stage\.generator\.channel_mult"
     ):
         gan_config().build(ImageShape(1, 9))
     with pytest.raises(UserError, match=r"cannot be halved 2 times for stage\.discriminator\.channel_mult \[1, 1, 1\]"):

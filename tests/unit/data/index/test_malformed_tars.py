@@ -199,5 +199,5 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, extension: str) -> None:
     shards = load(str(tmp_path))
     assert Reader(shards).read(0, shards.sample(0, 0), extension) == bomb
     (note,) = notes(tmp_path)
-    assert f"1 .{extension} members may be pickles" in note
+    assert f"1 .{extension} member may hold pickles" in note
     assert not (tmp_path / "gone off").exists()

@@ -239,7 +239,10 @@ def test_the_fingerprint_does_not_depend_on_the_other_shards_of_the_index(tmp_pa
 def test_labels_that_are_no_classes_are_refused_before_anything_is_made_of_them(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"202401011200", "b.png": b"1", "b.cls": b"0"})
     write_index(tmp_path)
-    with pytest.raises(UserError, match=r"0\.tar: a label is 202401011200, and 2 samples .*number the classes from 0"):
+    with pytest.raises(
+        UserError,
+        match=r"0\.tar: a label is 202401011200, more than there are samples \(2\); number the classes from 0",
+    ):
         number_of_classes(load(str(tmp_path)))
     write_tar(tmp_path / "0.tar", {"a.png": b"1", "a.cls": b"999999"})
     write_index(tmp_path)

@@ -61,7 +61,7 @@ def test_numbers_in_a_labels_file_are_the_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "about"),
     [
-        ("a.csv", "path,label\na.png\n", r"a\.csv:2: 1 cells for 2"),
+        ("a.csv", "path,label\na.png\n", r"a\.csv:2: 1 cell for 2"),
         ("a.csv", "path,who\na.png,ann\n", r"a\.csv:2: no label"),
         ("a.csv", "a.png,1\na.png,2\n", r"a\.csv:2: a\.png is named twice"),
         ("a.csv", "../a.png,1\n", "'../a.png' is not a relative path"),

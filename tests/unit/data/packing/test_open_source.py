@@ -42,8 +42,8 @@ def test_files_that_are_not_packed_are_counted(pets: Path, tmp_path: Path) -> No
     (tmp_path / "labels.csv").write_text("cat/0.png,0")
     source = open_source(str(pets), labels_file=tmp_path / "labels.csv")
     assert unpacked_files(source, ["bad"]) == [
-        "skipped 1 files that are no images by their names",
-        f"skipped 1 images that {tmp_path / 'labels.csv'} does not name",
+        "skipped 1 file that is no image by its name",
+        f"skipped 1 image that {tmp_path / 'labels.csv'} does not name",
         "skipped 1 bad sample",
     ]
 

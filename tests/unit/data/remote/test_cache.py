@@ -119,7 +119,7 @@ def test_a_failed_download_is_kept_for_the_next_attempt(web: Web, cache: ShardCa
     data = (web.folder / "a.tar").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "WAITS", ())
-        with pytest.raises(UserError, match="tried 1 times"):
+        with pytest.raises(UserError, match="tried 1 time;"):
             cache.open(item)
     assert content(cache, item) == data
     first, second = web.requests

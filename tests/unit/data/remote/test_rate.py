@@ -24,7 +24,7 @@ def test_a_byte_a_second_is_an_error_after_a_few_connections() -> None:
             except SlowServerError:
                 reconnected += 1
 
-    with pytest.raises(UserError, match=r"a\.tar: the server sends 1 bytes per second, fewer than 1000; try again"):
+    with pytest.raises(UserError, match=r"a\.tar: the server sends 1 byte per second, fewer than 1000; try again"):
         read_on()
     assert reconnected == 2
 
