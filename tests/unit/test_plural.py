@@ -15,16 +15,13 @@ from diffpipe.plural import plural
 PACKAGE = Path(diffpipe.__file__).parent
 COUNTED = """batch class group image label latent member micro-batch pair point position process sample score shard step
 tensor time update value channel evaluation file line column"""
-# Plurals that are right: the number is a constant, larger than 1, or not a count.
+# Plurals that are right: the number is larger than 1, or not a count. So are those beside a constant.
 RIGHT = {
     "{self.n} images": "of classified images, 4 or more",
     "{self.likelihoods.n} images": "of a mean likelihood, 2 or more",
     "{real.n} images": "of a reference, 4 or more",
     "{n:,} images": "of scores, 2 or more",
     "{needed} images": "more than the neighbours",
-    "{FEWEST} images": "a constant",
-    "{_FEWEST} images": "a constant",
-    "{_MAX_NODES} values": "a constant",
     "{images.shape[1]} channels": "neither 1 nor 3",
     "{self.T} steps": "of 1 to T steps",
     "{T} steps": "of 2 to T steps",
@@ -32,7 +29,7 @@ RIGHT = {
     "{values['images_per_second']:.0f} images": "a rate",
 }
 PLURALS = [f"{word}es" if word.endswith(("s", "ch")) else f"{word}s" for word in COUNTED.split()]
-PATTERN = re.compile(rf"\{{[^{{}}]*\}} (?:{'|'.join(PLURALS)})\b")
+PATTERN = re.compile(rf"\{{(?!_?[A-Z_]+\}})[^{{}}]*\}} (?:{'|'.join(PLURALS)})\b")
 
 
 @pytest.mark.parametrize(
