@@ -1,19 +1,54 @@
-"""The reference in configs/README.md is the generated one."""
+"""The pages name keys and options that exist, and configs/README.md has the generated reference."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from diffpipe.config.reference import as_markdown
-from diffpipe.experiment.config import Experiment
+import pytest
+from accelerate.commands.launch import launch_command_parser
 
-README = Path(__file__).parents[3] / "configs" / "README.md"
+from diffpipe.__main__ import COMMANDS, _add_common_options, _module
+from diffpipe.config.reference import as_markdown, sections
+from diffpipe.experiment.config import Experiment
+from diffpipe.parser import CommandParser
+
+HOME = Path(__file__).parents[3]
+PAGES = ["README.md", "configs/README.md", "eval/README.md", "launch/README.md"]
 BEGIN, END = "<!-- keys: begin -->\n", "<!-- keys: end -->"
+DOTTED = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)+)(?:=[^`]*)?`")
+OTHER = re.compile(r"diffpipe\..*|.*\.(json|jsonl|yaml|html|py|safetensors)")  # modules, entry points and files
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
+
+
+def text_of(page: str) -> str:
+    return (HOME / page).read_text(encoding="utf-8")
 
 
 def test_the_readme_holds_the_reference_as_it_is_generated() -> None:
-    reference = README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    reference = text_of("configs/README.md").partition(BEGIN)[2].partition(END)[0]
     assert reference == as_markdown(Experiment), (
         "configs/README.md is out of date: replace all between its two `keys:` comments by the output of "
         "`diffpipe config keys --markdown`"
     )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_key_that_a_page_names_exists(page: str) -> None:
+    known = {key.name for section in sections(Experiment) for key in section.keys}
+    known |= {name.rpartition(".")[0] for name in known}  # a section
+    named = {name for name in DOTTED.findall(text_of(page)) if not OTHER.fullmatch(name)}
+    assert sorted(named - known) == []
+    assert page != "launch/README.md" or len(named) > 10
+
+
+def test_every_option_that_a_page_names_exists() -> None:
+    known = set(launch_command_parser()._option_string_actions)
+    for name in COMMANDS:
+        parser = CommandParser(prog=name)
+        _add_common_options(parser)
+        _module(name).add_arguments(parser)
+        known |= set(parser._option_string_actions)
+    for page in PAGES:
+        text = text_of(page).partition("## Every key")[0]
+        assert sorted(set(OPTION.findall(text)) - known) == [], page

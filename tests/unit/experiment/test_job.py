@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -69,6 +70,15 @@ def test_a_job_stops_by_a_signal_and_goes_on_where_it_was(
     assert prepared(home, runtime).run(StopAfter(99)) is None
     printed = capsys.readouterr()
     assert "trained to step 3 already; raise train.steps to go on" in printed.out + printed.err
+
+
+def test_a_line_of_metrics_has_the_keys_that_the_readme_lists(tmp_path: Path, runtime: Runtime) -> None:
+    prepared(tmp_path / "run", runtime, "train.steps=1", "train.log_every=1").run(StopAfter(99))
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    page = (Path(__file__).parents[3] / "launch" / "README.md").read_text(encoding="utf-8")
+    table = [row.split("|")[1] for row in page.partition("### metrics.jsonl")[2].splitlines() if row.startswith("| `")]
+    listed = {word for names in table[: table.index(" `skipped`, `bad` ") + 1] for word in re.findall("`(.+?)`", names)}
+    assert set(json.loads(line)) == listed - {"validation_loss", "skipped", "bad"}
 
 
 def test_a_run_of_another_seed_is_refused_before_a_step(tmp_path: Path, runtime: Runtime) -> None:

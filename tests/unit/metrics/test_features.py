@@ -20,6 +20,7 @@ from diffpipe import plugins
 from diffpipe.errors import UserError
 from diffpipe.metrics import features
 from diffpipe.metrics.features import Extractor, build_extractor, efficientnet_lite0, inception
+from diffpipe.metrics.names import DEFAULT_METRICS, parse_metric
 
 
 def images(b: int, c: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -39,6 +40,16 @@ def test_efficientnet_is_deterministic_and_hashed(lite0: Extractor) -> None:
     # The file's name ends with the first digits of its sha256.
     assert lite0.sha256.startswith("57934424")
     assert "96x96" in lite0.resize
+
+
+def test_the_default_features_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    for name in {parse_metric(metric).extractor for metric in DEFAULT_METRICS}:
+        assert build_extractor(name)(images(1, 3, 32)).shape == (1, 1280)
 
 
 def test_each_row_depends_on_its_own_image(lite0: Extractor) -> None:

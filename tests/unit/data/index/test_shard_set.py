@@ -23,7 +23,7 @@ from diffpipe.data.index.dataset_diff import differences
 from diffpipe.data.index.mmapped_safetensors import CHECKSUM, StreamedArray, map_arrays, write_arrays
 from diffpipe.data.index.scan import dotted_names, split_name
 from diffpipe.data.index.shard_index import INDEX_NAME
-from diffpipe.data.index.shard_set import ShardSet, load, number_of_classes
+from diffpipe.data.index.shard_set import VERIFY_LIMIT, ShardSet, load, number_of_classes
 from diffpipe.data.index.summary import notes
 from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
@@ -127,6 +127,23 @@ def test_what_cannot_be_loaded_is_named_with_the_remedy(tmp_path: Path) -> None:
     refused(str(tmp_path), str(paths[1]), "changed after indexing", remedy)
     paths[1].write_bytes(data)
     load(str(tmp_path))
+
+
+def test_shards_are_hashed_up_to_a_gibibyte_in_all(tmp_path: Path) -> None:
+    assert VERIFY_LIMIT == 1 << 30
+    write_shards(tmp_path, [2, 2])
+    write_index(tmp_path)
+    paths = sorted(tmp_path.glob("*.tar"))
+    size = sum(path.stat().st_size for path in paths)
+    data = bytearray(paths[1].read_bytes())
+    data[700] ^= 1
+    paths[1].write_bytes(data)
+    load(str(tmp_path), verify_limit=size - 1)
+    with pytest.raises(UserError, match="was changed after indexing"):
+        load(str(tmp_path), verify_limit=size)
+    paths[1].write_bytes(data[:-512])  # the length is checked whatever the size
+    with pytest.raises(UserError, match="but 10240 in the index: it was changed or cut"):
+        load(str(tmp_path), verify_limit=0)
 
 
 def test_the_fingerprint_is_of_the_bytes_in_order(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,18 @@ def test_a_slot_is_free_when_nothing_refers_to_it() -> None:
         assert ring.take() is None
         held.pop(0)
     assert ring.take() == 0
+
+
+def test_no_buffer_lies_in_dev_shm() -> None:
+    """Containers give it 64 MB."""
+    ring = BufferPool(1, (1, 3, 64, 64), np.uint8)
+    address = ring.view(0, 1).__array_interface__["data"][0]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(word, 16) for word in line.split()[0].split("-"))
+        if begin <= address < end:
+            assert line.endswith("/dev/zero (deleted)"), line  # anonymous memory that forked processes share
+            return
+    raise AssertionError("the buffer is not mapped")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
