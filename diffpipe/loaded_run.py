@@ -74,7 +74,7 @@ class LoadedRun:
 
     @property
     def weights(self) -> str:
-        """The kind of the weights: "ema", their moving average, or "raw", the trained ones."""
+        """The kind of the weights: "raw", the trained ones; "ema", their average; "ema 0.1", the one of that length."""
         return self._run.weights
 
     @property
@@ -289,14 +289,16 @@ def load(
     run: str | Path,
     *,
     raw: bool = False,
+    ema: float | None = None,
     overrides: Sequence[str] = (),
     precision: Precision = "auto",
     device: Device = "auto",
 ) -> LoadedRun:
     """Load a run directory, or one checkpoint in it. Raises UserError.
 
-    raw: the trained weights instead of their moving average. overrides: of the run's config, such as
-    `stage.codec.run=PATH` where the VAE of a latent diffusion has moved.
+    raw: the trained weights instead of their moving average. ema: the length of the average, such as 0.1, where the run
+    has ema.kind=power; None: the first of ema.sigma_rel. overrides: of the run's config, such as `stage.codec.run=PATH`
+    where the VAE of a latent diffusion has moved.
 
     >>> run = diffpipe.load("runs/tiny")
     >>> run.config.stage.kind, run.step, list(run.networks)
@@ -304,5 +306,7 @@ def load(
     """
     if isinstance(overrides, str):
         raise UserError(f"overrides is {overrides!r}; give a list of key=value words")
+    if raw and ema is not None:
+        raise UserError("raw takes the trained weights, and ema an average of them; give one of the two")
     runtime = Runtime.start(precision, device)
-    return LoadedRun(open_run(Path(run), overrides, runtime, raw=raw), runtime, tuple(overrides))
+    return LoadedRun(open_run(Path(run), overrides, runtime, raw=raw, ema=ema), runtime, tuple(overrides))

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None:
         require_own_folder(args.run)
     runtime = options.values(args, "precision", "device")
-    with load(args.run, raw=args.raw, overrides=options.likelihood_overrides(args), **runtime) as run:
+    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.likelihood_overrides(args), **runtime) as run:
         images = options.values(args, "normal", "abnormal", "training", "n", "seed", "precision")
         result = run.detect_anomalies(**images)
     if is_main_process():

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     if args.rows < 1:
         raise UserError(f"--rows {args.rows}: give 1 or more")
     require_png(args.out)
-    with load(args.run, raw=args.raw, **options.values(args, "precision", "device")) as run:
+    with load(args.run, raw=args.raw, ema=args.ema, **options.values(args, "precision", "device")) as run:
         how = options.values(args, "source", "target", "n", "seed", "precision")
         result = run.move_attribute(args.shards, **how)
     if is_main_process():

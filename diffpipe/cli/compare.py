@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         inception=args.inception,
         fresh=args.fresh,
         raw=args.raw,
+        ema=args.ema,
         precision=args.precision,
         device=args.device,
     )

@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> None:
     if is_run(Path(args.images)):
         if args.out is None:
             require_own_folder(Path(args.images))
-        with load(args.images, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
+        with load(
+            args.images, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime
+        ) as run:
             if args.resolution not in (None, run.config.data.resolution):
                 size = run.config.data.resolution
                 raise UserError(f"--resolution {args.resolution}: the run makes images of {size}x{size}; leave it out")

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
 
-    with load(args.run, raw=args.raw, precision="fp32", device="cpu") as run:
+    with load(args.run, raw=args.raw, ema=args.ema, precision="fp32", device="cpu") as run:
         run.export(args.out)
     if is_main_process():
         options.print_result(f"{run.weights} weights of step {run.step}: {args.out}")

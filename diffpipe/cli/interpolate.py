@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_png(args.out)
     runtime = options.values(args, "precision", "device")
-    with load(args.run, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
+    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime) as run:
         how = options.values(args, "shards", "seed", "label")
         interpolation = run.interpolate(args.n, args.columns, **how)
     if is_main_process():

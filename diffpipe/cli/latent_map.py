@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.report.latent_map_plot import plot_latent_map
 
     require_png(args.out)
-    with load(args.run, raw=args.raw, **options.values(args, "precision", "device")) as run:
+    with load(args.run, raw=args.raw, ema=args.ema, **options.values(args, "precision", "device")) as run:
         latents = run.latent_map(args.shards, **options.values(args, "n", "seed", "precision"))
     if is_main_process():
         n, by_class = len(latents.points), ", each given its class" if latents.decoded is None else ""

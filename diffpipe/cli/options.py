@@ -62,7 +62,10 @@ def add_seed(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--raw", action="store_true", help="the trained weights instead of their moving average")
+    text = "length of the moving average, such as 0.1, of a run with ema.kind=power (default: the first it keeps)"
+    choice.add_argument("--ema", type=float, metavar="SIGMA_REL", help=text)
 
 
 def add_runtime(parser: argparse.ArgumentParser, precision: str = "fp32") -> None:

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise UserError(f"--n {args.n}: give 1 or more")
     runtime = options.values(args, "precision", "device")
-    with load(args.run, raw=args.raw, overrides=options.sampling_overrides(args), **runtime) as run:
+    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime) as run:
         run.write_samples(args.out, args.n, seed=args.seed, label=args.label)
     if is_main_process():
         options.print_result(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from diffpipe import plugins
@@ -83,6 +83,11 @@ class Names:
     def all(self) -> list[str]:
         """The known names, and those of plug-ins."""
         return [*self.known, *plugins.names(self.group)]
+
+
+def default_kind(kind: str) -> BeforeValidator:
+    """Annotates a union that `kind` tells apart: a section that names no kind is of this one."""
+    return BeforeValidator(lambda value: {"kind": kind, **value} if isinstance(value, dict) else value)
 
 
 UNKNOWN = "unknown_kind"

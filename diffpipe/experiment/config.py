@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 
 from diffpipe.config import Config
-from diffpipe.config.kinds import Kinds
+from diffpipe.config.kinds import Kinds, default_kind
 from diffpipe.data.config import DataConfig
 from diffpipe.files import user_path
 from diffpipe.stages.adversarial import AdversarialConfig
@@ -19,7 +19,7 @@ from diffpipe.stages.gan import GANConfig
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
-from diffpipe.train.ema import EMAConfig
+from diffpipe.train.ema import EMAConfig, PowerEMAConfig
 from diffpipe.train.optimizer import OptimizerConfig
 
 
@@ -45,6 +45,11 @@ class RunConfig(Config):
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """The snapshots of power-function averages (ema.kind=power)."""
+        return self.path / "ema"
 
     @property
     def interrupted(self) -> Path:
@@ -106,7 +111,7 @@ class Experiment(Config):
     """The model family: its networks, its loss, how it samples."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its learning rate."""
-    ema: EMAConfig = EMAConfig()
+    ema: Annotated[EMAConfig | PowerEMAConfig, Field(discriminator="kind"), default_kind("classical")] = EMAConfig()
     """The moving average of the weights, which samples and scores use."""
     train: TrainConfig
     """How long to train, and how to use the devices."""

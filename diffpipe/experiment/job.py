@@ -18,6 +18,7 @@ from diffpipe.data.loader.stream import batches
 from diffpipe.errors import UserError
 from diffpipe.evaluation.reconstruction import in_words, reconstruction
 from diffpipe.evaluation.validation import Validation
+from diffpipe.experiment import snapshots
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.monitor import Monitor
 from diffpipe.experiment.preflight import cache_warning, require_fit, with_class_names
@@ -77,6 +78,8 @@ class Job:
         experiment = with_order_version(experiment, checkpoint)
         if checkpoint is not None:
             experiment = with_stored_network(experiment, checkpoint)
+        if (renamed := runtime.comm.on_rank_zero(lambda: snapshots.recover(experiment, checkpoint))) is not None:
+            print_on_rank_zero(runtime, f"warning: {renamed}")
         experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
         runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
         experiment = with_class_names(experiment, shards)
@@ -130,6 +133,7 @@ class Job:
         )
         hooks = [
             Hook(experiment.checkpoint.every, lambda: self.save(checkpointer), last=True),
+            Hook(snapshots.every(experiment), lambda: self.save_snapshot(checkpointer)),
             Hook(experiment.validation.every, monitor.validate, last=self.validation is not None, measures=True),
             Hook(experiment.sample.every, monitor.draw),
             Hook(experiment.eval.every, monitor.score),
@@ -231,8 +235,17 @@ class Job:
             say("warning: earlier validation losses are of other images: data.test has changed")
 
     def save(self, checkpointer: AsyncCheckpointer) -> None:
+        """Save a checkpoint. A snapshot that is due is committed before it: no resume begins after a missing one."""
+        due = snapshots.due(self.experiment, self.trainer.step)
+        checkpointer.save(self.trainer.state(), self._state(self._reconstruction()), [*due, checkpointer.checkpoints])
+
+    def save_snapshot(self, checkpointer: AsyncCheckpointer) -> None:
+        """Save a snapshot of the averages, unless it was saved with the step's checkpoint."""
+        checkpointer.save(self.trainer.state(), self._state(), snapshots.due(self.experiment, self.trainer.step))
+
+    def _state(self, reconstruction: dict[str, Any] | None = None) -> RunState:
         trainer, experiment = self.trainer, self.experiment
-        state = RunState(
+        return RunState(
             step=trainer.step,
             position=trainer.position,
             skipped=trainer.skipped,
@@ -240,15 +253,14 @@ class Job:
             fingerprint=self.shards.fingerprint,
             shape=Shape(**self.shape._asdict()),
             experiment=experiment.model_dump(mode="json"),
-            reconstruction=self._reconstruction(),
+            reconstruction=reconstruction,
             validation=self.validation and self.validation.about(),
         )
-        checkpointer.save(trainer.state(), state)
 
     def _reconstruction(self) -> dict[str, Any] | None:
         """After the last step: the score of reconstructed images, held-out ones where there are any."""
         experiment, step = self.experiment, self.trainer.step
         if not experiment.eval.reconstruction or step < experiment.train.steps:
             return None
-        about = {"step": step, "weights": "ema"}
+        about = {"step": step, "weights": experiment.ema.weights}
         return reconstruction(experiment, self.stage, self.trainer.ema_networks(), self.runtime, about)

@@ -89,7 +89,7 @@ class Monitor(NamedTuple):
     def _generated(self, n: int) -> GeneratedImages:
         """The images of the first n sample indices."""
         sampler = self.experiment.stage.sampler.model_dump(mode="json")
-        about = {"step": self.trainer.step, "weights": "ema", "sampler": sampler}
+        about = {"step": self.trainer.step, "weights": self.experiment.ema.weights, "sampler": sampler}
         nets, seed = self.trainer.ema_networks(), self.experiment.seed
         return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)
 

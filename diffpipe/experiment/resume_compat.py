@@ -53,7 +53,7 @@ def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
         "data": order | augmentation | shape._asdict(),
         "stage": stage,
         "optimizer": experiment.optimizer.model_dump(mode="json"),
-        "ema": experiment.ema.model_dump(mode="json"),
+        "ema": experiment.ema.model_dump(mode="json", exclude={"snapshot_every", "keep_snapshots"}),
     }
 
 
@@ -115,7 +115,9 @@ def _changed_decay(checkpoint: Checkpoint, before: Experiment, now: Experiment) 
 
 
 def _of_model(key: str) -> bool:
-    return key.startswith("stage.") or key in {f"data.{name}" for name in ImageShape._fields}
+    """Whether the stored tensors fit no other value of this key."""
+    data = {f"data.{name}" for name in ImageShape._fields}
+    return key.startswith("stage.") or key in {"ema.kind", "ema.sigma_rel"} | data
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import nn
 from diffpipe.data.index.scan import CLASS_DIGITS
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages
+from diffpipe.experiment import post_hoc_ema
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.dependencies import resolve
 from diffpipe.experiment.find_checkpoint import find_checkpoint
@@ -45,7 +46,11 @@ _NAMED_CLASSES = 20
 
 @dataclass(frozen=True)
 class Run:
-    """A trained stage: its config as it was trained (with what the command line overrode) and its networks."""
+    """A trained stage: its config as it was trained (with what the command line overrode) and its networks.
+
+    weights: `raw`, `ema`, or `ema 0.1`, a power-function average and its length. about_weights: the part of a score's
+    protocol about an average that was made from snapshots.
+    """
 
     checkpoint: Checkpoint
     experiment: Experiment
@@ -53,6 +58,7 @@ class Run:
     stage: Stage
     nets: dict[str, nn.Module]
     weights: str
+    about_weights: dict[str, Any] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:
@@ -92,13 +98,19 @@ class Run:
         step = self.checkpoint.step
         return {"checkpoint": digest, "step": step, "images_seen": self.checkpoint.state.position} | {
             "weights": self.weights,
+            **self.about_weights,
             "sampler": sampler,
         }
 
 
-def open_run(path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
-    """Build the run's stage and load its averaged weights (`raw`: the trained ones). A collective. Raises UserError."""
-    return _opened(find_checkpoint(path, runtime), overrides, runtime, raw=raw)
+def open_run(
+    path: Path, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False, ema: float | None = None
+) -> Run:
+    """Build the run's stage and load its averaged weights. A collective. Raises UserError.
+
+    raw: the trained weights instead. ema: the length of a power-function average, made from the run's snapshots.
+    """
+    return _opened(find_checkpoint(path, runtime), overrides, runtime, raw=raw, ema=ema)
 
 
 def reconfigured(run: Run, overrides: Sequence[str], runtime: Runtime) -> Run:
@@ -109,16 +121,21 @@ def reconfigured(run: Run, overrides: Sequence[str], runtime: Runtime) -> Run:
     return replace(run, experiment=experiment, stage=stage)
 
 
-def _opened(found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False) -> Run:
+def _opened(
+    found: Checkpoint, overrides: Sequence[str], runtime: Runtime, *, raw: bool = False, ema: float | None = None
+) -> Run:
+    average = post_hoc_ema.average(found, ema, runtime)
     experiment = _overridden(found, overrides)
     shape = ImageShape(**found.state.shape.model_dump())
     experiment, stage, _ = build_stage(experiment, shape, runtime, named=_keys(overrides))
-    prefix = "net" if raw else "ema"
     with torch.random.fork_rng(devices=[]), limited_to(found):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
-    tensors = {f"{prefix}.{name}.{key}": t for name, net in nets.items() for key, t in net.state_dict().items()}
-    checkpoints.load(found, tensors, Communicator())
-    return Run(found, experiment, shape, stage, nets, "raw" if raw else "ema")
+    tensors = {f"{name}.{key}": tensor for name, net in nets.items() for key, tensor in net.state_dict().items()}
+    if raw:
+        checkpoints.load(found, {f"net.{name}": tensor for name, tensor in tensors.items()}, Communicator())
+        return Run(found, experiment, shape, stage, nets, "raw")
+    average.load(tensors)
+    return Run(found, experiment, shape, stage, nets, average.name, average.describe())
 
 
 def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:

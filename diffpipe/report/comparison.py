@@ -42,7 +42,7 @@ def compare(rows: Sequence[ComparisonRow], settings: ComparisonSettings, out: Pa
     settings.check()
     with Runtime.start(settings.precision, settings.device) as runtime:
         runtime.comm.raise_on_all_ranks(lambda: _make_folder(out) if runtime.main else None)
-        runs = {row.name: _open(row, settings.raw, runtime) for row in rows}
+        runs = {row.name: _open(row, settings, runtime) for row in rows}
         require_one_size({name: run.shape[:2] for name, run in runs.items()})
         runner = ComparisonRunner.prepare(settings, list(runs.values()), runtime)
         measured = {}
@@ -55,9 +55,9 @@ def compare(rows: Sequence[ComparisonRow], settings: ComparisonSettings, out: Pa
         return comparison if runtime.main else None
 
 
-def _open(row: ComparisonRow, raw: bool, runtime: Runtime) -> Run:
+def _open(row: ComparisonRow, settings: ComparisonSettings, runtime: Runtime) -> Run:
     try:
-        return open_run(row.path, row.overrides, runtime, raw=raw)
+        return open_run(row.path, row.overrides, runtime, raw=settings.raw, ema=settings.ema)
     except UserError as error:
         raise UserError(f"{row.name}: {error}") from error
 

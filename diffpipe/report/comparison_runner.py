@@ -41,7 +41,7 @@ class ComparisonSettings:
     has where these are fewer. nll_n: reference images for the likelihood and the reconstruction. floor: shards of other
     real images to score, by default local ones that a run of this user was trained on; `split` for the halves of the
     reference. inception: the weights for FID and KID, by default downloaded once. fresh: measure scores that the runs
-    hold already. raw: the trained weights, not their moving average.
+    hold already. raw: the trained weights, not their moving average. ema: the length of the average.
     """
 
     reference: str
@@ -53,6 +53,7 @@ class ComparisonSettings:
     inception: str | None = None
     fresh: bool = False
     raw: bool = False
+    ema: float | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

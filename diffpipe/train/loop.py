@@ -22,7 +22,7 @@ from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.bad_samples import BadSamples, sample_weight
 from diffpipe.train.blocks import checkpoint_activations, compile_blocks, require_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
-from diffpipe.train.ema import EMAConfig, ModelEMA
+from diffpipe.train.ema import EMAConfig, ModelEMA, PowerEMAConfig, prefix
 from diffpipe.train.hooks import Hook
 from diffpipe.train.initialization import StartFunction, initial_networks, start_from_data
 from diffpipe.train.logs import MetricsLog, SampleLog
@@ -55,7 +55,7 @@ class Trainer:
         runtime: Runtime,
         config: TrainConfig,
         optimizer: OptimizerConfig,
-        ema: EMAConfig,
+        ema: EMAConfig | PowerEMAConfig,
         *,
         seed: int,
         batch_size: int,
@@ -80,8 +80,10 @@ class Trainer:
             self.nets = without_values(stage)
             self._prepare_blocks()
             fill(self.nets, networks_of_rank_zero(stage, runtime, seed, start), runtime)
-            averaged = empty_sharded_networks(stage, self.strategy)
-            self.averages = {name: ModelEMA(ema, net, averaged[name]) for name, net in self.nets.items()}
+            averaged = [empty_sharded_networks(stage, self.strategy) for _ in ema.decays]
+            self.averages = {
+                name: ModelEMA(ema, net, [nets[name] for nets in averaged]) for name, net in self.nets.items()
+            }
         self.wrapped = {name: self.strategy.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
         self.optimizers = self._build_optimizers(optimizer)
@@ -134,7 +136,8 @@ class Trainer:
         tensors: dict[str, Tensor] = {}
         for name, net in self.nets.items():
             tensors |= {f"net.{name}.{key}": value for key, value in net.state_dict().items()}
-            tensors |= {f"ema.{name}.{key}": value for key, value in self.averages[name].net.state_dict().items()}
+            for i, average in enumerate(self.averages[name].nets):
+                tensors |= {f"{prefix(i)}.{name}.{key}": value for key, value in average.state_dict().items()}
         names = {p: f"{name}.{key}" for name, net in self.nets.items() for key, p in net.named_parameters()}
         for trains, optimizer in self.optimizers.items():
             tensors |= {f"optimizer.{'+'.join(trains)}.{key}": t for key, t in optimizer.state(names).items()}

@@ -62,7 +62,7 @@ def deviations(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -
         if a is not None and b is not None and a.shape == b.shape:
             scale = max(largest[name], MIN_SCALE * largest_in_group[_group(name)])
             value = _max_difference(a, b) / scale if scale else _max_difference(a, b)
-        part = PARTS[name.partition(".")[0]]
+        part = PARTS[name.partition(".")[0].partition("_")[0]]  # ema_1 is the second of several averages
         not_nan = value if value == value else float("inf")  # noqa: PLR0124 (NaN is not equal to itself)
         result[part] = max(result[part], Deviation(not_nan, name))
     return result

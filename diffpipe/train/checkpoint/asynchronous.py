@@ -10,10 +10,11 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,17 @@ from diffpipe.train.distributed import Communicator
 SAVE_TIMEOUT = timedelta(hours=1)
 """How long the ranks wait for one another within a save. A disk may be slow for a while; a step never is so long."""
 _HEARTBEAT = 1.0  # seconds
+
+
+class Destination(NamedTuple):
+    """A directory that saves are committed to, one subdirectory per step.
+
+    prefix: of the names of the tensors that it gets; empty: all of them. prune: removes old saves after a new one.
+    """
+
+    directory: Path
+    prune: Callable[[Path], None]
+    prefix: str = ""
 
 
 class AsyncCheckpointer:
@@ -51,31 +63,39 @@ class AsyncCheckpointer:
         warn: called with a sentence where an old checkpoint cannot be removed. peers: a group with a short timeout, by
         which a rank that waits for a save learns whether the others are alive; None: it does not learn it.
         """
-        self.directory, self.config, self.comm, self._warn, self._peers = directory, config, comm, warn, peers
+        self.config, self.comm, self._warn, self._peers = config, comm, warn, peers
+        self.checkpoints = Destination(directory, lambda folder: prune(folder, config))
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._awaited, self._done = threading.Event(), threading.Event()
         self._error: BaseException | None = None
-        self._step: int | None = None
+        self._saved: dict[Path, int] = {}
 
     @property
     def failed(self) -> bool:
         """Whether the save in flight has failed on this rank: `wait` will raise the error. Not a collective."""
         return self._error is not None
 
-    def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
+    def save(
+        self, tensors: dict[str, Tensor], state: RunState, destinations: Sequence[Destination] | None = None
+    ) -> None:
         """Save `state`, and `tensors` as they are now: plain ones, which are the same on all ranks, and DTensors.
+
+        destinations: the directories to commit to, in this order; None: the checkpoints alone.
 
         Waits for the save in flight, copies the tensors to host memory and returns; with `checkpoint.async=false` it
         returns when the checkpoint is committed. The step that was saved last is not saved again. Raises as `wait`.
         """
         self.wait()
-        if state.step == self._step:
+        destinations = [self.checkpoints] if destinations is None else destinations
+        due = [one for one in destinations if self._saved.get(one.directory) != state.step]
+        if not due:
             return
         text = state.model_dump_json(indent=1)
-        staged, copied = self._stage(tensors)
-        arguments = (state.step, staged, text, copied, self._thread)
-        self._step = state.step
+        kept = tuple(one.prefix for one in due)
+        staged, copied = self._stage({name: tensor for name, tensor in tensors.items() if name.startswith(kept)})
+        arguments = (due, state.step, staged, text, copied, self._thread)
+        self._saved |= {one.directory: state.step for one in due}
         self._awaited.clear()
         self._done.clear()
         self._thread = threading.Thread(target=self._save, args=arguments, name="checkpointer", daemon=True)
@@ -94,7 +114,7 @@ class AsyncCheckpointer:
             self._wait_with_peers() if self._peers is not None else self._done.wait()
         error, self._error = self._error, None
         if error is not None:
-            self._step = None
+            self._saved.clear()
             raise error
 
     def _wait_with_peers(self) -> None:
@@ -157,6 +177,7 @@ class AsyncCheckpointer:
 
     def _save(
         self,
+        destinations: Sequence[Destination],
         step: int,
         shards: dict[str, TensorShard],
         state: str,
@@ -174,20 +195,19 @@ class AsyncCheckpointer:
             if copied is not None:
                 torch.cuda.set_device(copied.device)  # a new thread has the first GPU, which is another process's
                 copied.synchronize()
-            commit(self.directory, step, shards, state, self.comm)
+            for directory, _, prefix in destinations:
+                kept = {name: shard for name, shard in shards.items() if name.startswith(prefix)}
+                commit(directory, step, kept, state, self.comm)
         except BaseException as error:  # noqa: BLE001 (`wait` raises it)
             self._error = error
             return
         finally:
             self._done.set()
-        if self.comm.main:
-            self._prune()
-
-    def _prune(self) -> None:
-        try:
-            prune(self.directory, self.config)
-        except OSError as error:
-            self._warn(f"{error.filename}: {error.strerror}: an old checkpoint cannot be removed; look at the disk")
+        for directory, prune_old, _ in destinations if self.comm.main else ():
+            try:
+                prune_old(directory)
+            except OSError as error:
+                self._warn(f"{error.filename}: {error.strerror}: an old checkpoint cannot be removed; look at the disk")
 
     def _yield_to_training(self) -> None:
         """Lower this thread's priority, unless training waits for it already, as at the end of a job.

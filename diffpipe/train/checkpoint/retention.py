@@ -70,6 +70,18 @@ def prune(directory: Path, config: CheckpointConfig) -> None:
     for path in committed(directory)[config.keep_last :]:
         if not config.keep_every or step_of(path) % config.keep_every:
             retire(path)
+    remove_retired(directory)
+
+
+def prune_snapshots(directory: Path, keep: int) -> None:
+    """Remove all snapshots of averages but the newest `keep`; 0: none is removed. Raises OSError."""
+    for path in committed(directory)[keep:] if keep else ():
+        retire(path)
+    remove_retired(directory)
+
+
+def remove_retired(directory: Path) -> None:
+    """Remove what was renamed to be removed."""
     for path in directory.glob(f"{OLD}step-*"):
         # One that is being read (NFS) or cannot be removed now is removed after a later save, or by `sweep`.
         with contextlib.suppress(OSError):

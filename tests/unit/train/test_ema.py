@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from diffpipe.train.ema import EMAConfig, ModelEMA
+from diffpipe.train.ema import EMAConfig, ModelEMA, PowerEMAConfig, prefix
 
 
 def test_the_average_is_the_recursion_with_the_decay_of_each_step() -> None:
@@ -36,3 +37,27 @@ def test_buffers_are_averaged_too_and_the_average_is_in_evaluation_mode() -> Non
     net.running_mean.fill_(8.0)
     average.update(1)
     assert average.net.get_buffer("running_mean").item() == pytest.approx(4.0)
+
+
+def test_power_averages_are_the_means_of_the_path_by_their_profiles() -> None:
+    config = PowerEMAConfig(kind="power", sigma_rel=(0.05, 0.1, 0.25))
+    net = nn.BatchNorm1d(1)
+    average = ModelEMA(config, net)
+    path = np.log(np.arange(1, 201)) + np.sin(np.arange(200) / 20)
+    for step, value in enumerate(path):
+        with torch.no_grad():
+            net.weight.fill_(value)
+            net.running_mean.fill_(2 * value)  # pyright: ignore[reportOptionalMemberAccess]
+        average.update(step)
+    for gamma, averaged in zip(config.gammas, average.nets, strict=True):
+        shares = np.diff((np.arange(201) / 200) ** (gamma + 1))
+        assert averaged.get_parameter("weight").item() == pytest.approx(shares @ path, rel=1e-5)
+        assert averaged.get_buffer("running_mean").item() == pytest.approx(2 * shares @ path, rel=1e-5)
+    assert average.net is average.nets[0]
+    assert [prefix(i) for i in range(3)] == ["ema", "ema_1", "ema_2"]
+
+
+@pytest.mark.parametrize("lengths", [(), (0.05, 0.05), (0.0,), (0.28,)])
+def test_lengths_that_cannot_be_kept_are_refused(lengths: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="sigma_rel"):
+        PowerEMAConfig(kind="power", sigma_rel=lengths)
