@@ -17,7 +17,7 @@ from diffpipe import plugins
 class Kinds:
     """Lets a section be of a kind that a plug-in has: `kind` selects its config class.
 
-    The annotated type is a config class, or a union of some. A class whose `kind` has a default is taken where the
+    The annotated type is a config class, or a union of some. The one whose `kind` has a default is taken where the
     section names none.
     """
 
@@ -25,14 +25,17 @@ class Kinds:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         known = models_in(source)
-        default = next((model.model_fields["kind"].default for model in known), None) if len(known) == 1 else None
+        defaults = [kind.default for kind in (model.model_fields["kind"] for model in known) if not kind.is_required()]
+        assert len(defaults) <= 1, f"two of {known} are the default"
 
         def validate(value: Any, inner: Callable[[Any], Any]) -> Any:
             if isinstance(value, BaseModel):
                 other = not isinstance(value, tuple(known)) and isinstance(value, tuple(self.models()))
                 return value if other else inner(value)
-            if isinstance(value, dict) and (default or "kind" in value):
-                kind = value.get("kind", default)
+            if isinstance(value, dict) and defaults:
+                value = {"kind": defaults[0], **value}
+            if isinstance(value, dict) and "kind" in value:
+                kind = value["kind"]
                 if kind not in [tag for model in known for tag in kinds_of(model)]:
                     model = self.find(kind, known)
                     union: Any = Annotated[Union[(*known, model)], Field(discriminator="kind")]

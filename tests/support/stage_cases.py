@@ -19,6 +19,7 @@ from tests.support.commands import SHARDS, TINY_RUN, tiny_stage
 FASHION = SHARDS.parent
 SHAPE = ImageShape(channels=1, resolution=8, classes=10)
 # Penalties of their own, at steps 0, 3, 6, …: out of step with checkpoints at every other.
+_DIT = "stage.network={kind: dit, patch: 2, width: 16, depth: 2, heads: 2, qk_norm: true, rope: true}"
 LAZY = ("stage.penalty_every=3",)
 
 
@@ -53,6 +54,7 @@ CASES = {
     "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.discriminator_input=x_prev")),
     "autoencoder": Case("autoencoder"),
     "ddpm": Case("ddpm"),
+    "ddpm, dit": Case("ddpm", (_DIT,)),
     "denoising_autoencoder": Case("denoising_autoencoder"),
     "flow": Case("flow"),
     "flow, variational": Case("flow", ("stage.dequantization={kind: variational, steps: 1, hidden: 4}",)),

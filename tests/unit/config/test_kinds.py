@@ -59,6 +59,12 @@ def test_the_kind_selects_the_class() -> None:
     assert Drawing.model_validate({"plain": {"side": 3}}).plain == Square(side=3)
 
 
+def test_the_class_whose_kind_has_a_default_is_taken_where_none_is_named() -> None:
+    assert Drawing.model_validate({"shape": {"side": 3}}).shape == Square(side=3)
+    with pytest.raises(ValidationError, match="radius"):
+        Drawing.model_validate({"shape": {"radius": 3}})
+
+
 @pytest.mark.usefixtures("star")
 def test_a_plugins_kind_is_validated_by_its_own_class_and_dumped_whole() -> None:
     values = {"shape": {"kind": "star", "points": 6}, "plain": {"kind": "star"}, "name": "own"}

@@ -23,6 +23,7 @@ BLOCKS = {
     "adversarial, x_prev": _DENOISING_GAN,
     "autoencoder": _CODER,
     "ddpm": {"denoiser": _UNET},
+    "ddpm, dit": {"denoiser": "layers.0 layers.1"},
     "denoising_autoencoder": _CODER,
     "flow": {"flow": _GLOW},
     "flow, variational": {"flow": _GLOW, "dequantizer": "chain.layers.0 chain.layers.1 chain.layers.2"},
