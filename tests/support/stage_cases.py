@@ -21,6 +21,28 @@ SHAPE = ImageShape(channels=1, resolution=8, classes=10)
 # Penalties of their own, at steps 0, 3, 6, …: out of step with checkpoints at every other.
 _DIT = "stage.network={kind: dit, patch: 2, width: 16, depth: 2, heads: 2, qk_norm: true, rope: true}"
 LAZY = ("stage.penalty_every=3",)
+# Each choice of diffpipe.diffusion in one of three: targets, schedules, draws, weightings, samplers.
+EDM = (
+    "stage.prediction=edm",
+    "stage.schedule={kind: edm}",
+    "stage.weighting.kind=learned",
+    "stage.timesteps.low_discrepancy=true",
+    "stage.sampler.kind=edm",
+    "stage.sampler.churn=2",
+)
+FLOW = (
+    "stage.prediction=flow",
+    "stage.schedule={kind: flow, shift: 2.0}",
+    "stage.sampler.kind=heun",
+    "stage.sampler.vlb_steps=5",
+)
+V = (
+    "stage.prediction=v",
+    "stage.schedule.zero_terminal_snr=true",
+    "stage.weighting.kind=min_snr",
+    "stage.learned_variance=true",
+    "stage.sampler.kind=ancestral",
+)
 
 
 class Case(NamedTuple):
@@ -54,7 +76,9 @@ CASES = {
     "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.discriminator_input=x_prev")),
     "autoencoder": Case("autoencoder"),
     "ddpm": Case("ddpm"),
-    "ddpm, dit": Case("ddpm", (_DIT,)),
+    "ddpm, edm": Case("ddpm", EDM),
+    "ddpm, dit, flow": Case("ddpm", (_DIT, *FLOW)),
+    "ddpm, v": Case("ddpm", V),
     "denoising_autoencoder": Case("denoising_autoencoder"),
     "flow": Case("flow"),
     "flow, variational": Case("flow", ("stage.dequantization={kind: variational, steps: 1, hidden: 4}",)),

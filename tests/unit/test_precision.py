@@ -46,7 +46,9 @@ class RecordedPrecisions(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
+def _ieee() -> Iterator[None]:
+    """torch starts with TF32 for convolutions: a test that is its process's first would find that."""
+    set_float32_products(tf32=False)
     yield
     set_float32_products(tf32=False)
 
