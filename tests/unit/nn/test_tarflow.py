@@ -80,3 +80,12 @@ def test_cached_decoding_is_the_uncached_inversion(classes: int) -> None:
             x[:, i] = 1
             x[:, i] = (z[:, i] - at_zero) / (net(x, LABELS)[0][:, i] - at_zero)
         torch.testing.assert_close(net.inverse(z, LABELS), x, rtol=0, atol=1e-4)
+
+
+def test_what_is_added_to_tokens_starts_small() -> None:
+    """As in the code of Zhai et al. 2024, where positions and classes are drawn with standard deviation 0.01."""
+    torch.manual_seed(0)
+    net = AutoregressiveBlock(SMALL.model_copy(update={"width": 256}), tokens=49, dim=4, classes=40)
+    assert net.label is not None
+    for added in (net.start, net.position, net.label.weight):
+        assert added.std().item() == pytest.approx(0.01, rel=0.15)
