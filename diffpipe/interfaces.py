@@ -66,7 +66,9 @@ class Phase(NamedTuple):
     trains: the networks that it updates. Phases that train the same networks share an optimizer. every, start, until:
     it is due at steps start, start + every, … before step `until` (None: without end). penalizes: its loss contains
     gradients with respect to images, so the update needs second derivatives. exact: parts of its loss are computed in
-    IEEE float32, such as a flow's likelihood or a perceptual distance, and so is its backward pass.
+    IEEE float32, such as a flow's likelihood or a perceptual distance, and so is its backward pass. lazy: its loss is a
+    regularizing term of another phase's, as a rarer update of its own. The optimizer corrects its learning rate and
+    betas for that update: see `train.optimizer`.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Phase(NamedTuple):
     until: int | None = None
     penalizes: bool = False
     exact: bool = False
+    lazy: bool = False
 
     def due(self, step: int) -> bool:
         over = self.until is not None and step >= self.until

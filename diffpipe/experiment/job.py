@@ -27,7 +27,7 @@ from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_chan
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.start import start_function
 from diffpipe.experiment.start_summary import start_summary
-from diffpipe.experiment.stored_config import stored_config, with_stored_network
+from diffpipe.experiment.stored_config import stored_config, with_stored_correction, with_stored_network
 from diffpipe.files import atomic_write
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.train import checkpoint as checkpoints
@@ -78,6 +78,7 @@ class Job:
         experiment = with_order_version(experiment, checkpoint)
         if checkpoint is not None:
             experiment = with_stored_network(experiment, checkpoint)
+            experiment = with_stored_correction(experiment, checkpoint)
         if (renamed := runtime.comm.on_rank_zero(lambda: snapshots.recover(experiment, checkpoint))) is not None:
             print_on_rank_zero(runtime, f"warning: {renamed}")
         experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)

@@ -9,6 +9,7 @@ from typing import Any
 from diffpipe.config import override, rename_keys, validate
 from diffpipe.experiment.config import Experiment
 from diffpipe.nn.unet import UNetConfig
+from diffpipe.stages.gan_losses import AdversarialLossConfig
 from diffpipe.train.checkpoint import Checkpoint
 
 _UNET_OF_FORMAT_2 = {"norm_eps": 1e-5, "frequency_shift": 0, "cos_first": False, "downsample_padding": "both"}
@@ -44,6 +45,17 @@ def with_stored_network(experiment: Experiment, checkpoint: Checkpoint) -> Exper
     return experiment.model_copy(update={"stage": experiment.stage.model_copy(update={"network": network})})
 
 
+def with_stored_correction(experiment: Experiment, checkpoint: Checkpoint) -> Experiment:
+    """The experiment to resume, whose lazy penalties are corrected as they were before, unless it says how itself."""
+    stage, stored = experiment.stage, stored_config(checkpoint).stage
+    if not isinstance(stage, AdversarialLossConfig) or not isinstance(stored, AdversarialLossConfig):
+        return experiment
+    if "penalty_correction" in stage.model_fields_set:
+        return experiment
+    stage = stage.model_copy(update={"penalty_correction": stored.penalty_correction})
+    return experiment.model_copy(update={"stage": stage})
+
+
 def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:
     """Format 1 had other names for some keys, and a word where `data.allow_changes` is a boolean."""
     tree = rename_keys(Experiment, tree)
@@ -63,4 +75,6 @@ def _from_format_2(tree: dict[str, Any]) -> dict[str, Any]:
     for schedule in (stage.get("schedule", {}), stage.get("levels", {})):
         for key in schedule.keys() & {"beta_start", "beta_end"}:  # they were not scaled by the number of timesteps
             schedule[key] *= schedule["steps"] / 1000
+    if stage["kind"] in ("gan", "adversarial") and stage.get("penalty_every", 1) > 1:
+        stage["penalty_correction"] = False
     return tree

@@ -39,12 +39,17 @@ class AdversarialLossConfig(Config):
     penalty_every: int = Field(default=1, ge=1)
     """1: the penalties are part of the discriminator's loss. k > 1: they are an update of their own at every k-th step,
     k times as strong (Karras et al. 2020, appendix B)."""
+    penalty_correction: bool = True
+    """With penalty_every = k > 1, k steps make k + 1 updates of the discriminator. So its learning rate is multiplied
+    by c = k / (k + 1), and its betas are raised to c (Karras et al. 2020, appendix B). A run of an earlier version goes
+    on without."""
 
     def phases(self) -> tuple[Phase, ...]:
         """The updates of a step: the discriminator's, that of its penalties if they have their own, the generator's."""
         penalizes = bool(self.r1 or self.r2)
         lazy = penalizes and self.penalty_every > 1
-        penalty = Phase(PENALTY, trains=(DISCRIMINATOR,), every=self.penalty_every, penalizes=True)
+        correct, every = self.penalty_correction, self.penalty_every
+        penalty = Phase(PENALTY, trains=(DISCRIMINATOR,), every=every, penalizes=True, lazy=correct)
         return (
             Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,), penalizes=penalizes and not lazy),
             *((penalty,) if lazy else ()),

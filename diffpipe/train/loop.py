@@ -120,10 +120,14 @@ class Trainer:
                 f"optimizer.lr_factors names {', '.join(sorted(unknown))}, and this stage's networks are "
                 f"{', '.join(self.nets)}"
             )
-        scaled = self.runtime.dtype == torch.float16
+        scaled, phases = self.runtime.dtype == torch.float16, self.stage.phases()
+        updates = {
+            trains: 1.0 + sum(1 / phase.every for phase in phases if phase.trains == trains and phase.lazy)
+            for trains in dict.fromkeys(phase.trains for phase in phases)
+        }
         return {
-            trains: Optimizer(config, {name: self.nets[name] for name in trains}, scaled=scaled)
-            for trains in dict.fromkeys(phase.trains for phase in self.stage.phases())
+            trains: Optimizer(config, {name: self.nets[name] for name in trains}, scaled=scaled, updates_per_step=n)
+            for trains, n in updates.items()
         }
 
     @property

@@ -51,20 +51,27 @@ class Optimizer:
     """The optimizer of the phases that train the same networks.
 
     networks: these networks by name, which gives each its factor on the learning rate. scaled: whether the loss is
-    scaled, as fp16 needs.
+    scaled, as fp16 needs. updates_per_step: how many updates it makes in a step, on average, lazy phases included. The
+    config's learning rate and betas are those of one update a step. With more of them, the learning rate is multiplied
+    by c, the inverse of their number, and the betas are raised to c. So a step moves the weights, and decays the
+    moments, as far as before (Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", appendix B,
+    where c is k / (k + 1)).
 
     A non-finite gradient changes no weight, and `step` returns its norm. Under DDP and FSDP it is the norm of the
     reduced gradient, so all ranks skip the same steps.
     """
 
-    def __init__(self, config: OptimizerConfig, networks: Mapping[str, nn.Module], *, scaled: bool):
+    def __init__(
+        self, config: OptimizerConfig, networks: Mapping[str, nn.Module], *, scaled: bool, updates_per_step: float = 1.0
+    ):
         self.config = config
         self.parameters = [p for net in networks.values() for p in net.parameters()]
-        self.factors = [config.lr_factors.get(name, 1.0) for name in networks]
+        self.factors = [config.lr_factors.get(name, 1.0) / updates_per_step for name in networks]
+        beta1, beta2 = (beta ** (1 / updates_per_step) for beta in config.betas)
         self.adamw = torch.optim.AdamW(
             [{"params": [*net.parameters()]} for net in networks.values()],
             lr=config.lr,
-            betas=config.betas,
+            betas=(beta1, beta2),
             eps=config.eps,
             weight_decay=config.weight_decay,
             fused=True,

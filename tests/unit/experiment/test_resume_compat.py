@@ -12,7 +12,9 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.index.dataset_diff import save_listing
 from diffpipe.data.loader.order import VERSION
 from diffpipe.errors import UserError
+from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change, with_order_version
+from diffpipe.experiment.stored_config import with_stored_correction
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.state import Shape
@@ -23,8 +25,8 @@ from tests.support.stage_cases import CASES
 SHAPE = ImageShape(1, 8, 10)
 
 
-def checkpoint(*words: str, fingerprint: str = "0" * 64) -> Checkpoint:
-    tree = CASES["ddpm"].experiment("run.dir=x", *words).model_dump(mode="json")
+def checkpoint(*words: str, fingerprint: str = "0" * 64, experiment: Experiment | None = None) -> Checkpoint:
+    tree = (experiment or CASES["ddpm"].experiment("run.dir=x", *words)).model_dump(mode="json")
     state = run_state(4, experiment=tree, shape=Shape(channels=1, resolution=8, classes=10), fingerprint=fingerprint)
     return Checkpoint(Path("x/checkpoints/step-00000004"), state, "0" * 64)
 
@@ -33,6 +35,7 @@ def of_format_2(newer: Checkpoint) -> Checkpoint:
     """The checkpoint as the previous version wrote it: without the keys that came since."""
     tree = deepcopy(newer.state.experiment)
     del tree["data"]["order_version"]
+    tree["stage"].pop("penalty_correction", None)
     return replace(newer, state=newer.state.model_copy(update={"experiment": tree}), format=2)
 
 
@@ -71,6 +74,23 @@ def test_a_run_goes_on_in_the_order_that_it_began_with() -> None:
     assert with_order_version(stated, before) == stated
     with pytest.raises(UserError, match=r"data\.order_version was 1 and is 2.*allow_changes=\[data\.order_version\]"):
         allowed_changes(before, stated, SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["gan", "adversarial"])
+def test_lazy_penalties_go_on_as_they_began(kind: str) -> None:
+    """Checkpoints of format 2 were trained without a correction of the optimizer for lazy penalties."""
+    lazy, strict = CASES[kind].experiment("run.dir=x"), CASES[kind].experiment("run.dir=x", "stage.penalty_every=1")
+    for experiment, corrected in ((lazy, False), (strict, True)):
+        newer = checkpoint(experiment=experiment)
+        before = of_format_2(newer)
+        resumed = with_order_version(with_stored_correction(experiment, before), before)
+        assert resumed.stage.penalty_correction == corrected  # pyright: ignore[reportAttributeAccessIssue]
+        assert allowed_changes(before, resumed, SHAPE) == []
+        assert with_stored_correction(experiment, newer).stage == experiment.stage
+    stated = CASES[kind].experiment("run.dir=x", "stage.penalty_correction=true")
+    before = of_format_2(checkpoint(experiment=lazy))
+    with pytest.raises(UserError, match=r"stage\.penalty_correction was False and is True"):
+        allowed_changes(before, with_stored_correction(stated, before), SHAPE)
 
 
 def test_train_steps_may_not_change_once_the_learning_rate_decays_by_it() -> None:

@@ -68,6 +68,11 @@ def test_a_phase_moves_its_own_network_and_the_penalty_shares_the_discriminators
     # The penalty's logits are not logged, and each mean is over its own phase's updates.
     assert {"discriminator/real", "discriminator/fake", "penalty/penalty", "generator/loss"} <= values.keys()
     assert values["penalty/loss"] == pytest.approx(3 * values["penalty/penalty"], rel=1e-5)
+    # Three steps make four updates of the discriminator.
+    (generator,), (discriminator,) = (t.optimizers[name,].adamw.param_groups for name in ("generator", "discriminator"))
+    assert (generator["lr"], generator["betas"]) == (1e-3, (0.0, 0.99))
+    assert discriminator["lr"] == pytest.approx(1e-3 * 3 / 4)
+    assert discriminator["betas"] == (0.0, pytest.approx(0.99**0.75))
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -146,6 +146,8 @@ def test_phases_without_penalty_or_with_one_every_step() -> None:
     assert [phase.name for phase in AdversarialLossConfig(penalty_every=1).phases()] == ["discriminator", "generator"]
     lazy = AdversarialLossConfig(penalty_every=16).phases()
     assert [(phase.name, phase.every) for phase in lazy] == [("discriminator", 1), ("penalty", 16), ("generator", 1)]
+    assert [phase.name for phase in lazy if phase.lazy] == ["penalty"]
+    assert not any(phase.lazy for phase in AdversarialLossConfig(penalty_every=16, penalty_correction=False).phases())
 
 
 # The Dirac-GAN (Mescheder et al. 2018, definition 2.1): data are zero, the generator is one number theta, and the

@@ -102,3 +102,32 @@ def test_fp16_skips_an_overflow_and_halves_its_scale() -> None:
     optimizer.step(0.1)
     assert torch.equal(p.detach(), before)
     assert optimizer.state({p: "p"})["scale"] == scale / 2
+
+
+@pytest.mark.parametrize(
+    ("every", "lr", "beta2"),  # training_loop.py of StyleGAN2-ADA at lr 0.002 and betas 0 and 0.99
+    [(16, 0.002 * 16 / 17, 0.99 ** (16 / 17)), (4, 0.0016, 0.99**0.8)],
+)
+def test_lazy_updates_correct_the_learning_rate_and_the_betas(every: int, lr: float, beta2: float) -> None:
+    config = OptimizerConfig(lr=0.002, betas=(0.0, 0.99))
+    optimizer = Optimizer(config, net(parameter()), scaled=False, updates_per_step=1 + 1 / every)
+    optimizer.step(0.002)
+    (group,) = optimizer.adamw.param_groups
+    assert group["lr"] == pytest.approx(lr)
+    assert group["betas"] == (0.0, pytest.approx(beta2))
+
+
+def test_a_period_of_lazy_updates_goes_as_far_and_forgets_as_much_as_one_without() -> None:
+    """k + 1 corrected updates are k plain ones: of a constant gradient, by distance and by what is kept."""
+    every = 4
+    config = OptimizerConfig(lr=0.1, betas=(0.9, 0.99), eps=1e-16, clip=1e9)
+    plain, lazy = parameter(), parameter()
+    plainly = Optimizer(config, net(plain), scaled=False)
+    lazily = Optimizer(config, net(lazy), scaled=False, updates_per_step=1 + 1 / every)
+    for p, optimizer, updates in ((plain, plainly, every), (lazy, lazily, every + 1)):
+        for _ in range(updates):
+            optimizer.backward((3 * p).sum())
+            optimizer.step(0.1)
+    torch.testing.assert_close(lazy, plain)
+    for name in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(lazily.adamw.state[lazy][name], plainly.adamw.state[plain][name])
