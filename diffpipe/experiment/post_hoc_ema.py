@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.experiment.stored_config import stored_config
+from diffpipe.plural import plural
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train import power_profile
 from diffpipe.train.checkpoint.read import Checkpoint
@@ -110,8 +111,9 @@ def average(found: Checkpoint, sigma_rel: float | None, runtime: Runtime) -> Ave
     factors, misfit = power_profile.fit(profiles, wanted)
     if misfit > MAX_MISFIT:
         raise UserError(
-            f"--ema {sigma_rel:g}: the averages of {len(stored) - 1} snapshots in {home / 'ema'} and of the checkpoint "
-            f"miss {misfit:.0%} of this length's profile, and {MAX_MISFIT:.0%} may be missed; give a length nearer to "
+            f"--ema {sigma_rel:g}: the averages of the checkpoint and of {plural(len(stored) - 1, 'snapshot')} in "
+            f"{home / 'ema'} miss {misfit:.0%} of this length's profile, and {MAX_MISFIT:.0%} may be missed; give a "
+            f"length nearer to "
             f"{' or '.join(f'{kept:g}' for kept in config.sigma_rel)}, or train with a smaller ema.snapshot_every"
         )
     return Average(name, found, [Term(*term, factor) for term, factor in zip(terms, factors, strict=True)], misfit)

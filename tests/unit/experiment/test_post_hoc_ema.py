@@ -115,7 +115,7 @@ def test_too_few_snapshots_are_refused(home: Path, runtime: Runtime, tmp_path: P
     alone = tmp_path / "run"
     shutil.copytree(home / "checkpoints", alone / "checkpoints")
     with pytest.raises(
-        UserError, match=r"--ema 0.2: the averages of 0 snapshots in .*/run/ema and of the checkpoint m"
+        UserError, match=r"--ema 0.2: the averages of the checkpoint and of 0 snapshots in .*/run/ema miss"
     ):
         average(alone, 0.2, runtime)
     assert average(alone, 0.1, runtime).name == "ema 0.1"
@@ -156,7 +156,7 @@ def test_the_command_samples_from_an_average_of_another_length(
     words = ["ema={kind: power, sigma_rel: [0.1, 0.05], snapshot_every: 1}", "train.steps=5", f"run.dir={run}"]
     assert diffpipe.train(CONFIG, [*TINY_WORDS, *words]) is None
     assert main(["sample", str(run), str(out), "--n", "1", "--steps", "1", "--ema", "0.08"]) == 0
-    assert "1 images of step 5, ema 0.08 weights" in capsys.readouterr().out
+    assert "1 image of step 5, ema 0.08 weights" in capsys.readouterr().out
     described = json.loads((out / "samples.json").read_text())["protocol"]["generated"]
     assert (described["weights"], described["ema"]["snapshots"]) == ("ema 0.08", 4)
     networks = {ema: diffpipe.load(run, ema=ema).networks["denoiser"].state_dict() for ema in (None, 0.1, 0.05, 0.08)}
