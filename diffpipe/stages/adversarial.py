@@ -48,6 +48,8 @@ class SDEStepsConfig(Config):
     """The SDE's rate of noise at its start."""
     beta_max: float = Field(default=20.0, gt=0)
     """The SDE's rate of noise at its end."""
+    start: float = Field(default=0.0, ge=0, lt=1)
+    """The SDE's time at which the first piece begins; the last one ends at 1. The code of Xiao et al. has 0.001."""
 
     @model_validator(mode="after")
     def _noise_grows(self) -> SDEStepsConfig:
@@ -56,10 +58,14 @@ class SDEStepsConfig(Config):
         return self
 
     def build(self, levels: DiscreteSchedule) -> DiscreteSchedule:
-        """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), t from 1 to T (Xiao et al. 2022)."""
+        """beta_t = 1 - exp(-beta_min / T - (beta_max - beta_min) (2t - 1) / 2T^2), t from 1 to T (Xiao et al. 2022).
+
+        That is for pieces from time 0 to 1. Those from `start` to 1 are shorter, and later.
+        """
         t = torch.arange(1, self.steps + 1, dtype=torch.float64)
-        slope = self.beta_max - self.beta_min
-        log_alpha = -self.beta_min / self.steps - slope * (2 * t - 1) / (2 * self.steps**2)
+        slope, span = self.beta_max - self.beta_min, 1 - self.start
+        log_alpha = -self.beta_min * span / self.steps - slope * span**2 * (2 * t - 1) / (2 * self.steps**2)
+        log_alpha = log_alpha - slope * self.start * span / self.steps
         return DiscreteSchedule(-log_alpha.expm1(), torch.cat([t.new_zeros(1), log_alpha.cumsum(0)]))
 
 

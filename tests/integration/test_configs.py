@@ -16,6 +16,7 @@ from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.train.ema import EMAConfig
 from tests.support.commands import HOME, SHARDS, metrics, train
 
 CONFIGS = sorted((HOME / "configs").rglob("*.yaml"))
@@ -76,6 +77,26 @@ def networks(path: Path) -> dict[str, nn.Module]:
     built = stage.build(shape, dependencies)
     with torch.device("meta"):
         return built.networks()
+
+
+def ema_of(name: str) -> EMAConfig:
+    ema = load_config(Experiment, CIFAR / f"{name}.yaml").ema
+    assert isinstance(ema, EMAConfig)
+    return ema
+
+
+@pytest.mark.parametrize("name", ["ddpm", "adversarial"])
+def test_averages_without_a_warm_up_copy_the_first_weights(name: str) -> None:
+    """As in the code of Ho et al. 2020 (`make_ema`) and of Xiao et al. 2022."""
+    ema = ema_of(name)
+    assert [ema.decay_at(step) for step in (0, 1, 2, 1000)] == [0, 0.9999, 0.9999, 0.9999]
+
+
+def test_the_gans_average_reaches_its_half_life_after_twenty_million_images() -> None:
+    """As in the code of Huang et al. 2024, where it is 5 million images."""
+    ema, batch = ema_of("gan"), 512
+    assert ema.decay == pytest.approx(0.5 ** (batch / 5e6), abs=2e-6)
+    assert ema.decay_at(10**7 // batch) < ema.decay == ema.decay_at(int(2.2e7) // batch)
 
 
 @pytest.mark.parametrize("path", sorted(CIFAR.glob("*.yaml")), ids=lambda p: p.name)

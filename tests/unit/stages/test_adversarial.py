@@ -62,6 +62,15 @@ class Spy(nn.Module):
         return 0 * (x_prev + x_t).square().sum((1, 2, 3))
 
 
+@pytest.mark.parametrize(("steps", "start"), [(1, 0.001), (4, 0.001), (4, 0.3), (4, 0.0)])
+def test_the_large_steps_from_a_later_start_are_those_of_the_papers_code(steps: int, start: float) -> None:
+    # Its variance at time s is 1 - exp(-s^2 (beta_max - beta_min) / 2 - s beta_min), at s = start + (1 - start) t / T.
+    s = start + (1 - start) * torch.arange(steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.exp(-(s**2) * 19.9 / 2 - s * 0.1)
+    schedule = SDEStepsConfig(steps=steps, start=start).build(LEVELS)
+    torch.testing.assert_close(schedule.betas, 1 - alpha_bar[1:] / alpha_bar[:-1], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_the_large_steps_are_the_sde_at_equal_times(steps: int) -> None:
     # The variance-preserving SDE has log alpha_bar(s) = -integral of beta from 0 to s (Song et al. 2021, eq. 33).
