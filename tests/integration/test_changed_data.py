@@ -12,6 +12,7 @@ from diffpipe.data import load
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.mixture import Mixture
 from diffpipe.data.loader.order import Order
+from diffpipe.train.checkpoint.format import describe
 from tests.support.commands import CONFIG, SHARDS, TINY, metrics, refused, seen, train
 from tests.support.tars import write_shards
 
@@ -36,6 +37,34 @@ def test_another_batch_size_goes_on_at_the_position_where_the_old_one_ended(tmp_
     at = zip(*Order(0, shards.counts).at(np.arange(60)), strict=True)
     keys = [shards.sample(int(shard), int(i)).key for shard, i in at]
     assert [samples[step][position] for step in range(7) for position in sorted(samples[step])] == keys
+
+
+def test_a_run_of_format_2_goes_on_in_its_own_order_and_a_new_run_takes_todays(tmp_path: Path) -> None:
+    few_shards = (*QUICK, "data.shuffle_window=64")
+    shards = load(str(SHARDS / "train"))
+    train(tmp_path / "new", *few_shards, "train.steps=2")
+    train(tmp_path / "old", *few_shards, "train.steps=2", "data.order_version=1")
+    as_format_2(tmp_path / "old" / "checkpoints" / "step-00000002")
+    train(tmp_path / "old", *few_shards, "train.steps=4")
+    for version, run, n in ((2, "new", 16), (1, "old", 32)):
+        at = zip(*Order(0, shards.counts, 64, 64, version).at(np.arange(n)), strict=True)
+        samples = {position: key for step in seen(tmp_path / run).values() for position, key in step.items()}
+        expected = [shards.sample(int(shard), int(i)).key for shard, i in at]
+        assert [samples[position] for position in range(n)] == expected, version
+    line = refused(
+        "train", CONFIG, f"run.dir={tmp_path}/old", *TINY, *few_shards, "train.steps=6", "data.order_version=2"
+    )
+    assert "data.order_version was 1 and is 2; restore the config, allow the change by run.allow_changes=[data." in line
+
+
+def as_format_2(path: Path) -> None:
+    """Make the checkpoint one of the previous format, whose data had no version of the order."""
+    state = json.loads((path / "state.json").read_text())
+    del state["experiment"]["data"]["order_version"]
+    (path / "state.json").write_text(json.dumps(state | {"format": 2}))
+    manifest = json.loads((path / "manifest.json").read_text()) | {"format": 2}
+    manifest["files"]["state.json"] = describe(path / "state.json").model_dump()
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def change(folder: Path) -> None:
