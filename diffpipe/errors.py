@@ -32,6 +32,8 @@ def os_error(error: OSError) -> UserError:
     """An error of the operating system, as a full disk, in a sentence: where, what, and what to do."""
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = _REMEDIES.get(error.errno or 0)
+    if "temporary directory" in str(error.strerror):  # as tempfile says where each is full
+        remedy = "free some space there, or set TMPDIR to a folder that can be written"
     return UserError(f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else ""))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from diffpipe.cli import options
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 
@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe attribute runs/vae shards/photos attribute.png --from 0 --to 1")
     options.add_run(parser, "a run that encodes without classes, or one checkpoint in it")
     options.add_shards(parser, "labelled images; read at the run's resolution")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the picture, a .png; the figures go beside it as .json")
+    parser.add_argument(
+        "out", type=user_path, metavar="OUT", help="the picture, a .png; the figures go beside it as .json"
+    )
     parser.add_argument("--from", type=int, required=True, dest="source", metavar="CLASS", help="class to move from")
     parser.add_argument("--to", type=int, required=True, dest="target", metavar="CLASS", help="class to move to")
     options.add_count(parser, 500, "most images of a class in its mean")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from diffpipe.cli import options
 from diffpipe.errors import UserError
+from diffpipe.files import user_path
 from diffpipe.metrics.names import DEFAULT_METRICS, METRICS, parse_metric
 from diffpipe.process import is_main_process
 
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> None:
         parse_metric(name)
     how = {"metrics": metrics, **options.values(args, "reference", "floor", "inception")}
     runtime = options.values(args, "precision", "device")
-    if is_run(Path(args.images)):
+    if is_run(user_path(args.images)):
         if args.out is None:
-            require_own_folder(Path(args.images))
+            require_own_folder(user_path(args.images))
         with load(
             args.images, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime
         ) as run:

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -42,7 +43,7 @@ def worker_processes(args: argparse.Namespace) -> int:
 
 
 def add_run(parser: argparse.ArgumentParser, text: str = "a run directory, or one checkpoint in it") -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help=text)
+    parser.add_argument("run", type=user_path, metavar="RUN", help=text)
 
 
 def add_shards(parser: argparse.ArgumentParser, text: str) -> None:
@@ -82,7 +83,7 @@ def add_metrics(parser: argparse.ArgumentParser, default: str, known: str) -> No
 
 
 def add_output_file(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"{text} (default: a file in the run's scores/)")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help=f"{text} (default: a file in the run's scores/)")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diffpipe.evaluation.map_over_ranks import on_rank_zero
+from diffpipe.errors import UserError
 from diffpipe.evaluation.score_files import score_file
 from diffpipe.evaluation.scores import load_extractors, score
 from diffpipe.experiment.run import Run
@@ -20,6 +20,7 @@ from diffpipe.metrics import protocol
 from diffpipe.metrics.evaluate import ImageSource, describe_sources
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 
@@ -52,7 +53,10 @@ class Scorer:
         self._extractors: dict[str, Extractor] = {}
 
     def score(self, run: Run, generated: ImageSource) -> CachedScore:
-        """The score of the run's images, in a file in its scores/. A collective. Raises UserError."""
+        """The score of the run's images, in a file in its scores/ where that can be written. A collective.
+
+        Raises UserError.
+        """
         sources = {"generated": generated, "reference": self.reference}
         sources |= {} if self.floor is None else {"floor": self.floor}
         plan = ScorePlan.of(run, sources, self.metrics)
@@ -63,7 +67,11 @@ class Scorer:
             loaded = load_extractors(self.metrics, self.runtime, self._inception_weights)
             self._extractors = {name: cache_features(extractor) for name, extractor in loaded.items()}
         result = score(generated, self.reference, self.floor, self.metrics, self.runtime, extractors=self._extractors)
-        on_rank_zero(self.runtime, lambda: protocol.write(result, plan.path))
+        if self.runtime.main:
+            try:
+                protocol.write(result, plan.path)
+            except UserError as error:  # the comparison has the scores
+                print_on_rank_zero(self.runtime, f"warning: {error.__cause__ or error}: the score is not kept there")
         return CachedScore(result, plan.path, reused=False)
 
 

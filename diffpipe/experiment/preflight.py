@@ -53,6 +53,11 @@ def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
         shard_set.load(experiment.data.test, cache=experiment.data.shard_cache)
         for name in experiment.eval.metrics:
             parse_metric(name)
+        if experiment.eval.n > shards.total:
+            raise UserError(
+                f"eval.n is {experiment.eval.n}, and data.train ({shards.paths[0]} and its set) holds {shards.total} "
+                f"samples, of which as many give the floor of a score; give that many or fewer"
+            )
     if experiment.eval.reconstruction:
         originals(experiment, stage)
     checkpoints_folder = experiment.run.checkpoints

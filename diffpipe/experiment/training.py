@@ -34,6 +34,7 @@ def train(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> signal.
             shards, shape = runtime.comm.raise_on_all_ranks(lambda: open_data(experiment, runtime.world))
             warn = functools.partial(print_on_rank_zero, runtime)
             with locked(home, runtime.comm, warn, use_lock=experiment.run.lock):
+                job = Job.prepare(experiment, runtime, shards, shape, callbacks)
                 if runtime.main:
                     own_places.note_run(home, experiment.data.trained_on)
-                return Job.prepare(experiment, runtime, shards, shape, callbacks).run(stop_consensus)
+                return job.run(stop_consensus)

@@ -102,7 +102,9 @@ def write_json(tree: Mapping[str, Any], path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text)
     except OSError as error:
-        raise UserError(f"{path}: cannot write the scores ({error.strerror}); give another --out") from error
+        raise UserError(
+            f"{path}: cannot write the scores ({error.strerror}); free some space, or give another --out"
+        ) from error
 
 
 def read(path: str | Path) -> Result:

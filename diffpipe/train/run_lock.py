@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -10,13 +11,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from diffpipe.errors import UserError
-from diffpipe.files import lock, open_writable
+from diffpipe.files import has_name, lock, open_writable
 from diffpipe.train.distributed import Communicator
 
 PATIENCE = 120.0
@@ -33,9 +34,12 @@ def locked(
     """Rank 0 holds the run directory's `.lock` until the job ends, in whatever way.
 
     warn: called on rank 0 with a sentence where it waits for a lock that may end by itself. use_lock: whether the file
-    is locked; without it, two jobs in one directory are the user's care. Raises UserError on all ranks where another
-    job holds the lock, or where the directory cannot be written to.
+    is locked; without it, two jobs in one directory are the user's care. A job that ends with a UserError before it has
+    written anything removes the folders and the lock that it made. Raises UserError on all ranks where another job
+    holds the lock, or where the directory cannot be written to.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    before = set(folder.iterdir()) if folder.is_dir() else set()
     patience = min(PATIENCE, comm.timeout.total_seconds() / 2)  # the other ranks wait in a collective
     with ExitStack() as stack:
 
@@ -46,7 +50,27 @@ def locked(
             stack.enter_context(_hold(path, warn, patience, use_lock=use_lock))
 
         comm.raise_on_all_ranks(lambda: hold() if comm.main else None)
-        yield
+        try:
+            yield
+        except UserError:
+            if comm.main:
+                with contextlib.suppress(OSError):  # not empty: another program writes there
+                    _remove_unused(folder, before, made)
+            raise
+
+
+def _remove_unused(folder: Path, before: Set[Path], made: Sequence[Path]) -> None:
+    """Remove the lock and the empty folders of a job that wrote nothing else. Its lock is still held."""
+    checkpoints, lock_file = folder / "checkpoints", folder / ".lock"
+    new = set(folder.iterdir()) - before
+    if not new <= {checkpoints, lock_file}:
+        return
+    if checkpoints in new:
+        checkpoints.rmdir()
+    if lock_file in new:
+        lock_file.unlink()
+    for place in made:
+        place.rmdir()
 
 
 @contextmanager
@@ -64,21 +88,23 @@ def _exclude_threads(path: Path) -> Iterator[None]:
             _held_here.discard(key)
 
 
-def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_lock: bool) -> BinaryIO:
+def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_lock: bool) -> FileIO:
     """The open file, locked until it is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(open_writable(path), "r+b")
+        file = FileIO(open_writable(path), "r+")
     except OSError as error:
         place = path.parent
         raise UserError(f"cannot write to the run directory {place} ({error.strerror}): give another run.dir") from None
     try:
         if use_lock:
             _acquire(file, path, warn, patience)
+            if not has_name(file.fileno(), path):  # its holder removed it while this job waited
+                file.close()
+                return _hold(path, warn, patience, use_lock=use_lock)
         file.truncate(0)
         file.seek(0)
         file.write(f"{_own_name()}\n".encode())
-        file.flush()
     except OSError as error:
         file.close()
         raise UserError(f"cannot write {path} ({error.strerror}): free some space, or change the rights") from None
@@ -88,7 +114,7 @@ def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_loc
     return file
 
 
-def _acquire(file: BinaryIO, path: Path, warn: Callable[[str], object], patience: float) -> None:
+def _acquire(file: FileIO, path: Path, warn: Callable[[str], object], patience: float) -> None:
     """Lock the file. Waits where the holder may be a dead node, whose lock a file server still keeps."""
     deadline = None
     while not _try(file, path):
@@ -118,7 +144,7 @@ def _refusal(path: Path, holder: str) -> str:
     return f"another job trains in {path.parent} ({holder}): wait for it or stop it, or give another run.dir"
 
 
-def _try(file: BinaryIO, path: Path) -> bool:
+def _try(file: FileIO, path: Path) -> bool:
     try:
         return lock(file.fileno())  # which loader workers do not inherit
     except OSError as error:
@@ -128,7 +154,7 @@ def _try(file: BinaryIO, path: Path) -> bool:
         ) from None
 
 
-def _held_on_this_machine(file: BinaryIO) -> bool:
+def _held_on_this_machine(file: FileIO) -> bool:
     """Whether a live process of this machine holds the lock, as far as the kernel tells."""
     if sys.platform != "linux":
         return True

@@ -66,6 +66,8 @@ def test_scores_that_the_stage_or_the_data_cannot_give_are_refused(tmp_path: Pat
         require_fit(
             experiment(tmp_path, images, "eval.every=1", f"data.test={images}", "eval.metrics=[fdi]"), Noise(), shards
         )
+    with pytest.raises(UserError, match=r"eval\.n is 13, and data\.train \(.*\) holds 12 samples"):
+        require_fit(experiment(tmp_path, images, "eval.every=1", f"data.test={images}", "eval.n=13"), Noise(), shards)
     with pytest.raises(UserError, match=r"eval\.reconstruction: .* hold 12 images, fewer than 13"):
         require_fit(experiment(tmp_path, images, "eval.reconstruction=13"), Coder(), shards)
 

@@ -64,3 +64,23 @@ def test_data_that_cannot_be_opened_leaves_no_lock(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="absent"):
         train(experiment(tmp_path / "run", f"data.train={tmp_path / 'absent'}"))
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+REFUSED = {
+    "of the stage": ("stage.conditional=true", "data.labels=false"),
+    "of the scores": ("eval.every=1", "data.test=null"),
+    "of the held-out images": ("validate.every=1", "data.test=absent"),
+    "of the machine": ("data.workers=5000",),
+}
+
+
+@pytest.mark.parametrize("where", ["new", "old"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refused_config_leaves_nothing(tmp_path: Path, kind: str, where: str) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "notes.txt").touch()
+    refused = experiment(tmp_path / where, *REFUSED[kind])
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UserError):
+        train(refused)
+    assert set(tmp_path.rglob("*")) == before

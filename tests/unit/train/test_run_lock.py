@@ -160,3 +160,50 @@ def test_a_lock_file_of_a_stranger_is_not_followed(tmp_path: Path, kind: str) ->
     with pytest.raises(UserError, match="cannot write to the run directory"):
         locked(run, ALONE).__enter__()
     assert victim.read_text() == "untouched"
+
+
+def refused_in(run: Path, *written: str) -> None:
+    """A job that writes files in the run directory and is refused then."""
+
+    def job() -> None:
+        with locked(run, ALONE):
+            (run / "checkpoints").mkdir(exist_ok=True)
+            for name in written:
+                (run / name).touch()
+            raise UserError
+
+    with pytest.raises(UserError):
+        job()
+
+
+def test_a_job_that_is_refused_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    run = tmp_path / "a" / "run"
+    refused_in(run)
+    assert list(tmp_path.iterdir()) == []
+    refused_in(run, "config.yaml")
+    refused_in(run)
+    assert {path.name for path in run.iterdir()} == {".lock", "checkpoints", "config.yaml"}
+
+
+def test_a_lock_whose_holder_removed_it_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def removed_while_waiting(descriptor: int) -> bool:
+        if not attempts:
+            (tmp_path / ".lock").unlink()
+        attempts.append(descriptor)
+        return True
+
+    monkeypatch.setattr(run_lock, "lock", removed_while_waiting)
+    with locked(tmp_path, ALONE):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} ")
+    assert len(attempts) == 2
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_lock.socket, "gethostname", full)
+    with pytest.raises(UserError, match=r"cannot write .*\.lock \(No space left on device\): free some space"):
+        locked(tmp_path, ALONE).__enter__()
