@@ -111,7 +111,7 @@ def test_every_key_of_it_that_is_mistyped_is_refused_with_the_nearest_that_exist
         with pytest.raises(UserError) as refusal:
             case.experiment(f"{wrong}=1")
         message = str(refusal.value)
-        assert message == f"{case.path}: unknown key {wrong}; did you mean {key}?"
+        assert message == f"unknown key {wrong}; did you mean {key}?"
 
 
 @every_stage
