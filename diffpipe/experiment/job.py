@@ -106,9 +106,10 @@ class Job:
         """Train to the last step, or save and return the signal that asked to stop."""
         experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
         self.resume()
-        if trainer.step >= experiment.train.steps:
+        if trainer.step >= trainer.last_step:
+            limit = "train.steps" if trainer.step >= experiment.train.steps else "train.minutes"
             print_on_rank_zero(
-                runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise train.steps to go on"
+                runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise {limit} to go on"
             )
             return None
         if codec := self.runs.get("codec"):
@@ -151,7 +152,7 @@ class Job:
 
         with contextlib.closing(stream), checkpointer:
             trainer.run(stream, hooks, experiment.run.path, stop, self._on_log)
-            if trainer.step < experiment.train.steps:
+            if trainer.step < trainer.last_step:
                 assert stopped_by is not None
                 self.save(checkpointer)
                 checkpointer.wait()
@@ -228,6 +229,7 @@ class Job:
         state, trainer = self.checkpoint.state, self.trainer
         trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
         trainer.bad.known = state.bad_samples
+        trainer.budget.restore(state.time, state.step)
         say(f"resuming from {self.checkpoint.path}")
         before, now = stored_config(self.checkpoint).data.batch_size, self.experiment.data.batch_size
         if before != now:
@@ -256,12 +258,13 @@ class Job:
             experiment=experiment.model_dump(mode="json"),
             reconstruction=reconstruction,
             validation=self.validation and self.validation.about(),
+            time=trainer.budget.state(trainer.step),
         )
 
     def _reconstruction(self) -> dict[str, Any] | None:
         """After the last step: the score of reconstructed images, held-out ones where there are any."""
         experiment, step = self.experiment, self.trainer.step
-        if not experiment.eval.reconstruction or step < experiment.train.steps:
+        if not experiment.eval.reconstruction or step < self.trainer.last_step:
             return None
         about = {"step": step, "weights": experiment.ema.weights}
         return reconstruction(experiment, self.stage, self.trainer.ema_networks(), self.runtime, about)

@@ -23,7 +23,7 @@ class Change(NamedTuple):
     now: Any
 
     def __str__(self) -> str:
-        why = ", by which the learning rate decays" if self.key == "train.steps" else ""
+        why = ", by which the learning rate decays" if self.key in ("train.steps", "train.minutes") else ""
         return f"{self.key} was {self.before} and is {self.now}{why}"
 
 
@@ -103,7 +103,7 @@ def allowed_data_change(checkpoint: Checkpoint, experiment: Experiment, shards: 
 
 
 def _changed_decay(checkpoint: Checkpoint, before: Experiment, now: Experiment) -> list[Change]:
-    """The change of train.steps, where by it the steps until now would have had other learning rates.
+    """Changes of train.steps and train.minutes, where the steps until now would have had other learning rates by them.
 
     That is so once the learning rate decays, after the warm-up. A run that has all its steps already is not trained.
     """
@@ -111,7 +111,11 @@ def _changed_decay(checkpoint: Checkpoint, before: Experiment, now: Experiment) 
     if not 0 < step < now.train.steps:
         return []
     was, would_be = (before.optimizer.lr_at(step - 1, n) for n in steps)
-    return [Change("train.steps", *steps)] if was != would_be else []
+    changes = [Change("train.steps", *steps)] if was != would_be else []
+    minutes = (before.train.minutes, now.train.minutes)
+    if minutes[0] != minutes[1] and before.optimizer.decay != "constant" and step > before.optimizer.warmup:
+        changes.append(Change("train.minutes", *minutes))
+    return changes
 
 
 def _of_model(key: str) -> bool:

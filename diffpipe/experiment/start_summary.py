@@ -37,11 +37,12 @@ def start_summary(
     data = f"{plural(f'{total:,}', 'image')} at {size}x{size}x{shape.channels}{classes}"
     epoch = f"{plural(f'{total / batch:.4g}', 'step')} of {plural(batch, 'image')} per epoch"
     every = experiment.checkpoint.every
+    until = f"{config.steps}" if config.minutes is None else f"{config.steps} or {config.minutes:g} min"
     saves = f"a checkpoint every {plural(f'{every:,}', 'step')}, in {experiment.run.checkpoints}"
     return "\n".join(
         [
             f"{experiment.stage.kind}: {where}; parameters: {', '.join(sizes)}",
-            f"{data}; {epoch}; steps {step} to {config.steps}; {saves}",
+            f"{data}; {epoch}; steps {step} to {until}; {saves}",
         ]
     )
 

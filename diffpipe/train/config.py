@@ -16,7 +16,11 @@ class TrainConfig(Config):
     """How long to train, and how to use the devices."""
 
     steps: int = Field(ge=1)
-    """Optimizer steps in all, those before a resume included."""
+    """Optimizer steps in all, those before a resume included. With train.minutes it is the most that there can be."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Minutes of training in all, after which the run ends, before train.steps. The learning rate decays to that end.
+    Saving, sampling and scoring do not count. The time is looked at in log steps: see train.log_every. null: no
+    limit."""
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches per step on each rank: the same global batch in less memory."""
     precision: Precision = "auto"

@@ -39,6 +39,7 @@ from diffpipe.train.sharded_networks import (
     unsharded_copies,
     without_values,
 )
+from diffpipe.train.time_budget import TimeBudget
 
 
 class Trainer:
@@ -89,6 +90,7 @@ class Trainer:
         self.optimizers = self._build_optimizers(optimizer)
         self.step = self.position = self.skipped = 0
         self.samples_per_epoch = samples_per_epoch
+        self.budget = TimeBudget(config.steps, config.minutes)
         self.bad = BadSamples(max_bad_samples, runtime.comm)
         self._meter = Meter()
         self._buckets_settled: set[str] = set()  # networks with a backward pass behind them: see `in_buckets`
@@ -154,6 +156,11 @@ class Trainer:
             return nets
         return unsharded_copies(self.stage, nets, self.runtime)
 
+    @property
+    def last_step(self) -> int:
+        """The step that the run ends with, as it is known now: `train.steps`, or earlier by `train.minutes`."""
+        return self.budget.last_step(self.step)
+
     def run(
         self,
         batches: Iterator[Batch],
@@ -179,25 +186,27 @@ class Trainer:
             sample_log = None
             if self.config.record_samples:
                 sample_log = stack.enter_context(closing(SampleLog(run_dir, self.runtime.rank)))
-            progress = stack.enter_context(closing(TrainProgress(self.config.steps, self.step, self.runtime)))
+            progress = stack.enter_context(closing(TrainProgress(self.last_step, self.step, self.runtime)))
+            stack.enter_context(self.budget.recorded(run_dir, self.runtime))
             self._meter.restart(self.step)
             stopping = False
-            while self.step < self.config.steps and not stopping:
+            while self.step < self.last_step and not stopping:
                 micro_batches = self._next_micro_batches(batches)
                 self.bad.add(self.step, micro_batches)
                 if sample_log is not None:
                     sample_log.write(self.step, micro_batches)
                 self.train_step(micro_batches)
                 progress.step_done()
-                stopping = stop() and self.step < self.config.steps
-                due = [] if stopping else [hook for hook in hooks if hook.due(self.step, self.config.steps)]
+                last = self.last_step
+                stopping = stop() and self.step < last
+                due = [] if stopping else [hook for hook in hooks if hook.due(self.step, last)]
                 # Before hooks, too: what is saved or scored has been checked to be finite.
-                if due or stopping or self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                if due or stopping or self.step % self.config.log_every == 0 or self.step == last:
                     values = self._log_values()
                     for hook in [hook for hook in due if hook.measures]:
                         values |= hook.run() or {}
                     metrics_log.write(values)
-                    progress.log(values)
+                    progress.log(values, self.last_step)
                 for hook in [hook for hook in due if not hook.measures]:
                     hook.run()
                 if due:
@@ -242,7 +251,7 @@ class Trainer:
             for i, batch in enumerate(micro_batches):
                 loss = self._forward_backward(phase, nets, batch, weight, i, last=i == len(micro_batches) - 1)
                 self._meter.add_loss(self.step, self._prefix(phase), batch, loss)
-        norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.config.steps))
+        norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.last_step))
         self._meter.add_norm(self.step, self._prefix(phase), norm)
 
     def _forward_backward(
@@ -273,7 +282,10 @@ class Trainer:
         if "loss" not in means:  # several phases: the step's loss is their sum
             values["loss"] = sum(value for key, value in means.items() if key.endswith("/loss"))
         values |= means
-        values["lr"] = self.optimizer_config.lr_at(self.step - 1, self.config.steps)
+        values["lr"] = self.optimizer_config.lr_at(self.step - 1, self.budget.last_step(self.step - 1))
+        self.budget.record(self._meter.first, self.step, seconds, self.runtime)
+        if (time_so_far := self.budget.state(self.step)) is not None:
+            values |= {"minutes": round(time_so_far.seconds / 60, 4), "last_step": self.last_step}
         if self.skipped:
             values["skipped"] = self.skipped
         if self.bad.known:

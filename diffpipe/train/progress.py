@@ -38,10 +38,12 @@ class TrainProgress:
     def step_done(self) -> None:
         self._bar.update()
 
-    def log(self, values: Mapping[str, Any]) -> None:
-        """values: those of a log step, as in metrics.jsonl."""
+    def log(self, values: Mapping[str, Any], total: int | None = None) -> None:
+        """values: those of a log step, as in metrics.jsonl. total: the last step, where it has changed."""
+        self._total = total or self._total
         words = [f"loss {values['loss']:.4f}", f"{values['images_per_second']:.0f} images/s"]
         if not self._bar.disable:
+            self._bar.total = self._total
             self._bar.set_postfix_str(", ".join(words))
             return
         step = values["step"]

@@ -73,7 +73,12 @@ class ResumePlan:
         _require_enough(steps, world_sizes, kills, experiment)
         checkpoint_every = max(2, (steps - 1) // (2 * kills + 1))
         precision = "fp32" if experiment.train.precision == "auto" else experiment.train.precision
-        forced = [f"train.steps={steps}", f"checkpoint.every={checkpoint_every}", "train.record_samples=true"]
+        forced = [
+            f"train.steps={steps}",
+            "train.minutes=null",
+            f"checkpoint.every={checkpoint_every}",
+            "train.record_samples=true",
+        ]
         forced += ["sample.every=0", "eval.every=0", "eval.reconstruction=0", "validate.every=0"]
         if len(set(world_sizes)) > 1:
             forced += [f"train.precision={precision}", f"optimizer.eps={max(MIN_EPS, experiment.optimizer.eps)}"]

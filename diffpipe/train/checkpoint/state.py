@@ -32,6 +32,14 @@ class ValidationSet(BaseModel, extra="forbid", frozen=True):
     n: int = Field(ge=1)
 
 
+class TrainingTime(BaseModel, extra="forbid", frozen=True):
+    """The time of training so far, for train.minutes: `seconds` from step `first` to step `step`, a log step."""
+
+    first: int = Field(ge=0)
+    step: int = Field(ge=0)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+
+
 class Shape(BaseModel, extra="forbid", frozen=True):
     """The shape of the data: see `interfaces.ImageShape`."""
 
@@ -46,6 +54,7 @@ class RunState(BaseModel, extra="forbid", frozen=True):
     step: the number of finished optimizer steps. position: the next sample's position in the stream. skipped: the
     number of updates left out as not finite. bad_samples: the error message of each sample that could not be read.
     fingerprint: the shards'. experiment: the resolved config as plain values, with the keys of the checkpoint's format.
+    time: of a run with train.minutes.
     """
 
     format: Literal[3] = FORMAT
@@ -59,6 +68,7 @@ class RunState(BaseModel, extra="forbid", frozen=True):
     latents: LatentStatistics | None = None
     reconstruction: dict[str, Any] | None = None
     validation: ValidationSet | None = None
+    time: TrainingTime | None = None
 
 
 def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:

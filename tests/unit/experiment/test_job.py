@@ -13,7 +13,7 @@ import torch
 from diffpipe.errors import UserError
 from diffpipe.experiment.job import Job
 from diffpipe.experiment.preflight import open_data
-from diffpipe.train.checkpoint import committed
+from diffpipe.train.checkpoint import committed, open_checkpoint
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import Agreed, StopConsensus
@@ -88,3 +88,19 @@ def test_a_run_of_another_seed_is_refused_before_a_step(tmp_path: Path, runtime:
     with pytest.raises(UserError, match="seed was 0 and is 9"):
         other.run(StopAfter(99))
     assert [path.name for path in committed(home / "checkpoints")] == ["step-00000001"]
+
+
+def test_a_job_ends_when_its_minutes_are_over_and_says_so(
+    tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, words = tmp_path / "run", ("train.steps=100000", "train.minutes=0.005")
+    first = prepared(home, runtime, *words)
+    assert first.run(StopAfter(0)) is None
+    last = first.trainer.step
+    assert 1 < last < 1000
+    checkpoint = open_checkpoint(committed(home / "checkpoints")[0], runtime.comm)
+    assert (checkpoint.step, checkpoint.state.time) == (last, first.trainer.budget.state(last))
+    capsys.readouterr()
+    assert prepared(home, runtime, *words).run(StopAfter(0)) is None
+    printed = capsys.readouterr()
+    assert f"trained to step {last} already; raise train.minutes to go on" in printed.out + printed.err

@@ -93,6 +93,15 @@ def test_lazy_penalties_go_on_as_they_began(kind: str) -> None:
         allowed_changes(before, with_stored_correction(stated, before), SHAPE)
 
 
+def test_train_minutes_may_not_change_once_the_learning_rate_decays_by_them() -> None:
+    words = ("optimizer.decay=cosine", "optimizer.warmup=2", "train.steps=9", "train.minutes=1")
+    longer = CASES["ddpm"].experiment(*words[:-1], "train.minutes=2")
+    with pytest.raises(UserError, match=r"train\.minutes was 1.0 and is 2.0, by which the learning rate decays"):
+        allowed_changes(checkpoint(*words), longer, SHAPE)
+    constant = ("optimizer.decay=constant", "train.minutes=2")
+    assert allowed_changes(checkpoint(constant[0]), CASES["ddpm"].experiment(*constant), SHAPE) == []
+
+
 def test_train_steps_may_not_change_once_the_learning_rate_decays_by_it() -> None:
     cosine = ("optimizer.decay=cosine", "train.steps=6")
     longer = ("optimizer.decay=cosine", "train.steps=12")
