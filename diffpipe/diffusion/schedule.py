@@ -104,7 +104,7 @@ class DiscreteScheduleConfig(Config):
     kind: Literal["linear", "scaled_linear", "cosine", "sigmoid"] = "linear"
     """linear: betas of Ho et al. 2020, section 4. scaled_linear: their roots are linear (Rombach et al. 2022). cosine:
     Nichol & Dhariwal 2021, eq. 17, which suits small images. sigmoid: Jabri et al. 2022, with tau 1."""
-    steps: int = Field(default=1000, ge=2)
+    steps: int = Field(default=1000, ge=2, le=1_000_000)
     """T: the number of timesteps."""
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     """The variance that the first of 1000 timesteps adds, for linear and scaled_linear. With T timesteps it is

@@ -108,7 +108,15 @@ def test_a_number_of_steps_that_the_schedule_does_not_have_is_a_user_error(steps
 
 @pytest.mark.parametrize(
     "bad",
-    [{"steps": 1}, {"kind": "tanh"}, {"beta_start": 0}, {"beta_end": 1}, {"beta_start": 0.03}, {"beta_max": 0.9}],
+    [
+        {"steps": 1},
+        {"steps": 10**9},
+        {"kind": "tanh"},
+        {"beta_start": 0},
+        {"beta_end": 1},
+        {"beta_start": 0.03},
+        {"beta_max": 0.9},
+    ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(bad):
     with pytest.raises(ValidationError):
