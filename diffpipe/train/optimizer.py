@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,9 @@ class OptimizerConfig(Config):
     """Added to the denominator of AdamW's update."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, times the learning rate at each step."""
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """Parameters that the weight decay shrinks. matrices: the weights of linear and convolution layers, without biases,
+    norms and embeddings."""
     warmup: int = Field(default=1000, ge=0)
     """Steps over which the learning rate rises linearly from zero."""
     decay: Literal["constant", "cosine"] = "constant"
@@ -66,10 +69,11 @@ class Optimizer:
     ):
         self.config = config
         self.parameters = [p for net in networks.values() for p in net.parameters()]
-        self.factors = [config.lr_factors.get(name, 1.0) / updates_per_step for name in networks]
+        groups = [(name, group) for name, net in networks.items() for group in _groups(net, config)]
+        self.factors = [config.lr_factors.get(name, 1.0) / updates_per_step for name, _ in groups]
         beta1, beta2 = (beta ** (1 / updates_per_step) for beta in config.betas)
         self.adamw = torch.optim.AdamW(
-            [{"params": [*net.parameters()]} for net in networks.values()],
+            [group for _, group in groups],
             lr=config.lr,
             betas=(beta1, beta2),
             eps=config.eps,
@@ -135,3 +139,14 @@ class Optimizer:
         assert self.scaler._scale is not None
         assert self.scaler._growth_tracker is not None
         return self.scaler._scale, self.scaler._growth_tracker
+
+
+def _groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The network's parameters, in groups of one weight decay."""
+    if config.weight_decay_on == "all":
+        return [{"params": [*net.parameters()]}]
+    own = [(module, p) for module in net.modules() for p in module.parameters(recurse=False)]
+    matrices = {p for module, p in own if p.ndim >= 2 and not isinstance(module, nn.Embedding)}
+    parts = ([p for p in net.parameters() if (p in matrices) is chosen] for chosen in (True, False))
+    decays = (config.weight_decay, 0.0)
+    return [{"params": part, "weight_decay": decay} for part, decay in zip(parts, decays, strict=True) if part]

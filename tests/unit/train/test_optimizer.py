@@ -131,3 +131,32 @@ def test_a_period_of_lazy_updates_goes_as_far_and_forgets_as_much_as_one_without
     torch.testing.assert_close(lazy, plain)
     for name in ("exp_avg", "exp_avg_sq"):
         torch.testing.assert_close(lazily.adamw.state[lazy][name], plainly.adamw.state[plain][name])
+
+
+def test_weight_decay_on_matrices_leaves_out_biases_norms_and_embeddings() -> None:
+    layers = {"conv": nn.Conv2d(1, 2, 3), "linear": nn.Linear(3, 2), "norm": nn.GroupNorm(1, 2)}
+    net = nn.ModuleDict({**layers, "embedding": nn.Embedding(4, 2)})
+    net.register_parameter("gain", nn.Parameter(torch.ones(3)))
+    names = {name for name, _ in net.named_parameters()}
+    for config, decayed in (
+        (OptimizerConfig(weight_decay=0.5, weight_decay_on="matrices"), {"conv.weight", "linear.weight"}),
+        (OptimizerConfig(weight_decay=0.5), names),
+    ):
+        for p in net.parameters():
+            nn.init.ones_(p)
+        optimizer = Optimizer(config, {"net": net}, scaled=False)
+        optimizer.backward(0 * sum((p.sum() for p in net.parameters()), torch.zeros(())))
+        optimizer.step(0.1)
+        shrunk = {name for name, p in net.named_parameters() if torch.allclose(p, torch.tensor(0.95))}
+        kept = {name for name, p in net.named_parameters() if torch.equal(p, torch.ones_like(p))}
+        assert (shrunk, kept) == (decayed, names - decayed)
+
+
+def test_groups_of_weight_decay_have_the_learning_rates_of_their_networks() -> None:
+    config = OptimizerConfig(weight_decay=0.1, weight_decay_on="matrices", lr_factors={"fast": 3.0})
+    optimizer = Optimizer(config, {"slow": nn.Linear(2, 2), "fast": nn.Linear(2, 2)}, scaled=False)
+    optimizer.backward(sum((p.square().sum() for p in optimizer.parameters), torch.zeros(())))
+    optimizer.step(0.1)
+    groups = [(group["lr"], group["weight_decay"]) for group in optimizer.adamw.param_groups]
+    expected = [(0.1, 0.1), (0.1, 0.0), (0.3, 0.1), (0.3, 0.0)]
+    assert all(group == pytest.approx(pair) for group, pair in zip(groups, expected, strict=True))
