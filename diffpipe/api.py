@@ -1,4 +1,4 @@
-"""The Python API: `diffpipe.load`, `score`, `stream` and `train`. The commands do the same.
+"""The Python API: `diffpipe.load`, `score`, `stream`, `train` and `import_run`. The commands do the same.
 
 Under `accelerate launch` every process makes the same calls, and all get the same results.
 """
@@ -23,6 +23,7 @@ from diffpipe.evaluation.samples import stated_shape
 from diffpipe.evaluation.score_sources import ScoreSources, open_images, score_sources
 from diffpipe.experiment import training
 from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.interop.import_run import import_run
 from diffpipe.interfaces import Batch
 from diffpipe.loaded_run import LoadedRun, load
 from diffpipe.machine import process_warnings
@@ -31,7 +32,7 @@ from diffpipe.metrics.protocol import Result
 from diffpipe.train.callbacks import Callback
 from diffpipe.train.runtime import Device, Precision, Runtime
 
-__all__ = ["Callback", "LoadedRun", "load", "load_plugin", "score", "stream", "train"]
+__all__ = ["Callback", "LoadedRun", "import_run", "load", "load_plugin", "score", "stream", "train"]
 
 
 def score(

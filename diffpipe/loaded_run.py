@@ -16,11 +16,11 @@ from diffpipe.evaluation.anomaly import AnomalyDetection, detect_anomalies
 from diffpipe.evaluation.attributes import AttributeMove, move_between
 from diffpipe.evaluation.classification import ClassifiedImages, classify_images
 from diffpipe.evaluation.counts import note_count
-from diffpipe.evaluation.export import export_safetensors
+from diffpipe.evaluation.export import ExportFormat, export
 from diffpipe.evaluation.image_sources import TensorImages, require_image_tensor, require_label_tensor
 from diffpipe.evaluation.interpolation import Interpolation, interpolate
 from diffpipe.evaluation.latent_map import Map, map_of_run
-from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
+from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.nll import NLL, measure_nll
 from diffpipe.evaluation.overlap import overlap_check
 from diffpipe.evaluation.samples import write_samples
@@ -275,9 +275,16 @@ class LoadedRun:
 
         return torch.cat(map_over_ranks(len(images), again, self._runtime))
 
-    def export(self, folder: str | Path) -> None:
-        """Write the weights as one safetensors file per network, and the config. Raises UserError."""
-        on_rank_zero(self._runtime, lambda: export_safetensors(self._run, Path(folder)))
+    def export(self, out: str | Path, to: ExportFormat = "safetensors") -> list[str]:
+        """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.
+
+        safetensors: one file per network and the config in the folder `out`, or all in one file, where its name ends in
+        .safetensors: `diffpipe.import_run` reads it. diffusers: a folder for DDPMPipeline or DDIMPipeline.
+
+        >>> run.export("weights/tiny.safetensors")
+        []
+        """
+        return self._runtime.comm.on_rank_zero(lambda: export(self._run, Path(out), to))
 
     def _with(self, **sampler: Any) -> Run:
         """The run with these keys of its sampler; None leaves one as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from diffpipe.cli import options
 from diffpipe.files import user_path
@@ -10,12 +11,19 @@ from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = options.example("diffpipe export runs/photos weights/photos --to safetensors")
-    options.add_run(parser)
-    parser.add_argument(
-        "out", type=user_path, metavar="OUT", help="folder for one safetensors file per network, and config"
+    parser.epilog = options.example(
+        "diffpipe export runs/photos weights/photos",
+        "diffpipe export runs/photos photos.safetensors",
+        "diffpipe export runs/photos pipelines/photos --to diffusers",
+        notes="safetensors is a folder of one file per network and config.yaml, or one file with all of them where OUT "
+        "ends in .safetensors; `diffpipe import` reads that file. diffusers is a folder for DDPMPipeline or "
+        "DDIMPipeline.from_pretrained.",
     )
-    parser.add_argument("--to", choices=["safetensors"], default="safetensors", help="format (default %(default)s)")
+    options.add_run(parser)
+    parser.add_argument("out", type=user_path, metavar="OUT", help="a folder, or a file that ends in .safetensors")
+    parser.add_argument(
+        "--to", choices=["safetensors", "diffusers"], default="safetensors", help="format (default %(default)s)"
+    )
     options.add_weights(parser)
 
 
@@ -23,6 +31,8 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
 
     with load(args.run, raw=args.raw, ema=args.ema, precision="fp32", device="cpu") as run:
-        run.export(args.out)
+        notes = run.export(args.out, args.to)
     if is_main_process():
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         options.print_result(f"{run.weights} weights of step {run.step}: {args.out}")

@@ -223,10 +223,12 @@ class Job:
         changed = allowed_data_change(self.checkpoint, self.experiment, self.shards, self.experiment.run.path)
         if changed is not None:
             say(f"the data has changed: {changed}; allowed by data.allow_changes")
-        checkpoints.load(
-            self.checkpoint, self.trainer.state(), self.runtime.comm, updates=self.trainer.updates_per_step
-        )
         state, trainer = self.checkpoint.state, self.trainer
+        tensors = trainer.state()
+        if state.imported_from is not None:
+            say(f"training the weights of {state.imported_from} further, with a fresh optimizer")
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+        checkpoints.load(self.checkpoint, tensors, self.runtime.comm, updates=trainer.updates_per_step)
         trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
         trainer.bad.known = state.bad_samples
         trainer.budget.restore(state.time, state.step)

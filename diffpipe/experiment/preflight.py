@@ -20,6 +20,8 @@ from diffpipe.metrics.names import parse_metric
 def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
     """The shards of data.train, and the shape of their images for a stage. Raises UserError."""
     data = experiment.data
+    if data.train == []:  # as in the config of an imported run
+        raise UserError(f"{experiment.run.dir}: its config names no shards to train on; give data.train=PATH")
     shards = mixture.load_sources(data.train, data.sources, data.shard_cache)
     check(data, shards, world, experiment.train.accumulate)
     return shards, ImageShape(data.channels, data.resolution, number_of_classes(shards) if data.labels else 0)

@@ -61,7 +61,8 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
     """The keys that have changed since the checkpoint, all of them allowed by `run.allow_changes`.
 
     `run.allow_changes` names keys, or whole sections. Raises UserError where another key has changed, and for any
-    change of the model, which the weights would not fit. `allowed_data_change` compares the shards.
+    change of the model, which the weights would not fit. Of imported weights, which no step has trained here, only the
+    model is compared. `allowed_data_change` compares the shards.
     """
     allowed = experiment.run.allow_changes
     before = fixed_config(stored_config(checkpoint), ImageShape(**checkpoint.state.shape.model_dump()))
@@ -75,6 +76,8 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
         raise UserError(
             f"{checkpoint.path} is of another model: {changes}; restore the config, or give another run.dir"
         )
+    if checkpoint.state.imported_from is not None:
+        return []
     refused = [change for change in changed if not any(f"{change.key}.".startswith(f"{key}.") for key in allowed)]
     if refused:
         changes, keys = ", ".join(map(str, refused)), ",".join([*allowed, *(change.key for change in refused)])
@@ -91,7 +94,7 @@ def allowed_data_change(checkpoint: Checkpoint, experiment: Experiment, shards: 
     Raises UserError for a difference where data.allow_changes is false.
     """
     before = checkpoint.state.fingerprint
-    if shards.has_fingerprint(before):
+    if checkpoint.state.imported_from is not None or shards.has_fingerprint(before):
         return None
     changed = describe_changes(before, shards, listings)
     if not experiment.data.allow_changes:

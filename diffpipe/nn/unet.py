@@ -33,6 +33,9 @@ class UNetConfig(NormalizedLevelsConfig):
     """Resolutions in pixels at which every residual block is followed by self-attention. The middle always has it."""
     heads: Positive = 1
     """Attention heads; `channels` is a multiple of it."""
+    head_channels: Positive | None = None
+    """Channels of an attention head, so that wider levels have more heads, in the place of `heads`. null: every
+    attention has `heads`."""
     groups: Positive = 32
     """Groups of the group normalization; `channels` is a multiple of it."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -119,7 +122,13 @@ class UNetEncoder(nn.Module):
         return ResBlock(c_in, c_out, 4 * config.channels, config.groups, config.dropout, config.norm_eps)
 
     def _attention(self, channels: int) -> nn.Module:
-        return SelfAttention(channels, self.config.heads, self.config.groups, self.config.norm_eps)
+        config, width = self.config, self.config.head_channels
+        if width is not None and channels % width:
+            raise UserError(
+                f"stage.network.head_channels {width} does not divide the {channels} channels of an attention"
+            )
+        heads = config.heads if width is None else channels // width
+        return SelfAttention(channels, heads, config.groups, config.norm_eps)
 
     def embed(
         self,

@@ -15,6 +15,7 @@ ARGUMENTS = {
     "encode": ["runs/none", "shards", "out"],
     "eval": ["runs/none", "--reference", "shards"],
     "export": ["runs/none", "out"],
+    "import": ["folder", "runs/none"],
     "index": ["tars"],
     "interpolate": ["runs/none", "out.png"],
     "latent-map": ["runs/none", "shards", "out.png"],

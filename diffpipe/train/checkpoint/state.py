@@ -55,6 +55,8 @@ class RunState(BaseModel, extra="forbid", frozen=True):
     number of updates left out as not finite. bad_samples: the error message of each sample that could not be read.
     fingerprint: the shards'. experiment: the resolved config as plain values, with the keys of the checkpoint's format.
     time: of a run with train.minutes.
+    imported_from: the folder or file of its weights, where they were trained elsewhere and no step has been made since:
+    then there is no state of an optimizer, and training goes on with any data.
     """
 
     format: Literal[3] = FORMAT
@@ -69,6 +71,7 @@ class RunState(BaseModel, extra="forbid", frozen=True):
     reconstruction: dict[str, Any] | None = None
     validation: ValidationSet | None = None
     time: TrainingTime | None = None
+    imported_from: str | None = None
 
 
 def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:

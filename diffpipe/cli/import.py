@@ -1,0 +1,39 @@
+"""`diffpipe import SOURCE RUN`."""  # noqa: N999 (named for the command)
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from diffpipe.cli import options
+from diffpipe.files import user_path
+from diffpipe.process import is_main_process
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = options.example(
+        "diffpipe import ddpm-cat-256 runs/cats",
+        "diffpipe sample runs/cats samples/cats --sampler ddim --steps 50",
+        "diffpipe train runs/cats/config.yaml data.train=shards/cats optimizer.lr=2e-5 train.steps=5000",
+        notes="SOURCE is a folder of diffusers with a UNet2DModel and a DDPMScheduler or DDIMScheduler, its weights in "
+        "safetensors; or a file that `diffpipe export RUN FILE.safetensors` wrote. No code of it is run.",
+    )
+    parser.add_argument("source", type=user_path, metavar="SOURCE", help="a diffusers folder, or a .safetensors file")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="the run directory to make")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="laid over the run's config")
+    parser.add_argument(
+        "--classes", type=int, metavar="N", help="classes of a diffusers folder whose network has a class embedding"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from diffpipe.api import import_run
+
+    imported = import_run(args.source, args.run, args.overrides, classes=args.classes)
+    if is_main_process():
+        for note in imported.notes:
+            print(f"note: {note}", file=sys.stderr)
+        shape = imported.shape
+        size = f"{shape.resolution}x{shape.resolution}x{shape.channels}"
+        parameters = f"{imported.parameters / 1e6:.2f} M parameters"
+        options.print_result(f"{imported.experiment.stage.describe()}, {parameters}, images of {size}: {args.run}")
