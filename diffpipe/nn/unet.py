@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -17,11 +18,9 @@ from diffpipe.nn.initialization import variance_scaling
 from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
 
 
-class UNetConfig(NormalizedLevelsConfig):
-    """Width, depth and attention of the UNet. The defaults are the CIFAR-10 network of Ho et al. 2020."""
+class UNetShapeConfig(NormalizedLevelsConfig):
+    """Width, depth and attention of a UNet, and its embedding of timesteps."""
 
-    kind: Literal["unet"] = "unet"
-    """The UNet of Ho et al. 2020, appendix B."""
     channels: Positive = 128
     """Channels at full resolution."""
     channel_mult: tuple[Positive, ...] = Field(default=(1, 2, 2, 2), min_length=1)
@@ -31,11 +30,6 @@ class UNetConfig(NormalizedLevelsConfig):
     """Residual blocks per level in the encoder; the decoder has one more."""
     attention: tuple[Positive, ...] = (16,)
     """Resolutions in pixels at which every residual block is followed by self-attention. The middle always has it."""
-    heads: Positive = 1
-    """Attention heads; `channels` is a multiple of it."""
-    head_channels: Positive | None = None
-    """Channels of an attention head, so that wider levels have more heads, in the place of `heads`. null: every
-    attention has `heads`."""
     groups: Positive = 32
     """Groups of the group normalization; `channels` is a multiple of it."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -47,6 +41,47 @@ class UNetConfig(NormalizedLevelsConfig):
     Dhariwal & Nichol 2021."""
     cos_first: bool = False
     """The cosines of the timestep embedding come before the sines, as Dhariwal & Nichol 2021 have them."""
+
+    @model_validator(mode="after")
+    def _frequencies_exist(self) -> UNetShapeConfig:
+        least = 2 * (1 + self.frequency_shift)
+        if self.channels % 2 or self.channels < least:
+            raise ValueError(
+                f"channels {self.channels} must be even and at least {least}: half of them are sines of the timestep"
+            )
+        return self
+
+    @abstractmethod
+    def residual(self, c_in: int, c_out: int) -> nn.Module:
+        """A residual block, which is called with features and the embedding."""
+
+    @abstractmethod
+    def self_attention(self, channels: int) -> nn.Module:
+        """Self-attention over the pixels, with a skip around."""
+
+    @abstractmethod
+    def downsample(self, channels: int) -> nn.Module:
+        """The layer that halves height and width: `Downsample`, or a block that is called as a residual one."""
+
+    @abstractmethod
+    def upsample(self, channels: int) -> nn.Module:
+        """The layer that doubles height and width: `Upsample`, or a block that is called as a residual one."""
+
+    @abstractmethod
+    def initialize(self, net: nn.Module) -> None:
+        """Draw the initial weights of such layers, where they are not those of their constructors."""
+
+
+class UNetConfig(UNetShapeConfig):
+    """Width, depth and attention of the UNet. The defaults are the CIFAR-10 network of Ho et al. 2020."""
+
+    kind: Literal["unet"] = "unet"
+    """The UNet of Ho et al. 2020, appendix B."""
+    heads: Positive = 1
+    """Attention heads; `channels` is a multiple of it."""
+    head_channels: Positive | None = None
+    """Channels of an attention head, so that wider levels have more heads, in the place of `heads`. null: every
+    attention has `heads`."""
     downsample_padding: Literal["both", "end"] = "end"
     """Zeros around a strided convolution: on all sides, or below and to the right alone, as in the code of Ho et al."""
 
@@ -56,21 +91,33 @@ class UNetConfig(NormalizedLevelsConfig):
             raise ValueError(f"channels {self.channels} must be a multiple of heads {self.heads}")
         return self
 
-    @model_validator(mode="after")
-    def _frequencies_exist(self) -> UNetConfig:
-        least = 2 * (1 + self.frequency_shift)
-        if self.channels % 2 or self.channels < least:
-            raise ValueError(
-                f"channels {self.channels} must be even and at least {least}: half of them are sines of the timestep"
-            )
-        return self
-
     def build(self, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None) -> UNet:
         """The network for images of this shape. Raises UserError where they do not fit.
 
         out_channels: None: as many as `channels`.
         """
         return UNet(self, channels, resolution, classes, out_channels)
+
+    def residual(self, c_in: int, c_out: int) -> nn.Module:
+        return ResBlock(c_in, c_out, 4 * self.channels, self.groups, self.dropout, self.norm_eps)
+
+    def self_attention(self, channels: int) -> nn.Module:
+        width = self.head_channels
+        if width is not None and channels % width:
+            raise UserError(
+                f"stage.network.head_channels {width} does not divide the {channels} channels of an attention"
+            )
+        heads = self.heads if width is None else channels // width
+        return SelfAttention(channels, heads, self.groups, self.norm_eps)
+
+    def downsample(self, channels: int) -> nn.Module:
+        return Downsample(channels, self.downsample_padding)
+
+    def upsample(self, channels: int) -> nn.Module:
+        return Upsample(channels)
+
+    def initialize(self, net: nn.Module) -> None:
+        variance_scaling(net)
 
 
 class UNetEncoder(nn.Module):
@@ -80,7 +127,7 @@ class UNetEncoder(nn.Module):
     config names for attention.
     """
 
-    def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: UNetShapeConfig, channels: int, resolution: int, classes: int = 0):
         super().__init__()
         config.lowest(resolution, "stage.network.channel_mult")
         levels = [resolution >> i for i in range(len(config.channel_mult))]
@@ -100,35 +147,23 @@ class UNetEncoder(nn.Module):
         self.down = nn.ModuleList()
         for level, mult in enumerate(config.channel_mult):
             if level:
-                self.down.append(Downsample(c, config.downsample_padding))
+                self.down.append(config.downsample(c))
                 size //= 2
                 self.widths.append(c)
             for _ in range(config.blocks):
                 self.down.append(self._block(c, mult * config.channels, size))
                 c = mult * config.channels
                 self.widths.append(c)
-        self.middle = nn.ModuleList([self._residual(c, c), self._attention(c), self._residual(c, c)])
-        variance_scaling(self)
+        self.middle = nn.ModuleList([config.residual(c, c), config.self_attention(c), config.residual(c, c)])
+        config.initialize(self)
 
     def blocks(self) -> list[nn.Module]:
         return [*_units(self.down), *self.middle]
 
     def _block(self, c_in: int, c_out: int, size: int) -> nn.Module:
         attends = size in self.config.attention
-        return nn.ModuleList([self._residual(c_in, c_out), self._attention(c_out) if attends else nn.Identity()])
-
-    def _residual(self, c_in: int, c_out: int) -> nn.Module:
-        config = self.config
-        return ResBlock(c_in, c_out, 4 * config.channels, config.groups, config.dropout, config.norm_eps)
-
-    def _attention(self, channels: int) -> nn.Module:
-        config, width = self.config, self.config.head_channels
-        if width is not None and channels % width:
-            raise UserError(
-                f"stage.network.head_channels {width} does not divide the {channels} channels of an attention"
-            )
-        heads = config.heads if width is None else channels // width
-        return SelfAttention(channels, heads, config.groups, config.norm_eps)
+        attention = self.config.self_attention(c_out) if attends else nn.Identity()
+        return nn.ModuleList([self.config.residual(c_in, c_out), attention])
 
     def embed(
         self,
@@ -168,7 +203,7 @@ class UNet(UNetEncoder):
 
     def __init__(
         self,
-        config: UNetConfig,
+        config: UNetShapeConfig,
         channels: int,
         resolution: int,
         classes: int = 0,
@@ -183,12 +218,12 @@ class UNet(UNetEncoder):
                 self.up.append(self._block(c + skips.pop(), c_out, size))
                 c = c_out
             if level:
-                self.up.append(Upsample(c))
+                self.up.append(config.upsample(c))
                 size *= 2
         assert not skips, "every skip is used once"
         self.norm = nn.GroupNorm(config.groups, c, config.norm_eps)
         self.out = zero_init(nn.Conv2d(c, out_channels or channels, 3, padding=1))
-        variance_scaling(self.up)
+        config.initialize(self.up)
 
     def blocks(self) -> list[nn.Module]:
         return [*super().blocks(), *_units(self.up)]
@@ -208,7 +243,9 @@ class UNet(UNetEncoder):
         emb = self.embed(t, labels, extra_embedding)
         h, skips = self.encode(x, emb)
         for layer in self.up:
-            h = layer(h) if isinstance(layer, Upsample) else _apply(layer, torch.cat([h, skips.pop()], dim=1), emb)
+            if isinstance(layer, nn.ModuleList):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = _apply(layer, h, emb)
         return self.out(F.silu(self.norm(h)))
 
 
@@ -225,4 +262,4 @@ def _apply(layer: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
     if isinstance(layer, nn.ModuleList):
         block, attention = layer
         return attention(block(h, emb))
-    return layer(h)
+    return layer(h) if isinstance(layer, (Downsample, Upsample)) else layer(h, emb)

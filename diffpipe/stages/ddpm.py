@@ -23,6 +23,7 @@ from diffpipe.diffusion.training_loss import NoisedBatch, training_loss
 from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
+from diffpipe.nn.adm import ADMConfig
 from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.nn.log_variance import LogVariance
@@ -51,7 +52,9 @@ class DDPMConfig(StageConfig):
     """Denoising diffusion (Ho et al. 2020), in pixels or in the latents of a VAE."""
     codec: CodecConfig = PixelCodecConfig()
     """The data that is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
-    network: Annotated[UNetConfig | DiTConfig, Field(discriminator="kind"), Kinds("networks")] = UNetConfig()
+    network: Annotated[UNetConfig | ADMConfig | DiTConfig, Field(discriminator="kind"), Kinds("networks")] = (
+        UNetConfig()
+    )
     """The network that predicts the noise."""
     prediction: Prediction = "eps"
     """The target of the network: the noise (eps, Ho et al. 2020), the image (x0), v (Salimans & Ho 2022), EDM's

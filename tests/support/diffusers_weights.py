@@ -34,6 +34,39 @@ def dit_weights(theirs: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     return weights
 
 
+_RESIDUAL = {"time_emb_proj": "emb", "conv_shortcut": "skip"}
+_ATTENTION = {"group_norm": "norm", "to_out.0": "out"}
+_ADM = {"time_embedding.linear_1": "time.0", "time_embedding.linear_2": "time.2", "class_embedding": "label"}
+_ADM |= {"conv_in": "stem", "conv_norm_out": "norm", "conv_out": "out"}
+
+
+def adm_weights(theirs: dict[str, Tensor], levels: int, blocks: int) -> dict[str, Tensor]:
+    """The weights of a `UNet2DModel` whose residual blocks change the resolution.
+
+    A level of ours begins with its downsampling, and one of theirs ends with it.
+    """
+    places = {f"mid_block.resnets.{i}": f"middle.{2 * i}" for i in range(2)} | {"mid_block.attentions.0": "middle.1"}
+    for side, per_level, resampler in (("down", blocks, "downsamplers"), ("up", blocks + 1, "upsamplers")):
+        for level in range(levels):
+            start = level * (per_level + 1)
+            for i in range(per_level):
+                places[f"{side}_blocks.{level}.resnets.{i}"] = f"{side}.{start + i}.0"
+                places[f"{side}_blocks.{level}.attentions.{i}"] = f"{side}.{start + i}.1"
+            places[f"{side}_blocks.{level}.{resampler}.0"] = f"{side}.{start + per_level}"
+    weights: dict[str, Tensor] = {}
+    for module, kind in _split(theirs):
+        place = next((place for place in places if module.startswith(f"{place}.")), None)
+        if place is None:
+            weights[f"{_ADM[module]}.{kind}"] = theirs[f"{module}.{kind}"]
+        elif module.endswith((".to_q", ".to_k", ".to_v")):
+            weights |= qkv(theirs, place, f"{places[place]}.qkv")
+        else:
+            part = module.removeprefix(f"{place}.")
+            part = (_RESIDUAL | _ATTENTION).get(part, part)
+            weights[f"{places[place]}.{part}.{kind}"] = theirs[f"{module}.{kind}"]
+    return weights
+
+
 def qkv(theirs: dict[str, Tensor], name: str, ours: str) -> dict[str, Tensor]:
     """The three projections of an attention as one."""
     return {

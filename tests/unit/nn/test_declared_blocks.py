@@ -13,6 +13,7 @@ _LATENT_UNET = (
     "down.0.0 down.1.0 down.2 down.3.0 down.4.0 middle.0 middle.1 middle.2 "
     "up.0.0 up.1.0 up.2.0 up.3 up.4.0 up.5.0 up.6.0"
 )
+_ADM = "down.0.0 down.1 down.2.0 down.2.1 middle.0 middle.1 middle.2 up.0.0 up.0.1 up.1.0 up.1.1 up.2 up.3.0 up.4.0"
 _UNET_DISCRIMINATOR = "down.0.0 down.1 down.2.0 middle.0 middle.1 middle.2 heads.0 heads.1 heads.2"
 _CODER = {"encoder": "layers.0 layers.1 layers.2", "decoder": "layers.0 layers.1 layers.2"}
 _GLOW = " ".join(f"chains.0.layers.{i}" for i in range(6)) + " priors.0"
@@ -23,6 +24,7 @@ BLOCKS = {
     "adversarial, x_prev": _DENOISING_GAN,
     "autoencoder": _CODER,
     "ddpm": {"denoiser": _UNET},
+    "ddpm, adm": {"denoiser": _ADM},
     "ddpm, edm": {"denoiser": _UNET, "log_variance": ""},
     "ddpm, dit, flow": {"denoiser": "layers.0 layers.1"},
     "ddpm, v": {"denoiser": _UNET},
