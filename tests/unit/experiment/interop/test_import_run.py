@@ -45,9 +45,12 @@ def test_exported_again_it_is_the_same_weights_and_configs(case: str, tmp_path: 
         }
 
 
-def test_it_is_trained_further_with_a_fresh_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("ema", ["{decay: 0.9}", "{kind: power, sigma_rel: [0.05, 0.1]}"])
+def test_it_is_trained_further_with_a_fresh_optimizer(
+    ema: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, shards = tmp_path / "run", indexed_shards(tmp_path / "shards", 12)
-    assert main(["import", str(saved_folder(tmp_path / "folder")), str(run)]) == 0
+    assert main(["import", str(saved_folder(tmp_path / "folder")), str(run), f"ema={ema}"]) == 0
     before = diffpipe.load(run).networks["denoiser"].state_dict()
     words = ["train", str(run / "config.yaml"), "train.precision=fp32", "data.batch_size=4", "data.workers=0"]
     assert main(words) == 2
@@ -58,8 +61,9 @@ def test_it_is_trained_further_with_a_fresh_optimizer(tmp_path: Path, capsys: py
     trained = diffpipe.load(run, raw=True)
     assert trained.step == 2
     assert trained.config.optimizer.lr == 1e-5
-    for name, tensor in trained.networks["denoiser"].state_dict().items():
-        assert 0 < (tensor - before[name]).abs().max() < 4e-5
+    for net in (trained.networks["denoiser"], diffpipe.load(run).networks["denoiser"]):
+        for name, tensor in net.state_dict().items():
+            assert 0 < (tensor - before[name]).abs().max() < 4e-5
     assert main([*words[:-1], "seed=5", "train.steps=3"]) == 2  # a run like any other by now
     assert "seed was 4 and is 5" in capsys.readouterr().err
 
