@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def compare(rows: Sequence[ComparisonRow], settings: ComparisonSettings, out: Pa
     """
     settings.check()
     with Runtime.start(settings.precision, settings.device) as runtime:
-        runtime.comm.raise_on_all_ranks(lambda: _make_folder(out) if runtime.main else None)
+        runtime.comm.raise_on_all_ranks(lambda: _require_writable(out) if runtime.main else None)
         runs = {row.name: _open(row, settings, runtime) for row in rows}
         require_one_size({name: run.shape[:2] for name, run in runs.items()})
         runner = ComparisonRunner.prepare(settings, list(runs.values()), runtime)
@@ -105,6 +106,7 @@ def _write(comparison: Comparison, measured: Mapping[str, MeasuredRun], runner: 
         "protocol": comparison.protocol,
     }
     try:
+        out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "compare.json", json.dumps(tree, indent=2, allow_nan=False) + "\n")
         atomic_write(out / "table.md", markdown(comparison) + "\n")
         atomic_write(out / "index.html", comparison_page(comparison, figures))
@@ -121,8 +123,9 @@ def _note(summary: RunSummary, caption: str, classes: int) -> str:
     return f"{summary.stage}: {caption}{count}{any_class}"
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; give a folder that can be written") from error
+def _require_writable(out: Path) -> None:
+    """Refuse a folder that cannot be made or written, before hours of work. Nothing is made yet."""
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "it cannot be written" if above.is_dir() else "it is no directory"
+        raise UserError(f"{out}: {above}: {reason}; give a folder that can be written")

@@ -31,7 +31,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of a diffusion, one of a VAE, one of a VAE to encode by, and a folder of images."""
+    """A run of a diffusion, one of a VAE, one of a VAE to encode by, a folder of images, and their shards."""
     home = tmp_path_factory.mktemp("inputs")
     train(home / "ddpm", *SMALL)
     train(
@@ -44,4 +44,5 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     train(home / "codec", *SMALL, config=HOME / "configs" / "fashion_mnist" / "latent_vae.yaml")
     assert diffpipe("sample", home / "ddpm", home / "images", "--n", 9).returncode == 0
     (home / "images" / "grid.png").unlink()
+    assert diffpipe("pack", home / "images", home / "small").returncode == 0
     return {path.name: path for path in home.iterdir()}

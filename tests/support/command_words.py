@@ -36,6 +36,12 @@ WRITERS = {
     "export": (("export", "{ddpm}", "{out}"), "weights"),
     "eval": (("eval", "{ddpm}", "--reference", TEST, "--n", 20, *FD, "--out", "{out}"), "score.json"),
     "nll": (("nll", "{ddpm}", TEST, "--n", 4, "--steps", 2, "--out", "{out}"), "nll.json"),
+    "anomaly": (
+        ("anomaly", "{vae}", "--normal", "{small}", "--abnormal", "{small}", "--n", 4, "--out", "{out}"),
+        "anomaly.json",
+    ),
+    "classify": (("classify", "{ddpm}", TEST, "--n", 4, "--steps", 2, "--out", "{out}"), "classify.json"),
+    "compare": (("compare", "{vae}", "--reference", TEST, "--n", 10, *FD, "--out", "{out}"), "compare"),
     "interpolate": (("interpolate", "{ddpm}", "{out}", "--n", 2), "between.png"),
     "encode": (("encode", "{codec}", TEST, "{out}"), "latents"),
     "latent-map": (("latent-map", "{vae}", TEST, "{out}", "--n", 20), "map.png"),
@@ -48,7 +54,7 @@ WRITERS = {
 
 def is_whole(path: Path) -> bool:
     """Whether a file is complete: an output that the command had finished, or one of its logs and locks."""
-    if path.suffix in (".png", ".json", ".safetensors"):
+    if path.suffix in (".png", ".json", ".safetensors", ".html", ".md"):
         return not path.name.startswith(".") and path.stat().st_size > 0
     kept = (".lock", "lock", "config.yaml", "metrics.jsonl")  # an index keeps its finished scans
     return path.name in kept or path.parent.name == ".index.parts" or path.name.startswith("events.")
