@@ -15,6 +15,7 @@ from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import kinds_of
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
+from diffpipe.nn.unet import UNetConfig
 from diffpipe.stages.ddpm import DDPMConfig
 
 MINIMAL = {
@@ -43,6 +44,7 @@ def test_overrides_reach_nested_keys_and_keep_their_yaml_types(path: Path) -> No
     config = load_config(Experiment, path, words)
     assert config.train.steps == 7
     assert isinstance(config.stage, DDPMConfig)
+    assert isinstance(config.stage.network, UNetConfig)
     assert config.stage.network.channel_mult == (1, 2)
     assert config.optimizer.lr == 1e-4
     assert config.data.test is None

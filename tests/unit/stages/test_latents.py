@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffpipe.diffusion.schedule import DiscreteSchedule
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.latent_scale import LatentScale
@@ -178,7 +179,9 @@ def test_the_network_sees_noised_codes_and_generated_codes_are_decoded() -> None
     nets = {"denoiser": Recorder(), "latent_scale": LatentScale(3, [0.1, 0.2, 0.3], [2.0, 3.0, 4.0])}
     stage.loss(stage.phases()[0], nets, few, rng)
     (x_t, t), code = asked[0], nets["latent_scale"](some.encode(few.images, rng))
-    alpha_bar = stage.schedule.on("cpu").alpha_bar(t)[:, None, None, None].float()
+    schedule = stage.schedule.on("cpu")
+    assert isinstance(schedule, DiscreteSchedule)
+    alpha_bar = schedule.alpha_bar(t)[:, None, None, None].float()
     torch.testing.assert_close(x_t, alpha_bar.sqrt() * code + (1 - alpha_bar).sqrt() * rng.normal("noise", (3, 4, 4)))
     made = stage.generate(nets, rng, None)
     assert made.shape == few.images.shape
