@@ -33,7 +33,8 @@ class FolderSource:
     skip_stray: leave out images beside class folders, and class folders without images; otherwise they are refused.
     skipped: the number of files that are no images by their names. stray: the paths that skip_stray has left out.
     unlabelled: the number of images that the labels file does not name. labels_file: the file with the labels, None
-    where folders are. Raises UserError.
+    where folders are. ignored_labels: whether folders are classes although there is a `dataset.json`, which has no
+    labels that can be read. Raises UserError.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class FolderSource:
         self.skipped = len(self.tree.paths) - len(self.paths)
         self.stray: list[str] = []
         self.unlabelled = 0
+        self.ignored_labels = False
         self.labels_file = None if labels_file is None else str(labels_file)
         self._rows: dict[str, dict[str, str]] = {}
         if labels_file is not None:
@@ -65,6 +67,7 @@ class FolderSource:
             self._take_rows(rows, self.labels_file, classes)
         elif labels is None and self.tree.top:
             self._take_folders(root, skip_stray)
+            self.ignored_labels = self.classes is not None and dataset_json.NAME in self.tree.paths
 
     def _dataset_json(self) -> dict[str, str] | None:
         """The labels that dataset_tool wrote, none of them where it wrote no labels, None without its file."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from diffpipe import plugins
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import load
+from diffpipe.data.packing import dataset_json
 from diffpipe.data.packing.cifar import CifarSource
 from diffpipe.data.packing.folder import FolderSource, some
 from diffpipe.data.packing.hub import SCHEME, HubSource, is_saved
@@ -120,6 +121,11 @@ def _kind(src: str) -> str:
 def unpacked_files(source: Source, bad: Sequence[str]) -> list[str]:
     """A phrase for each kind of files in the source that were not packed. bad: the reasons for bad samples."""
     notes = []
+    if isinstance(source, FolderSource) and source.ignored_labels:
+        notes.append(
+            f"warning: {dataset_json.NAME} is not used, since it is not JSON with `labels`: the folders are the "
+            "classes; if they are not, correct it, or give the labels with --labels-file"
+        )
     if isinstance(source, FolderSource) and source.skipped:
         notes.append(
             "skipped "

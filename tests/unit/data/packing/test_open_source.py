@@ -99,3 +99,12 @@ def test_a_fifo_is_neither_a_file_nor_a_folder(tmp_path: Path, name: str) -> Non
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match="neither a file nor a folder"):
         open_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("text", "warned"), [('{"labels": [[', True), ("{}", True), ('{"labels": null}', False)])
+def test_a_dataset_json_that_cannot_be_used_is_warned_of(pets: Path, text: str, warned: bool) -> None:
+    (pets / "dataset.json").write_text(text)
+    source = open_source(str(pets))
+    notes = [note for note in unpacked_files(source, []) if note.startswith("warning: dataset.json is not used")]
+    assert len(notes) == warned
+    assert all("the folders are the classes" in note and "--labels-file" in note for note in notes)
