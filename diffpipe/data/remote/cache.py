@@ -109,8 +109,11 @@ class ShardCache:
         return str(self.folder / file.name)
 
     def drop(self, file: CachedFile) -> None:
-        """Remove a file that turned out to be damaged."""
-        (self.folder / file.name).unlink(missing_ok=True)
+        """Remove a file that turned out to be damaged. Raises UserError."""
+        try:
+            (self.folder / file.name).unlink(missing_ok=True)
+        except OSError as error:  # the folder cannot be written to
+            raise self._unusable(error) from error
 
     def _open_cached(self, file: CachedFile) -> int | None:
         """A descriptor of the file, or None where it is not here as a whole."""
@@ -247,7 +250,8 @@ class ShardCache:
 
     def _unusable(self, error: OSError) -> UserError:
         path = Path(os.fsdecode(error.filename or self.folder))
-        if path.parent == self.folder:
+        usable = os.access(self.folder, os.R_OK | os.W_OK | os.X_OK)
+        if usable and path.parent == self.folder:
             return UserError(f"{path}: not a file of diffpipe's cache ({error.strerror}); remove it")
         return UserError(
             f"{self.folder}: remote shards cannot be kept there ({error.strerror}); free some space, lower "

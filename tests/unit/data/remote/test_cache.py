@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -349,3 +350,19 @@ def test_names_that_no_cache_gives_are_left_alone(web: Web, cache: ShardCache) -
     for i in range(2):
         content(cache, put(web, f"{i}.tar"))
     assert set(names) < set(kept(cache))
+
+
+def test_a_damaged_file_in_a_folder_that_cannot_be_written_to_is_an_error_about_the_folder(
+    web: Web, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = put(web, "a.tar")
+    private_folder(cache.folder)
+    (cache.folder / item.name).write_bytes(b"cut")
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # modes do not bind root
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=rf"^{cache.folder}: remote shards cannot be kept there \(Permission denied\)"):
+        cache.open(item)
