@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,9 +133,22 @@ def _opened(
     tensors = {f"{name}.{key}": tensor for name, net in nets.items() for key, tensor in net.state_dict().items()}
     if raw:
         checkpoints.load(found, {f"net.{name}": tensor for name, tensor in tensors.items()}, Communicator())
+        _require_finite(found, nets, "raw")
         return Run(found, experiment, shape, stage, nets, "raw")
     average.load(tensors)
+    _require_finite(found, nets, average.name)
     return Run(found, experiment, shape, stage, nets, average.name, average.describe())
+
+
+def _require_finite(found: Checkpoint, nets: Mapping[str, nn.Module], weights: str) -> None:
+    """Raise UserError where a weight is not finite: every image and every score would be wrong."""
+    for network, net in nets.items():
+        for name, parameter in net.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise UserError(
+                    f"{found.path}: {network}.{name} of its {weights} weights has values that are not finite: the "
+                    f"training diverged; take an earlier checkpoint"
+                )
 
 
 def _overridden(found: Checkpoint, overrides: Sequence[str]) -> Experiment:

@@ -10,10 +10,10 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,9 +21,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from diffpipe.errors import UserError
 from diffpipe.files import parse_json, read_regular
+from diffpipe.plural import plural
 from diffpipe.train.checkpoint.format import MANIFEST, MANIFEST_LIMIT, STATE, STATE_LIMIT, Manifest
 from diffpipe.train.checkpoint.state import FORMAT, MISSING_NETWORKS, RENAMED_PARTS, RunState, parse_state
 from diffpipe.train.checkpoint.stored_tensors import is_count, require_counts, require_stored
@@ -104,27 +106,53 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator,
     _read(checkpoint.path, tensors, comm)
 
 
+_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+_FREE = 1 << 24
+"""Values that a tensor may have in any network while it is built: tables that are not stored may be larger than it."""
+
+
+class _LimitedTensors(TorchFunctionMode):
+    """In the block, a new tensor of more than `most` values is refused before its memory is taken: see `refuse`."""
+
+    def __init__(self, most: int, refuse: Callable[[], NoReturn]):
+        super().__init__()
+        self.most, self.refuse = most, refuse
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES:
+            size = args[0] if args and isinstance(args[0], tuple | list) else kwargs.get("size", args)
+            if math.prod(n for n in size if isinstance(n, int)) > self.most:
+                self.refuse()
+        return func(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def limited_to(checkpoint: Checkpoint) -> Iterator[None]:
     """In the block, networks are built from the checkpoint's config: of no more values than the checkpoint holds.
 
-    A config can ask for a billion blocks in a few bytes. Raises UserError.
+    A config can ask for a billion blocks, or a state for a billion classes, in a few bytes. Raises UserError.
     """
     most = sum(math.prod(getattr(stored, "size", ())) for stored in _metadata(checkpoint.path).values())
     count = 0
+
+    def refuse() -> NoReturn:
+        raise UserError(
+            f"{checkpoint.path} is a checkpoint of another model: the networks of its config, with "
+            f"{plural(checkpoint.state.shape.classes, 'class', 'classes')}, have more than the {most} values that it "
+            f"holds; take another checkpoint"
+        )
 
     def count_values(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
         count += 0 if parameter is None else parameter.numel()
         if count > most:
-            raise UserError(
-                f"{checkpoint.path} is a checkpoint of another model: the networks of its config have more than the "
-                f"{most} values that it holds; take another checkpoint"
-            )
+            refuse()
 
     handle = register_module_parameter_registration_hook(count_values)
     try:
-        yield
+        with _LimitedTensors(max(most, _FREE), refuse):
+            yield
     except (RuntimeError, OverflowError, TypeError) as error:
         if "overflow" not in str(error).lower() and not isinstance(error, OverflowError):
             raise

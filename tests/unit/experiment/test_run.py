@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffpipe.errors import UserError
+from diffpipe.experiment import run as run_module
+from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.run import build_stage, generated_images, open_run, reconfigured
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.runtime import Runtime
@@ -34,6 +37,31 @@ def test_a_run_has_its_averaged_weights_or_the_trained_ones(
     assert not run.nets["denoiser"].training
     assert run.describe()["weights"] == ("raw" if raw else "ema")
     assert run.shape == ImageShape(1, 8, 10)
+
+
+@pytest.mark.parametrize(("raw", "weights"), [(False, "ema"), (True, "raw")])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, runtime: Runtime, raw: bool, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in (torch.nan, torch.inf):
+        home = tmp_path / str(value)
+        with monkeypatch.context() as patch:
+            filled = torch.full_like
+            patch.setattr(torch, "full_like", lambda t, _, value=value, filled=filled: filled(t, value))
+            saved_run(home)
+        with pytest.raises(UserError, match=rf"step-00000001: denoiser\.\S+ of its {weights} weights .* not finite"):
+            open_run(home, [], runtime, raw=raw)
+
+
+def test_a_state_of_a_billion_classes_is_refused(tmp_path: Path, runtime: Runtime) -> None:
+    saved_run(tmp_path / "run", "stage.conditional=true")
+    found = find_checkpoint(tmp_path / "run", runtime)
+    state = found.state.model_copy(update={"shape": found.state.shape.model_copy(update={"classes": 10**9})})
+    forged = replace(found, state=state)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "find_checkpoint", lambda path, runtime: forged)
+        with pytest.raises(UserError, match=r"with 1000000000 classes, have more than the \d+ values that it holds"):
+            open_run(tmp_path / "run", [], runtime)
 
 
 def test_a_run_is_called_by_its_directory_and_step(home: Path, runtime: Runtime) -> None:

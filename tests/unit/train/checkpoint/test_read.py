@@ -205,9 +205,25 @@ def test_networks_of_a_forged_config_are_refused_before_they_fill_the_memory(tmp
     with pytest.raises(UserError, match=f"have more than the {most} values that it holds"), limited_to(checkpoint):
         nn.ModuleList(nn.Linear(1, 1) for _ in range(10**9))
     for wide in (2**62, 10**40):
-        with pytest.raises(UserError, match="too large for any machine"), limited_to(checkpoint):
+        with pytest.raises(UserError, match=f"have more than the {most} values that it holds"), limited_to(checkpoint):
             nn.Linear(8, wide)
+    with pytest.raises(UserError, match="too large for any machine"), limited_to(checkpoint):
+        torch.arange(10**40)
     nn.Linear(1, most + 1)  # elsewhere there is no limit
+
+
+@pytest.mark.parametrize("build", [lambda n: nn.Embedding(n, 64), lambda n: nn.Linear(8, n), torch.ones])
+def test_a_tensor_of_a_forged_config_is_refused_before_its_memory_is_taken(
+    tmp_path: Path, build: Callable[[int], object]
+) -> None:
+    checkpoint = open_checkpoint(save(tmp_path, 5), ALONE)
+    with limited_to(checkpoint):
+        torch.zeros(1 << 20)  # a table that is not stored
+    with (
+        pytest.raises(UserError, match=r"^[^;]* classes?, have more than the .* holds; take another"),
+        limited_to(checkpoint),
+    ):
+        build(10**9)
 
 
 @pytest.mark.parametrize("shape", [{"resolution": 2**40}, {"channels": 2**62}, {"classes": 10**30}])
