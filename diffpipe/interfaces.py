@@ -101,7 +101,8 @@ class Dependency:
     latents have to be of the run that is the "codec". section: the part of the config that names it, `stage.codec`.
     kind: "run", a trained stage, or "features", feature maps; also the key of that section that says where it is.
     source: that key's value. sha256: the hash of the run's checkpoint or of the network's weights; None: not yet fixed.
-    needed: "always"; "training"; or at its "start", until the run has its first checkpoint.
+    needed: "always"; for "training"; at its "start", until the run has its first checkpoint; or for "generation". The
+    last is opened while training, which makes samples, and where the user names it: never for a stored config alone.
     """
 
     role: str
@@ -109,7 +110,7 @@ class Dependency:
     kind: Literal["run", "features"]
     source: str
     sha256: str | None
-    needed: Literal["always", "training", "start"]
+    needed: Literal["always", "training", "start", "generation"]
 
     @property
     def key(self) -> str:
@@ -211,9 +212,10 @@ class Generates(Protocol):
         ...
 
     def evaluations(self) -> int | None:
-        """How often an image passes through the stage's own networks while it is generated, with labels where it can.
+        """How often an image passes through the networks of the stage, or of its guide, while it is generated.
 
-        None where that is no measure of the cost, as for the inverse of a flow.
+        It is generated with labels where the stage can. None where that is no measure of the cost, as for the inverse
+        of a flow.
         """
         ...
 

@@ -105,6 +105,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
     )
     parser.add_argument(
+        "--guide",
+        metavar="RUN",
+        help="guide by an earlier checkpoint or a smaller run of the same data instead (autoguidance); none: by no run",
+    )
+    parser.add_argument(
         "--guidance-interval", metavar="LOW,HIGH", help="guide only where sigma/alpha lies between these two"
     )
     parser.add_argument(
@@ -124,7 +129,16 @@ def sampling_overrides(args: argparse.Namespace) -> list[str]:
     if args.guidance_interval is not None:
         values["guidance_interval"] = f"[{args.guidance_interval}]"
     codec = [f"stage.codec.run={args.codec}"] if args.codec else []
-    return [*codec, *_sampler_overrides(values)]
+    return [*codec, *guide_overrides(args.guide), *_sampler_overrides(values)]
+
+
+def guide_overrides(guide: str | None) -> list[str]:
+    """--guide as overrides of the run's config. Another guide than the config's has another hash."""
+    if guide is None:
+        return []
+    if guide == "none":
+        return ["stage.sampler.guide=null"]
+    return [f"stage.sampler.guide.run={guide}", "stage.sampler.guide.sha256=null"]
 
 
 def likelihood_overrides(args: argparse.Namespace) -> list[str]:

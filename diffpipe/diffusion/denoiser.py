@@ -50,14 +50,21 @@ def denoiser(
         if learned_variance:
             output, share = output.chunk(2, dim=1)
             share = (share + 1) / 2
-        x0 = parameterization.x0(level, x, output.to(torch.promote_types(output.dtype, x.dtype)))
-        if dynamic_threshold is not None:
-            x0 = thresholded(x0, dynamic_threshold)
-        elif clip:
-            x0 = x0.clamp(-1, 1)
-        return Denoised(x0, share)
+        return Denoised(parameterization.x0(level, x, output.to(torch.promote_types(output.dtype, x.dtype))), share)
 
-    return denoise
+    return bounded(denoise, clip=clip, dynamic_threshold=dynamic_threshold)
+
+
+def bounded(denoise: Denoise, *, clip: bool = False, dynamic_threshold: float | None = None) -> Denoise:
+    """The denoiser with each predicted x_0 clipped, see `denoiser`."""
+    if dynamic_threshold is None and not clip:
+        return denoise
+
+    def within(x: Float[Tensor, " b *shape"], level: NoiseLevel) -> Denoised:
+        x0, share = denoise(x, level)
+        return Denoised(x0.clamp(-1, 1) if dynamic_threshold is None else thresholded(x0, dynamic_threshold), share)
+
+    return within
 
 
 def scaled_input(

@@ -54,8 +54,11 @@ def resolve(
             continue
         if dependency.kind == "features":
             continue
-        sha256 = dependency.sha256 or _stored_hash(trained, dependency)
-        if dependency.needed == "always" or (training and trained is None):
+        generates = dependency.needed == "generation"
+        if generates and not training and dependency.key not in named:
+            continue  # where it generates, the stage says what is missing
+        sha256 = dependency.sha256 or (None if generates else _stored_hash(trained, dependency))
+        if dependency.needed in ("always", "generation") or (training and trained is None):
             if sha256 is None and not training and dependency.key not in named:
                 raise UserError(
                     f"{dependency.key} is {dependency.source}, without a hash: anything may lie there; give the place "
@@ -72,7 +75,7 @@ def _open_run(
     dependency: Dependency, sha256: str | None, runtime: Runtime, open_stage: OpenStage
 ) -> tuple[Checkpoint, TrainedStage]:
     path, place = user_path(dependency.source), f"{dependency.key}=PATH"
-    if dependency.needed == "always":
+    if dependency.needed in ("always", "generation"):
         place = f"{place}, or --{dependency.role} PATH for other commands than train"
     try:
         if sha256 is None:

@@ -46,7 +46,8 @@ def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
     augmentation = {"flip": data.flip, "crop": data.crop}
     stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True})
     for dependency in experiment.stage.dependencies():
-        if dependency.kind == "run":  # the hash of its checkpoint counts, not its path
+        # The hash of its checkpoint counts, not its path. A guide belongs to the sampler.
+        if dependency.kind == "run" and dependency.needed != "generation":
             del stage[dependency.section.removeprefix("stage.")]["run"]
     return {
         "seed": experiment.seed,

@@ -36,6 +36,8 @@ _OPTIONS = {
     "stage.sampler.spacing": ("spacing", "a diffusion's sampling"),
     "stage.sampler.guidance_interval": ("guidance_interval", "a diffusion's sampling"),
     "stage.sampler.guidance": ("guidance", "a diffusion's sampling"),
+    "stage.sampler.guide": ("guide", "a diffusion's sampling"),
+    "stage.sampler.guide.run": ("guide", "a diffusion's sampling"),
     "stage.sampler.temperature": ("temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
     "stage.sampler.vlb_steps": ("steps", "a diffusion's bound"),
     "stage.sampler.importance_samples": ("importance_samples", "a VAE's bound"),
@@ -94,6 +96,8 @@ class Run:
     def describe(self) -> dict[str, Any]:
         """The part of a score's protocol about the weights and how they generate."""
         sampler = self.experiment.stage.sampler.model_dump(mode="json")
+        if sampler.get("guide"):
+            sampler["guide"] = sampler["guide"]["sha256"]  # the same wherever it lies
         digest = self.checkpoint.manifest_sha256
         step = self.checkpoint.step
         return {"checkpoint": digest, "step": step, "images_seen": self.checkpoint.state.position} | {
@@ -169,7 +173,7 @@ def _keys(overrides: Sequence[str]) -> set[str]:
 def _takes(stage: Any, key: str) -> bool:
     if any(key == dependency.key for dependency in stage.dependencies()):
         return True
-    return key.removeprefix("stage.sampler.") in type(stage.sampler).model_fields
+    return key.removeprefix("stage.sampler.").partition(".")[0] in type(stage.sampler).model_fields
 
 
 class Built(NamedTuple):

@@ -12,23 +12,25 @@ from torch import Tensor, nn
 
 from diffpipe.config.kinds import Kinds
 from diffpipe.diffusion.continuous import EDMScheduleConfig, FlowScheduleConfig
-from diffpipe.diffusion.denoiser import Denoise, Denoised, denoiser, scaled_input
+from diffpipe.diffusion.denoiser import Denoise, bounded, denoiser, scaled_input
 from diffpipe.diffusion.objective import WeightingConfig
 from diffpipe.diffusion.parameterization import Parameterization, Prediction
 from diffpipe.diffusion.process import NoiseLevel
-from diffpipe.diffusion.samplers import check_sampler, find, sample
+from diffpipe.diffusion.samplers import check_sampler, sample
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig, PerDevice, Schedule
 from diffpipe.diffusion.timesteps import TimestepsConfig, draw_level
 from diffpipe.diffusion.training_loss import NoisedBatch, training_loss
+from diffpipe.diffusion.visited_levels import visited_levels
 from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase
+from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.adm import ADMConfig
 from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.nn.log_variance import LogVariance
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import RNG, KeyedRNG
+from diffpipe.stages.autoguidance import autoguided, guide_problem, unopened_guide
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, predict
@@ -114,29 +116,37 @@ class DDPMConfig(StageConfig):
         return f"latent {super().describe()}" if self.codec.kind == "vae" else super().describe()
 
     def dependencies(self) -> Sequence[Dependency]:
-        if self.codec.kind == "pixels":
-            return ()
-        return (Dependency("codec", "stage.codec", "run", self.codec.run, self.codec.sha256, needed="always"),)
+        needed: list[Dependency] = []
+        if self.codec.kind == "vae":
+            codec = self.codec
+            needed.append(Dependency("codec", "stage.codec", "run", codec.run, codec.sha256, needed="always"))
+        if self.sampler.guide is not None:
+            guide = self.sampler.guide
+            needed.append(
+                Dependency("guide", "stage.sampler.guide", "run", guide.run, guide.sha256, needed="generation")
+            )
+        return needed
 
     def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> DDPM:
         """The stage for images of this shape. Raises UserError where they do not fit each other.
 
-        dependencies: "codec", the trained VAE, where latents are diffused.
+        dependencies: "codec", the trained VAE, where latents are diffused; "guide", another diffusion, where it guides.
         """
+        guide = (dependencies or {}).get("guide")
         if self.codec.kind == "pixels":
-            return DDPM(self, shape, PixelCodec())
+            return DDPM(self, shape, PixelCodec(), guide)
         assert dependencies is not None, "the VAE is opened by the caller"
         try:
             codec = latent_codec(dependencies["codec"])
         except UserError as error:
             raise UserError(f"stage.codec.run: {error}") from error
-        return DDPM(self, shape, codec)
+        return DDPM(self, shape, codec, guide)
 
 
 class DDPM:
     """A `Stage`. Timesteps, noise and label dropout are keyed by the samples' positions."""
 
-    def __init__(self, config: DDPMConfig, shape: ImageShape, codec: Codec):
+    def __init__(self, config: DDPMConfig, shape: ImageShape, codec: Codec, guide: TrainedStage | None = None):
         self.classes = conditional_classes(config.conditional, shape)
         check_guidance(config.sampler, conditional=config.conditional, label_dropout=config.label_dropout)
         if codec.latent and config.sampler.clip:
@@ -157,6 +167,10 @@ class DDPM:
         timestep_strata(len(schedule.chain().time), config.sampler.vlb_steps)
         self.schedule = PerDevice(schedule)
         self.parameterization = config.parameterization
+        problem = guide and guide_problem(guide, self)
+        if problem:
+            raise UserError(f"stage.sampler.guide.run: {problem}")
+        self.guide = guide
 
     def networks(self) -> dict[str, nn.Module]:
         channels, resolution, _ = self.code_shape
@@ -202,23 +216,17 @@ class DDPM:
 
     @property
     def generating(self) -> Sequence[str]:
-        return (DENOISER, *(f"codec.{name}" for name in self.codec.decoding))
+        guide = (f"guide.{DENOISER}",) if self.guide else ()
+        return (DENOISER, *guide, *(f"codec.{name}" for name in self.codec.decoding))
 
     def borrowed_networks(self) -> dict[str, nn.Module]:
-        return {f"codec.{name}": net for name, net in self.codec.nets.items()}
+        guide = {f"guide.{DENOISER}": self.guide.nets[DENOISER]} if self.guide else {}
+        return guide | {f"codec.{name}": net for name, net in self.codec.nets.items()}
 
     def evaluations(self) -> int | None:
-        """Guidance evaluates a step twice, with the label and without."""
-        count, sampler = 0, self.config.sampler
-
-        def counted(x: Tensor, level: NoiseLevel) -> Denoised:
-            nonlocal count
-            count += 2 if sampler.guides(level) else 1
-            return Denoised(x)
-
-        zero = torch.zeros(1, 1)
-        find(sampler.kind)(counted, self.schedule.on("cpu"), zero, sampler, lambda _: zero)
-        return count
+        """Guidance evaluates a step twice: with the label and without, or by the guide's network too."""
+        sampler = self.config.sampler
+        return sum(2 if sampler.guides(level) else 1 for level in visited_levels(self.schedule.on("cpu"), sampler))
 
     @torch.no_grad()
     def generate(
@@ -233,21 +241,25 @@ class DDPM:
     ) -> Denoise:
         """The trained network as samplers and bounds see it, in the space of the codec.
 
-        labels: None for P(X). guide: with the sampler's guidance.
+        labels: None for P(X). guide: with the sampler's guidance. Raises UserError where its run is not opened.
         """
+        sampler = self.config.sampler
+        denoise = self.unbounded(nets, labels, guide=guide and sampler.guide is None)
+        if guide and sampler.guide is not None:
+            if self.guide is None:
+                raise unopened_guide(sampler.guide)
+            denoise = autoguided(denoise, self, self.guide, labels)
+        return bounded(denoise, clip=sampler.clip, dynamic_threshold=sampler.dynamic_threshold)
+
+    def unbounded(self, nets: Mapping[str, nn.Module], labels: Int[Tensor, " b"] | None, *, guide: bool) -> Denoise:
+        """The trained network before its x_0 is clipped. guide: with classifier-free guidance."""
         sampler = self.config.sampler
 
         def network(x: Float[Tensor, "b c h w"], t: Tensor, level: NoiseLevel) -> Float[Tensor, "b c2 h w"]:
             guidance = sampler.guidance if guide and sampler.guides(level) else 1.0
             return predict(nets[DENOISER], x.float(), t, labels, self.classes, guidance).float()
 
-        return denoiser(
-            network,
-            self.parameterization,
-            clip=sampler.clip,
-            dynamic_threshold=sampler.dynamic_threshold,
-            learned_variance=self.config.learned_variance,
-        )
+        return denoiser(network, self.parameterization, learned_variance=self.config.learned_variance)
 
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> VLBScore:

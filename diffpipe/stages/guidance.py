@@ -9,9 +9,20 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from diffpipe.config import Config
 from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.sampler_config import SamplerConfig
 from diffpipe.errors import UserError
+
+
+class GuideConfig(Config):
+    """The run that guides another one."""
+
+    run: str
+    """An earlier checkpoint of the run, or another run of the same data with a smaller network or a shorter training: a
+    run directory, or one checkpoint in it."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the manifest.json of the guide's checkpoint; null: the newest one."""
 
 
 class GuidedSamplerConfig(SamplerConfig):
@@ -22,6 +33,10 @@ class GuidedSamplerConfig(SamplerConfig):
     guidance: float = Field(default=1.0, ge=0)
     """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates the label. Each step then costs
     two network evaluations."""
+    guide: GuideConfig | None = None
+    """Autoguidance (Karras et al. 2024b, arXiv:2406.02507): a worse version of the run guides it, by D_guide + guidance
+    (D - D_guide) for the x_0 that both predict. It needs no labels. null: classifier-free guidance. A trained run's
+    guide is opened only where you name it (--guide RUN)."""
     guidance_interval: tuple[float, float] | None = None
     """Guide only where sigma/alpha lies between these two, such as [0.3, 5] (Kynkäänniemi et al. 2024). null: always.
     Outside, a step costs one evaluation."""
@@ -43,7 +58,12 @@ class GuidedSamplerConfig(SamplerConfig):
 
 def check_guidance(sampler: GuidedSamplerConfig, *, conditional: bool, label_dropout: float) -> None:
     """Raises UserError where the network cannot be guided."""
-    if sampler.guidance == 1:
+    if sampler.guide is not None and sampler.guidance == 1:
+        raise UserError(
+            "stage.sampler.guide has no effect at guidance 1; set stage.sampler.guidance, such as 2 (--guidance 2), or "
+            "leave the guide out (--guide none)"
+        )
+    if sampler.guidance == 1 or sampler.guide is not None:
         return
     if not conditional:
         raise UserError("stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it")

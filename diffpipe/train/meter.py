@@ -103,11 +103,13 @@ class Meter:
     def means(self, runtime: Runtime) -> tuple[dict[str, float], float]:
         """The mean loss per sample and gradient norm per update, by name, and the seconds since the clock started.
 
-        Non-finite values and bad samples are left out. Waits for the device. A collective.
+        Non-finite values and bad samples are left out, and so is a name without any other but a loss. Waits for the
+        device. A collective.
         """
         seconds = time.perf_counter() - self._since
         sums = runtime.comm.sum(torch.stack([*self._sums.values()]))
-        means = {name: total / max(count, 1) for name, (total, count) in zip(self._sums, sums.tolist(), strict=True)}
+        counted = zip(self._sums, sums.tolist(), strict=True)
+        means = {name: total / max(count, 1) for name, (total, count) in counted if count or name.endswith("loss")}
         for phase, norms in self._norms.items():
             finite = [norm for norm in torch.stack(norms).tolist() if norm < float("inf")]
             means[f"{phase}grad_norm"] = sum(finite) / max(len(finite), 1)

@@ -99,6 +99,47 @@ def test_training_with_guidance_and_no_labels_is_refused(tmp_path: Path) -> None
     assert "stage.sampler.guidance needs labels to guide by; set stage.conditional=true" in line
 
 
+TRAINING: dict[str, tuple[list[str], str]] = {
+    "sigma_min above sigma_max": (
+        ["stage.prediction=edm", "stage.schedule={kind: edm, sigma_min: 90}"],
+        "sigma_min is 90.0, not below sigma_max 80.0",
+    ),
+    "v with edm": (["stage.prediction=v", "stage.schedule={kind: edm}"], "prediction v does not go with schedule.kind"),
+    "v with flow": (["stage.prediction=v", "stage.schedule={kind: flow}"], "it takes flow or x0"),
+    "eps without signal at the end": (["stage.schedule.zero_terminal_snr=true"], "set prediction=v or x0"),
+    "more steps than timesteps": (["stage.sampler.steps=5000"], "the sampler's steps are 5000"),
+    "guidance without label dropout": (
+        ["data.labels=true", "stage.conditional=true", "stage.label_dropout=0", "stage.sampler.guidance=2"],
+        "needs a network that was trained without labels too",
+    ),
+    "karras with a flow": (
+        ["stage.prediction=flow", "stage.schedule={kind: flow}", "stage.sampler.spacing=karras"],
+        "spacing=karras is not for stage.schedule.kind=flow; use trailing",
+    ),
+    "the edm sampler with a flow": (
+        ["stage.prediction=flow", "stage.schedule={kind: flow}", "stage.sampler.kind=edm"],
+        "stage.sampler.kind=edm starts at a finite sigma",
+    ),
+    "an interval that descends": (["stage.sampler.guidance_interval=[5,1]"], "[5.0, 1.0] must ascend"),
+    "an unknown sampler": (["stage.sampler.kind=ddmi"], "stage.sampler.kind"),
+    "a learned variance with edm": (
+        ["stage.prediction=edm", "stage.schedule={kind: edm}", "stage.learned_variance=true"],
+        "learned_variance needs a schedule with timesteps",
+    ),
+    "signal at the end": (
+        ["stage.schedule={kind: linear, beta_end: 0.001}"],
+        "of the image's variance in x_T, and sampling starts from pure noise",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRAINING)
+def test_an_objective_or_a_sampler_that_does_not_fit_is_refused(tmp_path: Path, case: str) -> None:
+    words, part = TRAINING[case]
+    line = refused("train", FASHION / "ddpm.yaml", f"run.dir={tmp_path / 'run'}", *TINY, *words)
+    assert part in line
+
+
 def test_importance_samples_tighten_the_bound_of_a_vae(tmp_path: Path, made: dict[str, Path]) -> None:
     found = []
     for k in (1, 8):

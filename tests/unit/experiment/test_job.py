@@ -78,7 +78,10 @@ def test_a_line_of_metrics_has_the_keys_that_the_readme_lists(tmp_path: Path, ru
     page = (Path(__file__).parents[3] / "launch" / "README.md").read_text(encoding="utf-8")
     table = [row.split("|")[1] for row in page.partition("### metrics.jsonl")[2].splitlines() if row.startswith("| `")]
     listed = {word for names in table[: table.index(" `skipped`, `bad` ") + 1] for word in re.findall("`(.+?)`", names)}
-    assert set(json.loads(line)) == listed - {"validation_loss", "skipped", "bad"}
+    quarters = {"loss_q1", "loss_q2", "loss_q3", "loss_q4"}  # of four samples some quarter may have none
+    written = set(json.loads(line))
+    assert quarters & written
+    assert written | quarters == listed - {"validation_loss", "skipped", "bad"}
 
 
 def test_a_run_of_another_seed_is_refused_before_a_step(tmp_path: Path, runtime: Runtime) -> None:
