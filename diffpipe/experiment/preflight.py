@@ -15,6 +15,7 @@ from diffpipe.evaluation.reconstruction import originals
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.names import parse_metric
+from diffpipe.plural import plural
 
 
 def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
@@ -57,8 +58,8 @@ def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
             parse_metric(name)
         if experiment.eval.n > shards.total:
             raise UserError(
-                f"eval.n is {experiment.eval.n}, and data.train ({shards.paths[0]} and its set) holds {shards.total} "
-                f"samples, of which as many give the floor of a score; give that many or fewer"
+                f"eval.n is {experiment.eval.n}, and data.train ({shards.paths[0]} and its set) holds "
+                f"{plural(shards.total, 'sample')}, of which as many give the floor of a score; give that many or fewer"
             )
     if experiment.eval.reconstruction:
         originals(experiment, stage)

@@ -53,7 +53,7 @@ class ADMConfig(UNetShapeConfig):
     def self_attention(self, channels: int) -> nn.Module:
         if channels % self.head_channels:
             raise UserError(
-                f"stage.network.head_channels {self.head_channels} does not divide the {channels} channels of a level "
+                f"stage.network.head_channels {self.head_channels} does not divide the width {channels} of a level "
                 f"with attention; choose another, or other channels"
             )
         return SelfAttention(channels, channels // self.head_channels, self.groups, self.norm_eps)

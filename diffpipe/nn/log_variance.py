@@ -25,13 +25,23 @@ class LogVariance(nn.Module):
         self.scale = scale
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(features))
         self.register_buffer("phases", 2 * math.pi * torch.rand(features))
-        self.out = nn.Linear(features, 1, bias=False)
+        self.out = _Float32Linear(features, 1, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def blocks(self) -> Sequence[nn.Module]:
-        return ()
+        return (self.out,)
 
     def forward(self, t: Float[Tensor, " b"] | Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         angles = (self.scale * t.float())[:, None] * self.frequencies + self.phases
         features = math.sqrt(2) * angles.cos() / math.sqrt(angles.shape[1])
-        return self.out(features)[:, 0].float()
+        return self.out(features)[:, 0]
+
+
+class _Float32Linear(nn.Linear):
+    """A linear layer without autocast: a logarithm of the loss needs more than bfloat16's three digits."""
+
+    float32 = True
+
+    def forward(self, input: Float[Tensor, "b features"]) -> Float[Tensor, "b out"]:  # noqa: A002 - torch's name
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input)

@@ -13,6 +13,7 @@ from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.schedule import Schedule
 from diffpipe.errors import UserError
 from diffpipe.interfaces import TrainedStage
+from diffpipe.plural import plural
 from diffpipe.stages.guidance import GuideConfig
 
 
@@ -60,8 +61,8 @@ def guide_problem(guide: TrainedStage, stage: Any) -> str | None:
     (c, h, w), (c2, h2, w2) = stage.code_shape, other.code_shape
     if (stage.code_shape, stage.classes) != (other.code_shape, other.classes):
         return (
-            f"{guide.path} was trained on {c2} × {h2} × {w2} in {other.classes} classes, and this run on "
-            f"{c} × {h} × {w} in {stage.classes}; {remedy}"
+            f"{guide.path} was trained on {c2} × {h2} × {w2} in {plural(other.classes, 'class', 'classes')}, and this "
+            f"run on {c} × {h} × {w} in {stage.classes}; {remedy}"
         )
     return None
 

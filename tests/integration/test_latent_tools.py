@@ -90,7 +90,10 @@ REFUSED = {
     "no latents": ("attribute {gan} {test} {out} --from 0 --to 1", "GAN has no latents of images; give a run of an"),
     "a map of no latents": ("latent-map {gan} {test} {out}", "GAN has no latents of images; give a run of an"),
     "no latents to go between": ("interpolate {gan} {out} --shards {test}", "GAN has no latents of images"),
-    "more pairs than images": ("interpolate {vae} {out} --shards {few} --n 3", "3 pairs need 6; give a smaller --n"),
+    "more pairs than images": (
+        "interpolate {vae} {out} --shards {few} --n 3",
+        "6 are needed for 3 pairs; give a smaller n",
+    ),
     "no picture": ("latent-map {vae} {test} {out}.json", "give a name that ends in .png"),
 }
 

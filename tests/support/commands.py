@@ -26,7 +26,7 @@ HOME = Path(__file__).parents[2]
 SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
 CONFIG = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
 _UNET = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.attention=[]"]
-_UNET += ["stage.network.groups=4", "stage.network.heads=1"]
+_UNET += ["stage.network.groups=4", "stage.network.heads=1", "stage.network.head_channels=null"]
 _DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.channel_mult=[1,2]"]
 _CODER = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.groups=4"]
 TINY_STAGE = {

@@ -26,6 +26,7 @@ RIGHT = {
     "{self.T} steps": "of 1 to T steps",
     "{T} steps": "of 2 to T steps",
     "{len(images)} columns": "0, or 2 and more",
+    "{most} values": "of a checkpoint, many",
     "{values['images_per_second']:.0f} images": "a rate",
 }
 PLURALS = [f"{word}es" if word.endswith(("s", "ch")) else f"{word}s" for word in COUNTED.split()]

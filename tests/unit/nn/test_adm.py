@@ -77,5 +77,5 @@ def test_a_block_scales_and_shifts_its_second_normalization(resample: Any) -> No
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match=r"stage\.network\.head_channels 24 does not divide the 32 channels of a level"):
+    with pytest.raises(UserError, match=r"stage\.network\.head_channels 24 does not divide the width 32 of a level"):
         config(head_channels=24).build(1, 8)

@@ -25,7 +25,7 @@ BLOCKS = {
     "autoencoder": _CODER,
     "ddpm": {"denoiser": _UNET},
     "ddpm, adm": {"denoiser": _ADM},
-    "ddpm, edm": {"denoiser": _UNET, "log_variance": ""},
+    "ddpm, edm": {"denoiser": _UNET, "log_variance": "out"},
     "ddpm, dit, flow": {"denoiser": "layers.0 layers.1"},
     "ddpm, v": {"denoiser": _UNET},
     "denoising_autoencoder": _CODER,
