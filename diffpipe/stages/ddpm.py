@@ -125,7 +125,7 @@ class DDPMConfig(StageConfig):
             needed.append(
                 Dependency("guide", "stage.sampler.guide", "run", guide.run, guide.sha256, needed="generation")
             )
-        return needed
+        return tuple(needed)
 
     def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> DDPM:
         """The stage for images of this shape. Raises UserError where they do not fit each other.

@@ -20,7 +20,7 @@ FASHION = SHARDS.parent
 SHAPE = ImageShape(channels=1, resolution=8, classes=10)
 # Penalties of their own, at steps 0, 3, 6, …: out of step with checkpoints at every other.
 _ADM = "stage.network={kind: adm, channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], head_channels: 8, "
-_ADM += "groups: 4}"
+_ADM += "groups: 4, dropout: 0.0}"
 _DIT = "stage.network={kind: dit, patch: 2, width: 16, depth: 2, heads: 2, qk_norm: true, rope: true}"
 LAZY = ("stage.penalty_every=3",)
 # Each choice of diffpipe.diffusion in one of three: targets, schedules, draws, weightings, samplers.
