@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from diffpipe.cli import options
 from diffpipe.files import user_path
@@ -33,6 +32,5 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, ema=args.ema, precision="fp32", device="cpu") as run:
         notes = run.export(args.out, args.to)
     if is_main_process():
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+        options.print_notes(notes)
         options.print_result(f"{run.weights} weights of step {run.step}: {args.out}")

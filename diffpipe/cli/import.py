@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from diffpipe.cli import options
 from diffpipe.files import user_path
@@ -31,8 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     imported = import_run(args.source, args.run, args.overrides, classes=args.classes)
     if is_main_process():
-        for note in imported.notes:
-            print(f"note: {note}", file=sys.stderr)
+        options.print_notes(imported.notes)
         shape = imported.shape
         size = f"{shape.resolution}x{shape.resolution}x{shape.channels}"
         parameters = f"{imported.parameters / 1e6:.2f} M parameters"

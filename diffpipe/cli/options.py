@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ def print_result(text: str, *files: Path) -> None:
     print(text, flush=True)
     for path in files:
         print(path, file=sys.stderr, flush=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print remarks on a result, on stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:

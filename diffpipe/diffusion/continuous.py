@@ -69,7 +69,7 @@ class EDMSchedule:
 
     def draw_uniform(self, words: Int[Tensor, " b"]) -> NoiseLevel:
         """Uniform in sigma^(1/rho)."""
-        low, high = (s ** (1 / self.config.rho) for s in (self.config.sigma_min, self.config.sigma_max))
+        low, high = self._ends
         return self._level((low + (high - low) * _unit(words)) ** self.config.rho)
 
     def draw_log_ratio(self, log_ratio: Float64[Tensor, " b"]) -> NoiseLevel:
@@ -77,7 +77,7 @@ class EDMSchedule:
         return self._level(log_ratio.exp())
 
     def position(self, level: NoiseLevel) -> Float64[Tensor, " b"]:
-        low, high = (s ** (1 / self.config.rho) for s in (self.config.sigma_min, self.config.sigma_max))
+        low, high = self._ends
         return ((level.sigma ** (1 / self.config.rho) - low) / (high - low)).clamp(0, 1)
 
     def levels(self, steps: int, spacing: Spacing = "trailing") -> list[NoiseLevel]:
@@ -93,6 +93,11 @@ class EDMSchedule:
     def chain(self) -> NoiseLevel:
         least, most = math.log(self.config.sigma_min), math.log(self.config.sigma_max)
         return self._level(torch.linspace(least, most, _CHAIN, dtype=torch.float64).exp())
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """The schedule's own time at sigma_min and at sigma_max: sigma^(1/rho)."""
+        return self.config.sigma_min ** (1 / self.config.rho), self.config.sigma_max ** (1 / self.config.rho)
 
     def _level(self, sigma: Float64[Tensor, " b"]) -> NoiseLevel:
         return NoiseLevel(torch.ones_like(sigma), sigma, (sigma.log() / 4).float())

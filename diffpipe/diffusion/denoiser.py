@@ -14,7 +14,7 @@ from diffpipe.diffusion.process import NoiseLevel, append_dims
 
 
 class Denoised(NamedTuple):
-    """What a network predicts of x_t.
+    """A network's predictions from x_t.
 
     x0: float [b, *shape]. variance_share: float [b, *shape], of a learned variance: the exponent between the least and
     the largest variance of the reverse step, 0 to 1 (Nichol & Dhariwal 2021, eq. 15). None: the variance is fixed.
@@ -70,7 +70,7 @@ def bounded(denoise: Denoise, *, clip: bool = False, dynamic_threshold: float | 
 def scaled_input(
     parameterization: Parameterization, level: NoiseLevel, x: Float[Tensor, " b *shape"]
 ) -> Float[Tensor, " b *shape"]:
-    """What the network gets of x_t: scaled to unit variance for edm, else x_t itself."""
+    """The network's input: x_t scaled to unit variance for edm, else x_t itself."""
     if parameterization.kind != "edm":
         return x
     return append_dims(parameterization.input_scale(level), x) * x

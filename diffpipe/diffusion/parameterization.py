@@ -1,4 +1,4 @@
-"""What a network's output means: eps, x_0, v, the velocity of a flow, or EDM's preconditioned output.
+"""The meaning of a network's output: eps, x_0, v, the velocity of a flow, or EDM's preconditioned output.
 
 Each target is a combination F = a x_0 + b eps whose coefficients depend on the noise level alone. With x_t = alpha x_0
 + sigma eps that is a linear system of two equations, so every conversion is its solution: samplers, objectives and
@@ -60,7 +60,7 @@ class Parameterization:
     def target(
         self, level: NoiseLevel, x0: Float[Tensor, " b *shape"], eps: Float[Tensor, " b *shape"]
     ) -> Float[Tensor, " b *shape"]:
-        """What the network should answer for x_t = alpha x_0 + sigma eps."""
+        """The right output for x_t = alpha x_0 + sigma eps."""
         match self.kind:
             case "eps":
                 return eps
@@ -75,8 +75,7 @@ class Parameterization:
         """The x_0 that the network's output stands for: Cramer's rule. Only eps cannot tell it without any signal."""
         if self.kind == "x0":
             return output
-        a, b = self.coefficients(level)
-        det = level.alpha * b - level.sigma * a
+        _, b, det = self._system(level)
         return (append_dims(b, x_t) * x_t - append_dims(level.sigma, x_t) * output) / append_dims(det, x_t)
 
     def eps(
@@ -85,16 +84,19 @@ class Parameterization:
         """The eps that the network's output stands for. Only x0 cannot tell it without any noise."""
         if self.kind == "eps":
             return output
-        a, b = self.coefficients(level)
-        det = level.alpha * b - level.sigma * a
+        a, _, det = self._system(level)
         return (append_dims(level.alpha, x_t) * output - append_dims(a, x_t) * x_t) / append_dims(det, x_t)
 
     def x0_error(self, level: NoiseLevel) -> Coefficient:
         """(sigma / det)^2: the square error of x_0 for one of 1 in the output. It turns a weight on ||x_0 - x_0_hat||^2
         into one on the output's error: 1 / SNR for eps, 1 / (SNR + 1) for v.
         """
+        return (level.sigma / self._system(level)[2]) ** 2
+
+    def _system(self, level: NoiseLevel) -> tuple[Coefficient, Coefficient, Coefficient]:
+        """a, b, and the determinant of x_t = alpha x_0 + sigma eps and F = a x_0 + b eps."""
         a, b = self.coefficients(level)
-        return (level.sigma / (level.alpha * b - level.sigma * a)) ** 2
+        return a, b, level.alpha * b - level.sigma * a
 
 
 def x0_from_eps(

@@ -46,7 +46,7 @@ class SamplerConfig(Config):
     """The ancestral sampler's variance: small is the posterior's, large is beta (Ho et al. 2020, section 3.2). A
     learned variance takes its place."""
     churn: float = Field(default=0.0, ge=0)
-    """edm: S_churn, the noise that is added anew over all steps, such as 40. 0: none, which is heun."""
+    """edm: S_churn, the amount of noise that is added over all steps, such as 40. 0: none, which is heun."""
     churn_min: float = Field(default=0.0, ge=0)
     """edm: S_min, the least sigma at which noise is added."""
     churn_max: float | None = Field(default=None, gt=0)

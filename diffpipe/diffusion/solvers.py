@@ -102,14 +102,14 @@ def _dpmpp_2m(
     for i, level, lower in steps(schedule, config):
         h = _log_snr(lower) - _log_snr(level)
         x0 = denoise(x, level).x0
-        decay, kept = math.exp(-h), 1.0 if noise is None else math.exp(-h)
-        towards = lower.alpha * -(math.expm1(-h) if noise is None else math.expm1(-2 * h))
+        kept = 1.0 if noise is None else math.exp(-h)
+        towards = -lower.alpha * math.expm1(-h if noise is None else -2 * h)
         x_next = lower.sigma / level.sigma * kept * x + towards * x0
         if before is not None and lower is not CLEAN:
             before_x0, before_h = before
             x_next = x_next + 0.5 * towards * (h / before_h) * (x0 - before_x0)
         if noise is not None and lower is not CLEAN:
-            x_next = x_next + lower.sigma * math.sqrt(1 - decay**2) * noise(i)
+            x_next = x_next + lower.sigma * math.sqrt(1 - kept**2) * noise(i)
         x, before = x_next, (x0, h)
     return x
 
@@ -135,19 +135,27 @@ def unipc(
         h = _log_snr(lower) - _log_snr(level)
         towards = -lower.alpha * math.expm1(-h)
         first_order = lower.sigma / level.sigma * x + towards * x0
-        slope = None if before is None else (before[0] - x0) / -(before[1] / h)
-        correct = _corrector(first_order, towards, h, x0, None if before is None else -(before[1] / h), slope)
-        x = first_order if slope is None or lower is CLEAN else first_order + 0.5 * towards * slope
+        x = first_order
+        if before is None:
+            correct = _corrector_of_order_1(first_order, towards, x0)
+        else:
+            r = -(before[1] / h)
+            slope = (before[0] - x0) / r
+            correct = _corrector_of_order_2(first_order, towards, h, x0, r, slope)
+            x = first_order if lower is CLEAN else first_order + 0.5 * towards * slope
         before = (x0, h)
     return x
 
 
-def _corrector(
-    first_order: Tensor, towards: float, h: float, x0: Tensor, r: float | None, slope: Tensor | None
+def _corrector_of_order_1(first_order: Tensor, towards: float, x0: Tensor) -> Callable[[Tensor], Tensor]:
+    """UniC: the new point, given the prediction there."""
+    return lambda new: first_order + 0.5 * towards * (new - x0)
+
+
+def _corrector_of_order_2(
+    first_order: Tensor, towards: float, h: float, x0: Tensor, r: float, slope: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """UniC: the new point, given the prediction there. r, slope: of the point before the last, None for order 1."""
-    if r is None or slope is None:
-        return lambda new: first_order + 0.5 * towards * (new - x0)
+    """UniC with the point before the last. r: its distance in steps. slope: from it, by step."""
     # The weights solve rho_1 + rho_2 = b_1 and r rho_1 + rho_2 = b_2 (eq. 9), with hh = -h.
     phi_1 = math.expm1(-h) / -h - 1
     phi_2 = phi_1 / -h - 0.5

@@ -39,7 +39,7 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 class _Source(NamedTuple):
-    """What is imported: its config as plain values, the shape of its images, and what reads the networks' tensors.
+    """A source to import: its config as plain values, the shape of its images, and what reads the networks' tensors.
 
     `tensors` takes the networks' own, without values, to compare with.
     """

@@ -148,7 +148,7 @@ def _of_table(betas: tuple[float, ...], where: str) -> dict[str, Any]:
 
 
 def _ignored(config: SchedulerConfig) -> list[str]:
-    """What our samplers do otherwise than this config says."""
+    """Sentences on the differences between this config and our samplers."""
     clips = config.clip_sample and not config.thresholding and config.clip_sample_range != 1
     return [
         sentence

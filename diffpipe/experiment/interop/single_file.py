@@ -38,7 +38,7 @@ def single_file_tensors(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str
 
 
 def read_single_file(path: Path) -> SingleFile:
-    """What `diffpipe export RUN FILE` wrote, its weights unread. Raises UserError for another file."""
+    """A file that `diffpipe export RUN FILE` wrote, its weights unread. Raises UserError for another file."""
     weights = WeightsFile(path)
     text = weights.metadata.get(METADATA)
     if text is None:
