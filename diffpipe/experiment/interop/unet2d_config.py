@@ -82,6 +82,11 @@ class UNet2D(NamedTuple):
 def to_unet2d(model: UNet2D) -> UNet2DConfig:
     """The UNet2DModel's config. Raises UserError where none computes what our network does."""
     network, attends = model.network, model.attends
+    if network.patch > 1:
+        raise UserError(
+            f"stage.network.patch is {network.patch}, and diffusers' UNet2DModel has no patches; "
+            f"export --to safetensors"
+        )
     if network.channel_mult[0] != 1:
         raise UserError(
             f"stage.network.channel_mult starts with {network.channel_mult[0]}, and the timestep embedding of "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
-from diffpipe.nn.unet import UNetConfig
+from diffpipe.nn.unet import UNet, UNetConfig
 from tests.support.randomized import normal, randomized
 from tests.support.tiny_gans import UNET, trained_unet
 
@@ -17,10 +18,14 @@ def test_a_generator_that_starts_from_a_ddpm_is_its_unet_whatever_the_latent() -
     assert torch.equal(generator(x, t, z, labels), unet(x, t, labels))
 
 
-def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev() -> None:
-    unet, discriminator = trained_unet(), DenoisingDiscriminator(UNetConfig.model_validate(UNET), 1, 8, 3)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev(patch: int) -> None:
+    config = UNetConfig.model_validate({**UNET, "patch": patch})
+    size = 8 * patch
+    unet, discriminator = UNet(config, 1, size, 3), DenoisingDiscriminator(config, 1, size, 3)
+    randomized(unet)
     start_from(discriminator, unet.state_dict())
-    x_prev, x_t = torch.randn(2, 2, 1, 8, 8)
+    x_prev, x_t = torch.randn(2, 2, 1, size, size)
     emb = unet.embed(torch.tensor([0, 3]), torch.tensor([0, 2]))
     theirs, _ = unet.encode(x_prev, emb)
     ours, _ = discriminator.encode(torch.cat([x_prev, x_t], dim=1), emb)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from einops import rearrange
 
 from diffpipe.errors import UserError
 from diffpipe.nn.unet import UNet, UNetConfig
@@ -56,7 +57,20 @@ def test_channels_last_and_contiguous_agree() -> None:
     torch.testing.assert_close(last, before, rtol=1e-4, atol=1e-5)
 
 
+def test_with_patches_it_is_the_network_of_the_patches_pixels() -> None:
+    # einops' rearrangement into channels stands beside torch's, which the network uses.
+    whole = randomized(UNet(SMALL, 2 * 4, 8, classes=3, out_channels=3 * 4))
+    patched = UNet(SMALL.model_copy(update={"patch": 2}), 2, 16, classes=3, out_channels=3).eval()
+    patched.load_state_dict(whole.state_dict())
+    x, t, y = torch.randn(3, 2, 16, 16), torch.tensor([1, 5, 9]), torch.tensor([0, 1, 3])
+    channels = rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+    expected = rearrange(whole(channels, t, y), "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+    torch.testing.assert_close(patched(x, t, y), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.resolution 9 must be a multiple of stage\.network\.patch 2"):
+        UNet(SMALL.model_copy(update={"patch": 2}), channels=3, resolution=9)
     with pytest.raises(UserError, match=r"data\.resolution 9 cannot be halved 1 time .* multiple of 2"):
         UNet(SMALL, 1, 9)
     with pytest.raises(UserError, match=r"stage\.network\.attention names resolutions \[4\].*\[16, 8\]"):

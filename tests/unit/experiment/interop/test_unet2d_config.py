@@ -67,6 +67,7 @@ def test_other_networks_are_refused(case: str) -> None:
     [
         (UNetConfig(channels=32, channel_mult=(2, 2), attention=()), "channel_mult starts with 2"),
         (UNetConfig(channels=32, channel_mult=(1, 2), attention=(8,), heads=2), "heads is 2 at 2 widths"),
+        (UNetConfig(channels=32, channel_mult=(1, 2), attention=(), patch=2), "patch is 2"),
     ],
 )
 def test_what_no_unet2dmodel_computes_is_refused(network: UNetConfig, words: str) -> None:
