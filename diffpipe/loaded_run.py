@@ -279,7 +279,8 @@ class LoadedRun:
         """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.
 
         safetensors: one file per network and the config in the folder `out`, or all in one file, where its name ends in
-        .safetensors: `diffpipe.import_run` reads it. diffusers: a folder for DDPMPipeline or DDIMPipeline.
+        .safetensors: `diffpipe.import_run` reads it. diffusers: a folder for DDPMPipeline, DDIMPipeline or
+        DiTPipeline.
 
         >>> run.export("weights/tiny.safetensors")
         []

@@ -15,21 +15,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "diffpipe export runs/photos photos.safetensors",
         "diffpipe export runs/photos pipelines/photos --to diffusers",
         notes="safetensors is a folder of one file per network and config.yaml, or one file with all of them where OUT "
-        "ends in .safetensors; `diffpipe import` reads that file. diffusers is a folder for DDPMPipeline or "
-        "DDIMPipeline.from_pretrained.",
+        "ends in .safetensors; `diffpipe import` reads that file. diffusers is a folder for DDPMPipeline, "
+        "DDIMPipeline or DiTPipeline.from_pretrained.",
     )
     options.add_run(parser)
     parser.add_argument("out", type=user_path, metavar="OUT", help="a folder, or a file that ends in .safetensors")
     parser.add_argument(
         "--to", choices=["safetensors", "diffusers"], default="safetensors", help="format (default %(default)s)"
     )
+    parser.add_argument("--codec", metavar="RUN", help="current path of the VAE of a latent diffusion run")
     options.add_weights(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
 
-    with load(args.run, raw=args.raw, ema=args.ema, precision="fp32", device="cpu") as run:
+    codec = [f"stage.codec.run={args.codec}"] if args.codec else []
+    with load(args.run, raw=args.raw, ema=args.ema, overrides=codec, precision="fp32", device="cpu") as run:
         notes = run.export(args.out, args.to)
     if is_main_process():
         options.print_notes(notes)

@@ -1,4 +1,4 @@
-"""Folders as diffusers writes them: a small random UNet2DModel with a scheduler."""
+"""Folders as diffusers writes them: a small random UNet2DModel or DiTTransformer2DModel with a scheduler."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
 from tests.support.randomized import randomized
 
@@ -29,6 +29,16 @@ def unet2d(**changes: Any) -> UNet2DModel:
         torch.manual_seed(3)
         model = UNet2DModel(**{**UNET, **changes})
     return randomized(model)  # pyright: ignore[reportReturnType]
+
+
+def dit_transformer(**changes: Any) -> DiTTransformer2DModel:
+    """Of images of 3×8×8, its weights moved off their start; each block has the first one's embeddings."""
+    keys = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 3, "num_layers": 2, "sample_size": 8}
+    model: Any = randomized(DiTTransformer2DModel(**{**keys, "num_embeds_ada_norm": 5, **changes}))
+    first = model.transformer_blocks[0].norm1.emb.state_dict()
+    for block in model.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(first)
+    return model
 
 
 def saved_folder(folder: Path, scheduler: Any = None, **changes: Any) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,13 +14,16 @@ from diffpipe.config import dump_yaml, override, validate
 from diffpipe.data.loader.order import VERSION
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.interop.diffusers_folder import our_tensors, read_folder
+from diffpipe.experiment.find_checkpoint import find_checkpoint
+from diffpipe.experiment.interop.autoencoder_kl import latent_scale
+from diffpipe.experiment.interop.diffusers_folder import DiffusersFolder, our_tensors, read_folder
 from diffpipe.experiment.interop.single_file import network_tensors, read_single_file
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.files import atomic_write, user_path
-from diffpipe.interfaces import ImageShape
-from diffpipe.stages.ddpm import DENOISER
+from diffpipe.interfaces import ImageShape, Stage
+from diffpipe.stages.ddpm import DDPM, DENOISER, LATENT_SCALE
+from diffpipe.stages.latents import LatentCodec
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.state import RunState, Shape
@@ -41,12 +44,12 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 class _Source(NamedTuple):
     """A source to import: its config as plain values, the shape of its images, and what reads the networks' tensors.
 
-    `tensors` takes the networks' own, without values, to compare with.
+    `tensors` takes the stage, and its networks' tensors without values to compare with.
     """
 
     tree: dict[str, Any]
     shape: ImageShape
-    tensors: Callable[[Tensors], Tensors]
+    tensors: Callable[[Stage, Tensors], Tensors]
     notes: list[str]
 
 
@@ -60,44 +63,68 @@ class ImportedRun(NamedTuple):
 
 
 def import_run(
-    source: str | Path, run: str | Path, overrides: Sequence[str] = (), *, classes: int | None = None
+    source: str | Path,
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    classes: int | None = None,
+    codec: str | Path | None = None,
 ) -> ImportedRun:
     """Make the run directory `run` of a diffusers folder, or of a file that `diffpipe export RUN FILE` wrote.
 
     Its one checkpoint, of step 0, has the weights as the trained and as the averaged ones, and no optimizer state:
     training it further begins with a fresh one. overrides: `key=value` words laid over its config. classes: of a folder
-    whose network has a class embedding. Raises UserError; then no checkpoint is left.
+    whose network has a class embedding. codec: the VAE run of a network that denoises latents. Raises UserError;
+    then no checkpoint is left.
     """
     path, home = user_path(source), user_path(run)
     if checkpoints.committed(home / "checkpoints"):
         raise UserError(f"{home}: a run with checkpoints already; give another directory")
-    imported = _of_folder(path, classes) if path.is_dir() else _of_file(path, classes)
-    tree = imported.tree | {"run": {"dir": str(run)}}
-    for word in overrides:
-        override(Experiment, tree, word)
-    experiment = validate(Experiment, tree, str(path))
+    words = [*([f"stage.codec.run={codec}"] if codec else []), *overrides]
     with Runtime.start("fp32", "cpu") as runtime:
-        experiment, stage, _ = build_stage(experiment, imported.shape, runtime)
-        tensors = imported.tensors({name: net.state_dict() for name, net in without_values(stage).items()})
+        imported = _of_folder(path, classes, codec, runtime) if path.is_dir() else _of_file(path, classes)
+        tree = imported.tree | {"run": {"dir": str(run)}}
+        for word in words:
+            override(Experiment, tree, word)
+        named = {word.partition("=")[0] for word in words}
+        experiment, stage, _ = build_stage(validate(Experiment, tree, str(path)), imported.shape, runtime, named=named)
+        tensors = imported.tensors(stage, {name: net.state_dict() for name, net in without_values(stage).items()})
         _write(home, experiment, imported.shape, tensors, str(path), runtime.comm)
     count = sum(tensor.numel() for state in tensors.values() for tensor in state.values())
     return ImportedRun(experiment, imported.shape, count, imported.notes)
 
 
-def _of_folder(path: Path, classes: int | None) -> _Source:
+def _of_folder(path: Path, classes: int | None, codec: str | Path | None, runtime: Runtime) -> _Source:
     folder = read_folder(path)
     model = folder.model
-    classes = _classes(path, model.rows, folder.classes if classes is None else classes)
-    shape = ImageShape(model.channels, model.resolution, classes)
+    classes = model.count_classes(folder.classes if classes is None else classes, str(path))
     stage = {
         "kind": "ddpm",
         "network": model.network.model_dump(mode="json"),
         "conditional": classes > 0,
-        "label_dropout": 0.0 if classes == model.rows else 0.1,
+        "label_dropout": 0.1 if model.has_empty_label(classes) else 0.0,
         **folder.stage,
     }
-    tree = {**_TRAINING, "data": {**_TRAINING["data"], **_data(shape)}, "stage": stage}
-    return _Source(tree, shape, lambda nets: {DENOISER: our_tensors(folder, nets[DENOISER])}, folder.notes)
+    if folder.vae is None:
+        if codec is not None:
+            raise UserError(f"{path}: its network denoises pixels; leave out --codec")
+        shape = ImageShape(model.channels, model.resolution, classes)
+    elif codec is None:
+        raise UserError(f"{path}: its network denoises latents; give --codec RUN, the VAE run that it was trained with")
+    else:
+        stage["codec"] = {"kind": "vae"}
+        shape = ImageShape(**find_checkpoint(Path(codec), runtime).state.shape.model_dump())._replace(classes=classes)
+    data = _data(shape) | ({"class_names": folder.class_names} if len(folder.class_names) == classes else {})
+    tree = {**_TRAINING, "data": {**_TRAINING["data"], **data}, "stage": stage}
+    return _Source(tree, shape, functools.partial(_folder_tensors, folder), folder.notes)
+
+
+def _folder_tensors(folder: DiffusersFolder, stage: Stage, expected: Tensors) -> Tensors:
+    tensors = {DENOISER: our_tensors(folder, expected[DENOISER])}
+    if folder.vae is not None:
+        codec = cast(DDPM, stage).codec
+        tensors[LATENT_SCALE] = latent_scale(folder.vae, cast(LatentCodec, codec))
+    return tensors
 
 
 def _of_file(path: Path, classes: int | None) -> _Source:
@@ -110,27 +137,13 @@ def _of_file(path: Path, classes: int | None) -> _Source:
     for section, keys in _OWN_KEYS.items():
         tree[section] = {key: value for key, value in tree[section].items() if key not in keys}
     tree["data"] |= _data(shape)
-    return _Source(tree, shape, functools.partial(network_tensors, file), [])
+    return _Source(tree, shape, lambda _, expected: network_tensors(file, expected), [])
 
 
 def _data(shape: ImageShape) -> dict[str, Any]:
     """The data section: no shards, and what the network fixes."""
     size = {"resolution": shape.resolution, "channels": shape.channels, "labels": shape.classes > 0}
     return {"train": [], "order_version": VERSION, **size}
-
-
-def _classes(path: Path, rows: int | None, classes: int | None) -> int:
-    """The number of classes of a network with so many rows in its class embedding. Raises UserError."""
-    if rows is None and not classes:
-        return 0
-    if rows is None:
-        raise UserError(f"{path}: its network has no class embedding; leave out --classes")
-    if classes is None or not rows - 1 <= classes <= rows or classes < 1:
-        raise UserError(
-            f"{path}: its class embedding has {rows} rows; give --classes {rows}, or --classes {rows - 1} where the "
-            f"last row is the empty label of classifier-free guidance"
-        )
-    return classes
 
 
 def _write(

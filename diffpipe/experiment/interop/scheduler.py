@@ -48,15 +48,20 @@ class SchedulerConfig(Config):
     """Before version 0.4."""
 
 
-def to_scheduler(stage: DDPMConfig) -> tuple[Scheduler, dict[str, Any]]:
-    """The scheduler's class and its config. Raises UserError where diffusers has none for the stage."""
+def to_scheduler(stage: DDPMConfig, *, learned_variance: bool) -> tuple[Scheduler, dict[str, Any]]:
+    """The scheduler's class and its config. Raises UserError where diffusers has none for the stage.
+
+    learned_variance: whether the pipeline gives it the learned variance. Otherwise such a stage has a DDIMScheduler,
+    which needs none.
+    """
     schedule, sampler = stage.schedule, stage.sampler
     if not isinstance(schedule, DiscreteScheduleConfig):
         raise UserError(
-            f"stage.schedule.kind is {schedule.kind}, and diffusers' DDPMPipeline and DDIMPipeline have schedules with "
-            f"timesteps alone; export --to safetensors"
+            f"stage.schedule.kind is {schedule.kind}, and the diffusers pipelines for this network have schedules "
+            f"with timesteps alone; export --to safetensors"
         )
-    name: Scheduler = "DDPMScheduler" if sampler.kind == "ancestral" else "DDIMScheduler"
+    ancestral = sampler.kind == "ancestral" and learned_variance >= stage.learned_variance
+    name: Scheduler = "DDPMScheduler" if ancestral else "DDIMScheduler"
     config = {
         "num_train_timesteps": schedule.steps,
         "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[stage.prediction],

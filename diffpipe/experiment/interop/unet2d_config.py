@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
+from torch import Tensor
 
 from diffpipe.config import Config, validate
 from diffpipe.errors import UserError
-from diffpipe.experiment.interop.renaming import Names
+from diffpipe.experiment.interop.renaming import Names, to_ours, to_theirs
 from diffpipe.experiment.interop.unet2d_names import unet2d_names
 from diffpipe.nn.levels import Positive
 from diffpipe.nn.unet import UNetConfig
 
 # A config from elsewhere may ask for a network that cannot even be described.
 _MOST_BLOCKS = 1000
+_LABEL = "label.weight"
 Width = Annotated[int, Field(ge=1, le=1 << 16)]
 Rows = Annotated[int, Field(ge=1, le=1 << 24)]
 
@@ -67,6 +69,39 @@ class UNet2D(NamedTuple):
     out_channels: int
     resolution: int
     rows: int | None = None
+
+    def count_classes(self, given: int | None, where: str) -> int:
+        """The classes of our network, where `given` is their number or not known. Raises UserError."""
+        rows = self.rows
+        if rows is None and not given:
+            return 0
+        if rows is None:
+            raise UserError(f"{where}: its network has no class embedding; leave out --classes")
+        if given is None or not rows - 1 <= given <= rows or given < 1:
+            raise UserError(
+                f"{where}: its class embedding has {rows} rows; give --classes {rows}, or --classes {rows - 1} where "
+                f"the last row is the empty label of classifier-free guidance"
+            )
+        return given
+
+    def has_empty_label(self, classes: int) -> bool:
+        return classes != self.rows
+
+    def their_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our network's tensors as theirs. Without a row of its own, the empty label has none there."""
+        return to_theirs({key: t[: self.rows] if key == _LABEL else t for key, t in tensors.items()}, self.names)
+
+    def our_tensors(self, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their tensors as ours. A class embedding without a row for the empty label gets one of zeros.
+
+        expected: our network's tensors, without values.
+        """
+        ours = to_ours(tensors, self.names)
+        if _LABEL in ours:
+            rows = ours[_LABEL]
+            ours[_LABEL] = rows.new_zeros(expected[_LABEL].shape)
+            ours[_LABEL][: len(rows)] = rows
+        return ours
 
     @property
     def attends(self) -> list[bool]:

@@ -1,18 +1,20 @@
-"""A safetensors file of weights that somebody else made: what it holds is compared before any tensor is read."""
+"""Safetensors files: one that somebody else made, compared before any tensor is read, and one that is written."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffpipe.errors import UserError
-from diffpipe.files import open_regular
+from diffpipe.files import open_regular, sync
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -89,3 +91,14 @@ class WeightsFile:
             return {name: self._file.get_tensor(stored).to(torch.float32) for name, stored in self._names.items()}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.path}: cannot be read just now ({error})") from error
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all. Raises OSError or SafetensorError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from diffpipe.__main__ import main
-from diffpipe.experiment.interop.diffusers_folder import WEIGHTS
+from diffpipe.experiment.interop.diffusers_folder import weights_path
 from tests.support.diffusers_folders import saved_folder
+
+WEIGHTS = weights_path("unet")
 
 
 def edited(name: str, **keys: Any) -> Callable[[Path], object]:

@@ -35,7 +35,7 @@ def stage(**keys: Any) -> DDPMConfig:
 )
 def test_theirs_has_the_same_levels_and_comes_back_as_ours(keys: dict[str, Any]) -> None:
     ours = stage(**keys)
-    name, config = to_scheduler(ours)
+    name, config = to_scheduler(ours, learned_variance=True)
     theirs = CLASSES[name](**config)
     assert isinstance(ours.schedule, DiscreteScheduleConfig)
     schedule = ours.schedule.build()
@@ -87,4 +87,4 @@ def test_what_our_sampler_does_otherwise_is_said() -> None:
 
 def test_a_schedule_without_timesteps_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.schedule\.kind is edm"):
-        to_scheduler(stage(prediction="edm"))
+        to_scheduler(stage(prediction="edm"), learned_variance=True)
