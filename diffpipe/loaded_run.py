@@ -5,51 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.evaluation.anomaly import AnomalyDetection, detect_anomalies
-from diffpipe.evaluation.attributes import AttributeMove, move_between
 from diffpipe.evaluation.classification import ClassifiedImages, classify_images
 from diffpipe.evaluation.counts import note_count
 from diffpipe.evaluation.export import ExportFormat, export
 from diffpipe.evaluation.image_sources import TensorImages, require_image_tensor, require_label_tensor
-from diffpipe.evaluation.interpolation import Interpolation, interpolate
-from diffpipe.evaluation.latent_map import Map, map_of_run
-from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.nll import NLL, measure_nll
 from diffpipe.evaluation.overlap import overlap_check
-from diffpipe.evaluation.samples import write_samples
 from diffpipe.evaluation.score_files import score_file
 from diffpipe.evaluation.score_sources import floor_count, score_sources
 from diffpipe.evaluation.scores import score
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.run import Run, generated_images, open_run, reconfigured
-from diffpipe.interfaces import Reconstructs
+from diffpipe.experiment.run import open_run
+from diffpipe.experiment.sampling_options import SamplingOptions
+from diffpipe.loaded_latents import LoadedLatents
+from diffpipe.loaded_samples import LoadedSamples
 from diffpipe.metrics.names import DEFAULT_METRICS
 from diffpipe.metrics.protocol import Result
-from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Device, Precision, Runtime
 
 
 @dataclass(frozen=True)
-class LoadedRun:
+class LoadedRun(LoadedSamples, LoadedLatents):
     """A trained run, to sample from and to measure. `load` makes it.
 
     Options of a method that are None are as the run's config says. It is a context manager: under several processes,
     leaving it leaves their group.
 
     Images are generated in the precision that `load` was given. Likelihoods and latents are computed in that of their
-    method.
+    method. Methods that generate take the options of `diffpipe sample` by the same names: see `SamplingOptions`.
     """
-
-    _run: Run
-    _runtime: Runtime
-    _overrides: tuple[str, ...]
 
     def __enter__(self) -> LoadedRun:
         return self
@@ -86,41 +77,6 @@ class LoadedRun:
         """The file in the run's scores/ of a score of n images with this protocol. kind: the command."""
         return score_file(self._run.home, kind, self.step, n, protocol)
 
-    def write_samples(self, folder: str | Path, n: int, *, seed: int = 0, label: int | str | None = None) -> None:
-        """Write n images as `diffpipe sample` does: `000000.png` … by sample index, `grid.png` and `samples.json`.
-
-        The images are those of `sample`. A folder with images of another set is refused, one with images of this set is
-        continued. No process holds more of them at a time than a chunk.
-        """
-        write_samples(
-            generated_images(self._run, self._runtime, n=n, seed=seed, label=label), Path(folder), self._runtime
-        )
-
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int = 0,
-        label: int | str | None = None,
-        sampler: str | None = None,
-        steps: int | None = None,
-        eta: float | None = None,
-        guidance: float | None = None,
-        temperature: float | None = None,
-    ) -> UInt8[Tensor, "n c h w"]:
-        """n images, as `diffpipe sample` writes them: image i depends on (seed, i) and the weights alone.
-
-        label: the class of all images, by its number or its name; None: image i of a class-conditional run is of class
-        i mod classes. steps: network evaluations per image. Raises UserError for an option that the run's stage does
-        not have.
-
-        >>> run.sample(4, seed=1, steps=2).shape
-        torch.Size([4, 1, 8, 8])
-        """
-        chosen = self._with(kind=sampler, steps=steps, eta=eta, guidance=guidance, temperature=temperature)
-        source = generated_images(chosen, self._runtime, n=n, seed=seed, label=label)
-        return torch.cat(map_over_ranks(n, source.images, self._runtime))
-
     def score(
         self,
         reference: str | Path,
@@ -129,27 +85,25 @@ class LoadedRun:
         metrics: Sequence[str] = DEFAULT_METRICS,
         seed: int = 0,
         label: int | str | None = None,
-        sampler: str | None = None,
-        steps: int | None = None,
         floor: str | None = None,
         inception: str | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Result:
         """The scores of n generated images, as `diffpipe eval` computes them: `.scores`, `.floor` and `.protocol`.
 
         reference: a folder, a zip, an npz or shards of real images. n: None for 1000, or as many as the floor has where
         these are fewer. floor: real images that the reference does not hold, whose score shows how low one can get;
         None or "split": one half of the reference against the other. inception: a file with the weights of fid and kid;
-        None: they are downloaded once.
+        None: they are downloaded once. options: see `SamplingOptions`.
 
         >>> result = run.score(shards, n=4, metrics=["fd_efficientnet_lite0"], steps=2, floor="split")
         >>> result.scores["fd_efficientnet_lite0"] > 0
         True
         """
-        chosen = self._with(kind=sampler, steps=steps)
         runtime, shape = self._runtime, self._run.shape
         count = runtime.comm.raise_on_all_ranks(lambda: floor_count(floor)) if n is None else n
         note_count(n, count, str(floor), runtime)
-        generated = generated_images(chosen, runtime, n=count, seed=seed, label=label)
+        generated = self._generated(options, n=count, seed=seed, label=label)
         sources = runtime.comm.raise_on_all_ranks(
             lambda: score_sources(generated, str(reference), floor, shape.resolution)
         )
@@ -234,47 +188,6 @@ class LoadedRun:
         chosen = self._with(vlb_steps=steps)
         return detect_anomalies(chosen, normal, abnormal, runtime, training=training, n=n, seed=seed)
 
-    def interpolate(
-        self, n: int, points: int = 9, *, shards: str | None = None, seed: int = 0, label: int | str | None = None
-    ) -> Interpolation:
-        """n rows of images at even steps from one end to another: two noises, or two images of the shards.
-
-        Raises UserError where the run generates nothing, or with shards where it has no latents of images.
-
-        >>> run.interpolate(2, points=3).images.shape
-        torch.Size([2, 3, 1, 8, 8])
-        """
-        return interpolate(self._run, shards, self._runtime, n=n, points=points, seed=seed, label=label)
-
-    def move_attribute(
-        self, shards: str, source: int, target: int, *, n: int = 500, seed: int = 0, precision: Precision = "fp32"
-    ) -> AttributeMove:
-        """Images of class `source`, moved in latent space along the direction to class `target`.
-
-        n: most images of a class in its mean. Raises UserError for a run without latents, and a class-conditional one.
-        """
-        runtime = self._runtime.in_precision(precision)
-        return move_between(self._run, shards, source, target, runtime, n=n, seed=seed)
-
-    def latent_map(self, shards: str, *, n: int = 2000, seed: int = 0, precision: Precision = "fp32") -> Map:
-        """Up to n images of the shards on a plane through their latents. Raises UserError for a run without latents."""
-        return map_of_run(self._run, shards, self._runtime.in_precision(precision), n=n, seed=seed)
-
-    def reconstruct(self, images: UInt8[Tensor, "n c h w"], *, seed: int = 0) -> UInt8[Tensor, "n c h w"]:
-        """The images after encoding and decoding, by an autoencoder or a VAE. Raises UserError for other stages."""
-        stage = self._run.stage
-        if not isinstance(stage, Reconstructs):
-            raise UserError(f"stage.kind {self.config.stage.kind} reconstructs no images; load an autoencoder or a vae")
-
-        require_image_tensor(images, self._run.shape)
-
-        def again(indices: range) -> Tensor:
-            rng = KeyedRNG(seed, torch.tensor(indices, device=self._runtime.device))
-            chunk = images[indices.start : indices.stop].to(self._runtime.device)
-            return stage.reconstruct(self.networks, chunk, rng).cpu()
-
-        return torch.cat(map_over_ranks(len(images), again, self._runtime))
-
     def export(self, out: str | Path, to: ExportFormat = "safetensors") -> list[str]:
         """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.
 
@@ -286,11 +199,6 @@ class LoadedRun:
         []
         """
         return self._runtime.comm.on_rank_zero(lambda: export(self._run, Path(out), to))
-
-    def _with(self, **sampler: Any) -> Run:
-        """The run with these keys of its sampler; None leaves one as it is."""
-        words = [f"stage.sampler.{key}={value}" for key, value in sampler.items() if value is not None]
-        return reconfigured(self._run, [*self._overrides, *words], self._runtime) if words else self._run
 
 
 def load(

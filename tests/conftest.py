@@ -26,7 +26,9 @@ PARTS = (
     "report",
     "verify",
     "api",
+    "loaded_latents",
     "loaded_run",
+    "loaded_samples",
     "cli",
 )
 

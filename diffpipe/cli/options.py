@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from diffpipe.experiment import sampling_options
 from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
 
@@ -108,6 +109,17 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--spacing", help="trailing, leading, linspace, karras or log_snr: which noise levels they visit"
     )
     parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")
+    parser.add_argument("--churn", type=float, help="noise of edm over all steps, such as 40; 0 is none")
+    parser.add_argument(
+        "--variance", choices=("small", "large"), help="of the ancestral sampler: the posterior's or beta"
+    )
+    parser.add_argument("--clip", choices=("true", "false"), help="clip each predicted x_0 to [-1, 1]")
+    parser.add_argument(
+        "--dynamic-threshold",
+        type=float,
+        metavar="QUANTILE",
+        help="clip it to this quantile of its own instead, such as 0.995, for large guidance",
+    )
     parser.add_argument(
         "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
     )
@@ -131,29 +143,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling_overrides(args: argparse.Namespace) -> list[str]:
     """The sampling options on the command line, as overrides of the run's config."""
-    values = {"kind": args.sampler, "steps": args.steps, "eta": args.eta, "guidance": args.guidance}
-    values["spacing"], values["temperature"] = args.spacing, args.temperature
-    if args.guidance_interval is not None:
-        values["guidance_interval"] = f"[{args.guidance_interval}]"
     codec = [f"stage.codec.run={args.codec}"] if args.codec else []
-    return [*codec, *guide_overrides(args.guide), *_sampler_overrides(values)]
-
-
-def guide_overrides(guide: str | None) -> list[str]:
-    """--guide as overrides of the run's config. Another guide than the config's has another hash."""
-    if guide is None:
-        return []
-    if guide == "none":
-        return ["stage.sampler.guide=null"]
-    return [f"stage.sampler.guide.run={guide}", "stage.sampler.guide.sha256=null"]
+    return [*codec, *sampling_options.sampling_overrides(values(args, *sampling_options.NAMES))]
 
 
 def likelihood_overrides(args: argparse.Namespace) -> list[str]:
     """--steps and --importance-samples on the command line, as overrides of the run's config."""
-    return _sampler_overrides(
-        {"vlb_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
-    )
-
-
-def _sampler_overrides(values: dict[str, object]) -> list[str]:
-    return [f"stage.sampler.{key}={value}" for key, value in values.items() if value is not None]
+    chosen = {"vlb_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
+    return [f"stage.sampler.{key}={value}" for key, value in chosen.items() if value is not None]

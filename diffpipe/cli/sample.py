@@ -18,18 +18,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out", type=user_path, metavar="OUT", help="folder for 000000.png … by sample index, and grid.png"
     )
     options.add_count(parser, 64, "images to generate")
+    parser.add_argument(
+        "--trajectory",
+        action="store_true",
+        help="also write trajectory.png: how the first 8 images came about, x_t and the x_0 predicted from it at 10 "
+        "noise levels",
+    )
     options.add_sampling(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
+    from diffpipe.report.labelled_grid import save
+    from diffpipe.report.trajectory_grid import trajectory_grid
 
     if args.n < 1:
         raise UserError(f"--n {args.n}: give 1 or more")
-    runtime = options.values(args, "precision", "device")
+    runtime, how = options.values(args, "precision", "device"), options.values(args, "seed", "label")
     with load(args.run, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime) as run:
-        run.write_samples(args.out, args.n, seed=args.seed, label=args.label)
+        trajectory = run.trajectory(min(args.n, 8), **how) if args.trajectory else None
+        run.write_samples(args.out, args.n, **how)
     if is_main_process():
-        options.print_result(
-            f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {args.out}/grid.png"
-        )
+        written = f"{args.out}/grid.png"
+        if trajectory is not None:
+            save(trajectory_grid(trajectory, f"{run.title}, {run.weights} weights"), args.out / "trajectory.png")
+            written += f" and {args.out}/trajectory.png"
+        options.print_result(f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {written}")

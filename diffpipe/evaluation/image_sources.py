@@ -65,12 +65,16 @@ class GeneratedImages:
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         """The images of these sample indices, on the CPU. The bits depend on the whole range, not on i alone."""
+        with self.runtime.autocast():
+            return self.stage.generate(self.nets, *self.noise_and_labels(indices)).cpu()
+
+    def noise_and_labels(self, indices: range) -> tuple[KeyedRNG, Int[Tensor, " b"] | None]:
+        """The noise and the class of each of these images."""
         positions = torch.tensor(indices, device=self.runtime.device)
         labels = None
         if self.shape.classes:
             labels = positions % self.shape.classes if self.label is None else torch.full_like(positions, self.label)
-        with self.runtime.autocast():
-            return self.stage.generate(self.nets, KeyedRNG(self.seed, positions), labels).cpu()
+        return KeyedRNG(self.seed, positions), labels
 
 
 RESIZE = "shorter side to this size, bicubic with antialiasing, then cropped at the centre"

@@ -14,7 +14,7 @@ from torch import nn
 from diffpipe.data.index.scan import CLASS_DIGITS
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages
-from diffpipe.experiment import post_hoc_ema
+from diffpipe.experiment import post_hoc_ema, sampling_options
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.dependencies import resolve
 from diffpipe.experiment.find_checkpoint import find_checkpoint
@@ -31,12 +31,7 @@ from diffpipe.train.runtime import Runtime
 _OPTIONS = {
     "stage.codec.run": ("codec", "a latent diffusion (stage.codec.kind vae)"),
     "stage.sampler.kind": ("sampler", "a diffusion's sampling"),
-    "stage.sampler.steps": ("steps", "a diffusion's sampling"),
-    "stage.sampler.eta": ("eta", "a diffusion's sampling"),
-    "stage.sampler.spacing": ("spacing", "a diffusion's sampling"),
-    "stage.sampler.guidance_interval": ("guidance_interval", "a diffusion's sampling"),
-    "stage.sampler.guidance": ("guidance", "a diffusion's sampling"),
-    "stage.sampler.guide": ("guide", "a diffusion's sampling"),
+    **{f"stage.sampler.{name}": (name, "a diffusion's sampling") for name in sampling_options.OF_DIFFUSION},
     "stage.sampler.guide.run": ("guide", "a diffusion's sampling"),
     "stage.sampler.temperature": ("temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
     "stage.sampler.vlb_steps": ("steps", "a diffusion's bound"),

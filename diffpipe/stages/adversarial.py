@@ -7,7 +7,7 @@ that x_0 itself with the real one, as in adversarial diffusion distillation (Sau
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.diffusion.parameterization import x0_from_eps
-from diffpipe.diffusion.process import append_dims, q_sample, q_step, reverse_step
+from diffpipe.diffusion.process import NoiseLevel, append_dims, q_sample, q_step, reverse_step
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig, PerDevice
+from diffpipe.diffusion.trajectory import collect, evenly, final_state
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
+from diffpipe.interfaces import Batch, ChainState, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.plural import plural
@@ -181,6 +182,33 @@ class AdversarialDiffusion:
     def generate(
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
+        return self.codec.decode(self._sample(nets, rng, labels, lambda *_: None))
+
+    @torch.no_grad()
+    def trajectory(
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None, most: int
+    ) -> list[ChainState]:
+        schedule = self.levels.on("cpu").schedule
+        states: list[ChainState] = []
+        shown = {schedule.T - 1 - i for i in evenly(schedule.T, most - 1)}
+        collected = collect(states, self.codec.decode)
+
+        def show(step: int, x_t: Tensor, x0: Tensor) -> None:
+            if step in shown:
+                level = schedule.level(torch.tensor([step]))
+                collected(NoiseLevel(level.alpha.item(), level.sigma.item(), step), x_t, x0)
+
+        images = self.codec.decode(self._sample(nets, rng, labels, show))
+        return [*states, final_state(images)]
+
+    def _sample(
+        self,
+        nets: Mapping[str, nn.Module],
+        rng: RNG,
+        labels: Int[Tensor, " b"] | None,
+        show: Callable[[int, Tensor, Tensor], None],
+    ) -> Float[Tensor, "b c h w"]:
+        """x_0. show: gets the number of each step, x_t and the x_0 that the generator draws from it."""
         schedule, _ = self.levels.on(rng.positions.device)
         shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)
         labels = labels_to_generate(self.classes, labels, rng)
@@ -189,9 +217,10 @@ class AdversarialDiffusion:
             t = torch.full_like(rng.positions, step)
             z = self.config.sampler.temperature * rng.normal("latent", (self.config.latent,), stream=step)
             x0 = self._denoised(nets[GENERATOR], x_t, t, z, labels)
+            show(step, x_t, x0)
             noise = rng.normal("reverse", shape, stream=step)
             x_t = reverse_step(schedule.level(t), schedule.level(t - 1), x0, x_t, noise)
-        return self.codec.decode(x_t)
+        return x_t
 
     def _denoised(
         self, generator: nn.Module, x_t: Tensor, t: Tensor, z: Tensor, labels: Tensor | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -20,10 +21,11 @@ from diffpipe.diffusion.samplers import check_sampler, sample
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig, PerDevice, Schedule
 from diffpipe.diffusion.timesteps import TimestepsConfig, draw_level
 from diffpipe.diffusion.training_loss import NoisedBatch, training_loss
+from diffpipe.diffusion.trajectory import sample_states
 from diffpipe.diffusion.visited_levels import visited_levels
 from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
+from diffpipe.interfaces import Batch, ChainState, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.adm import ADMConfig
 from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.latent_scale import LatentScale
@@ -233,8 +235,14 @@ class DDPM:
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         schedule, sampler = self.schedule.on("cpu"), self.config.sampler
-        x0 = sample(self.denoise(nets, labels), schedule, sampler, rng, self.code_shape)
-        return self.codec.decode(cast(LatentScale, nets[LATENT_SCALE]).inverse(x0) if self.codec.latent else x0)
+        return self._decode(nets, sample(self.denoise(nets, labels), schedule, sampler, rng, self.code_shape))
+
+    @torch.no_grad()
+    def trajectory(
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None, most: int
+    ) -> list[ChainState]:
+        schedule, sampler, decode = self.schedule.on("cpu"), self.config.sampler, partial(self._decode, nets)
+        return sample_states(self.denoise(nets, labels), schedule, sampler, rng, self.code_shape, decode, most)
 
     def denoise(
         self, nets: Mapping[str, nn.Module], labels: Int[Tensor, " b"] | None, *, guide: bool = True
@@ -286,3 +294,6 @@ class DDPM:
     def _encode(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Float[Tensor, "b c h w"]:
         codes = self.codec.encode(images, rng)
         return nets[LATENT_SCALE](codes) if self.codec.latent else codes
+
+    def _decode(self, nets: Mapping[str, nn.Module], x0: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c2 h2 w2"]:
+        return self.codec.decode(cast(LatentScale, nets[LATENT_SCALE]).inverse(x0) if self.codec.latent else x0)

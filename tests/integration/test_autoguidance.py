@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from tests.support.commands import refused, succeeds, train
+from tests.support.commands import SHARDS, refused, succeeds, train
 
 
 def test_another_run_guides_and_the_protocol_names_its_checkpoint(tmp_path: Path) -> None:
@@ -19,6 +19,11 @@ def test_another_run_guides_and_the_protocol_names_its_checkpoint(tmp_path: Path
     made = json.loads((tmp_path / "samples" / "samples.json").read_text())["protocol"]["generated"]["sampler"]
     manifest = guide / "checkpoints" / "step-00000001" / "manifest.json"
     assert (made["guide"], made["guidance"]) == (hashlib.sha256(manifest.read_bytes()).hexdigest(), 2.0)
+    shards, score = SHARDS / "test", tmp_path / "score.json"
+    succeeds("eval", run, "--reference", shards, "--n", 4, "--guide", guide, "--guidance", 2, "--out", score)
+    assert json.loads(score.read_text())["protocol"]["generated"]["sampler"] == made
+    line = refused("eval", run, "--reference", shards, "--n", 4, "--guide", guide)
+    assert "stage.sampler.guide has no effect at guidance 1" in line
     line = refused("sample", run, tmp_path / "out", "--guide", guide)
     assert "stage.sampler.guide has no effect at guidance 1; set stage.sampler.guidance, such as 2" in line
     line = refused("sample", run, tmp_path / "out", "--guide", tmp_path / "absent", "--guidance", 2)

@@ -47,6 +47,17 @@ def test_seed_and_label_choose_the_image(run: Path, tmp_path: Path) -> None:
     assert first("seed", "--seed", 1) != plain
 
 
+def test_the_chain_is_drawn_alike_on_one_process_and_on_two(run: Path, tmp_path: Path) -> None:
+    for processes in (0, 2):
+        words = ["--n", 2, "--steps", 20, "--sampler", "unipc", "--trajectory"]
+        line = succeeds("sample", run, tmp_path / f"{processes}", *words, processes=processes)
+        assert f"2 images of step 3, ema weights: {tmp_path}/{processes}/grid.png and {tmp_path}" in line
+    pictures = [tmp_path / f"{processes}" / "trajectory.png" for processes in (0, 2)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    with Image.open(pictures[0]) as picture:
+        assert picture.width > 11 * (3 * 28 + 6)
+
+
 def test_scores_do_not_depend_on_the_number_of_processes(run: Path, reference: Path, tmp_path: Path) -> None:
     results = []
     for processes in (1, 2):

@@ -89,6 +89,10 @@ REFUSED = {
     "a class-conditional run": ("attribute {by_class} {test} {out} --from 0 --to 1", "its latents lack it; give a run"),
     "no latents": ("attribute {gan} {test} {out} --from 0 --to 1", "GAN has no latents of images; give a run of an"),
     "a map of no latents": ("latent-map {gan} {test} {out}", "GAN has no latents of images; give a run of an"),
+    "no chain": (
+        "sample {gan} {out} --trajectory",
+        "is of stage.kind gan, which generates without a chain of noise levels; leave the trajectory out",
+    ),
     "no latents to go between": ("interpolate {gan} {out} --shards {test}", "GAN has no latents of images"),
     "more pairs than images": (
         "interpolate {vae} {out} --shards {few} --n 3",

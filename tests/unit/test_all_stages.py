@@ -12,7 +12,7 @@ import torch
 
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
-from diffpipe.interfaces import Borrows, Generates
+from diffpipe.interfaces import Borrows, Generates, HasChain
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan_losses import DISCRIMINATOR, GENERATOR, PENALTY
 from diffpipe.train.config import TrainConfig
@@ -139,3 +139,16 @@ def test_the_networks_that_generate_and_their_evaluations_are_as_declared(name: 
     stage.generate(own, KeyedRNG(0, torch.arange(3)), torch.arange(3))
     assert ran == set(stage.generating)
     assert stage.evaluations() == (evaluated / 3 or None)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "ddpm" in name or "adversarial" in name])
+def test_a_chain_ends_in_the_generated_images(name: str) -> None:
+    stage = CASES[name].stage()
+    assert isinstance(stage, Generates)
+    assert isinstance(stage, HasChain)
+    nets = {key: net.requires_grad_(False).eval() for key, net in stage.networks().items()}
+    states = stage.trajectory(nets, KeyedRNG(0, torch.arange(2)), torch.arange(2), 3)
+    assert torch.equal(states[-1].x0, stage.generate(nets, KeyedRNG(0, torch.arange(2)), torch.arange(2)))
+    assert len(states) == 3
+    assert states[0].ratio > states[1].ratio > states[2].ratio == 0
+    assert all(state.x_t.shape == state.x0.shape == (2, 1, 8, 8) for state in states)

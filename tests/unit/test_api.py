@@ -25,7 +25,7 @@ from tests.support.commands import CONFIG, SHARDS
 from tests.support.runs import TINY_WORDS, indexed_shards
 from tests.support.tars import random_pixels
 
-METHODS = [f"LoadedRun.{name}" for name in ("sample", "score", "nll", "classify", "interpolate")]
+METHODS = [f"LoadedRun.{name}" for name in ("sample", "trajectory", "score", "nll", "classify", "interpolate")]
 
 
 class Recorder(diffpipe.Callback):

@@ -13,14 +13,15 @@ from diffpipe.data.packing.tree import Folder, Zip, in_order
 from diffpipe.errors import UserError
 from diffpipe.plural import plural
 
+_PICTURES = ("grid.png", "trajectory.png")
 _NAMED = 5
 _DIGITS = 4000  # Python converts no longer numbers
 
 
 def image_paths(tree: Folder | Zip) -> list[str]:
-    """The files that are images by their names, without the `grid.png` that `diffpipe sample` writes beside others."""
+    """The files that are images by their names, without the pictures that `diffpipe sample` writes beside them."""
     paths = [path for path in tree.paths if is_image_name(path)]
-    return [path for path in paths if path != "grid.png"] if "000000.png" in paths else paths
+    return [path for path in paths if path not in _PICTURES] if "000000.png" in paths else paths
 
 
 class FolderSource:

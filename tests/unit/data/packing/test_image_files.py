@@ -41,7 +41,7 @@ def test_nested_folders_and_zips_give_the_images_that_pack_takes(tmp_path: Path)
 
 
 def test_the_grid_beside_samples_is_no_image_of_the_set_but_another_grid_is(tmp_path: Path) -> None:
-    for name in ("000000.png", "000001.png", "grid.png", "class/grid.png"):
+    for name in ("000000.png", "000001.png", "grid.png", "trajectory.png", "class/grid.png"):
         save(tmp_path / "samples" / name)
     assert names(tmp_path / "samples") == ["000000.png", "000001.png", "class/grid.png"]
     for name in ("fence.png", "grid.png"):
