@@ -152,6 +152,19 @@ class Network(Protocol):
 
 
 @runtime_checkable
+class Projects(Protocol):
+    """A network that keeps its parameters to a constraint, such as weights of unit norm."""
+
+    def after_step(self, taken: Bool[Tensor, ""]) -> None:
+        """Project the parameters in place, after each update of an optimizer that trains the network.
+
+        taken: on the device; false where the update was left out because it was not finite, and nothing may change.
+        Sharded parameters are DTensors, each with its rows on this process.
+        """
+        ...
+
+
+@runtime_checkable
 class Stage(Protocol):
     """A family of generators: its networks and its losses.
 

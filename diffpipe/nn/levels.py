@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -48,3 +49,12 @@ class NormalizedLevelsConfig(LevelsConfig):
         if self.channels % self.groups:
             raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
         return self
+
+
+def check_attention(attention: Sequence[int], levels: Sequence[int]) -> None:
+    """Raise UserError where no level has a resolution that the config names for attention."""
+    absent = set(attention) - set(levels)
+    if absent:
+        raise UserError(
+            f"stage.network.attention names resolutions {sorted(absent)} that no level has; the levels are {[*levels]}"
+        )

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.errors import UserError
 from diffpipe.nn.blocks import Downsample, ResBlock, SelfAttention, Upsample, sinusoidal_embedding, zero_init
 from diffpipe.nn.initialization import variance_scaling
-from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
+from diffpipe.nn.levels import NormalizedLevelsConfig, Positive, check_attention
 
 
 class UNetShapeConfig(NormalizedLevelsConfig):
@@ -135,12 +135,7 @@ class UNetEncoder(nn.Module):
             raise UserError(f"data.resolution {resolution} must be a multiple of stage.network.patch {config.patch}")
         resolution //= config.patch
         config.lowest(resolution, "stage.network.channel_mult")
-        levels = [resolution >> i for i in range(len(config.channel_mult))]
-        absent = set(config.attention) - set(levels)
-        if absent:
-            raise UserError(
-                f"stage.network.attention names resolutions {sorted(absent)} that no level has; the levels are {levels}"
-            )
+        check_attention(config.attention, [resolution >> i for i in range(len(config.channel_mult))])
         self.config = config
         c_emb = 4 * config.channels
         self.time = nn.Sequential(nn.Linear(config.channels, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))

@@ -28,6 +28,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ChainState, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.adm import ADMConfig
 from diffpipe.nn.dit import DiTConfig
+from diffpipe.nn.edm2 import EDM2Config
 from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.nn.log_variance import LogVariance
 from diffpipe.nn.unet import UNetConfig
@@ -56,9 +57,9 @@ class DDPMConfig(StageConfig):
     """Denoising diffusion (Ho et al. 2020), in pixels or in the latents of a VAE."""
     codec: CodecConfig = PixelCodecConfig()
     """The data that is diffused: pixels, or the latents of a VAE (latent diffusion, Rombach et al. 2022)."""
-    network: Annotated[UNetConfig | ADMConfig | DiTConfig, Field(discriminator="kind"), Kinds("networks")] = (
-        UNetConfig()
-    )
+    network: Annotated[
+        UNetConfig | ADMConfig | EDM2Config | DiTConfig, Field(discriminator="kind"), Kinds("networks")
+    ] = UNetConfig()
     """The network that predicts the noise."""
     prediction: Prediction = "eps"
     """The target of the network: the noise (eps, Ho et al. 2020), the image (x0), v (Salimans & Ho 2022), EDM's
@@ -107,6 +108,11 @@ class DDPMConfig(StageConfig):
                 )
         elif self.learned_variance:
             raise ValueError(f"learned_variance needs a schedule with timesteps, and schedule.kind {kind} has none")
+        if self.network.kind == "edm2" and self.prediction != "edm":
+            raise ValueError(
+                f"network.kind edm2 embeds ln(sigma) / 4, which prediction {self.prediction} does not have; set "
+                "prediction=edm"
+            )
         return self
 
     @property

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
+from diffpipe.interfaces import Projects
 from diffpipe.train.parallel import full_tensor
 
 
@@ -80,6 +81,7 @@ class Optimizer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.projecting = [net for net in networks.values() if isinstance(net, Projects)]
         device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -90,7 +92,10 @@ class Optimizer:
         self.scaler.scale(loss).backward()
 
     def step(self, lr: float) -> Float[Tensor, ""]:
-        """Clip and update, then clear the gradients. Returns the gradient's norm before clipping, on the device."""
+        """Clip and update, project the networks that ask for it, and clear the gradients.
+
+        Returns the gradient's norm before clipping, on the device.
+        """
         for group, factor in zip(self.adamw.param_groups, self.factors, strict=True):
             group["lr"] = lr * factor
         self.scaler.unscale_(self.adamw)
@@ -102,6 +107,8 @@ class Optimizer:
             # The fused kernel leaves parameters and moments unchanged where found_inf is 1.
             self.adamw.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
             self.adamw.step()
+        for net in self.projecting:
+            net.after_step(torch.isfinite(norm))
         self.zero_grad()
         return norm.detach()
 

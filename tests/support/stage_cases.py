@@ -21,6 +21,7 @@ SHAPE = ImageShape(channels=1, resolution=8, classes=10)
 # Penalties of their own, at steps 0, 3, 6, …: out of step with checkpoints at every other.
 _ADM = "stage.network={kind: adm, channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], head_channels: 8, "
 _ADM += "groups: 4, dropout: 0.0}"
+_EDM2 = "stage.network={kind: edm2, channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], head_channels: 8}"
 _DIT = "stage.network={kind: dit, patch: 2, width: 16, depth: 2, heads: 2, qk_norm: true, rope: true}"
 LAZY = ("stage.penalty_every=3",)
 # Each choice of diffpipe.diffusion in one of three: targets, schedules, draws, weightings, samplers.
@@ -80,6 +81,7 @@ CASES = {
     "ddpm": Case("ddpm"),
     "ddpm, adm": Case("ddpm", (_ADM,)),
     "ddpm, edm": Case("ddpm", EDM),
+    "ddpm, edm2": Case("ddpm", (_EDM2, *EDM)),
     "ddpm, dit, flow": Case("ddpm", (_DIT, *FLOW)),
     "ddpm, v": Case("ddpm", V),
     "denoising_autoencoder": Case("denoising_autoencoder"),

@@ -14,6 +14,7 @@ _LATENT_UNET = (
     "up.0.0 up.1.0 up.2.0 up.3 up.4.0 up.5.0 up.6.0"
 )
 _ADM = "down.0.0 down.1 down.2.0 down.2.1 middle.0 middle.1 middle.2 up.0.0 up.0.1 up.1.0 up.1.1 up.2 up.3.0 up.4.0"
+_EDM2 = "encoder.0 encoder.1 encoder.2 " + " ".join(f"decoder.{i}" for i in range(7))
 _UNET_DISCRIMINATOR = "down.0.0 down.1 down.2.0 middle.0 middle.1 middle.2 heads.0 heads.1 heads.2"
 _CODER = {"encoder": "layers.0 layers.1 layers.2", "decoder": "layers.0 layers.1 layers.2"}
 _GLOW = " ".join(f"chains.0.layers.{i}" for i in range(6)) + " priors.0"
@@ -26,6 +27,7 @@ BLOCKS = {
     "ddpm": {"denoiser": _UNET},
     "ddpm, adm": {"denoiser": _ADM},
     "ddpm, edm": {"denoiser": _UNET, "log_variance": "out"},
+    "ddpm, edm2": {"denoiser": _EDM2, "log_variance": "out"},
     "ddpm, dit, flow": {"denoiser": "layers.0 layers.1"},
     "ddpm, v": {"denoiser": _UNET},
     "denoising_autoencoder": _CODER,

@@ -115,6 +115,10 @@ def test_a_prediction_has_the_schedule_that_goes_with_it(prediction: str, kind: 
         ({"prediction": "flow", "learned_variance": True}, "learned_variance needs a schedule with timesteps"),
         ({"prediction": "edm", "schedule": {"sigma_min": 90}}, "sigma_min is 90.0, not below sigma_max 80.0"),
         ({"sampler": {"guidance_interval": [5, 1]}}, "must ascend"),
+        (
+            {"prediction": "v", "network": {"kind": "edm2"}},
+            "which prediction v does not have; set prediction=edm",
+        ),
     ],
 )
 def test_predictions_and_schedules_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
