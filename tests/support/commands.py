@@ -27,6 +27,10 @@ SHARDS = HOME / "configs" / "fashion_mnist" / "shards"
 CONFIG = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
 _UNET = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.attention=[]"]
 _UNET += ["stage.network.groups=4", "stage.network.heads=1", "stage.network.head_channels=null"]
+_ADM = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.blocks=1"]
+_ADM += ["stage.network.attention=[]", "stage.network.groups=4", "stage.network.head_channels=8"]
+_DIT = ["stage.network.width=16", "stage.network.depth=2", "stage.network.heads=2"]
+_DENOISER = {"unet": _UNET, "adm": _ADM, "dit": _DIT}
 _DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.channel_mult=[1,2]"]
 _CODER = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.groups=4"]
 TINY_STAGE = {
@@ -41,8 +45,10 @@ TINY_STAGE = {
 
 
 def tiny_stage(stage: Mapping[str, Any]) -> list[str]:
-    """Overrides that make a stage's networks tiny. A flow's are by the kind of its network."""
+    """Overrides that make a stage's networks tiny. Those of a diffusion and a flow are by the kind of the network."""
     kind = stage["kind"]
+    if kind == "ddpm":
+        return [*_DENOISER[stage["network"].get("kind", "unet")], "stage.sampler.steps=3"]
     return TINY_STAGE[stage["network"]["kind"] if kind == "flow" else kind]
 
 
