@@ -16,12 +16,13 @@ CONFIGS = {"vae": "vae", "gan": "gan", "few": "adversarial", "ae": "autoencoder"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each family, none of which knows of classes."""
+    """A run of each family, none of which knows of classes, and one whose network has never seen a hidden label."""
     home = tmp_path_factory.mktemp("made")
     for name, config in CONFIGS.items():
         words = [] if name == "ae" else ["stage.conditional=false"]
         train(home / name, *SMALL, *words, config=FASHION / f"{config}.yaml")
-    return {name: home / name for name in CONFIGS} | {"test": SHARDS / "test"}
+    train(home / "labelled", *SMALL, "stage.label_dropout=0", config=FASHION / "ddpm.yaml")
+    return {name: home / name for name in (*CONFIGS, "labelled")} | {"test": SHARDS / "test"}
 
 
 BETWEEN = ["--normal", "{test}", "--abnormal", "{test}"]
@@ -80,6 +81,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "guidance without labels": (
         ["sample", "{ddpm}", "{out}", "--guidance", "2"],
         ["guidance needs labels to guide by", "stage.conditional=true"],
+    ),
+    "guidance of a network that has always had labels": (
+        ["sample", "{labelled}", "{out}", "--guidance", "2"],
+        ["guidance needs a network that was trained without labels too", "stage.label_dropout above 0, such as 0.1"],
     ),
 }
 

@@ -25,6 +25,18 @@ def test_a_single_file_is_the_run_again(tiny_run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(given[name], again[name]) for name in given)
 
 
+@pytest.mark.parametrize("name", ["w.pt", "w.pkl", "w.safetensors"])
+def test_a_pickle_is_refused_with_the_command_that_converts_it(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / name)
+    assert main(["import", str(tmp_path / name), str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"diffpipe import: error: {tmp_path / name}: a pickle, which can run any code")
+    assert "convert it: " in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
