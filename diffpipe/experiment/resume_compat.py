@@ -117,7 +117,7 @@ def _changed_decay(checkpoint: Checkpoint, before: Experiment, now: Experiment) 
     was, would_be = (before.optimizer.lr_at(step - 1, n) for n in steps)
     changes = [Change("train.steps", *steps)] if was != would_be else []
     minutes = (before.train.minutes, now.train.minutes)
-    if minutes[0] != minutes[1] and before.optimizer.decay != "constant" and step > before.optimizer.warmup:
+    if minutes[0] != minutes[1] and before.optimizer.decay == "cosine" and step > before.optimizer.warmup:
         changes.append(Change("train.minutes", *minutes))
     return changes
 

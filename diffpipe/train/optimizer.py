@@ -37,8 +37,11 @@ class OptimizerConfig(Config):
     norms and embeddings."""
     warmup: int = Field(default=1000, ge=0)
     """Steps over which the learning rate rises linearly from zero."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """The learning rate after the warm-up: constant, or along half a cosine down to zero at train.steps."""
+    decay: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    """The learning rate after the warm-up: constant; along half a cosine down to zero at train.steps (cosine); or as
+    1 / sqrt(step) from decay_after on (inverse_sqrt, Karras et al. 2024, eq. 67)."""
+    decay_after: int = Field(default=70_000, ge=1)
+    """inverse_sqrt: the last step with the whole learning rate. It does not depend on train.steps."""
     clip: float = Field(default=1.0, gt=0)
     """The largest norm of an update's gradient; a longer gradient is scaled down to it."""
 
@@ -48,6 +51,8 @@ class OptimizerConfig(Config):
         if self.decay == "cosine":
             progress = max(0, step - self.warmup) / max(1, steps - self.warmup)
             lr *= 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        elif self.decay == "inverse_sqrt":
+            lr /= math.sqrt(max(1.0, step / self.decay_after))
         return lr
 
 

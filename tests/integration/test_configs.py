@@ -114,6 +114,7 @@ def test_it_is_built_at_its_size(path: Path) -> None:
         ("cifar10/flow", "flow", 44.0),  # by the layers of the code of Kingma & Dhariwal 2018
         ("cifar10/flow_matching", "denoiser", 35.7),  # by the code of Tong et al. 2024
         ("imagenet64/adm", "denoiser", 296),  # Dhariwal & Nichol 2021, table 11
+        ("imagenet64/edm2_s", "denoiser", 280),  # Karras et al. 2024, table 6
         ("imagenet256/dit_b2", "denoiser", 130),  # Peebles & Xie 2023, table 4
         ("imagenet256/dit_xl2", "denoiser", 675),
         ("imagenet256/sit_b2", "denoiser", 130),  # Ma et al. 2024, table 1
@@ -147,7 +148,13 @@ def parameters(name: str, network: str) -> int:
 
 @pytest.mark.parametrize(
     ("name", "images"),
-    [("cifar10/edm", 200e6), ("ffhq64/edm", 200e6), ("imagenet64/adm", 540_000 * 2048), ("cifar10/ddpm", 102.4e6)],
+    [
+        ("cifar10/ddpm", 102.4e6),
+        ("cifar10/edm", 200e6),
+        ("ffhq64/edm", 200e6),
+        ("imagenet64/adm", 540_000 * 2048),
+        ("imagenet64/edm2_s", 2**30),
+    ],
 )
 def test_it_sees_as_many_images_as_the_paper(name: str, images: float) -> None:
     experiment = load_config(Experiment, HOME / "configs" / f"{name}.yaml")

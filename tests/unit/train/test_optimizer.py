@@ -28,6 +28,13 @@ def test_the_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     assert cosine.lr_at(29, 104) == pytest.approx(1 + math.cos(math.pi / 4))
 
 
+def test_the_learning_rate_falls_with_the_inverse_root_of_the_step_as_in_edm2() -> None:
+    """Their learning_rate_schedule, with images for steps: ref_lr / sqrt(max(n / ref, 1)), times the warm-up."""
+    config = OptimizerConfig(lr=0.01, warmup=4, decay="inverse_sqrt", decay_after=16)
+    assert [config.lr_at(step, 100) for step in (3, 16)] == [0.01, 0.01]
+    assert config.lr_at(64, 100) == config.lr_at(64, 10**6) == pytest.approx(0.005)
+
+
 def test_it_is_torchs_adamw_after_torchs_clipping() -> None:
     config = OptimizerConfig(lr=0.1, weight_decay=0.2, clip=0.5)
     actual, expected_parameter = parameter(), parameter()
