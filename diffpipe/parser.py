@@ -14,6 +14,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
+        if hasattr(parsed, "overrides"):  # argparse ends a list of words at the first option
+            parsed.overrides = [*parsed.overrides, *filter(_is_override, unknown)]
+            unknown = [word for word in unknown if not _is_override(word)]
         if unknown:
             command = self._command(parsed)
             command.error(command.advice(unknown[0]))
@@ -55,6 +58,10 @@ class CommandParser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 return action.choices[getattr(parsed, action.dest)]
         return self
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not word.startswith("-")
 
 
 def _nearest(word: str, known: Iterable[Any]) -> str:

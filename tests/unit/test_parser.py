@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffpipe.__main__ import main
+from diffpipe.parser import CommandParser
 
 CASES = {
     "a mistyped command": (["trian"], "no command is 'trian'; did you mean train?"),
@@ -38,3 +39,10 @@ def test_it_is_answered_in_one_line(case: str, capsys: pytest.CaptureFixture[str
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert line.endswith("--help")
+
+
+def test_config_keys_may_stand_behind_an_option() -> None:
+    parser = CommandParser()
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--n", type=int)
+    assert parser.parse_args(["a=1", "--n", "2", "b.c=3"]).overrides == ["a=1", "b.c=3"]
