@@ -182,3 +182,24 @@ def test_pure_noise_at_the_start_makes_finite_images(kind: str, steps: int) -> N
     silent = DiscreteScheduleConfig(zero_terminal_snr=True).build()
     for schedule, prediction in ((FlowScheduleConfig(kind="flow").build(), "flow"), (silent, "v")):
         assert trajectory(kind, schedule, steps, prediction).isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [2, 5, 18])
+@pytest.mark.parametrize("kind", ["dpmpp_2m", "dpmpp_2m_sde", "ancestral"])
+def test_on_edm_levels_they_are_closed_forms_in_sigma(kind: str, steps: int) -> None:
+    """In sigma, exp(-h) is the ratio of two levels: no logarithm is left (Lu et al. 2022b; Ho et al. 2020, eq. 7)."""
+    schedule, parameterization = EDMScheduleConfig(kind="edm").build(), Parameterization("edm")
+    levels = schedule.levels(steps)
+    sigmas = [*(level.sigma for level in levels), 0.0]
+    x, before = sigmas[0] * gaussian(99), None
+    for i, (level, (sigma, lower)) in enumerate(zip(levels, pairwise(sigmas), strict=True)):
+        time = torch.full((len(x),), level.time, dtype=torch.float32)
+        x0 = parameterization.x0(level, x, network(x / math.sqrt(sigma**2 + 0.25), time))
+        share = lower / sigma if kind == "dpmpp_2m" else (lower / sigma) ** 2
+        target = x0
+        if before is not None and lower and kind != "ancestral":
+            r = math.log(sigmas[i - 1] / sigma) / math.log(sigma / lower)
+            target = x0 + (x0 - before) / (2 * r)
+        added = 0.0 if kind == "dpmpp_2m" else lower * math.sqrt(1 - (lower / sigma) ** 2)
+        x, before = share * x + (1 - share) * target + added * gaussian(i), x0
+    torch.testing.assert_close(trajectory(kind, schedule, steps, "edm")[-1], x, rtol=1e-7, atol=1e-9)
