@@ -35,7 +35,7 @@ COMMANDS = {
     "sample": "images and a grid from a run or a checkpoint",
     "verify-resume": "check that a killed and resumed run equals an uninterrupted one",
     "export": "the weights of a run as safetensors files or a diffusers pipeline",
-    "import": "a diffusers pipeline or an exported file as a run to sample from, score or train further",
+    "import": "a diffusers pipeline or a file of weights as a run to sample from, score or train further",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
     "attribute": "images moved in latent space along the direction from one class to another",
     "interpolate": "images between two images, through their latents, or between two noises",

@@ -14,9 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "diffpipe import ddpm-cat-256 runs/cats",
         "diffpipe sample runs/cats samples/cats --sampler ddim --steps 50",
         "diffpipe train runs/cats/config.yaml data.train=shards/cats optimizer.lr=2e-5 train.steps=5000",
+        "diffpipe import 64x64_diffusion.safetensors runs/adm --resolution 64 --attention-order new "
+        "stage.schedule.kind=cosine",
         notes="SOURCE is a folder of diffusers with a UNet2DModel or a DiTTransformer2DModel and a DDPMScheduler or "
-        "DDIMScheduler, its weights in safetensors; or a file that `diffpipe export RUN FILE.safetensors` wrote. No "
-        "code of it is run.",
+        "DDIMScheduler, its weights in safetensors; or a file that `diffpipe export RUN FILE.safetensors` wrote; "
+        "or weights of guided-diffusion or EDM2 in safetensors. No code of it is run.",
     )
     parser.add_argument("source", type=user_path, metavar="SOURCE", help="a diffusers folder, or a .safetensors file")
     parser.add_argument("run", type=user_path, metavar="RUN", help="the run directory to make")
@@ -25,12 +27,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes", type=int, metavar="N", help="classes of a diffusers folder whose network has a class embedding"
     )
     parser.add_argument("--codec", metavar="RUN", help="VAE run of a network that denoises latents")
+    parser.add_argument("--resolution", type=int, metavar="N", help="size of the images of guided-diffusion's weights")
+    parser.add_argument(
+        "--attention-order",
+        choices=["legacy", "new"],
+        help="order of queries, keys and values in guided-diffusion's weights; new: use_new_attention_order=True",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import import_run
 
-    imported = import_run(args.source, args.run, args.overrides, classes=args.classes, codec=args.codec)
+    imported = import_run(
+        args.source,
+        args.run,
+        args.overrides,
+        classes=args.classes,
+        codec=args.codec,
+        resolution=args.resolution,
+        attention_order=args.attention_order,
+    )
     if is_main_process():
         options.print_notes(imported.notes)
         shape = imported.shape

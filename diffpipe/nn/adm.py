@@ -33,6 +33,9 @@ class ADMConfig(UNetShapeConfig):
     """Resolutions in pixels at which every residual block is followed by self-attention. The middle always has it."""
     head_channels: Positive = 64
     """Channels of an attention head. Wider levels have more heads."""
+    heads: Positive | None = None
+    """Attention heads at every level, in the place of `head_channels`, as the ImageNet-128 network has 4. null: by
+    `head_channels`."""
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the variance in group normalization."""
     frequency_shift: Literal[0, 1] = 0
@@ -51,12 +54,17 @@ class ADMConfig(UNetShapeConfig):
         return ScaleShiftBlock(c_in, c_out, 4 * self.channels, self.groups, self.dropout, self.norm_eps, resample)
 
     def self_attention(self, channels: int) -> nn.Module:
-        if channels % self.head_channels:
+        return SelfAttention(channels, self.heads_of(channels), self.groups, self.norm_eps)
+
+    def heads_of(self, channels: int) -> int:
+        """The attention heads at this width. Raises UserError where they do not divide it."""
+        key, divisor = ("heads", self.heads) if self.heads else ("head_channels", self.head_channels)
+        if channels % divisor:
             raise UserError(
-                f"stage.network.head_channels {self.head_channels} does not divide the width {channels} of a level "
-                f"with attention; choose another, or other channels"
+                f"stage.network.{key} {divisor} does not divide the width {channels} of a level with attention; choose "
+                f"another, or other channels"
             )
-        return SelfAttention(channels, channels // self.head_channels, self.groups, self.norm_eps)
+        return self.heads or channels // self.head_channels
 
     def downsample(self, channels: int) -> nn.Module:
         return self.residual(channels, channels, "down")

@@ -44,7 +44,7 @@ def read_single_file(path: Path) -> SingleFile:
     if text is None:
         raise UserError(
             f"{path}: its metadata has no config of diffpipe; give a file that `diffpipe export RUN FILE.safetensors` "
-            f"wrote, or a diffusers folder"
+            f"wrote, weights with the names of guided-diffusion or EDM2, or a diffusers folder"
         )
     try:
         tree = parse_json(text)

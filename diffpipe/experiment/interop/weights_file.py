@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffpipe.errors import UserError
 from diffpipe.files import open_regular, sync
+from diffpipe.plural import plural
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -84,6 +85,17 @@ class WeightsFile:
                 raise UserError(
                     f"{self.path}: {name} has shape {list(self.shapes[name])}, and that of {what} has {list(shape)}"
                 )
+
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """The shape of a tensor with so many axes, none of them empty. Raises UserError where there is none."""
+        shape = self.shapes.get(name)
+        if shape is None:
+            raise UserError(f"{self.path}: it lacks {name}")
+        if len(shape) != axes or 0 in shape:
+            raise UserError(
+                f"{self.path}: {name} has shape {list(shape)}, and {plural(axes, 'axis', 'axes')} are needed"
+            )
+        return shape
 
     def read(self) -> dict[str, Tensor]:
         """All tensors, in float32. Raises UserError."""
