@@ -17,7 +17,7 @@ HOME = Path(__file__).parents[3]
 PAGES = ["README.md", "configs/README.md", "eval/README.md", "launch/README.md"]
 BEGIN, END = "<!-- keys: begin -->\n", "<!-- keys: end -->"
 DOTTED = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z0-9_]+)+)(?:=[^`]*)?`")
-OTHER = re.compile(r"diffpipe\..*|.*\.(json|jsonl|yaml|html|py|safetensors)")  # modules, entry points and files
+OTHER = re.compile(r"diffpipe\..*|.*\.(json|jsonl|yaml|html|png|py|safetensors)")  # modules, entry points and files
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 
 
