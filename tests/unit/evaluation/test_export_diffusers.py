@@ -101,3 +101,27 @@ def test_in_pixels_the_transformer_and_the_scheduler_are_loaded_alone(
     assert main(["import", str(folder), str(tmp_path / "back")]) == 0
     back = diffpipe.load(tmp_path / "back").networks["denoiser"].state_dict()
     assert all(torch.equal(back[key], tensor) for key, tensor in run.nets["denoiser"].state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (
+            [f"{DIT[:-1]}, qk_norm: true}}"],
+            "stage.network.qk_norm is true, and diffusers' DiTTransformer2DModel has false",
+        ),
+        (
+            [DIT, "stage.prediction=flow", "stage.schedule={kind: flow}"],
+            "stage.schedule.kind is flow, and the diffusers pipelines for this network",
+        ),
+    ],
+)
+def test_what_their_pipeline_cannot_sample_from_is_refused_in_one_line(
+    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = random_run(tmp_path / "run", "ddpm", *words)
+    assert main(["export", str(home), str(tmp_path / "out"), "--to", "diffusers"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("diffpipe export: error: ")
+    assert complaint in line
+    assert not (tmp_path / "out").exists()
