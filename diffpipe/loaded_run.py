@@ -10,6 +10,7 @@ from typing import Any, Unpack
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
+from diffpipe.diffusion.ode_likelihood import Solver, ode_settings
 from diffpipe.errors import UserError
 from diffpipe.evaluation.anomaly import AnomalyDetection, detect_anomalies
 from diffpipe.evaluation.classification import ClassifiedImages, classify_images
@@ -119,31 +120,36 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         seed: int = 0,
         steps: int | None = None,
         importance_samples: int | None = None,
+        ode: bool = False,
+        solver: Solver | None = None,
+        probes: int | None = None,
         precision: Precision = "fp32",
     ) -> NLL:
         """The negative log-likelihood of each image: `.likelihoods`, and their mean with its protocol in `.result`.
 
         images: shards, of which n are taken (None: 1000, or all where they are fewer), or images at the run's
         resolution, with labels for a class-conditional run. steps: network evaluations per image for a diffusion's
-        bound. importance_samples: latents per image for a VAE's. Raises UserError where the run has no likelihood.
+        bound. importance_samples: latents per image for a VAE's. ode: by a diffusion's probability flow instead, whose
+        steps, solver and probes are those of `ODESettings`. Raises UserError where the run has no such likelihood.
 
         >>> nll = run.nll(shards, n=4, steps=2)
         >>> nll.likelihoods.unit, nll.likelihoods.values["score"].shape
         ('bits/dim', torch.Size([4]))
         """
-        chosen = self._with(vlb_steps=steps, importance_samples=importance_samples)
+        settings = ode_settings(ode=ode, steps=steps, solver=solver, probes=probes)
+        chosen = self._with(vlb_steps=None if ode else steps, importance_samples=importance_samples)
         runtime = self._runtime.in_precision(precision)
         if isinstance(images, str | Path):
             if labels is not None:
                 raise UserError("shards have labels of their own; leave out labels")
-            return measure_nll(chosen, str(images), runtime, n=n, seed=seed)
+            return measure_nll(chosen, str(images), runtime, n=n, seed=seed, ode=settings)
         if n is not None:
             raise UserError("n is for shards; give as many images as are to be scored")
         require_image_tensor(images, self._run.shape)
         if labels is not None:
             require_label_tensor(labels, len(images), self._run.shape.classes)
         source = TensorImages(images, labels)
-        return measure_nll(chosen, source, runtime, n=source.n, seed=seed)
+        return measure_nll(chosen, source, runtime, n=source.n, seed=seed, ode=settings)
 
     def classify(
         self,

@@ -9,12 +9,18 @@ from diffpipe.process import is_main_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = options.example("diffpipe nll runs/photos shards/photos --n 100 --steps 60")
+    parser.epilog = options.example(
+        "diffpipe nll runs/photos shards/photos --n 100 --steps 60",
+        "diffpipe nll runs/photos shards/photos --n 100 --ode",
+    )
     options.add_run(parser)
     options.add_shards(parser, "images to score; read at the run's resolution")
     options.add_measured_count(parser, "images to score")
     parser.add_argument(
-        "--steps", type=int, help="network evaluations per image for a diffusion's bound (default: every timestep)"
+        "--steps",
+        type=int,
+        help="network evaluations per image for a diffusion's bound (default: every timestep), or steps of --ode "
+        "(default 50)",
     )
     parser.add_argument(
         "--importance-samples",
@@ -23,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="latents per image for a VAE's bound; with more than 1 it is the importance-weighted bound (default: by "
         "the run's config)",
     )
+    parser.add_argument("--ode", action="store_true", help="the likelihood by a diffusion's probability flow instead")
+    text = "of --ode: rk4 evaluates the network four times a step, heun twice (default rk4)"
+    parser.add_argument("--solver", choices=("rk4", "heun"), help=text)
+    text = "of --ode: random directions per evaluation that estimate the divergence, two or more (default 2)"
+    parser.add_argument("--probes", type=int, metavar="K", help=text)
     options.add_seed(parser, "seed of the noise in a bound")
     options.add_weights(parser)
     options.add_runtime(parser)
@@ -39,10 +50,11 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None:
         require_own_folder(args.run)
     runtime = options.values(args, "precision", "device")
-    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.likelihood_overrides(args), **runtime) as run:
-        nll = run.nll(args.shards, n=args.n, seed=args.seed, precision=args.precision)
+    measured = options.values(args, "n", "seed", "steps", "importance_samples", "ode", "solver", "probes", "precision")
+    with load(args.run, raw=args.raw, ema=args.ema, **runtime) as run:
+        nll = run.nll(args.shards, **measured)
     if is_main_process():
-        out = args.out or run.score_file("nll", nll.likelihoods.n, nll.result.protocol)
+        out = args.out or run.score_file(nll.name, nll.likelihoods.n, nll.result.protocol)
         protocol.write(nll.result, out)
         files = [out]
         if nll.likelihoods.vlb_by_timestep:

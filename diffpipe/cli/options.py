@@ -148,6 +148,5 @@ def sampling_overrides(args: argparse.Namespace) -> list[str]:
 
 
 def likelihood_overrides(args: argparse.Namespace) -> list[str]:
-    """--steps and --importance-samples on the command line, as overrides of the run's config."""
-    chosen = {"vlb_steps": args.steps, "importance_samples": getattr(args, "importance_samples", None)}
-    return [f"stage.sampler.{key}={value}" for key, value in chosen.items() if value is not None]
+    """--steps on the command line, as an override of the run's config."""
+    return [] if args.steps is None else [f"stage.sampler.vlb_steps={args.steps}"]

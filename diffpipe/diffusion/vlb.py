@@ -73,7 +73,7 @@ def variational_lower_bound(
         return t, x_t, denoise(x_t, _at(chain, t))
 
     first, _, denoised = noised(range(1), stream=0)
-    decoder = decoder_term(x0, _decoder(chain, first, denoised))
+    reconstruction = decoder_term(x0, decoder(chain, first, denoised))
     between = []
     for stream, stratum in enumerate(strata, start=1):
         t, x_t, denoised = noised(stratum, stream)
@@ -81,7 +81,7 @@ def variational_lower_bound(
     to_bits = 1 / (math.prod(x0.shape[1:]) * math.log(2))
     by_timestep = to_bits * torch.stack(between, dim=1)
     prior = prior_term(NoiseLevel(*(column[-1:] for column in chain)), schedule.start_std, x0)
-    terms = {"L_T": to_bits * prior, "L_t": by_timestep.sum(1), "L_0": to_bits * decoder}
+    terms = {"L_T": to_bits * prior, "L_t": by_timestep.sum(1), "L_0": to_bits * reconstruction}
     return VLBScore(
         per_sample=torch.stack(list(terms.values())).sum(0).float(),
         unit="bits/dim",
@@ -96,7 +96,7 @@ def _at(chain: NoiseLevel, t: Int[Tensor, " b"]) -> NoiseLevel:
     return NoiseLevel(*(column[t] for column in chain))
 
 
-def _decoder(chain: NoiseLevel, first: Int[Tensor, " b"], denoised: Denoised) -> Gaussian:
+def decoder(chain: NoiseLevel, first: Int[Tensor, " b"], denoised: Denoised) -> Gaussian:
     """p(x_0 | x_1). The posterior has no variance there; its next one makes the better decoder."""
     least = posterior_variance(_at(chain, first + 1), _at(chain, first))
     if denoised.variance_share is None:
@@ -131,10 +131,10 @@ def hybrid_term(
     """
     chain, t = schedule.chain(), level.time
     fixed = Denoised(denoised.x0.detach().double(), denoised.variance_share)
-    decoder = decoder_term(x0, _decoder(chain, torch.zeros_like(t), fixed))
+    reconstruction = decoder_term(x0, decoder(chain, torch.zeros_like(t), fixed))
     # Timestep 0 has no lower one: its posterior term is computed at timestep 1 and left out.
     between = posterior_term(_at(chain, t.clamp(min=1)), _at(chain, (t - 1).clamp(min=0)), x0, x_t, fixed, "small")
-    nats = torch.where(t == 0, decoder, between)
+    nats = torch.where(t == 0, reconstruction, between)
     return (nats * len(chain.time) / (1000 * math.prod(x0.shape[1:]) * math.log(2))).float()
 
 

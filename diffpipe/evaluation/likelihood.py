@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import number_of_classes
+from diffpipe.diffusion.ode_likelihood import ODEScore, ODESettings
 from diffpipe.diffusion.vlb import VLBScore
 from diffpipe.errors import UserError
 from diffpipe.evaluation.counts import DEFAULT_COUNT
@@ -22,6 +24,15 @@ from diffpipe.interfaces import Batch, Generates, Score, Scores
 from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
+
+
+@runtime_checkable
+class ScoresByODE(Protocol):
+    """A stage whose samples are the end of a probability flow, which gives images a likelihood."""
+
+    def ode_score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG, settings: ODESettings) -> ODEScore:
+        """The likelihood of each sample. All randomness comes from `rng`. nets: as for `Scores.score`."""
+        ...
 
 
 class VLBByTimestep(NamedTuple):
@@ -38,13 +49,15 @@ class Likelihoods(NamedTuple):
     """The scores of n images.
 
     values: "score" and its terms by name, float64 [n] in the order of the images. unit, kind: as in `interfaces.Score`.
-    vlb_by_timestep: of a diffusion only.
+    vlb_by_timestep: of a diffusion's bound. probe_variance: float64 [n], of a likelihood by the probability flow: the
+    variance of each score that is due to the probes of its trace.
     """
 
     values: Mapping[str, Float64[Tensor, " n"]]
     unit: str
     kind: str
     vlb_by_timestep: VLBByTimestep | None
+    probe_variance: Float64[Tensor, " n"] | None = None
 
     @property
     def n(self) -> int:
@@ -56,6 +69,11 @@ class Likelihoods(NamedTuple):
     def standard_error(self, name: str) -> float:
         return float(self.values[name].std()) / math.sqrt(self.n)
 
+    @property
+    def probe_error(self) -> float | None:
+        """The part of the mean score's standard error that is due to the probes."""
+        return None if self.probe_variance is None else float(self.probe_variance.sum().sqrt()) / self.n
+
 
 def score_images(
     run: Run,
@@ -64,14 +82,15 @@ def score_images(
     runtime: Runtime,
     label: int | None = None,
     title: str = "score",
+    ode: ODESettings | None = None,
 ) -> Likelihoods:
     """The score of every image, in fixed chunks shared by the ranks. A collective.
 
     A class-conditional stage gets each image's own label, or `label` for all. Noise is keyed by the image alone, so two
-    labels are compared under the same noise. title: the name of the progress bar. Raises UserError where the stage has
-    no score.
+    labels are compared under the same noise. title: the name of the progress bar. ode: score by the probability flow.
+    Raises UserError where the stage has no such score.
     """
-    stage = scoring_stage(run)
+    score_batch = scoring_stage(run).score if ode is None else partial(ode_stage(run).ode_score, settings=ode)
     conditional = is_conditional(run)
 
     def score(chunk: range) -> Likelihoods:
@@ -81,7 +100,7 @@ def score_images(
             labels = images.labels(chunk) if label is None else torch.full((len(chunk),), label)
             labels = labels.to(runtime.device)
         batch = Batch(images.images(chunk).to(runtime.device), labels, positions, [str(i) for i in chunk])
-        return _to_cpu(stage.score(run.nets, batch, KeyedRNG(seed, positions)))
+        return _to_cpu(score_batch(run.nets, batch, KeyedRNG(seed, positions)))
 
     return _merge(map_over_ranks(images.n, score, runtime, title))
 
@@ -123,6 +142,13 @@ def scoring_stage(run: Run, *, likelihood: bool = False) -> Scores:
     return run.stage
 
 
+def ode_stage(run: Run) -> ScoresByODE:
+    """The run's stage, if it has a probability flow. Raises UserError where it has none."""
+    if not isinstance(run.stage, ScoresByODE):
+        raise UserError(f"ode is for a diffusion, and {run.home} is of stage.kind {run.experiment.stage.kind}")
+    return run.stage
+
+
 def require_likelihood(likelihoods: Likelihoods, run: Run) -> None:
     """Raise UserError where the scores are no likelihoods, or some are not finite."""
     if likelihoods.kind == "error":
@@ -137,10 +163,12 @@ def require_likelihood(likelihoods: Likelihoods, run: Run) -> None:
 
 def _to_cpu(score: Score) -> Likelihoods:
     values = {name: value.double().cpu() for name, value in {"score": score.per_sample, **score.terms}.items()}
-    vlb_by_timestep = None
+    vlb_by_timestep, probe_variance = None, None
+    if isinstance(score, ODEScore):
+        probe_variance = score.probe_variance.double().cpu()
     if isinstance(score, VLBScore):
         vlb_by_timestep = VLBByTimestep(score.strata, score.by_timestep.double().mean(0).cpu())
-    return Likelihoods(values, score.unit, score.kind, vlb_by_timestep)
+    return Likelihoods(values, score.unit, score.kind, vlb_by_timestep, probe_variance)
 
 
 def _merge(parts: Sequence[Likelihoods]) -> Likelihoods:
@@ -150,4 +178,6 @@ def _merge(parts: Sequence[Likelihoods]) -> Likelihoods:
     if first.vlb_by_timestep:
         terms = [part.n / n * part.vlb_by_timestep.terms for part in parts if part.vlb_by_timestep]
         vlb_by_timestep = VLBByTimestep(first.vlb_by_timestep.strata, torch.stack(terms).sum(0))
-    return Likelihoods(values, first.unit, first.kind, vlb_by_timestep)
+    variances = [part.probe_variance for part in parts if part.probe_variance is not None]
+    probe_variance = torch.cat(variances) if variances else None
+    return Likelihoods(values, first.unit, first.kind, vlb_by_timestep, probe_variance)

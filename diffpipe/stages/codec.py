@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
+from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.rng import KeyedRNG
 
@@ -96,3 +97,12 @@ class PixelCodec:
 
     def decode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
         return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def require_pixels(codec: Codec) -> None:
+    """Raise UserError where latents are diffused: their density is no likelihood of images."""
+    if codec.latent:
+        raise UserError(
+            "this run diffuses the latents of a VAE, and their density is no likelihood of images; score its VAE, or a "
+            "run with stage.codec.kind=pixels"
+        )

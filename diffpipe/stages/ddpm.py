@@ -15,6 +15,7 @@ from diffpipe.config.kinds import Kinds
 from diffpipe.diffusion.continuous import EDMScheduleConfig, FlowScheduleConfig
 from diffpipe.diffusion.denoiser import Denoise, bounded, denoiser, scaled_input
 from diffpipe.diffusion.objective import WeightingConfig
+from diffpipe.diffusion.ode_likelihood import ODEScore, ODESettings, ode_likelihood
 from diffpipe.diffusion.parameterization import Parameterization, Prediction
 from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.samplers import check_sampler, sample
@@ -34,7 +35,7 @@ from diffpipe.nn.log_variance import LogVariance
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.autoguidance import autoguided, guide_problem, unopened_guide
-from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig
+from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig, require_pixels
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, predict
 from diffpipe.stages.labels import conditional_classes
@@ -281,11 +282,7 @@ class DDPM:
 
         It is that of the chain without guidance, which has no part in the model. Raises UserError for latents.
         """
-        if self.codec.latent:
-            raise UserError(
-                "this run diffuses the latents of a VAE, so its bound is no likelihood of images; score its VAE, or a "
-                "run with stage.codec.kind=pixels"
-            )
+        require_pixels(self.codec)
         x0 = self._encode(nets, batch.images, rng)
         sampler = self.config.sampler
         return variational_lower_bound(
@@ -296,6 +293,13 @@ class DDPM:
             variance=sampler.variance,
             evaluations=sampler.vlb_steps,
         )
+
+    def ode_score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG, settings: ODESettings) -> ODEScore:
+        """The same by the probability flow, see `ode_likelihood`: without guidance, whose flow reverses no noising."""
+        require_pixels(self.codec)
+        x0 = self._encode(nets, batch.images, rng)
+        denoise = self.denoise(nets, batch.labels, guide=False)
+        return ode_likelihood(denoise, self.schedule.on("cpu"), x0, rng, settings)
 
     def _encode(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Float[Tensor, "b c h w"]:
         codes = self.codec.encode(images, rng)

@@ -237,9 +237,12 @@ def test_what_is_no_codec_is_refused(
     assert "no checkpoint in it" in refusal(capfd, diffuse(tmp_path, tmp_path))
 
 
-def test_a_bound_on_latents_is_no_likelihood_of_images(latent: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    line = refusal(capfd, main(["nll", str(latent), f"{SHARDS}/test/test-000000.tar", "--device", "cpu"]))
-    assert "its bound is no likelihood of images" in line
+@pytest.mark.parametrize("options", [[], ["--ode"]])
+def test_the_density_of_latents_is_no_likelihood_of_images(
+    latent: Path, capfd: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    line = refusal(capfd, main(["nll", str(latent), f"{SHARDS}/test/test-000000.tar", "--device", "cpu", *options]))
+    assert "their density is no likelihood of images" in line
 
 
 @pytest.fixture(scope="module")

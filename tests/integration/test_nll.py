@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
+from diffpipe.errors import UserError
 from diffpipe.metrics import protocol
 from tests.support.commands import HOME, SHARDS, refused, succeeds, train
 
@@ -63,6 +64,38 @@ def test_the_terms_add_up_and_the_protocol_says_how_they_were_made(
     assert told["reference"]["n"] == N
     assert len(told["reference"]["fingerprint"]) == 64
     assert protocol.parse(result, "score").scores == scores
+
+
+def test_the_flows_likelihood_has_a_name_and_a_protocol_of_its_own(run: Path, tmp_path: Path) -> None:
+    results = []
+    for processes in (0, 2):
+        out = tmp_path / f"{processes}.json"
+        words = ["nll", run, SHARDS / "test", "--n", N, "--ode", "--solver", "heun", "--steps", 3, "--probes", 4]
+        said = succeeds(*words, "--out", out, processes=processes)
+        results.append(json.loads(out.read_text()))
+        assert not out.with_suffix(".png").exists()
+    one, two = results
+    scores = one["scores"]
+    assert two["scores"] == pytest.approx(scores, rel=1e-6)
+    assert two["protocol"] | {"date": ""} == one["protocol"] | {"date": ""}
+    terms = {f"nll_ode_{term}": scores[f"nll_ode_{term}"] for term in ("prior", "divergence", "dequantization", "L_0")}
+    assert scores.keys() == {"nll_ode", "nll_ode_standard_error", "nll_ode_probe_error", *terms}
+    assert scores["nll_ode"] == pytest.approx(sum(terms.values()), rel=1e-6)
+    assert 0 < scores["nll_ode_probe_error"] < scores["nll_ode_standard_error"] < scores["nll_ode"]
+    assert f"nll_ode  {scores['nll_ode']:.3f} ± " in said
+    assert f"(estimate; {N} images; ± {scores['nll_ode_probe_error']:.4f} due to the probes)" in said
+    about = one["protocol"]["metrics"]["nll_ode"]
+    assert (about["solver"], about["steps"], about["probes"], about["unit"]) == ("heun", 3, 4, "bits/dim")
+    assert one["protocol"]["model"]["kind"] == "estimate"
+
+
+def test_a_bound_and_a_flows_likelihood_are_not_compared(
+    run: Path, tmp_path: Path, results: list[tuple[str, dict[str, Any]]]
+) -> None:
+    out = tmp_path / "ode.json"
+    succeeds("nll", run, SHARDS / "test", "--n", 4, "--ode", "--solver", "heun", "--steps", 1, "--out", out)
+    with pytest.raises(UserError, match="share no metric"):
+        protocol.require_alike(protocol.read(out), protocol.parse(results[0][1], "the bound"))
 
 
 def test_what_has_no_likelihood_is_refused_in_one_line(tmp_path: Path) -> None:

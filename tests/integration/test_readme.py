@@ -104,7 +104,8 @@ def shortened(line: str) -> str:
     if " compare " in line:
         return line.replace("vlb_steps=60", "vlb_steps=3") + " --n 6 --nll-n 4 --metrics fd_efficientnet_lite0"
     if " nll " in line:
-        return line.replace("--n 100 --steps 60", "--n 4 --steps 3").replace("--n 1000", "--n 4")
+        line = line.replace("--ode --steps 20", "--ode --steps 1").replace("--n 1000", "--n 4")
+        return line.replace("--n 100", "--n 4").replace("--steps 60", "--steps 3")
     if " anomaly " in line:
         return line + " --n 6"
     if " --metrics precision" in line:

@@ -57,6 +57,16 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["nll", "{vae}", "{test}", "--importance-samples", "0"],
         ["error: stage.sampler.importance_samples: ", "greater than or equal to 1"],
     ),
+    "the probability flow of a VAE": (
+        ["nll", "{vae}", "{test}", "--ode"],
+        ["ode is for a diffusion, and {vae} is of stage.kind vae"],
+    ),
+    "probes of a bound": (
+        ["nll", "{ddpm}", "{test}", "--probes", "4"],
+        ["probes is for the likelihood of the probability flow; give ode too"],
+    ),
+    "one probe": (["nll", "{ddpm}", "{test}", "--ode", "--probes", "1"], ["probes is 1; give 2 or more"]),
+    "no steps of the probability flow": (["nll", "{ddpm}", "{test}", "--ode", "--steps", "0"], ["steps are 0; give 1"]),
     "steps of a GAN": (
         ["sample", "{gan}", "{out}", "--steps", "9"],
         ["steps is for a diffusion's sampling, and {gan} is of stage.kind gan"],

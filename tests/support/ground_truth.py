@@ -43,6 +43,19 @@ class Mixture(NamedTuple):
         joint, x0 = self._joint(x_t, level)
         return torch.einsum("bk,bki->bi", joint.softmax(1), x0)
 
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n draws of x_0, [n, d]."""
+        rng = torch.Generator().manual_seed(seed)
+        component = torch.multinomial(self.weights, n, replacement=True, generator=rng)
+        normal = torch.randn(n, self.means.shape[1], generator=rng, dtype=torch.float64)
+        return self.means[component] + torch.einsum(
+            "bij,bj->bi", torch.linalg.cholesky(self.covariances)[component], normal
+        )
+
+    def log_density(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """log p(x_t), [b], in nats."""
+        return torch.logsumexp(self._joint(x_t, level)[0], dim=1)
+
     def flow(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """Where the probability flow carries x_t to, at the level of x_0. For a single Gaussian.
 
@@ -85,6 +98,8 @@ MODES = Mixture(
     tensor([[0.04, 0.01], [0.01, 0.02]], [[0.02, -0.01], [-0.01, 0.05]], [[0.03, 0.0], [0.0, 0.03]]),
 )
 
+LINE = Mixture(tensor(0.6, 0.4), tensor([-0.4], [0.6]), tensor([[0.04]], [[0.01]]))
+
 
 def exact_network(data: Mixture, prediction: Prediction) -> NetworkFunction:
     """The network that has learned all there is to learn of the data."""
@@ -119,6 +134,11 @@ def schedule_of(kind: str, **settings: Any) -> Schedule:
     if kind == "zero_terminal":
         return DiscreteScheduleConfig(zero_terminal_snr=True, **settings).build()
     return DiscreteScheduleConfig.model_validate({"kind": kind, **settings}).build()
+
+
+def first_level(schedule: Schedule) -> NoiseLevel:
+    """The level with the least noise, in Python numbers."""
+    return NoiseLevel(*(column[0].item() for column in schedule.chain()))
 
 
 PAIRS: list[tuple[str, Prediction]] = [

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffpipe.diffusion.ode_likelihood import ODESettings
 from diffpipe.diffusion.schedule import DiscreteSchedule
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
@@ -213,3 +214,5 @@ def test_what_does_not_fit_latents_is_refused() -> None:
     stage = ddpm()
     with pytest.raises(UserError, match=r"no likelihood of images.*stage\.codec\.kind=pixels"):
         stage.score(stage.networks(), batch(range(2)), KeyedRNG(0, torch.arange(2)))
+    with pytest.raises(UserError, match=r"no likelihood of images.*stage\.codec\.kind=pixels"):
+        stage.ode_score(stage.networks(), batch(range(2)), KeyedRNG(0, torch.arange(2)), ODESettings())
