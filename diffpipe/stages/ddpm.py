@@ -283,22 +283,15 @@ class DDPM:
         It is that of the chain without guidance, which has no part in the model. Raises UserError for latents.
         """
         require_pixels(self.codec)
-        x0 = self._encode(nets, batch.images, rng)
-        sampler = self.config.sampler
-        return variational_lower_bound(
-            self.denoise(nets, batch.labels, guide=False),
-            self.schedule.on(x0.device),
-            x0,
-            rng,
-            variance=sampler.variance,
-            evaluations=sampler.vlb_steps,
-        )
+        x0, denoise = self.codec.encode(batch.images, rng), self.denoise(nets, batch.labels, guide=False)
+        schedule, sampler = self.schedule.on(x0.device), self.config.sampler
+        options = {"variance": sampler.variance, "evaluations": sampler.vlb_steps}
+        return variational_lower_bound(denoise, schedule, x0, rng, **options)
 
     def ode_score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG, settings: ODESettings) -> ODEScore:
         """The same by the probability flow, see `ode_likelihood`: without guidance, whose flow reverses no noising."""
         require_pixels(self.codec)
-        x0 = self._encode(nets, batch.images, rng)
-        denoise = self.denoise(nets, batch.labels, guide=False)
+        x0, denoise = self.codec.encode(batch.images, rng), self.denoise(nets, batch.labels, guide=False)
         return ode_likelihood(denoise, self.schedule.on("cpu"), x0, rng, settings)
 
     def _encode(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Float[Tensor, "b c h w"]:

@@ -26,6 +26,7 @@ OF_THE_WHOLE = {
     "data/loader/test_bad_samples.py",
     "data/loader/test_stream_properties.py",
     "data/remote/test_remote_shards.py",
+    "diffusion/test_exact_likelihood.py",
     "diffusion/test_exact_sampling.py",
     "nn/test_declared_blocks.py",
     "test_all_stages.py",
