@@ -28,6 +28,7 @@ OF_THE_WHOLE = {
     "data/remote/test_remote_shards.py",
     "diffusion/test_exact_likelihood.py",
     "diffusion/test_exact_sampling.py",
+    "diffusion/test_exact_training.py",
     "nn/test_declared_blocks.py",
     "test_all_stages.py",
     "test_import_rules.py",
