@@ -22,6 +22,7 @@ from diffpipe.verify import resume
 from diffpipe.verify.resume_plan import ResumePlan
 from diffpipe.verify.verdict import ResumeVerdict, check_bits
 from tests.support.commands import CONFIG, HOME, TINY, server
+from tests.support.stage_cases import EDM
 
 # Enough steps that the kills, which the seed draws, come long before the end on a slow machine, too.
 SMALL = [*TINY, "data.resolution=8", "data.workers=0", "checkpoint.async=false"]
@@ -94,6 +95,13 @@ def test_the_trainer_is_exact_and_elastic(tmp_path: Path, capsys: pytest.Capture
     assert 0 < verdict["checks"]["weights"]["deviation"] < 1e-3
     assert (tmp_path / "out" / "verdict.txt").read_text() == result.text() + "\n"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["verdict.json", "verdict.txt"]
+
+
+def test_edm_with_a_transformer_is_exact_and_elastic_under_fsdp() -> None:
+    """Sharded over two processes and, after a kill, over one and over two again."""
+    network = "stage.network={kind: dit, patch: 2, width: 16, depth: 2, heads: 2, qk_norm: true}"
+    result = verify(*EDM, network, "train.parallel=fsdp", worlds="2,1", steps=24)
+    assert result.text().splitlines()[-1] == "verdict: exact and elastic"
 
 
 @pytest.mark.parametrize(
