@@ -110,7 +110,7 @@ class Experiment(Config):
     ]
     """The model family: its networks, its loss, how it samples."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its learning rate."""
+    """AdamW or Muon, and its learning rate."""
     ema: Annotated[EMAConfig | PowerEMAConfig, Field(discriminator="kind"), default_kind("classical")] = EMAConfig()
     """The moving average of the weights, which samples and scores use."""
     train: TrainConfig

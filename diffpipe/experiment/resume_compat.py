@@ -71,13 +71,14 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
     changed = [Change(key, was.get(key), is_.get(key)) for key in sorted(was.keys() | is_.keys())]
     changed = [change for change in changed if change.before != change.now]
     changed += _changed_decay(checkpoint, stored_config(checkpoint), experiment)
-    model = [change for change in changed if _of_model(change.key)]
+    imported = checkpoint.state.imported_from is not None
+    model = [c for c in changed if _of_model(c.key) or (c.key == "optimizer.kind" and not imported)]
     if model:
         changes = ", ".join(map(str, model))
         raise UserError(
             f"{checkpoint.path} is of another model: {changes}; restore the config, or give another run.dir"
         )
-    if checkpoint.state.imported_from is not None:
+    if imported:
         return []
     refused = [change for change in changed if not any(f"{change.key}.".startswith(f"{key}.") for key in allowed)]
     if refused:

@@ -1,4 +1,4 @@
-"""AdamW with its learning rate a function of the step, gradient clipping, and updates that skip non-finite gradients.
+"""AdamW or Muon: the learning rate is a function of the step, gradients are clipped, non-finite ones skipped.
 
 Nothing here waits for the device: the finite check stays a tensor, which the fused optimizer reads there.
 """
@@ -6,22 +6,28 @@ Nothing here waits for the device: the finite check stays a tensor, which the fu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config import Config
+from diffpipe.errors import UserError
 from diffpipe.interfaces import Projects
+from diffpipe.train.muon import Muon, hidden_matrices
 from diffpipe.train.parallel import full_tensor
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019) and its schedule."""
+    """AdamW (Loshchilov & Hutter 2019) or Muon, and the learning rate's schedule."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw: for all parameters. muon (Jordan et al. 2024): the weights of linear layers within the networks' blocks
+    get orthogonalized updates. AdamW trains the rest: convolutions, embeddings, norms, biases, and the layers before
+    and after the blocks."""
     lr: float = Field(default=2e-4, gt=0)
     """The learning rate after the warm-up. The default is that of Ho et al. 2020."""
     lr_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -35,6 +41,11 @@ class OptimizerConfig(Config):
     weight_decay_on: Literal["all", "matrices"] = "all"
     """Parameters that the weight decay shrinks. matrices: the weights of linear and convolution layers, without biases,
     norms and embeddings."""
+    muon_lr: float | None = Field(default=None, gt=0)
+    """muon: the learning rate of these matrices after the warm-up; null: lr. Their updates are scaled to the size of
+    AdamW's, so that AdamW's learning rate and weight decay fit (Liu et al. 2025, "Muon is scalable")."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """muon: decay per step of its average of the gradient."""
     warmup: int = Field(default=1000, ge=0)
     """Steps over which the learning rate rises linearly from zero."""
     decay: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
@@ -44,6 +55,12 @@ class OptimizerConfig(Config):
     """inverse_sqrt: the last step with the whole learning rate. It does not depend on train.steps."""
     clip: float = Field(default=1.0, gt=0)
     """The largest norm of an update's gradient; a longer gradient is scaled down to it."""
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> OptimizerConfig:
+        if self.kind != "muon" and self.muon_lr is not None:
+            raise ValueError(f"muon_lr is for kind=muon, and the kind is {self.kind}; leave it out")
+        return self
 
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of step 0, 1, …, steps − 1."""
@@ -75,9 +92,10 @@ class Optimizer:
     ):
         self.config = config
         self.parameters = [p for net in networks.values() for p in net.parameters()]
-        groups = [(name, group) for name, net in networks.items() for group in _groups(net, config)]
-        self.factors = [config.lr_factors.get(name, 1.0) / updates_per_step for name, _ in groups]
-        beta1, beta2 = (beta ** (1 / updates_per_step) for beta in config.betas)
+        beta1, beta2, momentum = (beta ** (1 / updates_per_step) for beta in (*config.betas, config.muon_momentum))
+        matrices = {name: hidden_matrices(net) if config.kind == "muon" else [] for name, net in networks.items()}
+        groups = [(name, group) for name, net in networks.items() for group in _groups(net, matrices[name], config)]
+        factors = {name: config.lr_factors.get(name, 1.0) / updates_per_step for name in networks}
         self.adamw = torch.optim.AdamW(
             [group for _, group in groups],
             lr=config.lr,
@@ -86,6 +104,17 @@ class Optimizer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self._updates: list[tuple[Any, list[float]]] = [(self.adamw, [factors[name] for name, _ in groups])]
+        if config.kind == "muon":
+            named = [(name, {"params": params}) for name, params in matrices.items() if params]
+            if not named:
+                raise UserError(
+                    "optimizer.kind=muon is for the weights of linear layers in a network's blocks, and there are none "
+                    f"in {' and '.join(networks)}; set optimizer.kind=adamw"
+                )
+            muon = Muon([group for _, group in named], momentum=momentum, weight_decay=config.weight_decay)
+            scale = (config.muon_lr or config.lr) / config.lr
+            self._updates.append((muon, [scale * factors[name] for name, _ in named]))
         self.projecting = [net for net in networks.values() if isinstance(net, Projects)]
         device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # pyright: ignore[reportPrivateImportUsage]
@@ -101,17 +130,17 @@ class Optimizer:
 
         Returns the gradient's norm before clipping, on the device.
         """
-        for group, factor in zip(self.adamw.param_groups, self.factors, strict=True):
-            group["lr"] = lr * factor
-        self.scaler.unscale_(self.adamw)
+        for optimizer, factors in self._updates:
+            for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                group["lr"] = lr * factor
+            self.scaler.unscale_(optimizer)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True))
+        for optimizer, _ in self._updates:
+            # Where found_inf is 1, AdamW's fused kernel and our Muon leave parameters and moments unchanged.
+            optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.step()
         if self.scaler.is_enabled():
-            self.scaler.step(self.adamw)
             self.scaler.update()
-        else:
-            # The fused kernel leaves parameters and moments unchanged where found_inf is 1.
-            self.adamw.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore[reportAttributeAccessIssue]
-            self.adamw.step()
         for net in self.projecting:
             net.after_step(torch.isfinite(norm))
         self.zero_grad()
@@ -119,7 +148,8 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        self.adamw.zero_grad(set_to_none=True)
+        for optimizer, _ in self._updates:
+            optimizer.zero_grad(set_to_none=True)
 
     def state(self, names: dict[nn.Parameter, str]) -> dict[str, Tensor]:
         """The state's tensors, named `parameter.moment`; loading writes into them. names: the parameters' names."""
@@ -128,7 +158,8 @@ class Optimizer:
         tensors = {
             f"{names[p]}.{key}": value
             for p in self.parameters
-            for key, value in self.adamw.state[p].items()
+            for optimizer, _ in self._updates
+            for key, value in optimizer.state.get(p, {}).items()
             if isinstance(value, Tensor)
         }
         if self.scaler.is_enabled():
@@ -136,8 +167,8 @@ class Optimizer:
         return tensors
 
     def _allocate(self) -> None:
-        """Allocate the moments, as AdamW does in its first step: take a step that changes nothing, at count zero."""
-        for p in self.parameters:
+        """Allocate AdamW's moments, as its first step does: take a step that changes nothing, at count zero."""
+        for p in [p for group in self.adamw.param_groups for p in group["params"]]:
             p.grad = torch.zeros_like(p)
         self.adamw.found_inf = torch.ones((), device=self.parameters[0].device)  # pyright: ignore[reportAttributeAccessIssue]
         self.adamw.step()
@@ -153,12 +184,14 @@ class Optimizer:
         return self.scaler._scale, self.scaler._growth_tracker
 
 
-def _groups(net: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """The network's parameters, in groups of one weight decay."""
+def _groups(net: nn.Module, left_out: Sequence[Tensor], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The network's parameters without those that are left out, in groups of one weight decay."""
+    others = {*left_out}
+    parameters = [p for p in net.parameters() if p not in others]
     if config.weight_decay_on == "all":
-        return [{"params": [*net.parameters()]}]
+        return [{"params": parameters}]
     own = [(module, p) for module in net.modules() for p in module.parameters(recurse=False)]
     matrices = {p for module, p in own if p.ndim >= 2 and not isinstance(module, nn.Embedding)}
-    parts = ([p for p in net.parameters() if (p in matrices) is chosen] for chosen in (True, False))
+    parts = ([p for p in parameters if (p in matrices) is chosen] for chosen in (True, False))
     decays = (config.weight_decay, 0.0)
     return [{"params": part, "weight_decay": decay} for part, decay in zip(parts, decays, strict=True) if part]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diffpipe.errors import UserError
@@ -138,6 +138,18 @@ def has_parameters(net: nn.Module) -> bool:
 def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with the shards of all processes. A collective where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, in the same memory; a whole tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(whole: Tensor, tensor: Tensor) -> Tensor:
+    """`whole`, which is the same on all processes, sharded as `tensor` is. Nothing is communicated."""
+    if not isinstance(tensor, DTensor):
+        return whole
+    return distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
 def _sharded(nets: Sequence[nn.Module]) -> list[FSDPModule]:

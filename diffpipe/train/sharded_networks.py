@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffpipe.interfaces import Stage
 from diffpipe.train.initialization import StartFunction, draw_networks, run_start
-from diffpipe.train.parallel import ParallelStrategy, full_tensor
+from diffpipe.train.parallel import ParallelStrategy, full_tensor, local_tensor, shard_like
 from diffpipe.train.runtime import Runtime
 
 
@@ -69,11 +68,7 @@ def fill(nets: Mapping[str, nn.Module], whole: Mapping[str, nn.Module], runtime:
             value = values[key] if runtime.main else torch.empty(tensor.shape, dtype=tensor.dtype)
             value = value.detach().to(runtime.device).contiguous()
             runtime.comm.broadcast(value)
-            if isinstance(tensor, DTensor):
-                shard = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
-                tensor.to_local().copy_(shard.to_local())
-            else:
-                tensor.copy_(value)
+            local_tensor(tensor).copy_(local_tensor(shard_like(value, tensor)))
 
 
 def empty_sharded_networks(stage: Stage, strategy: ParallelStrategy) -> dict[str, nn.Module]:

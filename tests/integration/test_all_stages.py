@@ -22,7 +22,7 @@ from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.integration.recorded import shown
 from tests.support.commands import SHARDS, diffpipe, metrics, seen, succeeds, tensors
-from tests.support.stage_cases import CASES, Case, real_batch
+from tests.support.stage_cases import CASES, RUNS, Case, real_batch
 
 STEPS, KILLED_IN, RESUMED_AT = 7, 5, 4
 LAST = f"checkpoints/step-{STEPS:08d}"
@@ -75,9 +75,9 @@ def codec(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=RUNS)
 def trained(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    case, home = CASES[request.param], tmp_path_factory.mktemp("trained")
+    case, home = RUNS[request.param], tmp_path_factory.mktemp("trained")
     words = told(case, shards)
     if case.codec:
         words.append(f"stage.codec.run={request.getfixturevalue('codec')}")

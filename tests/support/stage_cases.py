@@ -95,6 +95,9 @@ CASES = {
     "vae": Case("vae"),
 }
 
+RUNS = CASES | {"ddpm, dit, muon": Case("ddpm", (_DIT, *FLOW, "optimizer.kind=muon", "optimizer.muon_lr=1e-3"))}
+"""The cases, and those that differ from one of them in how they are trained alone."""
+
 
 @functools.cache
 def real_batch(n: int) -> Batch:
