@@ -2,8 +2,8 @@
 
 FAULT_AT_SAVE in the environment describes it, as JSON. `rank`: the process that has the fault, 0 by default. `attempt`:
 only when the launcher starts it for that time, from 0; by default every time. The fault comes at the `n`-th change
-(from 1) that this process makes in a directory `checkpoints`, counted after it has trained `after_steps` steps (1 by
-default). A change is a call that makes, renames, syncs or removes a file there. `action` is
+(from 1) that this process makes in a directory called `folder` ("checkpoints" by default), counted after it has trained
+`after_steps` steps (1 by default). A change is a call that makes, renames, syncs or removes a file there. `action` is
 
 - "kill", the default: SIGKILL, before the change;
 - "stall": the change waits for a file `go` in the run directory;
@@ -28,7 +28,7 @@ from diffpipe.train.loop import Trainer
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 
 
-def act_at_change(n: int, after_steps: int, action: Callable[[str], None]) -> None:
+def act_at_change(n: int, after_steps: int, folder: str, action: Callable[[str], None]) -> None:
     """Call `action` with the path before the n-th change."""
     fsync, step = os.fsync, Trainer.train_step
     steps = changes = 0
@@ -48,13 +48,13 @@ def act_at_change(n: int, after_steps: int, action: Callable[[str], None]) -> No
                 path = f"{Path(f'/proc/self/fd/{args[1]}').readlink()}/{path}"
         else:
             return
-        if isinstance(path, str | os.PathLike) and "checkpoints" in Path(path).parts[:-1]:
+        if isinstance(path, str | os.PathLike) and folder in Path(path).parts[:-1]:
             count_change(os.fspath(path))
 
     def watched_fsync(file: Any) -> None:
         number = file if isinstance(file, int) else file.fileno()
         path = Path(f"/proc/self/fd/{number}").readlink()
-        if "checkpoints" in path.parts:
+        if folder in path.parts:
             count_change(str(path))
         fsync(file)
 
@@ -80,7 +80,12 @@ def stall(path: str) -> None:
 
 
 def inject_at_save(
-    rank: int = 0, attempt: int | None = None, n: int = 0, after_steps: int = 1, action: str = "kill"
+    rank: int = 0,
+    attempt: int | None = None,
+    n: int = 0,
+    after_steps: int = 1,
+    action: str = "kill",
+    folder: str = "checkpoints",
 ) -> None:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if int(os.environ.get("RANK", "0")) != rank or attempt not in (None, restarts):
@@ -88,7 +93,7 @@ def inject_at_save(
     if action == "disk_full":
         resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))
     else:
-        act_at_change(n, after_steps, {"kill": kill, "stall": stall}[action])
+        act_at_change(n, after_steps, folder, {"kill": kill, "stall": stall}[action])
 
 
 if __name__ == "__main__":
