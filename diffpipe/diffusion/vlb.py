@@ -97,7 +97,13 @@ def _at(chain: NoiseLevel, t: Int[Tensor, " b"]) -> NoiseLevel:
 
 
 def decoder(chain: NoiseLevel, first: Int[Tensor, " b"], denoised: Denoised) -> Gaussian:
-    """p(x_0 | x_1). The posterior has no variance there; its next one makes the better decoder."""
+    """p(x_0 | x_1). The posterior has no variance there; its next one makes the better decoder.
+
+    In the first timesteps that is about half of (sigma / alpha)^2, the variance of the noise. Levels that are no
+    timesteps lie much closer, and have half of it, too: the decoder would be far too sure.
+    """
+    if chain.time.is_floating_point():
+        return Gaussian(denoised.x0, _at(chain, first).ratio ** 2 / 2)
     least = posterior_variance(_at(chain, first + 1), _at(chain, first))
     if denoised.variance_share is None:
         return Gaussian(denoised.x0, least)
