@@ -12,6 +12,7 @@ from typing import Any
 from diffpipe.experiment import sampling_options
 from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
+from diffpipe.plugins import BUILT_IN
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -102,7 +103,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampler",
         metavar="NAME",
-        help="ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, edm, euler, heun, unipc or a plug-in's, for a diffusion",
+        help=f"{', '.join(sorted(BUILT_IN['samplers']))} or a plug-in's, for a diffusion",
     )
     parser.add_argument("--steps", type=int, help="steps from noise to image")
     parser.add_argument(

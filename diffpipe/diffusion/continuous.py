@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffpipe.config import Config
-from diffpipe.diffusion.process import Coefficient, NoiseLevel
+from diffpipe.diffusion.process import Coefficient, NoiseLevel, Path
 from diffpipe.diffusion.schedule import Spacing, spaced_ratios
 from diffpipe.errors import UserError
 
@@ -58,7 +58,9 @@ class EDMSchedule:
 
     config: EDMScheduleConfig
 
-    straight = False
+    @property
+    def path(self) -> Path:
+        return "exploding"
 
     @property
     def start_std(self) -> float:
@@ -123,7 +125,10 @@ class FlowSchedule:
     config: FlowScheduleConfig
 
     start_std = 1.0
-    straight = True
+
+    @property
+    def path(self) -> Path:
+        return "straight"
 
     def to(self, device: torch.device | str) -> FlowSchedule:
         return self

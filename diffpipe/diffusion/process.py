@@ -7,7 +7,7 @@ Every process here is x_t = alpha_t x_0 + sigma_t eps. Variance-preserving ones 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -16,6 +16,8 @@ from torch import Tensor
 
 Coefficient = Any
 """float64 [b], one for each sample, or a Python number for all."""
+Path = Literal["preserving", "exploding", "straight"]
+"""The curve of (alpha, sigma): the quarter circle of a variance-preserving process, alpha = 1, or alpha = 1 - sigma."""
 
 
 class NoiseLevel(NamedTuple):

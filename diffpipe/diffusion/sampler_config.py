@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from diffpipe import plugins
 from diffpipe.config import Config
 from diffpipe.config.kinds import Names
 from diffpipe.diffusion.denoiser import Denoise
@@ -18,7 +19,8 @@ from diffpipe.diffusion.schedule import Schedule, Spacing
 Noise = Callable[[int], Tensor]
 Sampler = Callable[[Denoise, Schedule, Tensor, "SamplerConfig", Noise], Tensor]
 
-SAMPLERS = ("ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "edm", "euler", "heun", "unipc")
+SAMPLERS = tuple(sorted(plugins.BUILT_IN["samplers"]))
+"""The names of diffpipe's own samplers. Each is a function of this name in samplers.py or solvers.py."""
 
 
 class SamplerConfig(Config):
@@ -30,7 +32,7 @@ class SamplerConfig(Config):
     2023). The last three are best at 10 to 20 steps."""
     steps: int = Field(default=50, ge=1)
     """Steps from noise to image, at most the schedule's timesteps. Each is one network evaluation; two for heun and
-    edm, but the last."""
+    edm, but the last. With a schedule of timesteps these two take their steps in atan(sigma / alpha)."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """The noise of ddim, from 0 (none) to 1 (as much as the ancestral sampler's)."""
     spacing: Spacing = "trailing"

@@ -19,7 +19,7 @@ from diffpipe.diffusion import solvers
 from diffpipe.diffusion.denoiser import Denoise
 from diffpipe.diffusion.parameterization import eps_from_x0
 from diffpipe.diffusion.process import CLEAN, learned_variance, posterior, posterior_variance, step_variance
-from diffpipe.diffusion.sampler_config import Noise, Sampler, SamplerConfig, steps
+from diffpipe.diffusion.sampler_config import SAMPLERS, Noise, Sampler, SamplerConfig, steps
 from diffpipe.diffusion.schedule import Schedule
 from diffpipe.errors import UserError
 from diffpipe.rng import RNG
@@ -40,17 +40,8 @@ def sample(
 
 def find(kind: str) -> Sampler:
     """The sampler of this name, one of this module's or a plug-in's."""
-    own = {
-        "ancestral": ancestral,
-        "ddim": ddim,
-        "dpmpp_2m": solvers.dpmpp_2m,
-        "dpmpp_2m_sde": solvers.dpmpp_2m_sde,
-        "edm": solvers.edm,
-        "euler": euler,
-        "heun": solvers.heun,
-        "unipc": solvers.unipc,
-    }
-    sampler = own.get(kind) or plugins.find("samplers", kind)
+    own = vars(solvers) | globals()
+    sampler = own[kind] if kind in SAMPLERS else plugins.find("samplers", kind)
     assert sampler is not None, "the config was validated while the plug-in was loaded"
     return sampler
 
@@ -58,12 +49,10 @@ def find(kind: str) -> Sampler:
 def check_sampler(schedule: Schedule, config: SamplerConfig) -> None:
     """Raises UserError where the schedule does not have the levels that the sampler visits."""
     levels = schedule.levels(config.steps, config.spacing)
-    if math.isinf(float(levels[0].ratio)) and (
-        config.kind == "edm" or (config.kind == "heun" and not schedule.straight)
-    ):
+    if config.kind == "edm" and math.isinf(float(levels[0].ratio)):
         raise UserError(
-            f"stage.sampler.kind={config.kind} starts at a finite sigma, and this schedule without any signal; use "
-            f"{'heun or ' if schedule.straight else ''}dpmpp_2m"
+            "stage.sampler.kind=edm starts at a finite sigma, and this schedule without any signal; use heun or "
+            "dpmpp_2m"
         )
 
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffpipe.config import Config
-from diffpipe.diffusion.process import NoiseLevel
+from diffpipe.diffusion.process import NoiseLevel, Path
 from diffpipe.errors import UserError
 
 Spacing = Literal["trailing", "leading", "linspace", "karras", "log_snr"]
@@ -58,15 +58,15 @@ class PerDevice(Generic[Tables]):
 class Schedule(Movable, Protocol):
     """The noise levels of a process, for training, sampling and bounds.
 
-    start_std: the standard deviation of the noise that sampling starts from. straight: whether x_t moves on a straight
-    line from x_0 to eps as sigma grows.
+    start_std: the standard deviation of the noise that sampling starts from. path: how x_t moves from x_0 to eps, see
+    `diffpipe.diffusion.process.Path`.
     """
 
     @property
     def start_std(self) -> float: ...
 
     @property
-    def straight(self) -> bool: ...
+    def path(self) -> Path: ...
 
     def to(self, device: torch.device | str, /) -> Schedule: ...
 
@@ -153,7 +153,10 @@ class DiscreteSchedule:
     log_alpha_bar: Float64[Tensor, " T+1"]
 
     start_std = 1.0
-    straight = False
+
+    @property
+    def path(self) -> Path:
+        return "preserving"
 
     @classmethod
     def build(cls, config: DiscreteScheduleConfig, device: torch.device | str = "cpu") -> DiscreteSchedule:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffpipe.diffusion.denoiser import Denoise
 from diffpipe.diffusion.parameterization import eps_from_x0
-from diffpipe.diffusion.process import CLEAN, NoiseLevel
+from diffpipe.diffusion.process import CLEAN, NoiseLevel, Path
 from diffpipe.diffusion.sampler_config import Noise, SamplerConfig, steps
 from diffpipe.diffusion.schedule import Schedule
 
@@ -27,9 +27,12 @@ def heun(
     config: SamplerConfig,
     noise: Noise,  # noqa: ARG001 - the others draw from it
 ) -> Float[Tensor, " b *shape"]:
-    """Heun's second-order method for the probability flow (Karras et al. 2022, algorithm 1)."""
+    """Heun's second-order method for the probability flow (Karras et al. 2022, algorithm 1).
+
+    With a variance-preserving schedule its steps are in the angle, see `_heun_step`.
+    """
     for _, level, lower in steps(schedule, config):
-        x = _heun_step(denoise, x, level, lower, straight=schedule.straight)
+        x = _heun_step(denoise, x, level, lower, schedule.path)
     return x
 
 
@@ -48,28 +51,37 @@ def edm(
             start = schedule.at_ratio(sigma * (1 + gamma))
             added = sigma * math.sqrt((1 + gamma) ** 2 - 1) * config.churn_noise
             x = start.alpha * (x / level.alpha + added * noise(i))
-        x = _heun_step(denoise, x, start, lower, straight=False)
+        x = _heun_step(denoise, x, start, lower, schedule.path)
     return x
 
 
-def _heun_step(denoise: Denoise, x: Tensor, level: NoiseLevel, lower: NoiseLevel, *, straight: bool) -> Tensor:
-    """A step along dy/du = eps for y = x / alpha and u = sigma / alpha, or eps - x_0 for y = x and u = sigma.
+def _heun_step(denoise: Denoise, x: Tensor, level: NoiseLevel, lower: NoiseLevel, path: Path) -> Tensor:
+    """A step along dx/du = alpha' x_0 + sigma' eps, in the variable u of the path. The step to x_0 is Euler's.
 
-    The second is for processes whose path is straight in x. The step to x_0 is Euler's.
+    u is sigma for EDM's schedule, as in the paper, and for a straight path. A variance-preserving process moves on a
+    circle, and u is its angle atan(sigma / alpha): there dx/du is v (Salimans & Ho 2022, section 4), of the size of x
+    at every level. In sigma / alpha, as in EDM's paper, a first step from 20,000 (cosine) would be far too long.
     """
 
     def slope(x: Tensor, level: NoiseLevel) -> Tensor:
         x0 = denoise(x, level).x0
         eps = eps_from_x0(level, x, x0)
-        return eps - x0 if straight else eps
+        match path:
+            case "preserving":
+                return level.alpha * eps - level.sigma * x0
+            case "exploding":
+                return eps
+            case "straight":
+                return eps - x0
 
-    scale, lower_scale = (1.0, 1.0) if straight else (level.alpha, lower.alpha)
-    width = lower.sigma / lower_scale - level.sigma / scale
-    y, first = x / scale, slope(x, level)
-    euler = lower_scale * (y + width * first)
+    def variable(level: NoiseLevel) -> float:
+        return math.atan2(level.sigma, level.alpha) if path == "preserving" else level.sigma
+
+    width, first = variable(lower) - variable(level), slope(x, level)
+    euler = x + width * first
     if lower is CLEAN:
         return euler
-    return lower_scale * (y + width * (first + slope(euler, lower)) / 2)
+    return x + width * (first + slope(euler, lower)) / 2
 
 
 @torch.no_grad()

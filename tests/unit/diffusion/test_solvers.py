@@ -16,6 +16,7 @@ from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffpipe.diffusion.continuous import EDMScheduleConfig, FlowScheduleConfig
 from diffpipe.diffusion.denoiser import denoiser
 from diffpipe.diffusion.parameterization import Parameterization
+from diffpipe.diffusion.process import CLEAN
 from diffpipe.diffusion.sampler_config import SamplerConfig
 from diffpipe.diffusion.samplers import find
 from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig, Schedule
@@ -175,7 +176,18 @@ def test_heun_on_a_flow_averages_the_velocities() -> None:
     torch.testing.assert_close(trajectory("heun", schedule, 4, "flow")[-1], x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["dpmpp_2m", "dpmpp_2m_sde", "unipc", "ddim"])
+def test_heun_on_a_circle_averages_v() -> None:
+    """Against a transcription in the angle of x_t = cos(phi) x_0 + sin(phi) eps, whose derivative is v."""
+    schedule, x = DiscreteScheduleConfig(kind="cosine").build(), gaussian(99)
+    for here, there in pairwise([*schedule.levels(4), CLEAN]):
+        width = math.asin(there.sigma) - math.asin(here.sigma)
+        v = network(x, here.time)
+        euler = x + width * v
+        x = euler if there is CLEAN else x + width * (v + network(euler, there.time)) / 2
+    torch.testing.assert_close(trajectory("heun", schedule, 4, "v")[-1], x, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["dpmpp_2m", "dpmpp_2m_sde", "unipc", "ddim", "heun"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_pure_noise_at_the_start_makes_finite_images(kind: str, steps: int) -> None:
     """alpha = 0 there, and log(alpha / sigma) is -infinite: of a flow, and of a schedule without terminal signal."""

@@ -130,7 +130,7 @@ def test_predictions_and_schedules_that_do_not_fit_are_refused(settings: dict[st
     ("settings", "message"),
     [
         ({"prediction": "flow", "sampler": {"kind": "edm"}}, "starts at a finite sigma.*use heun or dpmpp_2m"),
-        ({"prediction": "v", "schedule": {"zero_terminal_snr": True}, "sampler": {"kind": "heun"}}, "use dpmpp_2m"),
+        ({"prediction": "v", "schedule": {"zero_terminal_snr": True}, "sampler": {"kind": "edm"}}, "use heun or dpm"),
         ({"prediction": "flow", "sampler": {"spacing": "karras"}}, "is not for stage.schedule.kind=flow; use trailing"),
         ({"prediction": "edm", "sampler": {"spacing": "leading"}}, "use trailing, karras or log_snr"),
         ({"prediction": "edm", "schedule": {"sigma_max": 4}}, "make it at least 5, ten times sigma_data"),
