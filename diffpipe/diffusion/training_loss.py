@@ -64,4 +64,5 @@ def training_loss(
 def _quarters(position: Tensor, loss: Tensor) -> dict[str, Tensor]:
     """The loss of the samples in each quarter of the noise levels. The trainer's means leave out the others' nan."""
     quarter = (position * 4).long().clamp(0, 3)
-    return {f"loss_q{i + 1}": loss.where(quarter == i, torch.nan) for i in range(4)}
+    rows = loss.where(quarter == torch.arange(4, device=loss.device)[:, None], torch.nan)
+    return {f"loss_q{i + 1}": row for i, row in enumerate(rows)}

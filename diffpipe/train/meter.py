@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,7 +35,7 @@ class Meter:
 
     def restart(self, step: int) -> None:
         self.first = step
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # by the names that come together: [names, 2], sum and count
         self._norms: dict[str, list[Tensor]] = {}
         self._steps: dict[str, list[int]] = {}
         self._passes: list[_ForwardPass] = []
@@ -53,12 +54,15 @@ class Meter:
         return min(1.0, self._waited / max(time.perf_counter() - self._since, 1e-9))
 
     def add_loss(self, step: int, phase: str, batch: Batch, loss: Loss) -> None:
-        for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
-            counts = torch.isfinite(value.detach())
-            if batch.valid is not None:
-                counts &= batch.valid
-            added = torch.stack([value.detach().where(counts, 0).sum().double(), counts.sum().double()])
-            self._sums[phase + name] = self._sums[phase + name] + added if phase + name in self._sums else added
+        named = {"loss": loss.per_sample, **loss.metrics}
+        # One table for all of them: a handful of operators, however many names there are.
+        values = torch.stack([value.detach().float() for value in named.values()])
+        counts = torch.isfinite(values)
+        if batch.valid is not None:
+            counts &= batch.valid
+        added = torch.stack([values.where(counts, 0).double().sum(1), counts.sum(1).double()], dim=1)
+        names = tuple(phase + name for name in named)
+        self._sums[names] = self._sums[names] + added if names in self._sums else added
         finite = torch.isfinite(loss.per_sample.detach())
         if batch.valid is not None:
             finite = finite | ~batch.valid
@@ -107,9 +111,16 @@ class Meter:
         device. A collective.
         """
         seconds = time.perf_counter() - self._since
-        sums = runtime.comm.sum(torch.stack([*self._sums.values()]))
-        counted = zip(self._sums, sums.tolist(), strict=True)
-        means = {name: total / max(count, 1) for name, (total, count) in counted if count or name.endswith("loss")}
+        sums = runtime.comm.sum(torch.cat([*self._sums.values()])).tolist()
+        totals: dict[str, float] = {}
+        counted: dict[str, float] = {}
+        for name, (total, count) in zip(itertools.chain.from_iterable(self._sums), sums, strict=True):
+            totals[name], counted[name] = totals.get(name, 0.0) + total, counted.get(name, 0.0) + count
+        means = {
+            name: total / max(counted[name], 1)
+            for name, total in totals.items()
+            if counted[name] or name.endswith("loss")
+        }
         for phase, norms in self._norms.items():
             finite = [norm for norm in torch.stack(norms).tolist() if norm < float("inf")]
             means[f"{phase}grad_norm"] = sum(finite) / max(len(finite), 1)

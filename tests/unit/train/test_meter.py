@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffpipe.interfaces import Batch, Loss
 from diffpipe.train.meter import Meter
 from diffpipe.train.nonfinite import NonFiniteUpdate
 from diffpipe.train.runtime import Runtime
+from tests.support.operator_counts import OperatorCounts
 from tests.support.thread_ranks import on_ranks
 from tests.support.toy_stages import batch
 
@@ -80,3 +82,27 @@ def test_the_time_of_hooks_is_left_out(runtime: Runtime, monkeypatch: pytest.Mon
     meter.skip_time()
     clock[0] = 103.0
     assert meter.means(runtime)[1] == 3.0
+
+
+def test_many_quantities_cost_about_as_much_as_one_and_none_waits_for_the_device() -> None:
+    def operators(names: int) -> Counter[str]:
+        loss = Loss(torch.ones(3), {f"q{i}": torch.ones(3) for i in range(names)})
+        meter = Meter()
+        with OperatorCounts() as counted:
+            meter.add_loss(0, "", some(0, 1, 2), loss)
+            meter.add_loss(1, "", some(0, 1, 2), loss)
+        return counted.counts
+
+    many = operators(8)
+    assert many["_local_scalar_dense"] == many["nonzero"] == 0
+    del many["detach"]
+    one = operators(0)
+    del one["detach"]
+    assert many == one
+
+
+def test_quantities_that_some_steps_lack_are_means_over_those_that_have_them(runtime: Runtime) -> None:
+    meter = Meter()
+    meter.add_loss(0, "", some(0, 1), losses(1.0, 2.0))
+    meter.add_loss(1, "", some(0, 1), Loss(torch.tensor([3.0, 6.0])))
+    assert meter.means(runtime)[0] == {"loss": 3.0, "twice": 3.0}
