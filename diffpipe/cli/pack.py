@@ -18,18 +18,13 @@ _LABELS_FILE = """labels by image path relative to SRC, instead of class folders
 these two without a header), JSON lines ({path, label}), or text (a path, a space, a label)"""
 _SPLIT_BY = """write OUT/train and OUT/test; a hash of its name puts each group into one. 'group': the first folder of a
 path; 'column:NAME': a column of the labels file or dataset; else a regular expression whose first group finds it"""
-
 _TO = "shards (the default), or one OUT.zip in the form of StyleGAN's and EDM's dataset_tool"
-
-_OF_ZIP = ("encoding", "only", "leave_out", "per_class", "seed", "workers", "max_bad_samples")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe pack photos shards --resolution 64 --split-by group")
     parser.add_argument("src", metavar="SRC", help=_SRC)
-    parser.add_argument(
-        "out", type=user_path, metavar="OUT", help="the folder to create; it appears whole or not at all"
-    )
+    parser.add_argument("out", type=user_path, metavar="OUT", help="the folder to create, whole or not at all")
     add = parser.add_argument_group("what is in SRC").add_argument
     add("--labels-file", type=user_path, metavar="FILE", help=_LABELS_FILE)
     add("--labels", type=user_path, metavar="FILE", help="the labels idx file of an images idx file")
@@ -60,12 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffpipe.data.index.summary import describe
     from diffpipe.data.packing.choose import Split
-    from diffpipe.data.packing.edm_zip import pack_edm_zip
     from diffpipe.data.packing.encode import Encoding
-    from diffpipe.data.packing.open_source import describe_labels, open_source, unpacked_files
-    from diffpipe.data.packing.pack import pack
+    from diffpipe.data.packing.open_source import open_source
+    from diffpipe.data.packing.pack_as import pack_as
 
     if not is_main_process():
         return  # one process of a launched job packs, with workers of its own
@@ -73,25 +66,14 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--quality is for --format jpeg and webp; give one of them")
     if args.test_fraction is not None and args.split_by is None:
         raise UserError("--test-fraction is for --split-by, which names the groups to keep together; give it too")
-    if args.to == "edm-zip" and args.split_by is not None:
-        raise UserError("--split-by writes shards; pack each part into a zip of its own, with --only or a labels file")
     encoding = Encoding(args.resolution, args.format, args.quality or 95, args.background)
     split = Split(args.split_by, args.test_fraction or 0.1) if args.split_by else None
-    workers = options.worker_processes(args)
     of_source = options.values(args, "labels_file", "labels", "split", "classes", "columns", "skip_stray")
-    of_pack = options.values(args, "shard_samples", "only", "leave_out", "per_class", "seed", "prefix")
+    how = options.values(args, "shard_samples", "only", "leave_out", "per_class", "seed", "prefix")
+    how |= {"workers": options.worker_processes(args), "max_bad_samples": args.max_bad}
     with stop_cleanly(f"stopped by a signal; {args.out} was not made, and nothing is left of it"):
         source = open_source(args.src, **of_source)
-        of_pack |= {"encoding": encoding, "split": split, "workers": workers, "max_bad_samples": args.max_bad}
-        if args.to == "edm-zip":
-            line, bad = pack_edm_zip(source, args.out, **{key: of_pack[key] for key in _OF_ZIP})
-            lines = [line]
-        else:
-            bad = pack(source, args.out, **of_pack)
-            folders = [args.out / "train", args.out / "test"] if args.split_by else [args.out]
-            lines = [describe(folder, sorted(path.name for path in folder.glob("*.tar"))) for folder in folders]
-    named = describe_labels(source)
-    notes = [*([] if named is None else [named]), *unpacked_files(source, bad)]
+        lines, notes, bad = pack_as(args.to, source, args.out, encoding=encoding, split=split, **how)
     print("\n".join([*lines, *(f"{args.src}: {note}" for note in notes)]), flush=True)
     for reason in bad:
         print(f"skipped: {reason}", file=sys.stderr)

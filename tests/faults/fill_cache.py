@@ -6,7 +6,8 @@ import hashlib
 import os
 import sys
 
-from diffpipe.data.remote.cache import CachedFile, ShardCache
+from diffpipe.data.remote.cache import ShardCache
+from diffpipe.data.remote.download import CachedFile
 
 
 def main(folder: str, *words: str) -> None:

@@ -20,7 +20,8 @@ from diffpipe.data.index.patterns import NO_SHARDS, expand_braces, local_tars, r
 from diffpipe.data.index.scan import dotted_names
 from diffpipe.data.index.shard_index import INDEX_NAME, MemberLocations, Sample, ShardIndex
 from diffpipe.data.remote import allowed_bases
-from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
+from diffpipe.data.remote.cache import RemoteShard, ShardCache
+from diffpipe.data.remote.download import CachedFile
 from diffpipe.data.remote.storage import MissingError
 from diffpipe.data.remote.urls import is_remote, join, parent, parse, redacted
 from diffpipe.errors import UserError

@@ -13,8 +13,6 @@ place is refused, and a file that has changed since its hash was checked (see `v
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import re
@@ -25,8 +23,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffpipe.data.remote import verified
+from diffpipe.data.remote.download import CachedFile, ChangedError, download
 from diffpipe.data.remote.storage import RemoteFile
-from diffpipe.data.remote.urls import parent, redacted
+from diffpipe.data.remote.urls import redacted
 from diffpipe.errors import UserError
 from diffpipe.files import (
     has_name,
@@ -42,30 +41,10 @@ from diffpipe.files import (
 from diffpipe.plural import plural
 
 DEFAULT_LIMIT = 1 << 36
-_CHUNK = 1 << 18
 _POLL = 0.05  # seconds
 _RECENT = 300.0  # seconds
-_INDEX = ".index"
 _PART = ".part"
 _NAME = re.compile(r"[0-9a-f]{64}(?P<index>\.index)?(\.(?P<bytes>[0-9]{1,18})\.part)?")
-
-
-class CachedFile(NamedTuple):
-    """A version of a remote file. sha256: of its bytes; of an index, whose hash is not known, its etag."""
-
-    url: str
-    bytes: int
-    sha256: str
-    index: bool = False
-
-    @property
-    def name(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.url, self.bytes, self.sha256]).encode()).hexdigest()
-        return digest + (_INDEX if self.index else "")
-
-
-class ChangedError(UserError):
-    """The server's file is not the one that was indexed."""
 
 
 class ShardCache:
@@ -152,7 +131,7 @@ class ShardCache:
                     if (self.folder / file.name).exists() and not again:
                         part_path.unlink()
                         return None
-                    verified.record(part, self._fill(file, part))
+                    verified.record(part, download(file, part, self.least_rate))
                     part_path.replace(self.folder / file.name)
                 except (OSError, ChangedError):
                     part_path.unlink(missing_ok=True)
@@ -179,43 +158,6 @@ class ShardCache:
             yield part if locked else None
         finally:
             release(part)
-
-    def _fill(self, file: CachedFile, part: int) -> str:
-        """Download the missing bytes, and return the sha256 of all. Raises ChangedError where the index has another."""
-        present = os.fstat(part).st_size
-        if file.index or present > file.bytes:  # the beginning of an index may be of another version
-            os.truncate(part, 0)
-            present = 0
-        digest = self._download(file, part)
-        if present and digest != file.sha256 and not file.index:
-            os.truncate(part, 0)  # the bytes that an earlier process left may be the wrong ones
-            digest = self._download(file, part)
-        if digest != file.sha256 and not file.index:
-            raise _changed(file, "its sha256 is another")
-        os.fsync(part)
-        return digest
-
-    def _download(self, file: CachedFile, part: int) -> str:
-        """Append the missing bytes. Returns the sha256 of the whole."""
-        digest, length = hashlib.sha256(), 0
-        with os.fdopen(part, "r+b", closefd=False) as local:
-            local.seek(0)
-            while block := local.read(_CHUNK):
-                digest.update(block)
-                length += len(block)
-            if length < file.bytes:
-                with RemoteFile(file.url, length, self.least_rate) as remote:
-                    if remote.size not in (None, file.bytes):
-                        raise _changed(file, f"it has {plural(remote.size, 'byte')}, not {file.bytes}")
-                    if file.index and remote.etag != file.sha256:
-                        raise _changed(file, "it changed a moment ago")
-                    while length < file.bytes and (block := remote.read(_CHUNK)):
-                        local.write(block)
-                        digest.update(block)
-                        length += len(block)
-        if length != file.bytes:
-            raise _changed(file, f"it has {plural(length, 'byte')}, not {file.bytes}")
-        return digest.hexdigest()
 
     def _make_room(self, need: int, before: float) -> bool:
         """Whether `need` more bytes fit, after removing files that were last used before that time, if necessary."""
@@ -267,13 +209,6 @@ class RemoteShard(NamedTuple):
 
     def open(self) -> int:
         return self.cache.open(self.file)
-
-
-def _changed(file: CachedFile, what: str) -> ChangedError:
-    return ChangedError(
-        f"{redacted(file.url)}: not the file that was indexed: {what}; restore it there, or, where it was changed on "
-        f"purpose, run: diffpipe index {redacted(parent(file.url))}"
-    )
 
 
 def mark_used(descriptor: int) -> None:

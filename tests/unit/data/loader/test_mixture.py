@@ -19,7 +19,8 @@ from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.dataset import Dataset
 from diffpipe.data.loader.mixture import MixedShardSet, Mixture, cache_warning, load_sources, shares
 from diffpipe.data.loader.order import Order
-from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
+from diffpipe.data.remote.cache import RemoteShard, ShardCache
+from diffpipe.data.remote.download import CachedFile
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
 from tests.support.tars import png, random_pixels, write_shards, write_tar

@@ -16,7 +16,8 @@ import pytest
 
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.remote import storage
-from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
+from diffpipe.data.remote.cache import RemoteShard, ShardCache
+from diffpipe.data.remote.download import CachedFile
 from diffpipe.errors import UserError
 from diffpipe.files import private_folder, sha256_of
 from tests.support.planted import plant, without_attributes

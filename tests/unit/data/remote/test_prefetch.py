@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from diffpipe.data.remote import prefetch
-from diffpipe.data.remote.cache import CachedFile, RemoteShard, ShardCache
+from diffpipe.data.remote.cache import RemoteShard, ShardCache
+from diffpipe.data.remote.download import CachedFile
 from diffpipe.data.remote.prefetch import Prefetcher
 from diffpipe.errors import UserError
 
