@@ -69,6 +69,12 @@ def test_costs() -> None:
     ]
 
 
+def test_targets() -> None:
+    result = table_rows(script("targets", "--rounds", 1))
+    assert [row["target"] for row in result] == ["eps", "x0", "v", "edm", "flow"]
+    assert result[0]["of eps's"] == result[0]["CPU time of eps's"] == "1.000"
+
+
 @pytest.mark.usefixtures("forked")
 def test_each_byte_is_hashed_once_per_node_and_copied_once_by_each_rank_that_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
