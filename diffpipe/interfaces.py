@@ -169,7 +169,7 @@ class Stage(Protocol):
     """A family of generators: its networks and its losses.
 
     The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device. Further abilities
-    are protocols of their own: `Starts`, `Borrows`, `Generates`, `HasChain`, `Reconstructs`, `Encodes`, `Scores`.
+    are protocols of their own: `Starts`, `Borrows`, `Generates`, `Reconstructs`, `Encodes`, `Scores`.
     """
 
     def networks(self) -> dict[str, nn.Module]:
@@ -236,28 +236,6 @@ class Generates(Protocol):
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
         """An image for each position of `rng`. The positions are sample indices. labels: None draws them at random."""
-        ...
-
-
-class ChainState(NamedTuple):
-    """Where a chain of noise levels is: x_t, divided by sqrt(alpha^2 + sigma^2), and the x_0 predicted from it.
-
-    ratio: sigma / alpha of x_t: infinite at pure noise, and 0 at the end, where both are the sampled images.
-    """
-
-    ratio: float
-    x_t: UInt8[Tensor, "b c h w"]
-    x0: UInt8[Tensor, "b c h w"]
-
-
-@runtime_checkable
-class HasChain(Protocol):
-    """A stage that generates by a chain of noise levels."""
-
-    def trajectory(
-        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None, most: int
-    ) -> list[ChainState]:
-        """Up to `most` (at least 2) states of the chain, of which the last is what `generate` makes."""
         ...
 
 

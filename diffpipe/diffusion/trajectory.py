@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import count
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+from jaxtyping import Int, UInt8
+from torch import Tensor, nn
 
 from diffpipe.diffusion.denoiser import Denoise, Denoised
 from diffpipe.diffusion.process import NoiseLevel
@@ -15,13 +17,34 @@ from diffpipe.diffusion.sampler_config import SamplerConfig
 from diffpipe.diffusion.samplers import sample
 from diffpipe.diffusion.schedule import Schedule
 from diffpipe.diffusion.visited_levels import visited_levels
-from diffpipe.interfaces import ChainState
 from diffpipe.rng import RNG
 
 Decode = Callable[[Tensor], Tensor]
 """From x_0 to uint8 images."""
 Show = Callable[[NoiseLevel, Tensor, Tensor], None]
 """Takes the level, x_t [b, *shape] and the x_0 predicted from it."""
+
+
+class ChainState(NamedTuple):
+    """Where a chain of noise levels is: x_t, divided by sqrt(alpha^2 + sigma^2), and the x_0 predicted from it.
+
+    ratio: sigma / alpha of x_t: infinite at pure noise, and 0 at the end, where both are the sampled images.
+    """
+
+    ratio: float
+    x_t: UInt8[Tensor, "b c h w"]
+    x0: UInt8[Tensor, "b c h w"]
+
+
+@runtime_checkable
+class HasChain(Protocol):
+    """A stage that generates by a chain of noise levels."""
+
+    def trajectory(
+        self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None, most: int
+    ) -> list[ChainState]:
+        """Up to `most` (at least 2) states of the chain, of which the last is what `generate` makes."""
+        ...
 
 
 def sample_states(

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from diffpipe.diffusion.trajectory import ChainState, HasChain
 from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
-from diffpipe.interfaces import ChainState, HasChain
 from diffpipe.plural import plural
 from diffpipe.train.runtime import Runtime
 

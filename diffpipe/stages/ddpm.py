@@ -22,11 +22,11 @@ from diffpipe.diffusion.samplers import check_sampler, sample
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig, PerDevice, Schedule
 from diffpipe.diffusion.timesteps import TimestepsConfig, draw_level
 from diffpipe.diffusion.training_loss import NoisedBatch, training_loss
-from diffpipe.diffusion.trajectory import sample_states
+from diffpipe.diffusion.trajectory import ChainState, sample_states
 from diffpipe.diffusion.visited_levels import visited_levels
 from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, ChainState, Dependency, ImageShape, Loss, Phase, TrainedStage
+from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
 from diffpipe.nn.adm import ADMConfig
 from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.edm2 import EDM2Config
@@ -162,8 +162,7 @@ class DDPM:
             raise UserError(
                 "stage.sampler.clip=true clips to [-1, 1], a range that latents do not keep to; set it to false"
             )
-        self.config = config
-        self.codec = codec
+        self.config, self.codec = config, codec
         self.code_shape = codec.shape(shape)
         try:
             with torch.device("meta"):
@@ -176,8 +175,7 @@ class DDPM:
         timestep_strata(len(schedule.chain().time), config.sampler.vlb_steps)
         self.schedule = PerDevice(schedule)
         self.parameterization = config.parameterization
-        problem = guide and guide_problem(guide, self)
-        if problem:
+        if problem := guide and guide_problem(guide, self):
             raise UserError(f"stage.sampler.guide.run: {problem}")
         self.guide = guide
 

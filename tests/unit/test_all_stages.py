@@ -10,9 +10,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from diffpipe.diffusion.trajectory import HasChain
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
-from diffpipe.interfaces import Borrows, Generates, HasChain
+from diffpipe.interfaces import Borrows, Generates
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan_losses import DISCRIMINATOR, GENERATOR, PENALTY
 from diffpipe.train.config import TrainConfig

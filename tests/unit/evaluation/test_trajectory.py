@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffpipe.diffusion.trajectory import ChainState
 from diffpipe.errors import UserError
 from diffpipe.evaluation.trajectory import trajectory
-from diffpipe.interfaces import ChainState
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Noise, opened_run
 
