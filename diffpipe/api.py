@@ -29,6 +29,7 @@ from diffpipe.loaded_run import LoadedRun, load
 from diffpipe.machine import process_warnings
 from diffpipe.metrics.names import DEFAULT_METRICS
 from diffpipe.metrics.protocol import Result
+from diffpipe.resolution import parse_resolution
 from diffpipe.train.callbacks import Callback
 from diffpipe.train.runtime import Device, Precision, Runtime
 
@@ -42,16 +43,16 @@ def score(
     n: int | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     floor: str | None = None,
-    resolution: int | None = None,
+    resolution: int | Sequence[int] | None = None,
     inception: str | None = None,
     precision: Precision = "fp32",
     device: Device = "auto",
 ) -> Result:
     """The scores of images in a folder, a zip, an npz or shards: `.scores`, `.floor` and `.protocol`.
 
-    n: images to score; None: all. resolution: the side to which all images are resized and cropped; None: that of the
-    run whose `sample` wrote the folder, else they must have one size already. The others are those of
-    `LoadedRun.score`, which scores a run. Raises UserError.
+    n: images to score; None: all. resolution: the side, or (height, width), to which all images are resized and
+    cropped; None: that of the run whose `sample` wrote the folder, else they must have one size already. The others are
+    those of `LoadedRun.score`, which scores a run. Raises UserError.
 
     >>> result = diffpipe.score(shards, shards, n=4, metrics=["fd_efficientnet_lite0"])
     >>> list(result.scores)
@@ -60,9 +61,9 @@ def score(
     with Runtime.start(precision, device) as runtime:
 
         def open_sources() -> ScoreSources:
-            channels, side = stated_shape(str(images)) or (3, None)
-            side = side if resolution is None else resolution
-            return score_sources(open_images(images, channels, side, n), str(reference), floor, side)
+            channels, size = stated_shape(str(images)) or (3, None)
+            size = size if resolution is None else parse_resolution(resolution)
+            return score_sources(open_images(images, channels, size, n), str(reference), floor, size)
 
         sources = runtime.comm.raise_on_all_ranks(open_sources)
         check = overlap_check(sources, runtime, floor=floor)
@@ -73,7 +74,7 @@ def stream(
     shards: str | Path | Sequence[str],
     *,
     batch_size: int,
-    resolution: int,
+    resolution: int | Sequence[int],
     seed: int = 0,
     start: int = 0,
     rank: int = 0,

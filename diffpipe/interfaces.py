@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from diffpipe.resolution import Resolution
 from diffpipe.rng import RNG, KeyedRNG
 
 
@@ -89,8 +90,13 @@ class ImageShape(NamedTuple):
     """The shape of the data's images, and the number of classes (0: no labels)."""
 
     channels: int
-    resolution: int
+    resolution: Resolution
     classes: int = 0
+
+    @property
+    def chw(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.channels, self.resolution.height, self.resolution.width
 
 
 @dataclass(frozen=True)

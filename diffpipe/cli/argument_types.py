@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.resolution import MAX_SIDE, Resolution, parse_resolution
+
 
 def natural(text: str) -> int:
     """An integer, 0 or more."""
@@ -18,6 +20,20 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
+
+
+def resolution(text: str) -> Resolution:
+    """The height and width of images: a side, such as 64, or 48x64."""
+    height, x, width = text.partition("x")
+    try:
+        if not (height.isdecimal() and (not x or width.isdecimal())):
+            raise ValueError
+        return parse_resolution([int(height), int(width or height)])
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no size in pixels; give one side, such as 64, or height x width, such as 48x64, each from 1 to "
+            f"{MAX_SIDE}"
+        ) from None
 
 
 def quality(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
@@ -29,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resolution",
-        type=int,
-        help="side to which all images are resized and cropped (default: a run's, else their own)",
+        type=types.resolution,
+        metavar="N|HxW",
+        help="side, or height and width, to which all images are resized and cropped (default: a run's, else theirs)",
     )
     options.add_output_file(parser, "the JSON file")
     options.add_sampling(parser)
@@ -56,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
         ) as run:
             if args.resolution not in (None, run.config.data.resolution):
                 size = run.config.data.resolution
-                raise UserError(f"--resolution {args.resolution}: the run makes images of {size}x{size}; leave it out")
+                raise UserError(
+                    f"--resolution {args.resolution}: the run makes images of {size.height}x{size.width}; leave it out"
+                )
             result = run.score(n=args.n, seed=args.seed, label=args.label, **how)
         out = args.out or run.score_file("eval", result.protocol["generated"]["n"], result.protocol)
     else:

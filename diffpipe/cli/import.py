@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.files import user_path
 from diffpipe.process import is_main_process
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes", type=int, metavar="N", help="classes of a diffusers folder whose network has a class embedding"
     )
     parser.add_argument("--codec", metavar="RUN", help="VAE run of a network that denoises latents")
-    parser.add_argument("--resolution", type=int, metavar="N", help="size of the images of guided-diffusion's weights")
+    parser.add_argument(
+        "--resolution", type=types.resolution, metavar="N|HxW", help="size of the images of guided-diffusion's weights"
+    )
     parser.add_argument(
         "--attention-order",
         choices=["legacy", "new"],
@@ -50,6 +53,6 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         options.print_notes(imported.notes)
         shape = imported.shape
-        size = f"{shape.resolution}x{shape.resolution}x{shape.channels}"
+        size = f"{shape.resolution.height}x{shape.resolution.width}x{shape.channels}"
         parameters = f"{imported.parameters / 1e6:.2f} M parameters"
         options.print_result(f"{imported.experiment.stage.describe()}, {parameters}, images of {size}: {args.run}")

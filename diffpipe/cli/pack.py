@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-stray", action="store_true", help=stray)
     add = parser.add_argument_group("how images are written").add_argument
     add("--to", choices=["shards", "edm-zip"], default="shards", help=_TO)
-    add("--resolution", type=types.positive, metavar="N", help="resize and crop at the centre to N x N")
+    resized = "resize and crop at the centre to N x N pixels, or to a height of H and a width of W"
+    add("--resolution", type=types.resolution, metavar="N|HxW", help=resized)
     kept = "keep (the default): PNG, JPEG and WebP of the right size unchanged, and PNG for the rest"
     add("--format", choices=["keep", "png", "jpeg", "webp"], default="keep", help=kept)
     add("--quality", type=types.quality, metavar="Q", help="of JPEG and WebP, 1 to 100 (95)")

@@ -104,7 +104,7 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         case None if names := [mark for mark in metadata if isinstance(mark, Names)]:
             words = " | ".join(names[0].all())
         case None:
-            words = "true | false" if annotation is bool else annotation.__name__
+            words = "true | false" if annotation is bool else getattr(annotation, "in_words", annotation.__name__)
         case origin if origin is Annotated:
             return _type(args[0], [*args[1:], *metadata])
         case origin if origin is Literal:

@@ -10,6 +10,7 @@ from diffpipe.config import Config
 from diffpipe.data.decode.image import MAX_PIXELS
 from diffpipe.data.remote.cache import DEFAULT_LIMIT, ShardCache
 from diffpipe.data.remote.urls import is_remote, parse
+from diffpipe.resolution import Resolution
 
 
 class SourceConfig(Config):
@@ -40,8 +41,9 @@ class DataConfig(Config):
     """Held-out shards for validation and scores, in the forms that data.train takes."""
     batch_size: int = Field(ge=1)
     """The global batch: samples per optimizer step, over all processes and micro-batches. A resume may change it."""
-    resolution: int = Field(ge=1)
-    """Height and width of the images in pixels: the shorter side is resized to it, then the image is cropped."""
+    resolution: Resolution
+    """Height and width of the images in pixels: one number for square ones, else [height, width]. Each image is resized
+    to the smallest size that covers it, then cropped."""
     channels: Literal[1, 3] = 3
     """1: grey images; 3: RGB. Images of the other sort are converted."""
     labels: bool = False
@@ -51,7 +53,7 @@ class DataConfig(Config):
     flip: bool = False
     """Mirror half of the samples from left to right."""
     crop: Literal["center", "random"] = "center"
-    """The square that is cut out of an image that is not square."""
+    """The part that is cut out of an image of another aspect."""
     workers: int = Field(default=2, ge=0)
     """Loader processes per rank; 0: decode in the training process."""
     prefetch: int = Field(default=2, ge=1)

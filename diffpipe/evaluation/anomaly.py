@@ -129,9 +129,9 @@ def _images(option: str, shards: str | list[str], run: Run, n: int) -> ShardImag
     loaded = shard_set.load(shards)
     size = run.shape.resolution
     height, width = ShardImages(loaded, run.shape.channels, None).images(range(1)).shape[2:]
-    if option != _TRAINING and (height, width) != (size, size):
+    if option != _TRAINING and (height, width) != size:
         raise UserError(
-            f"{option}: {shards} holds images of {width}x{height} and the run was trained at {size}x{size}; "
-            f"pack both sets alike: diffpipe pack … --resolution {size}"
+            f"{option}: {shards} holds images of {height}x{width} and the run was trained at "
+            f"{size.height}x{size.width} (height x width); pack both sets alike: diffpipe pack … --resolution {size}"
         )
     return ShardImages(loaded, run.shape.channels, size, n=min(n, loaded.total))

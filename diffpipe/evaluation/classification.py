@@ -86,7 +86,7 @@ def log_likelihoods(run: Run, images: ShardImages, seed: int, runtime: Runtime) 
     An image has the same noise under every label, so the noise cancels when labels are compared (Li et al. 2023,
     section 3.3). Raises UserError where the stage has no likelihood.
     """
-    classes, dims = run.shape.classes, run.shape.channels * run.shape.resolution**2
+    classes, dims = run.shape.classes, run.shape.channels * run.shape.resolution.pixels
     columns = []
     for label in range(classes):
         likelihoods = score_images(run, images, seed, runtime, label, f"score as class {label + 1}/{classes}")

@@ -16,6 +16,7 @@ from diffpipe.experiment.run import Run
 from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.nn.unet import UNetConfig
+from diffpipe.resolution import Resolution
 from diffpipe.stages.ddpm import DDPM, DENOISER, LATENT_SCALE, DDPMConfig
 from diffpipe.stages.latents import LatentCodec
 
@@ -44,7 +45,7 @@ def export_diffusers(run: Run, folder: Path) -> list[str]:
     classes, codec = classes if stage.conditional else 0, None
     if stage.codec.kind == "vae":
         codec = cast(LatentCodec, cast(DDPM, run.stage).codec)
-        channels, resolution, _ = codec.vae.latent_shape
+        channels, resolution = codec.vae.latent_shape[0], Resolution(*codec.vae.latent_shape[1:])
     outputs = 2 * channels if stage.learned_variance else channels
     if isinstance(stage.network, UNetConfig):
         rows = classes + (stage.label_dropout > 0) if classes else None

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffpipe.data.decode.stack import stack_images
 from diffpipe.data.packing.image_files import open_image_files
 from diffpipe.evaluation.image_sources import StoredImages
+from diffpipe.resolution import Resolution
 
 
 class FileImages(StoredImages):
@@ -21,7 +22,9 @@ class FileImages(StoredImages):
     n, seed, resolution: see `StoredImages`. Raises UserError where there are no images.
     """
 
-    def __init__(self, place: str, channels: int, resolution: int | None, *, n: int | None = None, seed: int = 0):
+    def __init__(
+        self, place: str, channels: int, resolution: Resolution | None, *, n: int | None = None, seed: int = 0
+    ):
         self._files = open_image_files(place)
         super().__init__(place, "holds", len(self._files), channels, resolution, n, seed)
 

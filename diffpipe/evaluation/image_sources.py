@@ -19,6 +19,7 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.plural import plural
+from diffpipe.resolution import Resolution
 from diffpipe.rng import KeyedRNG, permutation_start
 from diffpipe.train.runtime import Runtime
 
@@ -61,7 +62,7 @@ class GeneratedImages:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self.shape.resolution, self.shape.resolution
+        return self.shape.resolution
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         """The images of these sample indices, on the CPU. The bits depend on the whole range, not on i alone."""
@@ -78,23 +79,25 @@ class GeneratedImages:
 
 
 RESIZE = "shorter side to this size, bicubic with antialiasing, then cropped at the centre"
+RESIZE_TO_COVER = "to the smallest size that covers this one, bicubic with antialiasing, then cropped at the centre"
 
 
 def describe_shape(channels: int, size: tuple[int, int], *, resized: bool) -> dict[str, Any]:
     """The part of a score's protocol about the shape that images were brought to."""
-    return {"channels": channels, "size": list(size), "resize": RESIZE if resized else "none"}
+    resize = RESIZE if size[0] == size[1] else RESIZE_TO_COVER
+    return {"channels": channels, "size": list(size), "resize": resize if resized else "none"}
 
 
 class StoredImages(ABC):
     """Images that exist already, in order, or `n` of them drawn without replacement by the seed.
 
-    place, holds: the name of the set and the verb in messages. total: the number of its images. resolution: the side
-    that they are resized to and cropped at the centre; None: they keep their size, which must be the same for all.
+    place, holds: the name of the set and the verb in messages. total: the number of its images. resolution: they
+    are resized to cover it and cropped at the centre; None: they keep their size, which must be the same for all.
     drawn: the part of a protocol about the draw. Raises UserError for n below 1, and where there are fewer images.
     """
 
     def __init__(
-        self, place: str, holds: str, total: int, channels: int, resolution: int | None, n: int | None, seed: int
+        self, place: str, holds: str, total: int, channels: int, resolution: Resolution | None, n: int | None, seed: int
     ):
         if n is not None and n < 1:
             raise UserError(f"n is {n}; give 1 or more images")
@@ -114,14 +117,14 @@ class StoredImages(ABC):
     def size(self) -> tuple[int, int]:
         """Height and width, without a resolution those of the first image."""
         if self.resolution is not None:
-            return self.resolution, self.resolution
+            return self.resolution
         height, width = self._read(self._indices[:1]).shape[2:]
         return height, width
 
     def describe(self) -> dict[str, Any]:
         """The part of a score's protocol about these images: where they are, a fingerprint, and their shape."""
         shape = describe_shape(self.channels, self.size, resized=self.resolution is not None)
-        return self._describe_place() | {"resolution": self.resolution} | shape | self.drawn
+        return self._describe_place() | {"resolution": self.resolution and self.resolution.plain()} | shape | self.drawn
 
     def images(self, indices: range) -> UInt8[Tensor, "b c h w"]:
         images = self._read(self._indices[indices.start : indices.stop])
@@ -141,7 +144,9 @@ class StoredImages(ABC):
 class ShardImages(StoredImages):
     """Images of shards. resolution, n, seed: see `StoredImages`. Raises UserError where some sample has no image."""
 
-    def __init__(self, shards: ShardSet, channels: int, resolution: int | None, *, n: int | None = None, seed: int = 0):
+    def __init__(
+        self, shards: ShardSet, channels: int, resolution: Resolution | None, *, n: int | None = None, seed: int = 0
+    ):
         super().__init__(shards.paths[0], "and its set hold", shards.total, channels, resolution, n, seed)
         require_images(shards)
         self.shards = shards
@@ -184,17 +189,17 @@ class TensorImages:
 
 def require_image_tensor(images: object, shape: ImageShape) -> None:
     """Raise UserError unless the images are a uint8 tensor of the run's channels and size."""
-    size, channels = shape.resolution, shape.channels
+    (height, width), channels = shape.resolution, shape.channels
     if (
         not isinstance(images, Tensor)
         or images.dtype != torch.uint8
         or images.ndim != 4
-        or images.shape[1:] != (channels, size, size)
+        or images.shape[1:] != (channels, height, width)
     ):
         given = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise UserError(
             f"the images are {given}; give a torch tensor of uint8 pixels from 0 to 255, "
-            f"[n, {channels}, {size}, {size}] as the run was trained on"
+            f"[n, {channels}, {height}, {width}] as the run was trained on"
         )
 
 

@@ -66,7 +66,7 @@ def measure_nll(
     likelihoods = score_images(run, images, seed, runtime, ode=ode)
     require_likelihood(likelihoods, run)
     name = "nll" if ode is None else "nll_ode"
-    pixels = {"levels": 256, "resolution": run.shape.resolution, "channels": run.shape.channels}
+    pixels = {"levels": 256, "resolution": run.shape.resolution.plain(), "channels": run.shape.channels}
     precision = str(runtime.dtype).removeprefix("torch.")
     model = {"stage": run.experiment.stage.kind, "kind": likelihoods.kind, "seed": seed, "precision": precision}
     protocol = {

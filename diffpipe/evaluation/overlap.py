@@ -15,6 +15,7 @@ from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.score_sources import SPLIT, ScoreSources
 from diffpipe.metrics.image_hashes import image_hashes
 from diffpipe.plural import plural
+from diffpipe.resolution import Resolution
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -78,7 +79,7 @@ def floor_or_halves(floor: StoredImages, reference: StoredImages, runtime: Runti
     return None
 
 
-def _entire(images: StoredImages) -> tuple[str, int | None] | None:
+def _entire(images: StoredImages) -> tuple[str, Resolution | None] | None:
     """The fingerprint and shape of a whole set; None where only some of its images are taken."""
     return None if images.drawn else (images.describe()["fingerprint"], images.resolution)
 

@@ -19,6 +19,7 @@ from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks, on_rank_zero
 from diffpipe.files import atomic_write
 from diffpipe.plural import plural
+from diffpipe.resolution import Resolution
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -50,10 +51,10 @@ def write_samples(source: GeneratedImages, folder: Path, runtime: Runtime) -> No
         on_rank_zero(runtime, lambda: save_png(grid(first, columns=columns), folder / "grid.png"))
 
 
-def stated_shape(place: str) -> tuple[int, int] | None:
+def stated_shape(place: str) -> tuple[int, Resolution] | None:
     """The channels and the resolution of the images that `diffpipe sample` wrote into a folder; None elsewhere."""
     described = _noted(Path(place))[0]
-    return None if described is None else (described["channels"], described["size"][0])
+    return None if described is None else (described["channels"], Resolution(*described["size"]))
 
 
 def _prepare(source: GeneratedImages, folder: Path) -> int:
@@ -83,7 +84,8 @@ def _noted(folder: Path) -> tuple[dict[str, Any] | None, int]:
     try:
         tree = json.loads((folder / SAMPLES).read_text(encoding="utf-8"))
         described = dict(tree["protocol"]["generated"])
-        if not all(isinstance(value, int) for value in (described["channels"], described["size"][0])):
+        height, width = described["size"]
+        if not all(isinstance(value, int) for value in (described["channels"], height, width)):
             raise ValueError("its size is no number")
         return described, int(tree["n"])
     except (FileNotFoundError, NotADirectoryError):

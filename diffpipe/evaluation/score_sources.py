@@ -14,6 +14,7 @@ from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages, StoredImages
 from diffpipe.experiment.find_checkpoint import is_run
 from diffpipe.files import user_path
+from diffpipe.resolution import Resolution
 
 SPLIT = "split"
 
@@ -27,7 +28,7 @@ class ScoreSources(NamedTuple):
 
 
 def open_images(
-    place: str | os.PathLike[str], channels: int, resolution: int | None, n: int | None = None
+    place: str | os.PathLike[str], channels: int, resolution: Resolution | None, n: int | None = None
 ) -> StoredImages:
     """The images of a folder, a zip, an npz or shards, all or n of them, in this shape. Raises UserError.
 
@@ -50,7 +51,7 @@ def floor_count(floor: str | None) -> int:
 
 
 def score_sources(
-    generated: GeneratedImages | StoredImages, reference: str, floor: str | None, resolution: int | None
+    generated: GeneratedImages | StoredImages, reference: str, floor: str | None, resolution: Resolution | None
 ) -> ScoreSources:
     """The sources of a score of `generated`, in the shape of its images.
 
@@ -64,14 +65,14 @@ def score_sources(
     for name, source in (("the reference", real), ("the floor", other)):
         if source is not None and source.size != generated.size:
             raise UserError(
-                f"{name} holds images of {_shown(source.size)} and the scored ones have {_shown(generated.size)}; give "
-                "a resolution to bring all to one size"
+                f"{name} holds images of {_shown(source.size)} and the scored ones have {_shown(generated.size)} "
+                f"(height x width); give a resolution to bring all to one size"
             )
     return sources
 
 
 def _shown(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]} pixels"
+    return f"{size[0]}x{size[1]} pixels"
 
 
 def _are_files(place: str) -> bool:

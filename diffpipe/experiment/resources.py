@@ -35,7 +35,7 @@ def resource_warnings(experiment: Experiment, trainer: Trainer, shards: ShardSet
         )
     micro_batch = -(-data.batch_size // (runtime.world * experiment.train.accumulate))
     slots = data.workers * data.prefetch + 2 * experiment.train.accumulate + 1
-    image, images = data.channels * data.resolution**2, plural(micro_batch, "image")
+    image, images = data.channels * data.resolution.pixels, plural(micro_batch, "image")
     needs = {
         f"the batches that the loader holds ready ({slots} of {images})": slots * micro_batch * image,
         f"the {plural(data.workers, 'loader process', 'loader processes')}": data.workers * WORKER_BYTES,
@@ -56,7 +56,7 @@ def _activations(trainer: Trainer, shape: ImageShape, values: int) -> int:
         return 0
 
     def samples(n: int) -> Batch:
-        images = torch.zeros(n, shape.channels, shape.resolution, shape.resolution, dtype=torch.uint8)
+        images = torch.zeros(n, *shape.chw, dtype=torch.uint8)
         labels = torch.zeros(n, dtype=torch.int64) if shape.classes else None
         return Batch(images, labels, torch.arange(n), [str(i) for i in range(n)])
 

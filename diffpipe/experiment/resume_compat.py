@@ -66,7 +66,7 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
     model is compared. `allowed_data_change` compares the shards.
     """
     allowed = experiment.run.allow_changes
-    before = fixed_config(stored_config(checkpoint), ImageShape(**checkpoint.state.shape.model_dump()))
+    before = fixed_config(stored_config(checkpoint), ImageShape(**dict(checkpoint.state.shape)))
     was, is_ = _flatten(before), _flatten(fixed_config(experiment, shape))
     changed = [Change(key, was.get(key), is_.get(key)) for key in sorted(was.keys() | is_.keys())]
     changed = [change for change in changed if change.before != change.now]

@@ -125,7 +125,7 @@ def _opened(
 ) -> Run:
     average = post_hoc_ema.average(found, ema, runtime)
     experiment = _overridden(found, overrides)
-    shape = ImageShape(**found.state.shape.model_dump())
+    shape = ImageShape(**dict(found.state.shape))
     experiment, stage, _ = build_stage(experiment, shape, runtime, named=_keys(overrides))
     with torch.random.fork_rng(devices=[]), limited_to(found):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}

@@ -34,7 +34,7 @@ def start_summary(
         where += f", {parallel}"
     sizes = [f"{name} {_millions(sum(p.numel() for p in net.parameters()))}" for name, net in nets.items()]
     size, classes = shape.resolution, f", {plural(shape.classes, 'class', 'classes')}" if shape.classes else ""
-    data = f"{plural(f'{total:,}', 'image')} at {size}x{size}x{shape.channels}{classes}"
+    data = f"{plural(f'{total:,}', 'image')} at {size.height}x{size.width}x{shape.channels}{classes}"
     epoch = f"{plural(f'{total / batch:.4g}', 'step')} of {plural(batch, 'image')} per epoch"
     every = experiment.checkpoint.every
     until = f"{config.steps}" if config.minutes is None else f"{config.steps} or {config.minutes:g} min"

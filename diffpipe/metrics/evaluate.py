@@ -95,14 +95,16 @@ def evaluate(
             on_hashes(hashes)
     sets = collector.shares.reduce(ranks, hashes)
     scores, floors, described = {}, {}, {}
+    about = describe_sources(sources)
+    size = about["generated"].get("size")
     neighbours = functools.cache(prdc)  # its four metrics share one pass over all pairs
     for name, metric in by_name.items():
         real = sets["reference", metric.extractor]
         scores[name] = _score(metric, sets["generated", metric.extractor].all, real.all, neighbours)
         pair = real.halves or (sets["floor", metric.extractor].all, real.all)
         floors[name] = _score(metric, *pair, neighbours)
-        described[name] = _describe(metric, extractors[metric.extractor], min(generated.n, reference.n))
-    return Result(scores, floors, {"metrics": described, **describe_sources(sources), **provenance()})
+        described[name] = _describe(metric, extractors[metric.extractor], min(generated.n, reference.n), size)
+    return Result(scores, floors, {"metrics": described, **about, **provenance()})
 
 
 @dataclass
@@ -193,11 +195,13 @@ def _score(
     return kernel_distance(a.features, b.features, subsets)
 
 
-def _describe(metric: Metric, extractor: Extractor, n: int) -> dict[str, Any]:
+def _describe(metric: Metric, extractor: Extractor, n: int, size: Sequence[int] | None) -> dict[str, Any]:
+    """size: height and width of the images, where they are known."""
+    stretched = "" if size is None or size[0] == size[1] else f"; height and width each by its own factor from {size}"
     network = {
         "extractor": extractor.name,
         "sha256": extractor.sha256,
-        "resize": extractor.resize,
+        "resize": extractor.resize + stretched,
         "dim": extractor.dim,
     }
     if metric.kind == "fd":

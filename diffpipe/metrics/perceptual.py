@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from diffpipe.errors import UserError
 from diffpipe.metrics.features import find_network, hashed, lite0_weights
 from diffpipe.metrics.lite0 import lite0_maps
+from diffpipe.resolution import Resolution
 
 FeatureMaps = Callable[[Tensor], Sequence[Tensor]]
 
 
-def build_feature_maps(name: str, resolution: int, *, device: str | torch.device = "cpu") -> tuple[FeatureMaps, str]:
+def build_feature_maps(
+    name: str, resolution: Resolution, *, device: str | torch.device = "cpu"
+) -> tuple[FeatureMaps, str]:
     """`efficientnet_lite0` or a plug-in's network, frozen, and its sha256.
 
     It maps float32 images [b 3 h w] in [-1, 1], of `resolution`, to a list of feature maps [b c h w]. Images are not
@@ -29,7 +32,7 @@ def build_feature_maps(name: str, resolution: int, *, device: str | torch.device
         if isinstance(network, nn.Module):
             network.requires_grad_(False)
     with torch.no_grad():
-        _check(name, network(torch.zeros(2, 3, resolution, resolution, device=device)))
+        _check(name, network(torch.zeros(2, 3, *resolution, device=device)))
     return network, sha256
 
 

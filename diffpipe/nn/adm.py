@@ -14,6 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.nn.blocks import SelfAttention, zero_init
 from diffpipe.nn.levels import Positive
 from diffpipe.nn.unet import UNet, UNetShapeConfig
+from diffpipe.resolution import Resolution
 
 
 class ADMConfig(UNetShapeConfig):
@@ -30,7 +31,8 @@ class ADMConfig(UNetShapeConfig):
     blocks: Positive = 3
     """Residual blocks per level in the encoder; the decoder has one more."""
     attention: tuple[Positive, ...] = (32, 16, 8)
-    """Resolutions in pixels at which every residual block is followed by self-attention. The middle always has it."""
+    """Levels where every residual block is followed by self-attention, by the shorter side of their features in pixels.
+    The middle always has it."""
     head_channels: Positive = 64
     """Channels of an attention head. Wider levels have more heads."""
     heads: Positive | None = None
@@ -43,7 +45,7 @@ class ADMConfig(UNetShapeConfig):
     cos_first: bool = True
     """The cosines of the timestep embedding come before the sines."""
 
-    def build(self, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None) -> UNet:
+    def build(self, channels: int, resolution: Resolution, classes: int = 0, out_channels: int | None = None) -> UNet:
         """The network for images of this shape. Raises UserError where they do not fit.
 
         out_channels: None: as many as `channels`.

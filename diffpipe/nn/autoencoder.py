@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.blocks import Downsample, ResBlock, Upsample
 from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
+from diffpipe.resolution import Resolution
 
 CHANNEL_MULT = "stage.network.channel_mult"
 
@@ -32,10 +33,14 @@ class CoderConfig(NormalizedLevelsConfig):
     latent_channels: Positive = 4
     """Numbers at each place of spatial latents, or the length of the vector."""
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+    def latent_shape(self, resolution: Resolution) -> tuple[int, int, int]:
         """[c h w] of the latents of images of this resolution; a vector is [c 1 1]. Raises UserError."""
         size = self.lowest(resolution, CHANNEL_MULT)
-        return (self.latent_channels, size, size) if self.latent == "spatial" else (self.latent_channels, 1, 1)
+        return (
+            (self.latent_channels, size.height, size.width)
+            if self.latent == "spatial"
+            else (self.latent_channels, 1, 1)
+        )
 
 
 class Encoder(nn.Module):
@@ -44,7 +49,7 @@ class Encoder(nn.Module):
     Raises UserError where the resolution cannot be halved for each level.
     """
 
-    def __init__(self, config: CoderConfig, channels: int, resolution: int, outputs: int, classes: int = 0):
+    def __init__(self, config: CoderConfig, channels: int, resolution: Resolution, outputs: int, classes: int = 0):
         super().__init__()
         c, size = config.channels, config.lowest(resolution, CHANNEL_MULT)
         self.label = nn.Embedding(classes, config.channels) if classes else None
@@ -61,7 +66,7 @@ class Encoder(nn.Module):
             nn.Conv2d(c, outputs, 3, padding=1)
             if config.latent == "spatial"
             else nn.Sequential(
-                Rearrange("b c h w -> b (c h w)"), nn.Linear(c * size * size, outputs), Rearrange("b c -> b c 1 1")
+                Rearrange("b c h w -> b (c h w)"), nn.Linear(c * size.pixels, outputs), Rearrange("b c -> b c 1 1")
             )
         )
 
@@ -82,7 +87,7 @@ class Decoder(nn.Module):
     Raises UserError where the resolution cannot be halved for each level.
     """
 
-    def __init__(self, config: CoderConfig, resolution: int, outputs: int, classes: int = 0):
+    def __init__(self, config: CoderConfig, resolution: Resolution, outputs: int, classes: int = 0):
         super().__init__()
         c, size = config.channel_mult[-1] * config.channels, config.lowest(resolution, CHANNEL_MULT)
         self.label = nn.Embedding(classes, config.channels) if classes else None
@@ -92,8 +97,8 @@ class Decoder(nn.Module):
             if config.latent == "spatial"
             else nn.Sequential(
                 Rearrange("b c 1 1 -> b c"),
-                nn.Linear(inputs, c * size * size),
-                Rearrange("b (c h w) -> b c h w", h=size, w=size),
+                nn.Linear(inputs, c * size.pixels),
+                Rearrange("b (c h w) -> b c h w", h=size.height, w=size.width),
             )
         )
         self.layers = nn.ModuleList()

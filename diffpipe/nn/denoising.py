@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.nn.blocks import zero_init
 from diffpipe.nn.discriminator import Head, multiscale_logits
 from diffpipe.nn.unet import UNet, UNetConfig, UNetEncoder
+from diffpipe.resolution import Resolution
 
 
 class DenoisingGenerator(UNet):
@@ -23,7 +24,7 @@ class DenoisingGenerator(UNet):
     Its parameters are the UNet's, by the same names, and `latent.*`. At first the latent has no effect.
     """
 
-    def __init__(self, config: UNetConfig, latent: int, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: UNetConfig, latent: int, channels: int, resolution: Resolution, classes: int = 0):
         super().__init__(config, channels, resolution, classes)
         c_emb = 4 * config.channels
         self.latent = nn.Sequential(nn.Linear(latent, c_emb), nn.SiLU(), zero_init(nn.Linear(c_emb, c_emb)))
@@ -47,7 +48,7 @@ class DenoisingDiscriminator(UNetEncoder):
     mixes samples.
     """
 
-    def __init__(self, config: UNetConfig, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: UNetConfig, channels: int, resolution: Resolution, classes: int = 0):
         super().__init__(config, 2 * channels, resolution, classes)
         # The last features at each resolution, and the middle's.
         widths = [config.channels * mult for mult in (*config.channel_mult, config.channel_mult[-1])]

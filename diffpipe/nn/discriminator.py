@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.blocks import Downsample, ResBlock, res_blocks, zero_init
 from diffpipe.nn.levels import NormalizedLevelsConfig
+from diffpipe.resolution import Resolution
 
 # A mean over many places is a small number, and the losses depend on differences of logits.
 _GAIN = 4.0
@@ -33,7 +34,7 @@ class Discriminator(nn.Module):
     label conditions every block and adds a logit by projection (Miyato & Koyama 2018).
     """
 
-    def __init__(self, config: DiscriminatorConfig, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: DiscriminatorConfig, channels: int, resolution: Resolution, classes: int = 0):
         super().__init__()
         smallest = config.lowest(resolution, "stage.discriminator.channel_mult")
         widths = [config.channels * mult for mult in config.channel_mult]
@@ -49,7 +50,7 @@ class Discriminator(nn.Module):
             c = width
         self.last = ResBlock(c, c, c_emb, config.groups, dropout=0.0)
         self.heads = nn.ModuleList(Head(width, config.groups) for width in (*widths, c))
-        self.whole = nn.Linear(c * smallest**2, 1)
+        self.whole = nn.Linear(c * smallest.pixels, 1)
         self.projection = zero_init(nn.Embedding(classes, c)) if classes else None
 
     def blocks(self) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.nn.blocks import sinusoidal_embedding, zero_init
 from diffpipe.nn.levels import Positive
 from diffpipe.nn.positions import rotary_angles, rotate, sincos_embedding
+from diffpipe.resolution import Resolution
 
 _FREQUENCIES = 256
 _EPS = 1e-6
@@ -65,7 +66,7 @@ class DiTConfig(Config):
             )
         return self
 
-    def build(self, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None) -> DiT:
+    def build(self, channels: int, resolution: Resolution, classes: int = 0, out_channels: int | None = None) -> DiT:
         """The network for images of this shape. Raises UserError where they do not fit.
 
         out_channels: None: as many as `channels`.
@@ -122,11 +123,16 @@ class DiT(nn.Module):
     """
 
     def __init__(
-        self, config: DiTConfig, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None
+        self,
+        config: DiTConfig,
+        channels: int,
+        resolution: Resolution,
+        classes: int = 0,
+        out_channels: int | None = None,
     ):
         super().__init__()
-        if resolution % config.patch:
-            fitting = [patch for patch in range(1, resolution + 1) if resolution % patch == 0]
+        if not resolution.divisible_by(config.patch):
+            fitting = [patch for patch in range(1, resolution.shorter + 1) if resolution.divisible_by(patch)]
             raise UserError(
                 f"stage.network.patch {config.patch} must divide the resolution {resolution}; take one of {fitting}"
             )

@@ -23,6 +23,7 @@ from diffpipe.nn.magnitude_preserving import (
     mp_sum,
     normalize,
 )
+from diffpipe.resolution import Resolution
 
 _CLIP = 256.0  # of activations, so that they stay in the range of float16
 
@@ -43,8 +44,8 @@ class EDM2Config(LevelsConfig):
     blocks: Positive = 3
     """Residual blocks per level in the encoder; the decoder has one more."""
     attention: tuple[Positive, ...] = (16, 8)
-    """Resolutions in pixels at which every residual block is followed by self-attention. The first block of the decoder
-    always has it."""
+    """Levels where every residual block is followed by self-attention, by the shorter side of their features in pixels.
+    The first block of the decoder always has it."""
     head_channels: Positive = 64
     """Channels of an attention head. Wider levels have more heads."""
     label_balance: float = Field(default=0.5, ge=0, le=1)
@@ -58,7 +59,9 @@ class EDM2Config(LevelsConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate in the residual blocks."""
 
-    def build(self, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None) -> EDM2UNet:
+    def build(
+        self, channels: int, resolution: Resolution, classes: int = 0, out_channels: int | None = None
+    ) -> EDM2UNet:
         """The network for images of this shape. Raises UserError where they do not fit.
 
         out_channels: None: as many as `channels`.
@@ -132,11 +135,16 @@ class EDM2UNet(nn.Module):
     """
 
     def __init__(
-        self, config: EDM2Config, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None
+        self,
+        config: EDM2Config,
+        channels: int,
+        resolution: Resolution,
+        classes: int = 0,
+        out_channels: int | None = None,
     ):
         super().__init__()
         config.lowest(resolution, "stage.network.channel_mult")
-        sizes = [resolution >> level for level in range(len(config.channel_mult))]
+        sizes = [resolution.shorter >> level for level in range(len(config.channel_mult))]
         check_attention(config.attention, sizes)
         self.config, self.classes = config, classes
         widths = [mult * config.channels for mult in config.channel_mult]

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.blocks import Upsample, res_blocks
 from diffpipe.nn.levels import NormalizedLevelsConfig, Positive
+from diffpipe.resolution import Resolution
 
 
 class GeneratorConfig(NormalizedLevelsConfig):
@@ -28,7 +29,7 @@ class Generator(nn.Module):
     up. Raises UserError where the resolution cannot be halved for each level.
     """
 
-    def __init__(self, config: GeneratorConfig, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: GeneratorConfig, channels: int, resolution: Resolution, classes: int = 0):
         super().__init__()
         self.smallest = config.lowest(resolution, "stage.generator.channel_mult")
         widths = [config.channels * mult for mult in reversed(config.channel_mult)]
@@ -37,7 +38,7 @@ class Generator(nn.Module):
         self.style = nn.Sequential(
             nn.Linear(config.latent * (2 if classes else 1), c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb), nn.SiLU()
         )
-        self.start = nn.Linear(c_emb, widths[0] * self.smallest**2)
+        self.start = nn.Linear(c_emb, widths[0] * self.smallest.pixels)
         self.levels, self.up = nn.ModuleList(), nn.ModuleList()
         c = widths[0]
         for i, width in enumerate(widths):
@@ -58,7 +59,7 @@ class Generator(nn.Module):
             assert labels is not None, "a class-conditional generator takes labels"
             z = torch.cat([z, self.label(labels)], dim=1)
         style = self.style(z)
-        h = rearrange(self.start(style), "b (c h w) -> b c h w", h=self.smallest, w=self.smallest)
+        h = rearrange(self.start(style), "b (c h w) -> b c h w", h=self.smallest.height, w=self.smallest.width)
         for i, level in enumerate(self.levels):
             if i:
                 h = self.up[i - 1](h)

@@ -14,6 +14,7 @@ from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.nn.flow import Chain, Context, Prior, one_hot, squeeze, unsqueeze
 from diffpipe.plural import plural
+from diffpipe.resolution import Resolution
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -31,7 +32,7 @@ class GlowConfig(Config):
     hidden: Positive = 512
     """Hidden channels of the couplings' networks."""
 
-    def build(self, channels: int, resolution: int, classes: int = 0) -> Glow:
+    def build(self, channels: int, resolution: Resolution, classes: int = 0) -> Glow:
         """The network for images of this shape. Raises UserError where they do not fit."""
         return Glow(self, channels, resolution, classes)
 
@@ -42,9 +43,9 @@ class Glow(nn.Module):
     Raises UserError where the resolution cannot be squeezed once a level.
     """
 
-    def __init__(self, config: GlowConfig, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: GlowConfig, channels: int, resolution: Resolution, classes: int = 0):
         super().__init__()
-        if resolution % 2**config.levels:
+        if not resolution.divisible_by(2**config.levels):
             raise UserError(
                 f"data.resolution {resolution} cannot be squeezed {plural(config.levels, 'time')} for "
                 f"stage.network.levels; take a multiple of {2**config.levels} or fewer levels"

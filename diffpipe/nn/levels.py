@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.plural import plural
+from diffpipe.resolution import Resolution
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -27,15 +28,15 @@ class LevelsConfig(Config):
     blocks: Positive = 1
     """Residual blocks per level."""
 
-    def lowest(self, resolution: int, key: str) -> int:
+    def lowest(self, resolution: Resolution, key: str) -> Resolution:
         """The lowest level's height and width. Raises UserError, naming `key`, where they cannot be halved so often."""
         halvings = len(self.channel_mult) - 1
-        if resolution % 2**halvings:
+        if not resolution.divisible_by(2**halvings):
             raise UserError(
                 f"data.resolution {resolution} cannot be halved {plural(halvings, 'time')} for {key} "
                 f"{list(self.channel_mult)}; take a multiple of {2**halvings} or fewer levels"
             )
-        return resolution >> halvings
+        return resolution.divided_by(2**halvings)
 
 
 class NormalizedLevelsConfig(LevelsConfig):
@@ -52,9 +53,13 @@ class NormalizedLevelsConfig(LevelsConfig):
 
 
 def check_attention(attention: Sequence[int], levels: Sequence[int]) -> None:
-    """Raise UserError where no level has a resolution that the config names for attention."""
+    """Raise UserError where no level has a resolution that the config names for attention.
+
+    levels: the shorter side of each level's features.
+    """
     absent = set(attention) - set(levels)
     if absent:
         raise UserError(
-            f"stage.network.attention names resolutions {sorted(absent)} that no level has; the levels are {[*levels]}"
+            f"stage.network.attention names resolutions {sorted(absent)} that no level has; the levels are {[*levels]} "
+            f"by their shorter side"
         )

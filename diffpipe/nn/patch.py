@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.nn.levels import LevelsConfig
 from diffpipe.nn.normfree import SLOPE, NormFreeBlock
+from diffpipe.resolution import Resolution
 
 
 class PatchDiscriminator(nn.Module):
@@ -25,7 +26,7 @@ class PatchDiscriminator(nn.Module):
     level.
     """
 
-    def __init__(self, config: LevelsConfig, channels: int, resolution: int):
+    def __init__(self, config: LevelsConfig, channels: int, resolution: Resolution):
         super().__init__()
         config.lowest(resolution, "stage.patch.network.channel_mult")
         widths = [config.channels * mult for mult in config.channel_mult]

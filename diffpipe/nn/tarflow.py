@@ -15,6 +15,7 @@ from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.nn.blocks import zero_init
 from diffpipe.nn.flow import full_precision
+from diffpipe.resolution import Resolution
 
 _EMBEDDING_STD = 0.01
 """The initial standard deviation of positions, start token and classes, as in the code of Zhai et al. 2024. With 1,
@@ -46,7 +47,7 @@ class TarFlowConfig(Config):
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         return self
 
-    def build(self, channels: int, resolution: int, classes: int = 0) -> TarFlow:
+    def build(self, channels: int, resolution: Resolution, classes: int = 0) -> TarFlow:
         """The network for images of this shape. Raises UserError where they do not fit."""
         return TarFlow(self, channels, resolution, classes)
 
@@ -155,18 +156,20 @@ class TarFlow(nn.Module):
     Raises UserError where the patches do not tile the image, or are fewer than two.
     """
 
-    def __init__(self, config: TarFlowConfig, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: TarFlowConfig, channels: int, resolution: Resolution, classes: int = 0):
         super().__init__()
-        if resolution % config.patch or resolution == config.patch:
+        grid = resolution.divided_by(config.patch)
+        if not resolution.divisible_by(config.patch) or grid.pixels < 2:
+            most = resolution.shorter - resolution.is_square
             raise UserError(
                 f"stage.network.patch {config.patch} must divide data.resolution {resolution} into two or more; "
-                f"take one of {[p for p in range(1, resolution) if resolution % p == 0]}"
+                f"take one of {[p for p in range(1, most + 1) if resolution.divisible_by(p)]}"
             )
         self.patch = config.patch
-        self.side = resolution // config.patch
+        self.rows = grid.height
         dim = channels * config.patch**2
         self.flow_blocks = nn.ModuleList(
-            AutoregressiveBlock(config, self.side**2, dim, classes) for _ in range(config.blocks)
+            AutoregressiveBlock(config, grid.pixels, dim, classes) for _ in range(config.blocks)
         )
 
     def blocks(self) -> list[nn.Module]:
@@ -193,4 +196,4 @@ class TarFlow(nn.Module):
 
     def _image(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b c h w"]:
         p = self.patch
-        return rearrange(tokens, "b (h w) (c p1 p2) -> b c (h p1) (w p2)", h=self.side, p1=p, p2=p)
+        return rearrange(tokens, "b (h w) (c p1 p2) -> b c (h p1) (w p2)", h=self.rows, p1=p, p2=p)

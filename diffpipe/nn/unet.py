@@ -16,6 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.nn.blocks import Downsample, ResBlock, SelfAttention, Upsample, sinusoidal_embedding, zero_init
 from diffpipe.nn.initialization import variance_scaling
 from diffpipe.nn.levels import NormalizedLevelsConfig, Positive, check_attention
+from diffpipe.resolution import Resolution
 
 
 class UNetShapeConfig(NormalizedLevelsConfig):
@@ -33,7 +34,8 @@ class UNetShapeConfig(NormalizedLevelsConfig):
     blocks: Positive = 2
     """Residual blocks per level in the encoder; the decoder has one more."""
     attention: tuple[Positive, ...] = (16,)
-    """Resolutions in pixels at which every residual block is followed by self-attention. The middle always has it."""
+    """Levels where every residual block is followed by self-attention, by the shorter side of their features in pixels.
+    The middle always has it."""
     groups: Positive = 32
     """Groups of the group normalization; `channels` is a multiple of it."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -95,7 +97,7 @@ class UNetConfig(UNetShapeConfig):
             raise ValueError(f"channels {self.channels} must be a multiple of heads {self.heads}")
         return self
 
-    def build(self, channels: int, resolution: int, classes: int = 0, out_channels: int | None = None) -> UNet:
+    def build(self, channels: int, resolution: Resolution, classes: int = 0, out_channels: int | None = None) -> UNet:
         """The network for images of this shape. Raises UserError where they do not fit.
 
         out_channels: None: as many as `channels`.
@@ -129,20 +131,20 @@ class UNetEncoder(nn.Module):
     config names for attention.
     """
 
-    def __init__(self, config: UNetShapeConfig, channels: int, resolution: int, classes: int = 0):
+    def __init__(self, config: UNetShapeConfig, channels: int, resolution: Resolution, classes: int = 0):
         super().__init__()
-        if resolution % config.patch:
+        if not resolution.divisible_by(config.patch):
             raise UserError(f"data.resolution {resolution} must be a multiple of stage.network.patch {config.patch}")
-        resolution //= config.patch
+        resolution = resolution.divided_by(config.patch)
         config.lowest(resolution, "stage.network.channel_mult")
-        check_attention(config.attention, [resolution >> i for i in range(len(config.channel_mult))])
+        check_attention(config.attention, [resolution.shorter >> i for i in range(len(config.channel_mult))])
         self.config = config
         c_emb = 4 * config.channels
         self.time = nn.Sequential(nn.Linear(config.channels, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         # The last row is the empty label: what a dropped label becomes.
         self.label = nn.Embedding(classes + 1, c_emb) if classes else None
         self.stem = nn.Conv2d(channels * config.patch**2, config.channels, 3, padding=1)
-        c, size = config.channels, resolution
+        c, size = config.channels, resolution.shorter
         self.widths = [c]
         self.down = nn.ModuleList()
         for level, mult in enumerate(config.channel_mult):
@@ -205,12 +207,12 @@ class UNet(UNetEncoder):
         self,
         config: UNetShapeConfig,
         channels: int,
-        resolution: int,
+        resolution: Resolution,
         classes: int = 0,
         out_channels: int | None = None,
     ):
         super().__init__(config, channels, resolution, classes)
-        size = resolution // config.patch >> (len(config.channel_mult) - 1)
+        size = resolution.shorter // config.patch >> (len(config.channel_mult) - 1)
         c, skips = self.widths[-1], [*self.widths]
         self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):

@@ -44,7 +44,7 @@ def compare(rows: Sequence[ComparisonRow], settings: ComparisonSettings, out: Pa
     with Runtime.start(settings.precision, settings.device) as runtime:
         runtime.comm.raise_on_all_ranks(lambda: _require_writable(out) if runtime.main else None)
         runs = {row.name: _open(row, settings, runtime) for row in rows}
-        require_one_size({name: run.shape[:2] for name, run in runs.items()})
+        require_one_size({name: (run.shape.channels, run.shape.resolution) for name, run in runs.items()})
         runner = ComparisonRunner.prepare(settings, list(runs.values()), runtime)
         measured = {}
         for i, row in enumerate(rows, 1):

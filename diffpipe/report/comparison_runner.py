@@ -27,6 +27,7 @@ from diffpipe.metrics.protocol import require_alike
 from diffpipe.report import run_summary
 from diffpipe.report.image_rows import images_per_row
 from diffpipe.report.run_summary import RunSummary
+from diffpipe.resolution import Resolution
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
@@ -212,12 +213,12 @@ def _floor_images(settings: ComparisonSettings, runs: Sequence[Run]) -> ShardIma
     )
 
 
-def require_one_size(sizes: Mapping[str, tuple[int, ...]]) -> None:
+def require_one_size(sizes: Mapping[str, tuple[int, Resolution]]) -> None:
     """Raise UserError unless all runs make images of the same channels and resolution."""
     (first, size), *others = sizes.items()
     for name, other in others:
         if other != size:
-            first_size, other_size = (f"{channels}×{side}×{side}" for channels, side in (size, other))
+            first_size, other_size = (f"{channels}×{side.height}×{side.width}" for channels, side in (size, other))
             raise UserError(
                 f"{first} makes images of {first_size} and {name} of {other_size}; compare runs of one size"
             )

@@ -210,7 +210,7 @@ class AdversarialDiffusion:
     ) -> Float[Tensor, "b c h w"]:
         """x_0. show: gets the number of each step, x_t and the x_0 that the generator draws from it."""
         schedule, _ = self.levels.on(rng.positions.device)
-        shape = (self.shape.channels, self.shape.resolution, self.shape.resolution)
+        shape = self.shape.chw
         labels = labels_to_generate(self.classes, labels, rng)
         x_t = rng.normal("start", shape)
         for step in reversed(range(schedule.T)):
@@ -241,4 +241,4 @@ class AdversarialDiffusion:
 
 
 def _describe(shape: ImageShape) -> str:
-    return f"{shape.channels} × {shape.resolution} × {shape.resolution} in {plural(shape.classes, 'class', 'classes')}"
+    return f"{' × '.join(map(str, shape.chw))} in {plural(shape.classes, 'class', 'classes')}"

@@ -89,7 +89,7 @@ class PixelCodec:
         return {}
 
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
-        return (images.channels, images.resolution, images.resolution)
+        return images.chw
 
     def encode(self, images: UInt8[Tensor, "b c h w"], rng: KeyedRNG | None = None) -> Float[Tensor, "b c h w"]:
         """Nothing is drawn."""

@@ -33,6 +33,7 @@ from diffpipe.nn.edm2 import EDM2Config
 from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.nn.log_variance import LogVariance
 from diffpipe.nn.unet import UNetConfig
+from diffpipe.resolution import Resolution
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.autoguidance import autoguided, guide_problem, unopened_guide
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig, require_pixels
@@ -180,7 +181,7 @@ class DDPM:
         self.guide = guide
 
     def networks(self) -> dict[str, nn.Module]:
-        channels, resolution, _ = self.code_shape
+        channels, resolution = self.code_shape[0], Resolution(*self.code_shape[1:])
         outputs = {"out_channels": 2 * channels} if self.config.learned_variance else {}
         nets: dict[str, nn.Module] = {
             DENOISER: self.config.network.build(channels, resolution, self.classes, **outputs)

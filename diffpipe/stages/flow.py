@@ -110,14 +110,14 @@ class FlowStage:
 
     def __init__(self, config: FlowConfig, shape: ImageShape):
         self.classes = conditional_classes(config.conditional, shape)
-        if config.dequantization.kind == "variational" and shape.resolution % 2:
+        if config.dequantization.kind == "variational" and not shape.resolution.divisible_by(2):
             raise UserError(
                 f"data.resolution {shape.resolution} is odd and stage.dequantization.kind=variational halves it once; "
                 f"take an even one, or uniform"
             )
         self.config = config
         self.shape = shape
-        self.dims = shape.channels * shape.resolution**2
+        self.dims = shape.channels * shape.resolution.pixels
         with torch.device("meta"):
             self.networks()  # what cannot be built is refused here, before any job has started
 
@@ -175,7 +175,7 @@ class FlowStage:
     def generate(
         self, nets: Mapping[str, nn.Module], rng: RNG, labels: Int[Tensor, " b"] | None
     ) -> UInt8[Tensor, "b c h w"]:
-        z = self.config.sampler.temperature * rng.normal("prior", self._image)
+        z = self.config.sampler.temperature * rng.normal("prior", self.shape.chw)
         return self.decode_latents(nets, z, labels)
 
     @torch.no_grad()
@@ -203,10 +203,6 @@ class FlowStage:
             x = self._denoise(flow, x, labels)
         return ((x + 1) * HALF).floor().clamp(0, 255).to(torch.uint8)
 
-    @property
-    def _image(self) -> tuple[int, int, int]:
-        return self.shape.channels, self.shape.resolution, self.shape.resolution
-
     @float32_products(tf32=False)
     def _bits(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> dict[str, Float[Tensor, " b"]]:
         """The terms of the negative log-likelihood in bits/dim. Float32 also under autocast."""
@@ -226,10 +222,10 @@ class FlowStage:
     ) -> _Continuous:
         noise, v = self.config.dequantization, images.float()
         if isinstance(noise, GaussianDequantizationConfig):
-            return _Continuous((v + 0.5) / HALF - 1 + noise.noise_std * rng.normal("noise", self._image), None)
+            return _Continuous((v + 0.5) / HALF - 1 + noise.noise_std * rng.normal("noise", self.shape.chw), None)
         if isinstance(noise, UniformDequantizationConfig):
-            return _Continuous((v + rng.uniform("dequantization", self._image)) / HALF - 1, None)
-        eps = rng.normal("dequantization", self._image)
+            return _Continuous((v + rng.uniform("dequantization", self.shape.chw)) / HALF - 1, None)
+        eps = rng.normal("dequantization", self.shape.chw)
         u, log_det = nets["dequantizer"](eps, (v + 0.5) / HALF - 1)
         log_normal = -0.5 * (eps.square() + math.log(2 * math.pi)).sum((1, 2, 3))
         return _Continuous((v + u) / HALF - 1, log_normal - log_det)

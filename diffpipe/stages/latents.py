@@ -35,7 +35,7 @@ class LatentCodec:
         ours = self.vae.shape
         if (ours.channels, ours.resolution) != (images.channels, images.resolution):
             raise UserError(
-                f"stage.codec: its VAE takes images of {ours.channels} × {ours.resolution} × {ours.resolution}, and "
+                f"stage.codec: its VAE takes images of {' × '.join(map(str, ours.chw))}, and "
                 f"data.channels is {images.channels} and data.resolution {images.resolution}; make them the VAE's"
             )
         return self.vae.latent_shape

@@ -114,7 +114,7 @@ class VAE:
         self.shape = shape
         self.codec = PixelCodec()
         self.latent_shape = config.network.latent_shape(shape.resolution)
-        self.dims = shape.channels * shape.resolution**2
+        self.dims = shape.channels * shape.resolution.pixels
         self.features = features
         if config.perceptual is not None:
             check_channels(shape)

@@ -38,7 +38,7 @@ class NoiseTraining:
             batch_size=data.batch_size,
         )
         generator = torch.Generator().manual_seed(experiment.seed)
-        images = (data.batch_size, shape.channels, shape.resolution, shape.resolution)
+        images = (data.batch_size, *shape.chw)
         noise = torch.randint(0, 256, images, dtype=torch.uint8, generator=generator)
         positions = torch.arange(data.batch_size)[runtime.rank :: runtime.world]
         labels = positions % CLASSES if data.labels else None

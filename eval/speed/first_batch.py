@@ -27,6 +27,7 @@ from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.reader import Reader
+from diffpipe.resolution import square
 from eval.speed import launch
 from eval.speed.benchmark import table
 
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not (args.dir / INDEX_NAME).exists():
         make(args.dir, args.samples, args.shards)
-    config = DataConfig(train=str(args.dir), batch_size=args.batch, resolution=8, channels=1, workers=0)
+    config = DataConfig(train=str(args.dir), batch_size=args.batch, resolution=square(8), channels=1, workers=0)
     since = time.perf_counter()
     shards = load(str(args.dir), verify_limit=0)
     seconds_to_open = time.perf_counter() - since

@@ -41,6 +41,7 @@ from webdataset.compat import WebDataset
 from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.decode.image import decode_to
 from diffpipe.data.index.shard_index import INDEX_NAME
+from diffpipe.resolution import square
 from eval.speed import launch
 from eval.speed.benchmark import table
 from eval.speed.noise import KINDS, Kind, make_images
@@ -60,7 +61,9 @@ Stream = Callable[[ImageSet, int], Iterator[torch.Tensor]]
 
 def ours(image_set: ImageSet, workers: int) -> Iterator[torch.Tensor]:
     resolution = image_set.kind.resolution
-    config = DataConfig(train=image_set.shards, batch_size=image_set.batch, resolution=resolution, workers=workers)
+    config = DataConfig(
+        train=image_set.shards, batch_size=image_set.batch, resolution=square(resolution), workers=workers
+    )
     for batch in batches(config, load(image_set.shards), 0):
         yield batch.images
 
@@ -127,7 +130,7 @@ def read_and_decode(image_set: ImageSet, seconds: float) -> tuple[int, float, fl
         start = time.perf_counter()
         data = os.pread(file, member.size, member.offset)
         read = time.perf_counter()
-        decode_to(data, 3, "", size)
+        decode_to(data, 3, "", square(size))
         reading, decoding = reading + read - start, decoding + time.perf_counter() - read
         count += 1
     for file in files:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
+from diffpipe.resolution import square
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train import loop
@@ -137,7 +138,7 @@ def test_a_second_derivative_is_taken_of_the_uncompiled_block() -> None:
 
 
 def build(runtime: Runtime, compiled: bool) -> Trainer:
-    stage = FlowConfig.model_validate({"kind": "flow", "network": TARFLOW}).build(ImageShape(1, 4, 0))
+    stage = FlowConfig.model_validate({"kind": "flow", "network": TARFLOW}).build(ImageShape(1, square(4), 0))
     train = TrainConfig(steps=9, compile=compiled, activation_checkpointing=compiled)
     return Trainer(stage, runtime, train, OptimizerConfig(lr=0.01), EMAConfig(), seed=5, batch_size=4)
 
@@ -194,7 +195,7 @@ def shard() -> list[float]:
         mesh, x, gradients = init_device_mesh("cpu", (2,)), torch.randn(2, 1, 4, 4), []
         for compiled in (False, True):
             torch.manual_seed(0)
-            net = TarFlow(TarFlowConfig.model_validate(TARFLOW), 1, 4)
+            net = TarFlow(TarFlowConfig.model_validate(TARFLOW), 1, square(4))
             for p in net.parameters():
                 p.data.add_(0.1 * torch.randn_like(p))
             if compiled:

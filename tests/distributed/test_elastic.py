@@ -9,6 +9,7 @@ import torch
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.resolution import square
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
@@ -38,7 +39,7 @@ def share(step: int, runtime: Runtime) -> Batch:
 
 
 def build(runtime: Runtime) -> Trainer:
-    stage = DDPMConfig.model_validate(STAGE).build(ImageShape(1, 4, 3))
+    stage = DDPMConfig.model_validate(STAGE).build(ImageShape(1, square(4), 3))
     train = TrainConfig(steps=9, log_every=1)
     return Trainer(stage, runtime, train, OptimizerConfig(lr=0.01), EMAConfig(), seed=5, batch_size=BATCH)
 

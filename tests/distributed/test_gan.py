@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.resolution import square
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.config import TrainConfig
@@ -43,7 +44,7 @@ def train() -> dict[str, tuple[list[float], dict[str, Any]]]:
     results = {}
     with Runtime.start("fp32", "cpu") as runtime:
         for name, config in STAGES.items():
-            stage = config.build(ImageShape(1, 4, 3))
+            stage = config.build(ImageShape(1, square(4), 3))
             # Adam's first steps are as long for a gradient of rounding errors as for any other: a large eps calms them.
             optimizer = OptimizerConfig(lr=5e-3, warmup=0, betas=(0.0, 0.99), eps=1e-3, clip=100.0)
             settings = TrainConfig(steps=STEPS, accumulate=2, log_every=1)

@@ -17,6 +17,7 @@ from diffpipe import plugins
 from diffpipe.evaluation.reconstruction import ReconstructedImages
 from diffpipe.evaluation.scores import score
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
 from diffpipe.stages.latents import LatentCodec
@@ -30,7 +31,7 @@ from tests.support.gloo_processes import run
 from tests.support.toy_stages import batch
 
 BATCH, STEPS = 12, 3
-SHAPE = ImageShape(1, 4)
+SHAPE = ImageShape(1, square(4))
 VAE = {"kind": "vae", "network": {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 2}}
 UNET = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 LATENT_DDPM = {"kind": "ddpm", "network": UNET, "codec": {"kind": "vae", "run": "x"}, "sampler": {"clip": False}}

@@ -45,7 +45,7 @@ def test_it_trains(path: Path, tmp_path: Path, colour: Path) -> None:
     assert experiment.train.steps >= 100
     if path in PAPERS:
         shards, resolution = colour, 32
-        assert (experiment.data.resolution, experiment.data.channels) == (IMAGES[path.parent.name][0], 3)
+        assert (experiment.data.resolution.plain(), experiment.data.channels) == (IMAGES[path.parent.name][0], 3)
     else:
         shards, resolution = tmp_path / "shards", 8
         shutil.copytree(SHARDS / "test", shards)
@@ -169,4 +169,4 @@ def test_edms_average_warm_up_and_epsilon_are_the_papers(name: str) -> None:
     assert isinstance(ema, EMAConfig)
     assert ema.decay == pytest.approx(0.5 ** (batch / 5e5), abs=1e-6)
     assert experiment.optimizer.warmup * batch == pytest.approx(10e6, rel=1e-4)
-    assert experiment.optimizer.eps == pytest.approx(1e-8 / (3 * experiment.data.resolution**2), rel=1e-3)
+    assert experiment.optimizer.eps == pytest.approx(1e-8 / (3 * experiment.data.resolution.pixels), rel=1e-3)

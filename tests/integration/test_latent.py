@@ -17,6 +17,7 @@ from diffpipe import plugins
 from diffpipe.__main__ import main
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
+from diffpipe.resolution import square
 from diffpipe.train.checkpoint.format import manifest_sha256
 from tests.support.commands import HOME, SHARDS, TINY_RUN, TINY_STAGE, metrics, seen, succeeds, tensors
 
@@ -62,7 +63,7 @@ def test_the_checkpoint_carries_the_scale_of_the_latents(vae: Path, latent: Path
 
     shards = shard_set.load(f"{SHARDS}/test/test-000000.tar")
     run = open_run(vae, [], Runtime.start("fp32", "cpu"))
-    q = run.stage.encode(run.nets, sequential_reader.images(shards, range(shards.total), 28, 1))  # pyright: ignore[reportAttributeAccessIssue]
+    q = run.stage.encode(run.nets, sequential_reader.images(shards, range(shards.total), square(28), 1))  # pyright: ignore[reportAttributeAccessIssue]
     mean, variance = q.mean.mean((0, 2, 3)), q.mean.var((0, 2, 3)) + q.log_variance.exp().mean((0, 2, 3))
     assert state(newest(vae))["latents"] is None
     for weights in ("net", "ema"):
@@ -92,7 +93,7 @@ def test_the_last_checkpoint_says_what_reconstructions_lose_and_how_it_was_measu
     assert about.items() <= said["generated"].items()
     runtime = Runtime.start("auto", "cpu")  # as it was trained: of images as flat as these, rounding shows
     run = open_run(vae, [], runtime)
-    images = sequential_reader.images(held_out, permutation(held_out.total, 0, "subset")[:20], 28, 1)
+    images = sequential_reader.images(held_out, permutation(held_out.total, 0, "subset")[:20], square(28), 1)
     with runtime.autocast():
         again = run.stage.reconstruct(run.nets, images, KeyedRNG(0, torch.arange(20)))  # pyright: ignore[reportAttributeAccessIssue]
     expected = frechet_distance(Moments.of(lite0(again)), Moments.of(lite0(images)))

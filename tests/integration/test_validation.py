@@ -15,6 +15,7 @@ from diffpipe.data.loader.order import Order
 from diffpipe.evaluation.validation import SEED
 from diffpipe.experiment.run import open_run
 from diffpipe.interfaces import Batch
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.commands import CONFIG, HOME, SHARDS, TINY, metrics, refused, train
@@ -55,7 +56,7 @@ def test_it_is_the_loss_of_the_averaged_weights_at_fixed_images_and_noise(tmp_pa
     chosen = within + np.cumsum([0, *shards.counts])[shard]
     assert len(set(chosen.tolist())) == N
     positions = torch.arange(N)
-    batch = Batch(images(shards, chosen, 8, 1), labels(shards, chosen), positions, [""] * N)
+    batch = Batch(images(shards, chosen, square(8), 1), labels(shards, chosen), positions, [""] * N)
     with Runtime.start("fp32", "cpu") as runtime, torch.no_grad():
         run = open_run(tmp_path, [], runtime)
         (phase,) = run.stage.phases()

@@ -14,6 +14,7 @@ from diffpipe.data.index.write_index import write_index
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, ImageShape, Score, Stage
+from diffpipe.resolution import square
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
@@ -62,13 +63,13 @@ def opened_run(stage: Stage, home: Path, *words: str, case: str = "ddpm", classe
     """A run of this stage at `home`, without files. case, words: the config that it has. Images are of 1×8×8."""
     experiment = CASES[case].experiment(f"run.dir={home}", *words)
     checkpoint = Checkpoint(home / "checkpoints" / f"step-{step:08d}", run_state(step), "0" * 64)
-    return Run(checkpoint, experiment, ImageShape(1, 8, classes), stage, stage.networks(), "ema")
+    return Run(checkpoint, experiment, ImageShape(1, square(8), classes), stage, stage.networks(), "ema")
 
 
 def saved_run(home: Path, *words: str, steps: tuple[int, ...] = (1,), **state: Any) -> Experiment:
     """A run directory of the tiny DDPM: at step k each trained weight is k, and each averaged one k + 1/2."""
     experiment = CASES["ddpm"].experiment(f"run.dir={home}", *words)
-    nets = experiment.stage.build(ImageShape(1, 8, 10), {}).networks()
+    nets = experiment.stage.build(ImageShape(1, square(8), 10), {}).networks()
     config = CheckpointConfig.model_validate({"keep_last": 9, "async": False})
     with AsyncCheckpointer(home / "checkpoints", config, Communicator()) as checkpointer:
         for step in steps:
@@ -78,7 +79,7 @@ def saved_run(home: Path, *words: str, steps: tuple[int, ...] = (1,), **state: A
                 for name, net in nets.items()
                 for key, tensor in net.state_dict().items()
             }
-            shape, tree = Shape(channels=1, resolution=8, classes=10), experiment.model_dump(mode="json")
+            shape, tree = Shape(channels=1, resolution=square(8), classes=10), experiment.model_dump(mode="json")
             checkpointer.save(tensors, run_state(step, shape=shape, experiment=tree, **state))
     (home / "config.yaml").write_text(dump_yaml(experiment))
     return experiment

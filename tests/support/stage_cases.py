@@ -13,11 +13,12 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch, ImageShape, Stage, TrainedStage
+from diffpipe.resolution import Resolution, square
 from diffpipe.stages.vae import VAE
 from tests.support.commands import SHARDS, TINY_RUN, tiny_stage
 
 FASHION = SHARDS.parent
-SHAPE = ImageShape(channels=1, resolution=8, classes=10)
+SHAPE = ImageShape(channels=1, resolution=square(8), classes=10)
 # Penalties of their own, at steps 0, 3, 6, …: out of step with checkpoints at every other.
 _ADM = "stage.network={kind: adm, channels: 8, channel_mult: [1, 2], blocks: 1, attention: [4], head_channels: 8, "
 _ADM += "groups: 4, dropout: 0.0}"
@@ -55,6 +56,7 @@ class Case(NamedTuple):
     words: tuple[str, ...] = ()
     codec: str | None = None
     """The case whose run it needs."""
+    resolution: Resolution = SHAPE.resolution
 
     @property
     def path(self) -> Path:
@@ -63,15 +65,17 @@ class Case(NamedTuple):
     def overrides(self) -> list[str]:
         stage = load_config(Experiment, self.path).stage.model_dump()
         tiny = tiny_stage(stage)
-        return [*tiny, *TINY_RUN, "data.resolution=8", "data.workers=0", "eval.reconstruction=0", *self.words]
+        size = f"data.resolution={self.resolution.plain()}"
+        return [*tiny, *TINY_RUN, size, "data.workers=0", "eval.reconstruction=0", *self.words]
 
     def experiment(self, *more: str) -> Experiment:
         return load_config(Experiment, self.path, [*self.overrides(), *more])
 
     def stage(self) -> Stage:
         """Built in this process; where it needs a codec, that is a VAE as it is before any training."""
-        dependencies = {"codec": _untrained(CASES[self.codec])} if self.codec else {}
-        return self.experiment().stage.build(SHAPE, dependencies)
+        shape = SHAPE._replace(resolution=self.resolution)
+        codec = CASES[self.codec]._replace(resolution=self.resolution) if self.codec else None
+        return self.experiment().stage.build(shape, {"codec": _untrained(codec, shape)} if codec else {})
 
 
 CASES = {
@@ -95,22 +99,25 @@ CASES = {
     "vae": Case("vae"),
 }
 
-RUNS = CASES | {"ddpm, dit, muon": Case("ddpm", (_DIT, *FLOW, "optimizer.kind=muon", "optimizer.muon_lr=1e-3"))}
-"""The cases, and those that differ from one of them in how they are trained alone."""
+RUNS = CASES | {
+    "ddpm, dit, muon": Case("ddpm", (_DIT, *FLOW, "optimizer.kind=muon", "optimizer.muon_lr=1e-3")),
+    "ddpm, dit, not square": Case("ddpm", (_DIT,), resolution=Resolution(8, 12)),
+}
+"""The cases, and those that differ from one of them in how they are trained or in the size of their images."""
 
 
 @functools.cache
-def real_batch(n: int) -> Batch:
+def real_batch(n: int, resolution: Resolution = SHAPE.resolution) -> Batch:
     """The first n test images at the cases' size, with their labels, at positions 0 to n - 1."""
     shards = shard_set.load(str(SHARDS / "test"))
-    images = sequential_reader.images(shards, range(n), SHAPE.resolution, SHAPE.channels)
+    images = sequential_reader.images(shards, range(n), resolution, SHAPE.channels)
     return Batch(images, sequential_reader.labels(shards, range(n)), torch.arange(n), [f"key{i}" for i in range(n)])
 
 
-def _untrained(case: Case) -> TrainedStage:
+def _untrained(case: Case, shape: ImageShape) -> TrainedStage:
     vae = case.stage()
     assert isinstance(vae, VAE)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         nets = vae.networks()
-    return TrainedStage(Path("vae"), case.experiment().stage, SHAPE, vae, nets, None)
+    return TrainedStage(Path("vae"), case.experiment().stage, shape, vae, nets, None)

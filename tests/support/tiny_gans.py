@@ -9,6 +9,7 @@ from torch import nn
 
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.unet import UNet, UNetConfig
+from diffpipe.resolution import square
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -18,7 +19,7 @@ from diffpipe.train.runtime import Runtime
 
 NETS = {"channels": 8, "channel_mult": (1, 2), "blocks": 1}
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
-SHAPE = ImageShape(channels=1, resolution=8, classes=3)
+SHAPE = ImageShape(channels=1, resolution=square(8), classes=3)
 
 
 def gan_config(**changes: object) -> GANConfig:
@@ -58,7 +59,7 @@ def random_networks(stage: Any, dtype: torch.dtype = torch.float64) -> dict[str,
 def trained_unet() -> UNet:
     """A UNet with random weights in every layer, in the place of a trained one."""
     torch.manual_seed(0)
-    unet = UNet(UNetConfig.model_validate(UNET), 1, 8, 3)
+    unet = UNet(UNetConfig.model_validate(UNET), 1, square(8), 3)
     for p in unet.parameters():
         nn.init.normal_(p, std=0.2)
     return unet

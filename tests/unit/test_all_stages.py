@@ -13,7 +13,8 @@ import torch
 from diffpipe.diffusion.trajectory import HasChain
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
-from diffpipe.interfaces import Borrows, Generates
+from diffpipe.interfaces import Borrows, Encodes, Generates, Scores
+from diffpipe.resolution import Resolution
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan_losses import DISCRIMINATOR, GENERATOR, PENALTY
 from diffpipe.train.config import TrainConfig
@@ -153,3 +154,26 @@ def test_a_chain_ends_in_the_generated_images(name: str) -> None:
     assert len(states) == 3
     assert states[0].ratio > states[1].ratio > states[2].ratio == 0
     assert all(state.x_t.shape == state.x0.shape == (2, 1, 8, 8) for state in states)
+
+
+@every_stage
+def test_it_takes_images_that_are_not_square(name: str) -> None:
+    """It trains on them, makes some, and scores and encodes them."""
+    resolution = Resolution(8, 12)
+    case = CASES[name]._replace(resolution=resolution)
+    if "ddpm" in name:
+        case = case._replace(words=(*case.words, "stage.sampler.vlb_steps=5"))
+    stage, batch = case.stage(), real_batch(4, resolution)
+    nets, rng = stage.networks(), KeyedRNG(0, batch.positions)
+    for phase in stage.phases():
+        stage.loss(phase, nets, batch, rng).per_sample.mean().backward()
+    trained = {name for phase in stage.phases() for name in phase.trains}
+    assert all(any(p.grad is not None for p in nets[name].parameters()) for name in trained)
+    nets = {key: net.eval() for key, net in nets.items()}
+    if isinstance(stage, Generates):
+        assert stage.generate(nets, rng, batch.labels).shape == batch.images.shape
+    if isinstance(stage, Scores) and name != "latent_ddpm":
+        assert torch.isfinite(stage.score(nets, batch, rng).per_sample).all()
+    if isinstance(stage, Encodes):
+        z = stage.encode_latents(nets, batch.images, batch.labels, rng)
+        assert stage.decode_latents(nets, z, batch.labels).shape == batch.images.shape

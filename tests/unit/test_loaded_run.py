@@ -16,13 +16,14 @@ import diffpipe
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
+from diffpipe.resolution import square
 from tests.support.commands import SHARDS
 from tests.support.runs import indexed_shards
 
 
 def test_likelihoods_of_images_in_memory_are_those_of_shards(tiny_run: Path, tmp_path: Path) -> None:
     run, shards = diffpipe.load(tiny_run), indexed_shards(tmp_path, 4)
-    images = sequential_reader.images(shard_set.load(shards), range(4), 8, 1)
+    images = sequential_reader.images(shard_set.load(shards), range(4), square(8), 1)
     of_shards = run.nll(shards, n=4, steps=2)
     in_memory = run.nll(images, steps=2, labels=torch.tensor([0, 1, 2, 0]))
     assert torch.equal(in_memory.likelihoods.values["score"], of_shards.likelihoods.values["score"])

@@ -30,6 +30,7 @@ OF_THE_WHOLE = {
     "diffusion/test_exact_sampling.py",
     "diffusion/test_exact_training.py",
     "nn/test_declared_blocks.py",
+    "nn/test_nonsquare.py",
     "test_all_stages.py",
     "test_import_rules.py",
     "test_mirror.py",

@@ -16,8 +16,9 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.data.decode.image_header import before_scan, check_jpeg, check_png, format_of
-from diffpipe.data.decode.strip import is_strip, strip_window
+from diffpipe.data.decode.strip import is_narrow, is_strip, strip_window
 from diffpipe.errors import BadSampleError
+from diffpipe.resolution import Resolution
 
 MAX_PIXELS = 64_000_000
 _GREY = {"1", "L", "LA"}
@@ -51,13 +52,13 @@ def decode_to(
     data: bytes,
     channels: int,
     where: str,
-    resolution: int,
+    resolution: Resolution,
     crop: Crop = "center",
     flip: bool = False,
     words: np.ndarray | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "c h w"]:
-    """The image for training: decoded over white, its shorter side resized to `resolution`, cropped to a square.
+    """The image for training: decoded over white, resized to the smallest size that covers the resolution, and cropped.
 
     words: three random 32-bit words, int64 [3], for the left and top of a random crop and for the flip; None: neither.
     Raises BadSampleError, which begins with `where`.
@@ -71,15 +72,16 @@ def decode_to(
         size = _size(width, height, resolution)
         left, top = _corner(*size, resolution, words if crop == "random" else None)
         if is_strip(width, height, resolution):
-            if width < height:
-                begin, end, length, top = strip_window(height, width, resolution, top)
-                array, size = array[begin:end], (resolution, length)
+            kept_height, kept_width = resolution
+            if is_narrow(width, height, resolution):
+                begin, end, length, top = strip_window(height, width, kept_width, kept_height, top)
+                array, size = array[begin:end], (kept_width, length)
             else:
-                begin, end, length, left = strip_window(width, height, resolution, left)
-                array, size = np.ascontiguousarray(array[:, begin:end]), (length, resolution)
-        if min(width, height) != resolution:
+                begin, end, length, left = strip_window(width, height, kept_height, kept_width, left)
+                array, size = np.ascontiguousarray(array[:, begin:end]), (length, kept_height)
+        if array.shape[:2] != size[::-1]:
             array = _resized(array, size)
-    array = array[top : top + resolution, left : left + resolution]
+    array = array[top : top + resolution.height, left : left + resolution.width]
     if flip and words is not None and int(words[2]) >> 31:
         array = _tensor(array).flip(1).numpy()  # a copy, twenty times as fast as copying numpy's reversed view
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
@@ -105,25 +107,25 @@ def refused(where: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         raise BadSampleError(f"{where}: not an image that can be decoded ({reason}); replace or remove it") from error
 
 
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """The image resized so that its shorter side is `resolution`, and cropped at the centre, as packing stores it.
+def fit(image: Image.Image, resolution: Resolution) -> Image.Image:
+    """The image resized to cover the resolution and cropped at the centre, as packing stores it.
 
     PIL resizes it, as other tools do. Torch needs a fifth of the time, but differs by 1 in one pixel of 200.
     """
-    width, height = image.size
+    (width, height), (kept_height, kept_width) = image.size, resolution
     size = _size(width, height, resolution)
     left, top = _corner(*size, resolution, None)
     if is_strip(width, height, resolution):
-        if width < height:
-            begin, end, length, top = strip_window(height, width, resolution, top)
-            image, size = image.crop((0, begin, width, end)), (resolution, length)
+        if is_narrow(width, height, resolution):
+            begin, end, length, top = strip_window(height, width, kept_width, kept_height, top)
+            image, size = image.crop((0, begin, width, end)), (kept_width, length)
         else:
-            begin, end, length, left = strip_window(width, height, resolution, left)
-            image, size = image.crop((begin, 0, end, height)), (length, resolution)
+            begin, end, length, left = strip_window(width, height, kept_height, kept_width, left)
+            image, size = image.crop((begin, 0, end, height)), (length, kept_height)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
-    if image.size != (resolution, resolution):
-        image = image.crop((left, top, left + resolution, top + resolution))
+    if image.size != (kept_width, kept_height):
+        image = image.crop((left, top, left + kept_width, top + kept_height))
     return image
 
 
@@ -144,15 +146,17 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """Width and height after resizing so that the shorter one is `resolution`."""
-    short = min(width, height)
-    return max(resolution, round(width * resolution / short)), max(resolution, round(height * resolution / short))
+def _size(width: int, height: int, resolution: Resolution) -> tuple[int, int]:
+    """Width and height after resizing: the smallest that cover the resolution."""
+    kept_height, kept_width = resolution
+    if is_narrow(width, height, resolution):
+        return kept_width, max(kept_height, round(height * kept_width / width))
+    return max(kept_width, round(width * kept_height / height)), kept_height
 
 
-def _corner(width: int, height: int, resolution: int, words: np.ndarray | None) -> tuple[int, int]:
-    """Left and top of the square: at the centre, or as the random words say."""
-    spare_x, spare_y = width - resolution, height - resolution
+def _corner(width: int, height: int, resolution: Resolution, words: np.ndarray | None) -> tuple[int, int]:
+    """Left and top of the kept part: at the centre, or as the random words say."""
+    spare_x, spare_y = width - resolution.width, height - resolution.height
     if words is None:
         return spare_x // 2, spare_y // 2
     return int(words[0]) * (spare_x + 1) >> 32, int(words[1]) * (spare_y + 1) >> 32

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from diffpipe.data.decode.image import decode, decode_to, pixels
 from diffpipe.errors import UserError
+from diffpipe.resolution import Resolution
 
 
 def stack_images(
-    encoded: Iterable[tuple[str, bytes]], resolution: int | None, channels: int
+    encoded: Iterable[tuple[str, bytes]], resolution: Resolution | None, channels: int
 ) -> UInt8[Tensor, "b c h w"]:
     """The images, each given by its name in messages and its bytes: decoded, resized and cropped at the centre.
 
-    resolution: the side in pixels. None: they keep their size, which must be the same for all. Raises UserError.
+    resolution: None: they keep their size, which must be the same for all. Raises UserError.
     """
     rows: list[np.ndarray] = []
     for where, data in encoded:
@@ -37,8 +38,8 @@ def stack_images(
 def differ(where: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
     """The message that an image [c h w] has another size than the ones before it."""
     return (
-        f"{where}: it has {shape[-1]}x{shape[-2]} pixels and the images before it {other[-1]}x{other[-2]}; give "
-        "a resolution to bring all to one size, or pack them with it"
+        f"{where}: it has {shape[-2]}x{shape[-1]} pixels (height x width) and the images before it "
+        f"{other[-2]}x{other[-1]}; give a resolution to bring all to one size, or pack them with it"
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from diffpipe.resolution import Resolution
+
 _ASPECT = 32
 _PIXELS = 1 << 22
 _REACH = 3  # pixels that an enlarged one may depend on, to either side, and one to spare
@@ -17,7 +19,7 @@ _REACH = 3  # pixels that an enlarged one may depend on, to either side, and one
 class Window(NamedTuple):
     """The part of a strip's long side to enlarge.
 
-    begin, end: its pixels. size: how many they become. offset: where the square begins among those.
+    begin, end: its pixels. size: how many they become. offset: where the kept part begins among those.
     """
 
     begin: int
@@ -26,29 +28,36 @@ class Window(NamedTuple):
     offset: int
 
 
-def is_strip(width: int, height: int, resolution: int) -> bool:
+def is_narrow(width: int, height: int, resolution: Resolution) -> bool:
+    """Whether an image is narrower for its height than the resolution is, so that its top or bottom is cropped."""
+    return width * resolution.height < height * resolution.width
+
+
+def is_strip(width: int, height: int, resolution: Resolution) -> bool:
     """Whether an image is enlarged to much more than is kept of it: over 4 million pixels, at over 32 to 1.
 
     Over 32 million, where `strip_window` does not give the bits of the whole.
     """
-    short, long = sorted((width, height))
-    enlarged = resolution * (long * resolution // short)
-    most = _PIXELS if long * resolution % short == 0 else 8 * _PIXELS
-    return short < resolution and long > _ASPECT * short and enlarged > most
+    narrow = is_narrow(width, height, resolution)
+    long, short = (height, width) if narrow else (width, height)
+    kept, side = resolution if narrow else reversed(resolution)
+    enlarged = side * (long * side // short)
+    most = _PIXELS if long * side % short == 0 else 8 * _PIXELS
+    return short < side and long * side > _ASPECT * short * kept and enlarged > most
 
 
-def strip_window(long: int, short: int, resolution: int, start: int) -> Window:
-    """The window for the square that begins at `start` on the long side of the enlarged strip.
+def strip_window(long: int, short: int, side: int, kept: int, start: int) -> Window:
+    """The window for the part that begins at `start` on the long side of the enlarged strip, `kept` pixels long.
 
-    It begins where a pixel of the strip and one of the enlarged strip do. So the bits are those of the whole strip
-    where its enlarged length, `long * resolution / short`, is a whole number. Otherwise the whole is enlarged by a
-    slightly rounded factor, and the square differs by less than a pixel's shift.
+    side: the short side, enlarged. The window begins where a pixel of the strip and one of the enlarged strip do. So
+    the bits are those of the whole strip where its enlarged length, `long * side / short`, is a whole number. Otherwise
+    the whole is enlarged by a slightly rounded factor, and the part differs by less than a pixel's shift.
     """
-    divisor = math.gcd(short, resolution)
-    period, enlarged = short // divisor, resolution // divisor  # so many pixels become so many
+    divisor = math.gcd(short, side)
+    period, enlarged = short // divisor, side // divisor  # so many pixels become so many
     margin = -(-_REACH // period)
     first = max(0, start // enlarged - margin)
-    last = -(-(start + resolution) // enlarged) + margin
+    last = -(-(start + kept) // enlarged) + margin
     begin, end = first * period, min(long, last * period)
-    size = round((end - begin) * resolution / short)
-    return Window(begin, end, size, min(start - first * enlarged, size - resolution))
+    size = round((end - begin) * side / short)
+    return Window(begin, end, size, min(start - first * enlarged, size - kept))

@@ -143,7 +143,7 @@ class Dataset:
         """Zeros in the shape of a good sample; they take the place of a bad one."""
         config, shard_set = self.config, self.reader.shard_set
         if not self.latents:
-            return np.zeros((config.channels, config.resolution, config.resolution), dtype=np.uint8)
+            return np.zeros((config.channels, *config.resolution), dtype=np.uint8)
         for shard, count in enumerate(shard_set.counts.tolist()):
             for i in range(count):
                 with contextlib.suppress(BadSampleError):

@@ -14,10 +14,11 @@ from diffpipe.data.index.shard_index import Sample
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import sequential
 from diffpipe.data.loader.reader import Reader
+from diffpipe.resolution import Resolution
 
 
 def images(
-    shard_set: ShardSet, indices: Sequence[int] | np.ndarray, resolution: int | None, channels: int
+    shard_set: ShardSet, indices: Sequence[int] | np.ndarray, resolution: Resolution | None, channels: int
 ) -> UInt8[Tensor, "b c h w"]:
     """The images at `indices` of the shards put end to end, unshuffled and without randomness.
 

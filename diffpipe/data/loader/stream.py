@@ -41,7 +41,7 @@ def batches(
     largest = -(-config.batch_size // (world * accumulate))
     # The requested batches, those of the current and the next step, and one that is being handed over.
     slots = config.workers * config.prefetch + 2 * accumulate + 1
-    shape, dtype = (config.channels, config.resolution, config.resolution), np.dtype(np.uint8)
+    shape, dtype = (config.channels, *config.resolution), np.dtype(np.uint8)
     if dataset.latents:  # the first one shows their shape
         first = dataset.batch(np.array([start + rank])).images.numpy()
         shape, dtype = first.shape[1:], first.dtype

@@ -82,6 +82,8 @@ def pack_edm_zip(
     """
     if encoding.format not in ("keep", "png"):
         raise UserError(f"--format {encoding.format}: the archive holds PNGs; leave it out")
+    if encoding.resolution is not None and not encoding.resolution.is_square:
+        raise UserError(f"--resolution {encoding.resolution}: the archive holds square images; give one side")
     if out.exists():
         raise UserError(f"{out} exists already; remove it or give another name")
     indices = np.sort(choose(source, only, leave_out, per_class, seed))

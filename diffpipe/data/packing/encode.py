@@ -14,6 +14,7 @@ from diffpipe.data.decode.image_header import format_of
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
+from diffpipe.resolution import Resolution
 
 Format = Literal["keep", "png", "jpeg", "webp"]
 _KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
@@ -23,13 +24,14 @@ _KEPT = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 class Encoding:
     """How images are encoded. Each image is decoded in any case, so that a broken one is found.
 
-    resolution: the side in pixels after resizing and cropping at the centre. format: "keep" leaves the bytes of PNG,
-    JPEG and WebP unchanged where neither the resolution nor the background changes a pixel, and writes PNG otherwise;
-    the other formats encode every image again, without metadata. quality: of JPEG (at full chroma resolution) and WebP,
-    1 to 100. background: the colour under transparent pixels; None: white, but unchanged files stay transparent.
+    resolution: images are resized to cover it and cropped at the centre; None: they keep their size. format: "keep"
+    leaves the bytes of PNG, JPEG and WebP unchanged where neither the resolution nor the background changes a pixel,
+    and writes PNG otherwise; the other formats encode every image again, without metadata. quality: of JPEG (at full
+    chroma resolution) and WebP, 1 to 100. background: the colour under transparent pixels; None: white, but unchanged
+    files stay transparent.
     """
 
-    resolution: int | None = None
+    resolution: Resolution | None = None
     format: Format = "keep"
     quality: int = 95
     background: str | None = None
@@ -48,7 +50,7 @@ class Encoding:
         if isinstance(data, bytes):
             image = decode(data, None, item.where, self.background or "white")
             kind = _KEPT.get(format_of(data))
-            fits = self.resolution is None or image.size == (self.resolution, self.resolution)
+            fits = self.resolution is None or Resolution(image.height, image.width) == self.resolution
             changed = self.background is not None and _is_transparent(data)
             if self.format == "keep" and kind and fits and not changed:
                 return item.extension or kind, data

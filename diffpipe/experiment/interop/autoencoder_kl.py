@@ -58,7 +58,7 @@ def to_autoencoder_kl(network: CoderConfig, shape: ImageShape) -> AutoencoderKLC
         layers_per_block=network.blocks,
         latent_channels=network.latent_channels,
         norm_num_groups=network.groups,
-        sample_size=shape.resolution,
+        sample_size=shape.resolution.height,
     )
 
 

@@ -16,6 +16,7 @@ from diffpipe.experiment.interop.unet2d_config import Rows, Width
 from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.levels import Positive
 from diffpipe.plural import plural
+from diffpipe.resolution import Resolution, square
 
 _MOST_BLOCKS = 1000  # a config from elsewhere may ask for a network that cannot even be described
 _EMBEDDINGS = {
@@ -61,7 +62,7 @@ class DiTTransformer(NamedTuple):
     network: DiTConfig
     channels: int
     out_channels: int
-    resolution: int
+    resolution: Resolution
     classes: int
 
     def count_classes(self, given: int | None, where: str) -> int:
@@ -133,13 +134,18 @@ def to_dit_transformer(model: DiTTransformer) -> DiTTransformerConfig:
     for key, value in (("mlp_ratio", 4.0), ("mlp", "gelu"), ("norm", "layer"), ("qk_norm", False), ("rope", False)):
         _require(network, key, value)
     _require(network, "frequency_shift", 1)
+    if not model.resolution.is_square:
+        raise UserError(
+            f"data.resolution: the network denoises {model.resolution}, and diffusers' DiTTransformer2DModel takes "
+            f"square images; export --to safetensors"
+        )
     return DiTTransformerConfig(
         num_attention_heads=network.heads,
         attention_head_dim=network.width // network.heads,
         in_channels=model.channels,
         out_channels=model.out_channels,
         num_layers=network.depth,
-        sample_size=model.resolution,
+        sample_size=model.resolution.height,
         patch_size=network.patch,
         num_embeds_ada_norm=model.classes,
         norm_eps=network.mlp_norm_eps,
@@ -169,7 +175,7 @@ def from_dit_transformer(tree: Mapping[str, Any], where: str) -> DiTTransformer:
     }
     dit = validate(DiTConfig, network, where)
     outputs = config.out_channels or config.in_channels
-    return DiTTransformer(dit, config.in_channels, outputs, config.sample_size, config.num_embeds_ada_norm)
+    return DiTTransformer(dit, config.in_channels, outputs, square(config.sample_size), config.num_embeds_ada_norm)
 
 
 def _embeddings(block: int) -> str:

@@ -29,6 +29,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.interop.renaming import Names, to_ours
 from diffpipe.experiment.interop.weights_file import WeightsFile
 from diffpipe.nn.adm import ADMConfig
+from diffpipe.resolution import Resolution
 
 AttentionOrder = Literal["legacy", "new"]
 """The order of the rows of qkv: queries, keys and values of each head, or of all heads (use_new_attention_order)."""
@@ -92,8 +93,8 @@ def is_guided_diffusion(weights: WeightsFile) -> bool:
     return weights.shapes.keys() >= {_TIME, _STEM, _OUT}
 
 
-def from_guided_diffusion(weights: WeightsFile, resolution: int) -> GuidedDiffusion:
-    """The network of a state dict for images of this height and width. Raises UserError where ours does not compute it.
+def from_guided_diffusion(weights: WeightsFile, resolution: Resolution) -> GuidedDiffusion:
+    """The network of a state dict for images of this size. Raises UserError where ours does not compute it.
 
     The last level of the decoder that has a further block, the one that doubles the resolution, tells the blocks per
     level.
@@ -130,7 +131,7 @@ def from_guided_diffusion(weights: WeightsFile, resolution: int) -> GuidedDiffus
         "channels": channels,
         "channel_mult": [width // channels for width in widths],
         "blocks": per_level - 1,
-        "attention": [resolution >> level for level, attention in enumerate(attends) if attention],
+        "attention": [resolution.shorter >> level for level, attention in enumerate(attends) if attention],
     }
     classes = weights.shape(_LABEL, 2)[0] if _LABEL in shapes else 0
     network = validate(ADMConfig, tree, where)

@@ -16,6 +16,7 @@ from diffpipe.experiment.interop.source import ImportOptions, Tensors, read_sour
 from diffpipe.experiment.run import build_stage
 from diffpipe.files import atomic_write, user_path
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import parse_resolution
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.state import RunState, Shape
 from diffpipe.train.checkpoint.write import TensorShard, commit
@@ -41,22 +42,23 @@ def import_run(
     *,
     classes: int | None = None,
     codec: str | Path | None = None,
-    resolution: int | None = None,
+    resolution: int | Sequence[int] | None = None,
     attention_order: AttentionOrder | None = None,
 ) -> ImportedRun:
     """Make a run directory of a diffusers folder, a file of `diffpipe export`, or another state dict.
 
     Its one checkpoint, of step 0, has the weights as the trained and as the averaged ones, and no optimizer state:
     training it further begins with a fresh one. overrides: `key=value` words laid over its config. classes: of a folder
-    whose network has a class embedding. codec: the VAE run of a network that denoises latents. resolution,
-    attention_order: of a state dict of guided-diffusion, which tells neither. Raises UserError; then no checkpoint is
-    left.
+    whose network has a class embedding. codec: the VAE run of a network that denoises latents. resolution: a
+    side, or (height, width). It and attention_order are for a state dict of guided-diffusion, which tells neither.
+    Raises UserError; then no checkpoint is left.
     """
     path, home = user_path(source), user_path(run)
     if checkpoints.committed(home / "checkpoints"):
         raise UserError(f"{home}: a run with checkpoints already; give another directory")
     words = [*([f"stage.codec.run={codec}"] if codec else []), *overrides]
-    options = ImportOptions(classes, Path(codec) if codec else None, resolution, attention_order)
+    size = None if resolution is None else parse_resolution(resolution)
+    options = ImportOptions(classes, Path(codec) if codec else None, size, attention_order)
     with Runtime.start("fp32", "cpu") as runtime:
         imported = read_source(path, options, runtime)
         tree = imported.tree | {"run": {"dir": str(run)}}

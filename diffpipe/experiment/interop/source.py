@@ -27,6 +27,7 @@ from diffpipe.experiment.interop.weights_file import WeightsFile
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.nn.adm import ADMConfig
+from diffpipe.resolution import Resolution, square
 from diffpipe.stages.ddpm import DDPM, DENOISER, LATENT_SCALE, LOG_VARIANCE
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.checkpoint.read import Checkpoint
@@ -66,7 +67,7 @@ class ImportOptions(NamedTuple):
 
     classes: int | None = None
     codec: Path | None = None
-    resolution: int | None = None
+    resolution: Resolution | None = None
     attention_order: AttentionOrder | None = None
 
 
@@ -114,7 +115,7 @@ def _of_folder(path: Path, options: ImportOptions, runtime: Runtime) -> Source:
         )
     else:
         stage["codec"] = {"kind": "vae"}
-        shape = ImageShape(**find_checkpoint(codec, runtime).state.shape.model_dump())._replace(classes=classes)
+        shape = ImageShape(**dict(find_checkpoint(codec, runtime).state.shape))._replace(classes=classes)
     data = _data(shape) | ({"class_names": folder.class_names} if len(folder.class_names) == classes else {})
     tree = _tree(stage, data)
     return Source(tree, shape, functools.partial(_folder_tensors, folder), folder.notes)
@@ -152,7 +153,7 @@ def _of_guided_diffusion(weights: WeightsFile, options: ImportOptions) -> Source
 
 def _of_edm2(weights: WeightsFile) -> Source:
     model = from_edm2(weights)
-    shape = ImageShape(model.channels, model.resolution, model.classes)
+    shape = ImageShape(model.channels, square(model.resolution), model.classes)
     stage = {
         "kind": "ddpm",
         "network": model.network.model_dump(mode="json"),
@@ -180,7 +181,7 @@ def _guided_tensors(
 def _of_file(path: Path) -> Source:
     file = read_single_file(path)
     stored = stored_config(Checkpoint(path, file.state, "", file.format))
-    shape = ImageShape(**file.state.shape.model_dump())
+    shape = ImageShape(**dict(file.state.shape))
     tree = stored.model_dump(mode="json", include={"seed", "data", "stage", "optimizer", "ema", "train"})
     for section, keys in _OWN_KEYS.items():
         tree[section] = {key: value for key, value in tree[section].items() if key not in keys}
@@ -194,5 +195,5 @@ def _tree(stage: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _data(shape: ImageShape) -> dict[str, Any]:
     """The data section: no shards, and what the network fixes."""
-    size = {"resolution": shape.resolution, "channels": shape.channels, "labels": shape.classes > 0}
+    size = {"resolution": shape.resolution.plain(), "channels": shape.channels, "labels": shape.classes > 0}
     return {"train": [], "order_version": VERSION, **size}

@@ -14,6 +14,7 @@ from diffpipe.experiment.interop.renaming import Names, to_ours, to_theirs
 from diffpipe.experiment.interop.unet2d_names import unet2d_names
 from diffpipe.nn.levels import Positive
 from diffpipe.nn.unet import UNetConfig
+from diffpipe.resolution import Resolution, parse_resolution
 
 # A config from elsewhere may ask for a network that cannot even be described.
 _MOST_BLOCKS = 1000
@@ -67,7 +68,7 @@ class UNet2D(NamedTuple):
     network: UNetConfig
     channels: int
     out_channels: int
-    resolution: int
+    resolution: Resolution
     rows: int | None = None
 
     def count_classes(self, given: int | None, where: str) -> int:
@@ -106,7 +107,7 @@ class UNet2D(NamedTuple):
     @property
     def attends(self) -> list[bool]:
         """For each level whether it has attention."""
-        return [self.resolution >> i in self.network.attention for i in range(len(self.network.channel_mult))]
+        return [self.resolution.shorter >> i in self.network.attention for i in range(len(self.network.channel_mult))]
 
     @property
     def names(self) -> Names:
@@ -138,7 +139,7 @@ def to_unet2d(model: UNet2D) -> UNet2DConfig:
             )
         head_width = widths[-1] // network.heads
     return UNet2DConfig(
-        sample_size=model.resolution,
+        sample_size=model.resolution.height if model.resolution.is_square else model.resolution,
         in_channels=model.channels,
         out_channels=model.out_channels,
         freq_shift=network.frequency_shift,
@@ -180,7 +181,7 @@ def from_unet2d(tree: Mapping[str, Any], where: str) -> UNet2D:
         "channels": widths[0],
         "channel_mult": [width // widths[0] for width in widths],
         "blocks": config.layers_per_block,
-        "attention": [resolution >> i for i, attention in enumerate(attends) if attention],
+        "attention": [resolution.shorter >> i for i, attention in enumerate(attends) if attention],
         "head_channels": config.attention_head_dim,
         "groups": config.norm_num_groups,
         "dropout": config.dropout,
@@ -201,9 +202,8 @@ def _attention(kind: str, way: str, where: str) -> bool:
     return known[name]
 
 
-def _resolution(size: int | tuple[int, int] | None, where: str) -> int:
-    sides = {size} if size is None or isinstance(size, int) else set(size)
-    (side,) = sides if len(sides) == 1 else (None,)
-    if side is None or side < 1:
-        raise UserError(f"{where}: sample_size is {size}; give it the height and width of the (square) images")
-    return side
+def _resolution(size: int | tuple[int, int] | None, where: str) -> Resolution:
+    try:
+        return parse_resolution(size)
+    except ValueError as error:
+        raise UserError(f"{where}: sample_size is {size}; give it the height and width of the images") from error

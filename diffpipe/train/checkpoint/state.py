@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from diffpipe.resolution import Resolution
+
 FORMAT = 3
 """The format that is written. Every older one is read, through `MIGRATIONS`."""
 
@@ -44,7 +46,7 @@ class Shape(BaseModel, extra="forbid", frozen=True):
     """The shape of the data: see `interfaces.ImageShape`."""
 
     channels: int = Field(ge=1, le=1 << 16)
-    resolution: int = Field(ge=1, le=1 << 16)
+    resolution: Resolution
     classes: int = Field(default=0, ge=0, le=1 << 31)
 
 

@@ -28,6 +28,19 @@ def test_values_out_of_range_are_refused_by_key(values: dict) -> None:
         validate(DataConfig, {"train": "unused", "batch_size": 12, "resolution": 8, **values}, "x.yaml")
 
 
+@pytest.mark.parametrize(("value", "resolution"), [(64, (64, 64)), ([48, 64], (48, 64)), ([64, 64], (64, 64))])
+def test_a_resolution_is_one_side_or_height_and_width(value: object, resolution: tuple[int, int]) -> None:
+    config = validate(DataConfig, {"train": "unused", "batch_size": 12, "resolution": value}, "x.yaml")
+    assert config.resolution == resolution
+    assert DataConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("value", [0, [0, 3], [8], [8, 8, 8], [True, 8], 1.5, "48x64", None, 2**17])
+def test_what_is_no_resolution_is_refused_in_one_line(value: object) -> None:
+    with pytest.raises(UserError, match=r"^x\.yaml: resolution: give one side in pixels, such as 64, or \[height, wi"):
+        validate(DataConfig, {"train": "unused", "batch_size": 12, "resolution": value}, "x.yaml")
+
+
 @pytest.mark.parametrize(
     ("values", "word"),
     [

@@ -26,6 +26,7 @@ from diffpipe.diffusion.vlb import (
 )
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Scores
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPMConfig
 
@@ -231,7 +232,7 @@ def test_strata_cut_the_timesteps_into_runs_that_lengthen_with_t(T: int, evaluat
 
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
-SHAPE = ImageShape(channels=1, resolution=8, classes=4)
+SHAPE = ImageShape(channels=1, resolution=square(8), classes=4)
 
 
 class LabelRecorder(nn.Module):

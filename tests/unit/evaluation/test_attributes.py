@@ -16,6 +16,7 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.attributes import STRENGTHS, along, direction, move, share_nearer
 from diffpipe.evaluation.latent_space import LatentSpace, drawn_of_class, labelled_shards
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.tars import png, write_tar
@@ -75,10 +76,10 @@ def test_images_of_a_linear_stage_move_by_the_difference_of_the_mean_images(home
     shards = labelled_shards(str(home))
     places = drawn_of_class(shards, (0, 2), 500, seed=0)
     with Runtime.start("fp32", "cpu") as runtime:
-        space = LatentSpace(Linear(), {}, ImageShape(1, 2), runtime)
+        space = LatentSpace(Linear(), {}, ImageShape(1, square(2)), runtime)
         found = move(space, shards, places[0], places[2])
     assert found.images.shape == (30, len(STRENGTHS), 1, 2, 2)
-    dark = sequential_reader.images(shards, places[0], 2, 1).float()
+    dark = sequential_reader.images(shards, places[0], square(2), 1).float()
     shift = torch.tensor([[80.0, 40], [80, 100]])
     for k, strength in enumerate(STRENGTHS):
         torch.testing.assert_close(found.images[:, k].float(), dark + strength * shift, rtol=0, atol=0)

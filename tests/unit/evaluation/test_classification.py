@@ -24,6 +24,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, ImageShape, Score, Scores
 from diffpipe.report.classification_plot import plot_classification
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
@@ -78,11 +79,11 @@ def opened(stage: Gaussians, shards: Path) -> Run:
         "train": {"steps": 1},
     }
     found = Checkpoint(Path("x/checkpoints/step-00000001"), run_state(1, position=4), "0" * 64)
-    return Run(found, validate(Experiment, tree, "test"), ImageShape(1, SIZE, 2), stage, {}, "ema")
+    return Run(found, validate(Experiment, tree, "test"), ImageShape(1, square(SIZE), 2), stage, {}, "ema")
 
 
 def images(shards: Path) -> ShardImages:
-    return ShardImages(shard_set.load(str(shards)), 1, SIZE)
+    return ShardImages(shard_set.load(str(shards)), 1, square(SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_every_stage_meets_every_label_with_the_same_noise(kind: str) -> None:
     # Networks that do not look at the label say the same of an image under each, to the last bit: so do those of a
     # diffusion and of a flow as they start, and the VAE's without its table of labels.
     experiment = {"stage": STAGES[kind] | {"conditional": True}}
-    stage = validate(Experiment, REST | experiment, "test").stage.build(ImageShape(1, 8, 3))
+    stage = validate(Experiment, REST | experiment, "test").stage.build(ImageShape(1, square(8), 3))
     nets = {name: net.eval() for name, net in stage.networks().items()}
     if kind == "vae":
         for net in nets.values():

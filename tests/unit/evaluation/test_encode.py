@@ -14,6 +14,7 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from diffpipe.evaluation.encode import encode_shards
+from diffpipe.resolution import square
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.stages.vae import VAE
 from diffpipe.train.runtime import Runtime
@@ -42,7 +43,7 @@ def test_each_shard_of_images_becomes_one_of_their_latents(
     assert encoder(encoded) == SHA256
     assert encoded.counts.tolist() == images.counts.tolist() == [3, 2]
     assert sequential_reader.labels(encoded, range(5)).tolist() == [0, 1, 2, 0, 1]
-    expected = codec.describe(sequential_reader.images(images, range(5), 8, 1))
+    expected = codec.describe(sequential_reader.images(images, range(5), square(8), 1))
     samples = [(shard, i) for shard, count in enumerate(encoded.counts.tolist()) for i in range(count)]
     for number, (shard, i) in enumerate(samples):
         sample = encoded.sample(shard, i)

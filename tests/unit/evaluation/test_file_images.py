@@ -17,6 +17,7 @@ from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
 from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.resolution import Resolution, square
 
 
 def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (9, 7), seed: int = 0, **options: Any) -> None:
@@ -25,9 +26,9 @@ def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (9, 7), seed: in
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path, **options)
 
 
-@pytest.mark.parametrize(("channels", "resolution"), [(3, None), (1, None), (3, 5), (1, 5)])
+@pytest.mark.parametrize(("channels", "resolution"), [(3, None), (1, None), (3, square(5)), (1, Resolution(5, 6))])
 def test_a_folder_a_zip_an_npz_and_shards_give_the_same_pixels(
-    tmp_path: Path, channels: int, resolution: int | None
+    tmp_path: Path, channels: int, resolution: Resolution | None
 ) -> None:
     folder = tmp_path / "images"
     save(folder / "alpha.png", "RGBA", seed=1)
@@ -42,7 +43,7 @@ def test_a_folder_a_zip_an_npz_and_shards_give_the_same_pixels(
             archive.write(file, file.name)
     shards = ShardImages(shard_set.load(str(tmp_path / "shards")), channels, resolution)
     expected = {x.numpy().tobytes() for x in shards.images(range(4))}
-    assert shards.size == ((7, 9) if resolution is None else (5, 5))
+    assert shards.size == ((7, 9) if resolution is None else resolution)
     sources = [
         FileImages(str(folder), channels, resolution),
         FileImages(str(tmp_path / "images.zip"), channels, resolution),
@@ -62,7 +63,7 @@ def test_the_protocol_says_the_size_and_the_resize(tmp_path: Path) -> None:
         FileImages(str(tmp_path), 3, None).describe().items()
         >= {"channels": 3, "size": [7, 9], "resize": "none"}.items()
     )
-    described = FileImages(str(tmp_path), 1, 5).describe()
+    described = FileImages(str(tmp_path), 1, square(5)).describe()
     assert (described["channels"], described["size"]) == (1, [5, 5])
     assert described["resize"].startswith("shorter side to this size, bicubic")
 
@@ -90,7 +91,9 @@ def test_n_images_are_drawn_as_those_of_shards_are(tmp_path: Path) -> None:
 def test_an_image_of_another_size_is_refused_in_whichever_chunk_it_lies(tmp_path: Path) -> None:
     for i in range(4):
         save(tmp_path / f"{i}.png", size=(9, 7) if i < 3 else (9, 8))
-    with pytest.raises(UserError, match="9x8 pixels and the images before it 9x7; give a resolution"):
+    with pytest.raises(
+        UserError, match=r"8x9 pixels \(height x width\) and the images before it 7x9; give a resolution"
+    ):
         FileImages(str(tmp_path), 3, None).images(range(3, 4))
 
 

@@ -14,13 +14,14 @@ from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages, TensorImages
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Coder, Noise, indexed_shards
 from tests.support.tars import png, random_pixels, write_tar
 
 N = 12
 PIXELS = np.stack([random_pixels(i) for i in range(N)])[:, None]
-CLASSES, NO_CLASSES = ImageShape(1, 8, 3), ImageShape(1, 8)
+CLASSES, NO_CLASSES = ImageShape(1, square(8), 3), ImageShape(1, square(8))
 
 
 def test_a_generated_image_depends_on_the_seed_and_its_index(runtime: Runtime) -> None:
@@ -53,27 +54,27 @@ def test_a_class_that_the_run_lacks_and_a_stage_that_generates_nothing_are_refus
 
 def test_images_of_shards_come_in_order_or_are_drawn_without_replacement(tmp_path: Path) -> None:
     shards = shard_set.load(indexed_shards(tmp_path / "shards", 7, 5))
-    every = ShardImages(shards, 1, 8)
+    every = ShardImages(shards, 1, square(8))
     assert np.array_equal(every.images(range(5, 9)).numpy(), PIXELS[5:9])
     assert every.labels(range(5, 9)).tolist() == [2, 0, 1, 2]
-    drawn = ShardImages(shards, 1, 8, n=8, seed=3)
+    drawn = ShardImages(shards, 1, square(8), n=8, seed=3)
     chosen = [int(np.flatnonzero((image == PIXELS).all((1, 2, 3)))[0]) for image in drawn.images(range(8)).numpy()]
     assert len(set(chosen)) == drawn.n == 8
     assert drawn.labels(range(8)).tolist() == [i % 3 for i in chosen]
-    assert torch.equal(ShardImages(shards, 1, 8, n=8, seed=3).images(range(8)), drawn.images(range(8)))
-    assert not torch.equal(ShardImages(shards, 1, 8, n=8, seed=4).images(range(8)), drawn.images(range(8)))
+    assert torch.equal(ShardImages(shards, 1, square(8), n=8, seed=3).images(range(8)), drawn.images(range(8)))
+    assert not torch.equal(ShardImages(shards, 1, square(8), n=8, seed=4).images(range(8)), drawn.images(range(8)))
     assert drawn.describe()["drawn_by_seed"] == 3
-    assert "drawn_by_seed" not in ShardImages(shards, 1, 8, n=N).describe()
-    assert ShardImages(shards, 3, 4).images(range(2)).shape == (2, 3, 4, 4)
+    assert "drawn_by_seed" not in ShardImages(shards, 1, square(8), n=N).describe()
+    assert ShardImages(shards, 3, square(4)).images(range(2)).shape == (2, 3, 4, 4)
     with pytest.raises(UserError, match="hold 12 images, fewer than 13; give a smaller n"):
-        ShardImages(shards, 1, 8, n=13)
+        ShardImages(shards, 1, square(8), n=13)
 
 
 def test_shards_without_images_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"0.cls": b"1"})
     write_index(tmp_path)
     with pytest.raises(UserError, match=r"0\.tar: some samples have no image"):
-        ShardImages(shard_set.load(str(tmp_path)), 1, 8)
+        ShardImages(shard_set.load(str(tmp_path)), 1, square(8))
 
 
 def test_shards_keep_one_size_over_all_chunks_or_are_brought_to_one(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_shards_keep_one_size_over_all_chunks_or_are_brought_to_one(tmp_path: Pa
     assert native.images(range(3)).shape == (3, 1, 8, 8)
     with pytest.raises(UserError, match="give a resolution"):
         native.images(range(3, 4))
-    assert ShardImages(shards, 1, 6).images(range(4)).shape == (4, 1, 6, 6)
+    assert ShardImages(shards, 1, square(6)).images(range(4)).shape == (4, 1, 6, 6)
 
 
 def test_images_in_memory_are_named_by_their_hash_with_the_labels() -> None:

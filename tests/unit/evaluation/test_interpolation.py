@@ -12,6 +12,7 @@ from torch import Tensor
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.evaluation.interpolation import InterpolatedRNG, between_noises, spherical, straight
 from diffpipe.interfaces import ImageShape, Stage
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan import GANConfig
 from diffpipe.train.runtime import Runtime
@@ -71,7 +72,7 @@ def test_noise_between_two_positions_is_normal_and_theirs_at_the_ends() -> None:
 @pytest.mark.parametrize("label", [None, 1])
 def test_rows_go_from_one_sample_to_another_of_its_class(label: int | None) -> None:
     tree = {"kind": "gan", "conditional": True, "generator": {"channels": 8, "channel_mult": (1, 2), "latent": 6}}
-    shape = ImageShape(channels=1, resolution=8, classes=3)
+    shape = ImageShape(channels=1, resolution=square(8), classes=3)
     stage: Stage = GANConfig.model_validate(tree | {"discriminator": {"channels": 8, "channel_mult": (1, 2)}}).build(
         shape
     )

@@ -17,6 +17,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.latent_space import LatentSpace, class_names, drawn, drawn_of_class, labelled_shards
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Encodes, ImageShape, Reconstructs, Stage
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.tars import png, random_pixels, write_shards, write_tar
@@ -35,7 +36,7 @@ FLOWS = {
     "tarflow": {"kind": "flow", "network": TARFLOW},
     "variational": {"kind": "flow", "network": GLOW, "dequantization": {"kind": "variational", "hidden": 4}},
 }
-SHAPE = ImageShape(channels=1, resolution=8, classes=3)
+SHAPE = ImageShape(channels=1, resolution=square(8), classes=3)
 STAGES: TypeAdapter[Any] = TypeAdapter(Experiment.model_fields["stage"].rebuild_annotation())
 
 
@@ -120,7 +121,7 @@ def test_latents_are_computed_by_the_chunk_and_keyed_by_the_place(tmp_path: Path
         expected = stage.encode_latents(nets, image, labels[i : i + 1], rng)
         torch.testing.assert_close(z[i : i + 1], expected, rtol=0, atol=1e-5)
     images = space.images_of(z, labels)
-    off = (images.int() - sequential_reader.images(shards, places, 8, 1).int()).abs()
+    off = (images.int() - sequential_reader.images(shards, places, square(8), 1).int()).abs()
     assert off.max() <= 1  # where the noise came within a rounding error of the pixel's end
     assert (off > 0).float().mean() < 1e-3
     torch.testing.assert_close(space.of_images(images[:3], labels[:3]), z[:3], rtol=0, atol=1.0)

@@ -15,6 +15,7 @@ from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.evaluation.samples import stated_shape, write_samples
 from diffpipe.evaluation.score_sources import open_images
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Noise
 
@@ -28,7 +29,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_each_image_is_a_file_by_its_index_and_the_first_hundred_are_a_grid(
     classes: int, n: int, tmp_path: Path, runtime: Runtime
 ) -> None:
-    source = GeneratedImages(Noise(), {}, ImageShape(1, 8, classes), runtime, n=n, seed=0)
+    source = GeneratedImages(Noise(), {}, ImageShape(1, square(8), classes), runtime, n=n, seed=0)
     write_samples(source, tmp_path / "some" / "out", runtime)
     images = source.images(range(n))
     files = sorted((tmp_path / "some" / "out").glob("0*.png"))
@@ -40,13 +41,13 @@ def test_each_image_is_a_file_by_its_index_and_the_first_hundred_are_a_grid(
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, runtime: Runtime) -> None:
     (tmp_path / "out").touch()
-    source = GeneratedImages(Noise(), {}, ImageShape(1, 8), runtime, n=2, seed=0)
+    source = GeneratedImages(Noise(), {}, ImageShape(1, square(8)), runtime, n=2, seed=0)
     with pytest.raises(UserError, match="give a folder that can be written"):
         write_samples(source, tmp_path / "out", runtime)
 
 
 def source(runtime: Runtime, n: int, seed: int = 0) -> GeneratedImages:
-    return GeneratedImages(Noise(), {}, ImageShape(1, 8, 3), runtime, n=n, seed=seed, about={"step": 7})
+    return GeneratedImages(Noise(), {}, ImageShape(1, square(8), 3), runtime, n=n, seed=seed, about={"step": 7})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -58,7 +59,7 @@ def test_the_folder_says_how_its_images_were_made_and_can_be_scored(tmp_path: Pa
     tree = json.loads((tmp_path / "samples.json").read_text())
     assert tree["n"] == 4
     assert tree["protocol"]["generated"].items() >= {"seed": 0, "step": 7, "size": [8, 8]}.items()
-    assert stated_shape(str(tmp_path)) == (1, 8)
+    assert stated_shape(str(tmp_path)) == (1, square(8))
     assert open_images(str(tmp_path), 1, None).n == 4
 
 

@@ -13,6 +13,7 @@ from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages
 from diffpipe.evaluation.score_sources import floor_count, open_images, score_sources
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Noise, indexed_shards
 
@@ -36,9 +37,9 @@ def test_a_run_is_no_images(tiny_run: Path) -> None:
 
 
 def test_the_reference_and_the_floor_take_the_shape_of_the_run(tmp_path: Path, runtime: Runtime) -> None:
-    generated = GeneratedImages(Noise(), {}, ImageShape(1, 8, 3), runtime, n=3, seed=0)
+    generated = GeneratedImages(Noise(), {}, ImageShape(1, square(8), 3), runtime, n=3, seed=0)
     reference, floor = photos(tmp_path / "reference", 16, 9, 12), photos(tmp_path / "floor", 10, 10, 10, 10)
-    sources = score_sources(generated, reference, floor, 8)
+    sources = score_sources(generated, reference, floor, square(8))
     assert sources.floor is not None
     for source in (sources.generated, sources.reference, sources.floor):
         assert source.images(range(3)).shape == (3, 1, 8, 8)
@@ -54,7 +55,7 @@ def test_unlike_sizes_are_refused_without_a_resolution(tmp_path: Path) -> None:
     small, large = photos(tmp_path / "small", 8, 8), photos(tmp_path / "large", 16, 16)
     with pytest.raises(UserError, match="the reference holds images of 16x16 pixels and the scored ones have 8x8"):
         score_sources(open_images(small, 3, None), large, None, None)
-    sources = score_sources(open_images(small, 3, 4), large, "split", 4)
+    sources = score_sources(open_images(small, 3, square(4)), large, "split", square(4))
     assert sources.reference.images(range(2)).shape == (2, 3, 4, 4)
     assert sources.floor is None
 

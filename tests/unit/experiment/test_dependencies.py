@@ -13,6 +13,7 @@ from diffpipe import plugins
 from diffpipe.errors import UserError
 from diffpipe.experiment.dependencies import resolve
 from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.resolution import square
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime
 from tests.support.run_states import run_state
@@ -20,7 +21,7 @@ from tests.support.runs import saved_run
 from tests.support.stage_cases import CASES
 from tests.support.toy_stages import Toy
 
-SHAPE = ImageShape(1, 8, 10)
+SHAPE = ImageShape(1, square(8), 10)
 
 
 def open_stage(checkpoint: Checkpoint) -> TrainedStage:

@@ -17,6 +17,7 @@ from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.monitor import Monitor
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.metrics import protocol
+from diffpipe.resolution import square
 from diffpipe.train.callbacks import Callback
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -44,7 +45,7 @@ def monitor(stage: Stage, home: Path, runtime: Runtime, *words: str, callbacks: 
     trainer = Trainer(stage, runtime, TrainConfig(steps=9), OptimizerConfig(), EMAConfig(), seed=0, batch_size=4)
     trainer.step = 7
     validation = Validation.of(experiment, stage)
-    shards, shape = shard_set.load(images), ImageShape(1, 8, 3)
+    shards, shape = shard_set.load(images), ImageShape(1, square(8), 3)
     return Monitor(experiment, runtime, shards, shape, stage, trainer, validation, callbacks)
 
 

@@ -16,6 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.preflight import open_data, require_codec_of_latents, require_fit
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from tests.support.runs import Coder, Noise, indexed_shards
 from tests.support.stage_cases import CASES
 from tests.support.tars import write_tar
@@ -46,9 +47,9 @@ def experiment(home: Path, images: str, *words: str) -> Experiment:
 
 def test_the_shape_of_the_data_has_classes_where_labels_are_asked_for(tmp_path: Path, images: str) -> None:
     shards, shape = open_data(experiment(tmp_path, images, "data.labels=true"), 1)
-    assert (shards.total, shape) == (12, ImageShape(1, 8, 3))
+    assert (shards.total, shape) == (12, ImageShape(1, square(8), 3))
     labels = ("data.labels=false", "stage.conditional=false", "stage.label_dropout=0", "stage.sampler.guidance=1")
-    assert open_data(experiment(tmp_path, images, *labels), 1)[1] == ImageShape(1, 8, 0)
+    assert open_data(experiment(tmp_path, images, *labels), 1)[1] == ImageShape(1, square(8), 0)
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path, images: str) -> None:

@@ -16,18 +16,21 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change, with_order_version
 from diffpipe.experiment.stored_config import with_stored_correction
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.state import Shape
 from tests.support.run_states import run_state
 from tests.support.runs import indexed_shards
 from tests.support.stage_cases import CASES
 
-SHAPE = ImageShape(1, 8, 10)
+SHAPE = ImageShape(1, square(8), 10)
 
 
 def checkpoint(*words: str, fingerprint: str = "0" * 64, experiment: Experiment | None = None) -> Checkpoint:
     tree = (experiment or CASES["ddpm"].experiment("run.dir=x", *words)).model_dump(mode="json")
-    state = run_state(4, experiment=tree, shape=Shape(channels=1, resolution=8, classes=10), fingerprint=fingerprint)
+    state = run_state(
+        4, experiment=tree, shape=Shape(channels=1, resolution=square(8), classes=10), fingerprint=fingerprint
+    )
     return Checkpoint(Path("x/checkpoints/step-00000004"), state, "0" * 64)
 
 
@@ -125,7 +128,7 @@ def test_a_change_of_the_model_is_always_refused() -> None:
         allowed_changes(checkpoint(), wider, SHAPE)
     same = CASES["ddpm"].experiment("run.allow_changes=[data]")
     with pytest.raises(UserError, match=r"of another model: data\.classes was 10 and is 11"):
-        allowed_changes(checkpoint(), same, ImageShape(1, 8, 11))
+        allowed_changes(checkpoint(), same, ImageShape(1, square(8), 11))
 
 
 def test_a_changed_data_set_is_described_and_needs_to_be_allowed(tmp_path: Path) -> None:

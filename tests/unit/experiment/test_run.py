@@ -13,6 +13,7 @@ from diffpipe.experiment import run as run_module
 from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.run import build_stage, generated_images, open_run, reconfigured
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Noise, opened_run, saved_run
 from tests.support.stage_cases import CASES
@@ -36,7 +37,7 @@ def test_a_run_has_its_averaged_weights_or_the_trained_ones(
         assert not p.requires_grad
     assert not run.nets["denoiser"].training
     assert run.describe()["weights"] == ("raw" if raw else "ema")
-    assert run.shape == ImageShape(1, 8, 10)
+    assert run.shape == ImageShape(1, square(8), 10)
 
 
 @pytest.mark.parametrize(("raw", "weights"), [(False, "ema"), (True, "raw")])
@@ -116,6 +117,6 @@ def test_the_images_of_a_run_are_the_stages_with_the_runs_protocol(runtime: Runt
 
 def test_a_stage_without_dependencies_is_built_from_its_config_alone(runtime: Runtime) -> None:
     experiment = CASES["vae"].experiment("run.dir=x")
-    result = build_stage(experiment, ImageShape(1, 8, 10), runtime, training=True)
+    result = build_stage(experiment, ImageShape(1, square(8), 10), runtime, training=True)
     assert (result.experiment, result.runs) == (experiment, {})
     assert result.stage.networks().keys() == CASES["vae"].stage().networks().keys()

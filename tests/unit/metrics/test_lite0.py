@@ -8,6 +8,7 @@ import torch
 
 from diffpipe.metrics.features import efficientnet_lite0
 from diffpipe.metrics.perceptual import build_feature_maps
+from diffpipe.resolution import square
 from tests.support.lite0_modules import lite0_modules
 
 
@@ -39,7 +40,7 @@ def test_efficientnet_gives_the_numbers_of_the_weights_own_package() -> None:
 
 
 def test_lite0s_maps_are_those_of_the_modules_up_to_the_last_of_four_places() -> None:
-    maps, sha256 = build_feature_maps("efficientnet_lite0", 64)
+    maps, sha256 = build_feature_maps("efficientnet_lite0", square(64))
     assert sha256.startswith("57934424")
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     h, blocks = ((x + 1) * 127.5 - 127) / 128, []

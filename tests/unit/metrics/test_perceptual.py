@@ -13,17 +13,18 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
 from diffpipe.metrics.perceptual import build_feature_maps
+from diffpipe.resolution import square
 from diffpipe.stages.perceptual import perceptual_distance
 from tests.support.commands import SHARDS
 
 
 def pictures() -> Tensor:
     shards = shard_set.load(f"{SHARDS}/test")
-    return repeat(sequential_reader.images(shards, range(6), 28, 1).float() / 127.5 - 1, "b 1 h w -> b 3 h w")
+    return repeat(sequential_reader.images(shards, range(6), square(28), 1).float() / 127.5 - 1, "b 1 h w -> b 3 h w")
 
 
 def test_the_distance_grows_with_blur_and_falls_along_its_gradient() -> None:
-    maps, _ = build_feature_maps("efficientnet_lite0", 28)
+    maps, _ = build_feature_maps("efficientnet_lite0", square(28))
     x = pictures()
     blurred = [F.avg_pool2d(x, k, stride=1, padding=k // 2, count_include_pad=False) for k in (1, 3, 5, 9)]
     distances = torch.stack([perceptual_distance(maps, x, y) for y in blurred])
@@ -63,20 +64,20 @@ def plugged_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plugged_in")
 def test_a_network_of_ones_own_is_frozen_and_hashed() -> None:
-    maps, first = build_feature_maps("module", 8)
+    maps, first = build_feature_maps("module", square(8))
     assert not any(p.requires_grad for p in module.parameters())
     assert [m.shape for m in maps(torch.zeros(2, 3, 8, 8))] == [(2, 4, 6, 6)]
     with torch.no_grad():
         module.conv.bias[0] += 1  # pyright: ignore[reportOptionalSubscript]
-    assert build_feature_maps("module", 8)[1] != first
-    assert len(build_feature_maps("function", 8)[0](torch.zeros(2, 3, 8, 8))) == 2
+    assert build_feature_maps("module", square(8))[1] != first
+    assert len(build_feature_maps("function", square(8))[0](torch.zeros(2, 3, 8, 8))) == 2
 
 
 @pytest.mark.usefixtures("plugged_in")
 def test_what_gives_no_maps_is_refused() -> None:
     with pytest.raises(UserError, match="no feature network 'vgg'; it is one of efficientnet_lite0, function, module"):
-        build_feature_maps("vgg", 8)
+        build_feature_maps("vgg", square(8))
     with pytest.raises(UserError, match="vector gives no list of float feature maps"):
-        build_feature_maps("vector", 8)
+        build_feature_maps("vector", square(8))
     with pytest.raises(UserError, match="efficientnet_lite0 gives no list of float feature maps"):
-        build_feature_maps("efficientnet_lite0", 4)
+        build_feature_maps("efficientnet_lite0", square(4))

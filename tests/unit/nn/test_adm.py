@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from diffpipe.errors import UserError
 from diffpipe.nn.adm import ADMConfig, ScaleShiftBlock
+from diffpipe.resolution import square
 from tests.support.diffusers_weights import adm_weights
 from tests.support.randomized import normal, randomized
 
@@ -38,7 +39,7 @@ def test_with_the_weights_of_diffusers_it_is_the_same_function(t: torch.Tensor) 
         num_class_embeds=6,
     )
     randomized(theirs)
-    ours = config().build(3, 8, classes=5, out_channels=6).eval()
+    ours = config().build(3, square(8), classes=5, out_channels=6).eval()
     ours.load_state_dict(adm_weights(theirs.state_dict(), levels=3, blocks=2))
     x, labels = normal(3, 3, 8, 8), torch.tensor([0, 4, 5])
     with torch.no_grad():
@@ -48,12 +49,12 @@ def test_with_the_weights_of_diffusers_it_is_the_same_function(t: torch.Tensor) 
 def test_the_default_has_the_size_that_the_paper_gives() -> None:
     # Dhariwal & Nichol 2021, table 11: 296 million parameters for ImageNet-64, with classes and learned variances.
     with torch.device("meta"):
-        net = ADMConfig(kind="adm").build(3, 64, classes=1000, out_channels=6)
+        net = ADMConfig(kind="adm").build(3, square(64), classes=1000, out_channels=6)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(296e6, rel=2e-3)
 
 
 def test_a_new_network_predicts_zero_and_has_heads_of_one_width() -> None:
-    net = config(attention=(8, 4)).build(1, 8, classes=2)
+    net = config(attention=(8, 4)).build(1, square(8), classes=2)
     x = normal(2, 1, 8, 8)
     assert torch.equal(net(x, torch.tensor([0, 9]), torch.tensor([0, 2])), torch.zeros_like(x))
     assert [module.heads for name, module in net.named_modules() if name in ("down.0.1", "middle.1")] == [2, 4]  # pyright: ignore[reportAttributeAccessIssue]
@@ -78,4 +79,4 @@ def test_a_block_scales_and_shifts_its_second_normalization(resample: Any) -> No
 
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.network\.head_channels 24 does not divide the width 32 of a level"):
-        config(head_channels=24).build(1, 8)
+        config(head_channels=24).build(1, square(8))

@@ -7,12 +7,13 @@ import torch
 
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNet, UNetConfig
+from diffpipe.resolution import square
 from tests.support.randomized import normal, randomized
 from tests.support.tiny_gans import UNET, trained_unet
 
 
 def test_a_generator_that_starts_from_a_ddpm_is_its_unet_whatever_the_latent() -> None:
-    unet, generator = trained_unet(), DenoisingGenerator(UNetConfig.model_validate(UNET), 4, 1, 8, 3)
+    unet, generator = trained_unet(), DenoisingGenerator(UNetConfig.model_validate(UNET), 4, 1, square(8), 3)
     start_from(generator, unet.state_dict())
     x, t, z, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 3]), torch.randn(2, 4), torch.tensor([0, 2])
     assert torch.equal(generator(x, t, z, labels), unet(x, t, labels))
@@ -22,7 +23,7 @@ def test_a_generator_that_starts_from_a_ddpm_is_its_unet_whatever_the_latent() -
 def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev(patch: int) -> None:
     config = UNetConfig.model_validate({**UNET, "patch": patch})
     size = 8 * patch
-    unet, discriminator = UNet(config, 1, size, 3), DenoisingDiscriminator(config, 1, size, 3)
+    unet, discriminator = UNet(config, 1, square(size), 3), DenoisingDiscriminator(config, 1, square(size), 3)
     randomized(unet)
     start_from(discriminator, unet.state_dict())
     x_prev, x_t = torch.randn(2, 2, 1, size, size)
@@ -34,7 +35,7 @@ def test_a_discriminator_that_starts_from_a_ddpm_has_its_features_of_x_prev(patc
 
 def test_a_latent_has_no_effect_at_first_and_one_once_trained() -> None:
     torch.manual_seed(0)
-    generator = DenoisingGenerator(UNetConfig.model_validate(UNET), 4, 1, 8)
+    generator = DenoisingGenerator(UNetConfig.model_validate(UNET), 4, 1, square(8))
     inputs = normal(2, 1, 8, 8), torch.tensor([0, 3])
     for moved in (False, True):
         if moved:
@@ -45,7 +46,7 @@ def test_a_latent_has_no_effect_at_first_and_one_once_trained() -> None:
 
 def test_a_discriminator_sees_both_images_the_time_and_the_label_of_each_pair_alone() -> None:
     torch.manual_seed(0)
-    net = randomized(DenoisingDiscriminator(UNetConfig.model_validate(UNET), 1, 8, 3), std=0.3)
+    net = randomized(DenoisingDiscriminator(UNetConfig.model_validate(UNET), 1, square(8), 3), std=0.3)
     x_prev, x_t, t, labels = normal(3, 1, 8, 8), normal(3, 1, 8, 8).flip(3), torch.tensor([0, 2, 3]), torch.arange(3)
     logits = net(x_prev, x_t, t, labels)
     assert logits.shape == (3,)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig, multiscale_logits
+from diffpipe.resolution import square
 from tests.support.randomized import normal, randomized
 from tests.support.tiny_gans import NETS, SHAPE, gan_config
 
@@ -37,7 +38,7 @@ def test_the_logits_of_all_resolutions_and_of_the_label_are_added() -> None:
 
 def test_a_logit_depends_on_its_image_and_label_alone() -> None:
     torch.manual_seed(0)
-    net = randomized(Discriminator(DiscriminatorConfig.model_validate(NETS), 1, 8, 3), std=0.3)
+    net = randomized(Discriminator(DiscriminatorConfig.model_validate(NETS), 1, square(8), 3), std=0.3)
     images, labels = normal(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     logits = net(images, labels)
     torch.testing.assert_close(net(images[2:], labels[2:]), logits[2:], rtol=1e-4, atol=1e-5)

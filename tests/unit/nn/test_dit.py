@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from diffpipe.errors import UserError
 from diffpipe.nn.dit import DiT, DiTConfig, RMSNorm, SwiGLU
+from diffpipe.resolution import square
 from tests.support.diffusers_weights import dit_weights
 from tests.support.randomized import normal, randomized
 
@@ -40,7 +41,7 @@ def test_with_the_weights_of_diffusers_it_is_the_same_function(t: torch.Tensor) 
         if ".norm1.emb." in name:  # each block has a copy
             weights[name] = weights[name.replace("blocks.1.", "blocks.0.")]
     theirs.load_state_dict(weights)
-    ours = DiT(config(mlp_norm_eps=1e-5), 3, 8, classes=5, out_channels=6)
+    ours = DiT(config(mlp_norm_eps=1e-5), 3, square(8), classes=5, out_channels=6)
     ours.load_state_dict(dit_weights(weights, depth=2))
     x, labels = normal(3, 3, 8, 8), torch.tensor([0, 4, 5])
     with torch.no_grad():
@@ -51,13 +52,13 @@ def test_with_the_weights_of_diffusers_it_is_the_same_function(t: torch.Tensor) 
 def test_the_large_network_has_the_size_that_the_paper_gives() -> None:
     # Peebles & Xie 2023, table 4: DiT-XL/2 has 675 million parameters.
     with torch.device("meta"):
-        net = DiT(config(width=1152, depth=28, heads=16), 4, 32, classes=1000, out_channels=8)
+        net = DiT(config(width=1152, depth=28, heads=16), 4, square(32), classes=1000, out_channels=8)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(675e6, rel=2e-3)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity(options: dict[str, Any]) -> None:
-    net, x = DiT(config(**options), 3, 8, classes=2), normal(2, 3, 8, 8)
+    net, x = DiT(config(**options), 3, square(8), classes=2), normal(2, 3, 8, 8)
     assert torch.equal(net(x, torch.tensor([0, 9]), torch.tensor([0, 2])), torch.zeros_like(x))
     h = normal(2, 16, 16)
     assert torch.equal(net.layers[0](h, normal(2, 16)), h)
@@ -67,7 +68,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity(options: di
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_output_depends_on_time_label_and_place_and_each_sample_on_itself_alone(options: dict[str, Any]) -> None:
-    net = randomized(DiT(config(**options), 1, 8, classes=3), std=0.3)
+    net = randomized(DiT(config(**options), 1, square(8), classes=3), std=0.3)
     x, t, y = normal(3, 1, 8, 8), torch.tensor([1, 5, 9]), torch.tensor([0, 1, 3])
     out = net(x, t, y)
     assert out.shape == x.shape
@@ -80,7 +81,7 @@ def test_the_output_depends_on_time_label_and_place_and_each_sample_on_itself_al
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_parameter_gets_a_gradient(options: dict[str, Any]) -> None:
-    net = randomized(DiT(config(**options), 1, 8, classes=3))
+    net = randomized(DiT(config(**options), 1, square(8), classes=3))
     net(normal(4, 1, 8, 8), torch.arange(4), torch.tensor([0, 1, 2, 3])).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
@@ -94,7 +95,7 @@ def test_the_gated_unit_and_the_normalization_are_as_their_papers_write_them() -
     torch.testing.assert_close(unit(x), expected)
     reference = torch.nn.RMSNorm(4, eps=1e-6)
     torch.testing.assert_close(RMSNorm(4)(x), reference(x))
-    (layer,) = DiT(config(mlp="swiglu", width=24, depth=1), 1, 8).layers
+    (layer,) = DiT(config(mlp="swiglu", width=24, depth=1), 1, square(8)).layers
     mlp = layer.mlp
     assert isinstance(mlp, SwiGLU)
     assert mlp.out.in_features == 64  # two thirds of 96
@@ -102,7 +103,7 @@ def test_the_gated_unit_and_the_normalization_are_as_their_papers_write_them() -
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.network\.patch 3 must divide the resolution 8; take one of \[1, 2, 4"):
-        DiT(config(patch=3), 1, 8)
+        DiT(config(patch=3), 1, square(8))
     for changes, message in (
         ({"heads": 3}, "width 16 must be a multiple of heads 3"),
         ({"width": 18, "heads": 3}, "width 18 must be a multiple of 4"),

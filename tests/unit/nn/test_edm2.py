@@ -15,6 +15,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Projects
 from diffpipe.nn.edm2 import EDM2Block, EDM2Config, EDM2UNet
 from diffpipe.nn.magnitude_preserving import MPLayer
+from diffpipe.resolution import square
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 from tests.support.randomized import normal, randomized
 
@@ -25,14 +26,14 @@ def config(**changes: Any) -> EDM2Config:
 
 
 def build(**changes: Any) -> EDM2UNet:
-    return config(**changes).build(1, 8, classes=3)
+    return config(**changes).build(1, square(8), classes=3)
 
 
 @pytest.mark.parametrize(("channels", "millions"), [(128, 125), (192, 280), (256, 498), (320, 777)])
 def test_the_sizes_are_those_of_the_paper(channels: int, millions: float) -> None:
     # Karras et al. 2024, table 2: EDM2-XS, S, M and L, with 64x64 latents of 4 channels and 1,000 classes.
     with torch.device("meta"):
-        net = EDM2Config(kind="edm2", channels=channels).build(4, 64, classes=1000)
+        net = EDM2Config(kind="edm2", channels=channels).build(4, square(64), classes=1000)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(millions * 1e6, rel=4e-3)
 
 
@@ -40,7 +41,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_keep_the_magnitude_of_their_
     magnitudes: list[float] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = config(channels=64, blocks=2, attention=(8,)).build(4, 16, classes=5)
+        net = config(channels=64, blocks=2, attention=(8,)).build(4, square(16), classes=5)
     for block in net.blocks():
         block.register_forward_hook(lambda _, __, h: magnitudes.append(h.square().mean().sqrt().item()))
     with torch.no_grad():

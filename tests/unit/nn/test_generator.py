@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffpipe.nn.generator import Generator, GeneratorConfig
+from diffpipe.resolution import square
 from tests.support.randomized import normal, randomized
 from tests.support.tiny_gans import NETS, SHAPE, gan_config
 
@@ -24,7 +25,7 @@ def test_a_new_network_neither_swells_nor_fades_its_input_with_depth() -> None:
 def test_an_image_depends_on_its_latent_and_label_alone(classes: int) -> None:
     torch.manual_seed(0)
     config = GeneratorConfig.model_validate(NETS | {"latent": 4})
-    net = randomized(Generator(config, 2, 8, classes), std=0.3)
+    net = randomized(Generator(config, 2, square(8), classes), std=0.3)
     z, labels = 3 * normal(4, 4), torch.tensor([0, 1, 2, 0]) if classes else None
     images = net(z, labels)
     assert images.shape == (4, 2, 8, 8)

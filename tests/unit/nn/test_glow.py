@@ -7,6 +7,7 @@ import torch
 
 from diffpipe.errors import UserError
 from diffpipe.nn.glow import Glow, GlowConfig
+from diffpipe.resolution import square
 from tests.support.randomized import normal, randomized
 
 
@@ -15,7 +16,7 @@ from tests.support.randomized import normal, randomized
 def test_glow_is_inverted(channels: int, resolution: int, levels: int, classes: int) -> None:
     torch.manual_seed(0)
     small = GlowConfig(kind="glow", levels=levels, steps=3, hidden=8)
-    net = randomized(Glow(small, channels, resolution, classes), std=0.05)
+    net = randomized(Glow(small, channels, square(resolution), classes), std=0.05)
     x, labels = normal(4, channels, resolution, resolution), torch.tensor([0, 1, 2, 0])
     with torch.no_grad():
         z, log_det = net(x, labels)
@@ -30,7 +31,7 @@ def test_glow_is_inverted(channels: int, resolution: int, levels: int, classes: 
 @pytest.mark.parametrize("classes", [0, 3])
 def test_glows_log_determinant_is_that_of_its_jacobian(levels: int, classes: int) -> None:
     torch.manual_seed(0)
-    net = randomized(Glow(GlowConfig(kind="glow", levels=levels, steps=2, hidden=8), 2, 4, classes)).double()
+    net = randomized(Glow(GlowConfig(kind="glow", levels=levels, steps=2, hidden=8), 2, square(4), classes)).double()
     x, labels = normal(3, 2, 4, 4).double(), torch.tensor([0, 1, 2])
     _, log_det = net(x, labels)
     for i in range(3):
@@ -41,4 +42,4 @@ def test_glows_log_determinant_is_that_of_its_jacobian(levels: int, classes: int
 
 def test_a_resolution_that_cannot_be_squeezed_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.resolution 12 cannot be squeezed 3 times .*take a multiple of 8"):
-        Glow(GlowConfig(kind="glow", levels=3, steps=1, hidden=2), 1, 12)
+        Glow(GlowConfig(kind="glow", levels=3, steps=1, hidden=2), 1, square(12))

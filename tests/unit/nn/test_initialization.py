@@ -8,6 +8,7 @@ from torch import nn
 
 from diffpipe.nn.blocks import ResBlock, SelfAttention
 from diffpipe.nn.unet import UNet, UNetConfig
+from diffpipe.resolution import square
 
 CONFIG = UNetConfig(channels=64, channel_mult=(1, 2), blocks=1, attention=(4,))
 
@@ -15,7 +16,7 @@ CONFIG = UNetConfig(channels=64, channel_mult=(1, 2), blocks=1, attention=(4,))
 @pytest.fixture
 def net() -> UNet:
     torch.manual_seed(0)
-    return UNet(CONFIG, 3, 8, classes=10)
+    return UNet(CONFIG, 3, square(8), classes=10)
 
 
 def test_weights_have_the_variance_of_the_mean_fan_and_biases_are_zero(net: UNet) -> None:
@@ -39,5 +40,5 @@ def test_weights_have_the_variance_of_the_mean_fan_and_biases_are_zero(net: UNet
 
 def test_it_draws_without_a_device_too(net: UNet) -> None:
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in UNet(CONFIG, 3, 8, classes=10).named_parameters()}
+        shapes = {name: p.shape for name, p in UNet(CONFIG, 3, square(8), classes=10).named_parameters()}
     assert shapes == {name: p.shape for name, p in net.named_parameters()}

@@ -11,6 +11,7 @@ from diffpipe.nn.discriminator import DiscriminatorConfig
 from diffpipe.nn.generator import GeneratorConfig
 from diffpipe.nn.levels import LevelsConfig, NormalizedLevelsConfig
 from diffpipe.nn.unet import UNetConfig
+from diffpipe.resolution import square
 
 
 @pytest.mark.parametrize("config", [CoderConfig, DiscriminatorConfig, GeneratorConfig, UNetConfig])
@@ -27,9 +28,9 @@ def test_heads_have_to_divide_the_unets_channels() -> None:
 
 def test_every_level_but_the_first_halves_the_resolution() -> None:
     for levels, lowest in ((1, 24), (2, 12), (3, 6), (4, 3)):
-        assert LevelsConfig(channel_mult=(1,) * levels).lowest(24, "channel_mult") == lowest
+        assert LevelsConfig(channel_mult=(1,) * levels).lowest(square(24), "channel_mult") == square(lowest)
     with pytest.raises(UserError) as error:
-        LevelsConfig(channel_mult=(1, 1, 1, 1, 1)).lowest(24, "stage.a.channel_mult")
+        LevelsConfig(channel_mult=(1, 1, 1, 1, 1)).lowest(square(24), "stage.a.channel_mult")
     assert str(error.value) == (
         "data.resolution 24 cannot be halved 4 times for stage.a.channel_mult [1, 1, 1, 1, 1]; "
         "take a multiple of 16 or fewer levels"

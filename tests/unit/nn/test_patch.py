@@ -8,13 +8,14 @@ from torch import nn
 
 from diffpipe.nn.levels import LevelsConfig
 from diffpipe.nn.patch import PatchDiscriminator
+from diffpipe.resolution import square
 
 
 def build(resolution: int, **config: object) -> PatchDiscriminator:
     """With random weights in every layer: some begin at zero."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = PatchDiscriminator(LevelsConfig.model_validate({"channels": 4, **config}), 1, resolution)
+        net = PatchDiscriminator(LevelsConfig.model_validate({"channels": 4, **config}), 1, square(resolution))
         for p in net.parameters():
             nn.init.normal_(p, std=0.2)
     return net

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffpipe.nn.tarflow import AutoregressiveBlock, TarFlow, TarFlowConfig
+from diffpipe.resolution import square
 from tests.support.randomized import normal, randomized
 
 SMALL = TarFlowConfig(kind="tarflow", patch=2, width=16, blocks=3, layers=2, heads=2)
@@ -24,7 +25,7 @@ def block(classes: int) -> AutoregressiveBlock:
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_it_is_inverted(classes: int, blocks: int) -> None:
     torch.manual_seed(0)
-    net = randomized(TarFlow(SMALL.model_copy(update={"blocks": blocks}), 1, 28, classes))
+    net = randomized(TarFlow(SMALL.model_copy(update={"blocks": blocks}), 1, square(28), classes))
     x = normal(3, 1, 28, 28)
     with torch.no_grad():
         z, log_det = net(x, LABELS)
@@ -38,7 +39,7 @@ def test_it_is_inverted(classes: int, blocks: int) -> None:
 @CLASSES
 def test_its_log_determinant_is_that_of_its_jacobian(classes: int) -> None:
     torch.manual_seed(0)
-    net = randomized(TarFlow(SMALL, 2, 4, classes)).double()
+    net = randomized(TarFlow(SMALL, 2, square(4), classes)).double()
     x = normal(3, 2, 4, 4).double()
     _, log_det = net(x, LABELS)
     for i in range(3):
@@ -62,7 +63,7 @@ def test_blocks_read_in_alternating_order() -> None:
     moved = x.clone()
     moved[:, :, 6:, 6:] += 1
     for blocks, seen in ((1, False), (2, True)):
-        net = randomized(TarFlow(SMALL.model_copy(update={"blocks": blocks}), 1, 8))
+        net = randomized(TarFlow(SMALL.model_copy(update={"blocks": blocks}), 1, square(8)))
         with torch.no_grad():
             change = net._tokens(net(moved)[0] - net(x)[0]).abs().amax((0, 2))  # pyright: ignore[reportCallIssue]
         first = change if blocks % 2 == 0 else change.flip(0)  # each block leaves the tokens in the other order

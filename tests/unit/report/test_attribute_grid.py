@@ -12,6 +12,7 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.evaluation.attributes import STRENGTHS, ClassPair, Moved
 from diffpipe.report.attribute_grid import attribute_grid
 from diffpipe.report.labelled_grid import LINE
+from diffpipe.resolution import square
 from tests.support.runs import indexed_shards
 
 
@@ -24,7 +25,7 @@ def test_each_row_is_an_original_and_its_moved_images(tmp_path: Path) -> None:
     cell = 8 * 8 + 2
     assert picture.shape[0] == 2 * LINE + 2 * cell
     left = (picture.shape[1] - (1 + len(STRENGTHS)) * cell) // 2
-    originals = sequential_reader.images(shards, [9, 3], 8, 1)
+    originals = sequential_reader.images(shards, [9, 3], square(8), 1)
     for row in range(2):
         cells = picture[2 * LINE + row * cell :][1 : cell - 1, left:]
         first = cells[4::8, 5 : cell - 1 : 8]

@@ -10,6 +10,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.score_cache import CachedScore
 from diffpipe.metrics.protocol import Result
 from diffpipe.report.comparison_runner import require_comparable, require_one_size
+from diffpipe.resolution import square
 from tests.support.comparisons import FD
 
 
@@ -38,6 +39,6 @@ def test_scores_of_unlike_protocols_are_not_put_side_by_side(other: CachedScore,
 
 
 def test_runs_of_other_sizes_are_refused() -> None:
-    require_one_size({"a": (1, 28), "b": (1, 28)})
+    require_one_size({"a": (1, square(28)), "b": (1, square(28))})
     with pytest.raises(UserError, match="a makes images of 1×28×28 and c of 3×32×32"):
-        require_one_size({"a": (1, 28), "b": (1, 28), "c": (3, 32)})
+        require_one_size({"a": (1, square(28)), "b": (1, square(28)), "c": (3, square(32))})

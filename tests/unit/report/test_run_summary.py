@@ -22,6 +22,7 @@ from diffpipe.report.run_summary import (
     time_sampling,
     training_speed,
 )
+from diffpipe.resolution import square
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Coder, Noise, indexed_shards, opened_run
 from tests.support.stage_cases import CASES
@@ -79,7 +80,7 @@ def test_the_mean_likelihood_has_its_standard_error_and_is_refused_for_an_error(
 def test_the_reconstruction_error_is_the_mean_square_in_units_of_half_the_range(
     tmp_path: Path, runtime: Runtime
 ) -> None:
-    run, images = opened_run(Coder(), HOME), ShardImages(shard_set.load(indexed_shards(tmp_path, 60)), 1, 8)
+    run, images = opened_run(Coder(), HOME), ShardImages(shard_set.load(indexed_shards(tmp_path, 60)), 1, square(8))
     x = np.stack([random_pixels(i) for i in range(60)]) / 127.5 - 1
     error = reconstruction_error(run, images, 0, runtime)
     assert error["value"] == pytest.approx(np.mean((2 * x) ** 2), rel=1e-6)  # the negative of x is 2 x away

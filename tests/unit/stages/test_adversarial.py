@@ -15,12 +15,13 @@ from diffpipe.diffusion.process import posterior, q_sample
 from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion
 from diffpipe.stages.ddpm import DDPMConfig
 from tests.support.tiny_gans import UNET, batch, random_networks, rows_of, trained_unet, trainer
 
-SHAPE = ImageShape(channels=1, resolution=8, classes=3)
+SHAPE = ImageShape(channels=1, resolution=square(8), classes=3)
 LEVELS = DiscreteSchedule.build(DiscreteScheduleConfig(kind="cosine"))
 
 
@@ -237,7 +238,7 @@ def test_a_teacher_of_another_kind_is_refused() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
-        config(conditional=True).build(ImageShape(1, 8))
+        config(conditional=True).build(ImageShape(1, square(8)))
     with pytest.raises(ValueError, match=r"beta_min is 30\.0, above beta_max 20\.0"):
         config(schedule={"kind": "sde", "beta_min": 30.0})
     with pytest.raises(UserError, match=r"1000 is none of stage\.levels, which end at 999"):

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Generates, ImageShape, Reconstructs, Scores, Stage
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoencoder import Autoencoder, AutoencoderConfig
 
 NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
-SHAPE = ImageShape(channels=2, resolution=8, classes=4)
+SHAPE = ImageShape(channels=2, resolution=square(8), classes=4)
 
 
 def build(**changes: object) -> Autoencoder:

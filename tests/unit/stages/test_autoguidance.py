@@ -14,13 +14,14 @@ from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoguidance import matching_level, unopened_guide
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.guidance import GuideConfig
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
-SHAPE = ImageShape(channels=1, resolution=8)
+SHAPE = ImageShape(channels=1, resolution=square(8))
 GUIDED = {"guidance": 3.0, "guide": {"run": "x"}, "clip": False, "steps": 6}
 PROCESSES = {
     "eps": {},
@@ -131,11 +132,11 @@ def test_pure_noise_is_the_guides_own_start(schedule: Any) -> None:
 
 
 def test_a_run_of_other_images_or_of_another_kind_cannot_guide() -> None:
-    other = config().build(ImageShape(1, 16))
-    trained = TrainedStage(Path("guide"), other.config, ImageShape(1, 16), other, {}, None)
+    other = config().build(ImageShape(1, square(16)))
+    trained = TrainedStage(Path("guide"), other.config, ImageShape(1, square(16)), other, {}, None)
     with pytest.raises(UserError, match=r"^stage\.sampler\.guide\.run: guide was trained on 1 × 16 × 16 in 0 classes"):
         config(sampler=GUIDED).build(SHAPE, {"guide": trained})
-    labelled = ImageShape(1, 8, 4)
+    labelled = ImageShape(1, square(8), 4)
     other = config(conditional=True).build(labelled)
     trained = TrainedStage(Path("guide"), other.config, labelled, other, {}, None)
     with pytest.raises(UserError, match=r"in 4 classes, and this run on 1 × 8 × 8 in 0; give an earlier checkpoint"):

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.stages.codec import Codec, PixelCodec, VAECodecConfig
 
 
@@ -33,7 +34,7 @@ def test_the_pixel_codec_has_no_networks_and_keeps_the_shape() -> None:
     assert isinstance(codec, Codec)
     assert not codec.latent
     assert (len(codec.nets), len(codec.decoding), codec.scale) == (0, 0, None)
-    assert codec.shape(ImageShape(channels=3, resolution=16, classes=5)) == (3, 16, 16)
+    assert codec.shape(ImageShape(channels=3, resolution=square(16), classes=5)) == (3, 16, 16)
 
 
 @pytest.mark.parametrize("sha256", ["0" * 63, "A" * 64, "0" * 65])

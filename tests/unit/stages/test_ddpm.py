@@ -11,11 +11,12 @@ from torch import nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPMConfig
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
-SHAPE = ImageShape(channels=1, resolution=8, classes=4)
+SHAPE = ImageShape(channels=1, resolution=square(8), classes=4)
 
 
 def config(**changes: object) -> DDPMConfig:
@@ -82,7 +83,7 @@ def test_an_image_depends_on_its_index_alone() -> None:
 
 def test_labels_and_guidance_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
-        config(conditional=True).build(ImageShape(1, 8))
+        config(conditional=True).build(ImageShape(1, square(8)))
     with pytest.raises(UserError, match=r"stage\.sampler\.guidance needs labels"):
         config(sampler={"guidance": 2.0}).build(SHAPE)
     with pytest.raises(UserError, match=r"stage\.sampler\.guidance needs a network that was trained without labels"):

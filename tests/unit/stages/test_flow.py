@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.flow import ActNorm
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.flow import FlowConfig, FlowStage
 from tests.support.operator_counts import OperatorCounts
@@ -20,7 +21,7 @@ from tests.support.randomized import normal, randomized
 GLOW = {"kind": "glow", "levels": 1, "steps": 2, "hidden": 8}
 TARFLOW = {"kind": "tarflow", "patch": 2, "width": 16, "blocks": 2, "layers": 1, "heads": 2}
 NETWORKS = pytest.mark.parametrize("network", [GLOW, TARFLOW], ids=["glow", "tarflow"])
-SHAPE = ImageShape(channels=1, resolution=4, classes=3)
+SHAPE = ImageShape(channels=1, resolution=square(4), classes=3)
 
 
 def config(**changes: object) -> FlowConfig:
@@ -33,7 +34,7 @@ def networks(stage: FlowStage, std: float = 0.1) -> dict[str, nn.Module]:
 
 
 def pixels(n: int, shape: ImageShape = SHAPE, seed: int = 1) -> Batch:
-    size = (n, shape.channels, shape.resolution, shape.resolution)
+    size = (n, *shape.chw)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     return Batch(images, torch.arange(n) % 3, torch.arange(n), [str(i) for i in range(n)])
 
@@ -138,7 +139,7 @@ def test_a_flow_reaches_the_bits_per_dim_of_a_gaussian(network: dict[str, object
         images = (128 + 24 * g).floor().clamp(0, 255).to(torch.uint8).reshape(n, 1, 2, 2)
         return Batch(images, None, positions, [""] * n)
 
-    stage = config(network=network).build(ImageShape(1, 2))
+    stage = config(network=network).build(ImageShape(1, square(2)))
     nets = fit(stage, gaussian, steps=300, lr=1e-2)
     held_out = gaussian(10, 20000)
     score = stage.score(nets, held_out, KeyedRNG(1, held_out.positions)).per_sample
@@ -155,7 +156,7 @@ def test_uniform_bounds_the_entropy_and_variational_is_tighter() -> None:
 
     bounds = {}
     for kind in ("uniform", "variational"):
-        stage = config(network=GLOW | {"hidden": 2}, dequantization={"kind": kind}).build(ImageShape(1, 2))
+        stage = config(network=GLOW | {"hidden": 2}, dequantization={"kind": kind}).build(ImageShape(1, square(2)))
         nets = fit(stage, constant, steps=150, lr=5e-3, log_scale=6.0)
         test = constant(1, 4000)
         bounds[kind] = stage.score(nets, test, KeyedRNG(1, test.positions))
@@ -268,15 +269,15 @@ def test_a_training_step_never_waits_for_the_device(network: dict[str, object]) 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.resolution 28 cannot be squeezed 3 times.*a multiple of 8"):
-        config(network=GLOW | {"levels": 3}).build(ImageShape(1, 28))
+        config(network=GLOW | {"levels": 3}).build(ImageShape(1, square(28)))
     with pytest.raises(UserError, match=r"stage\.network\.patch 3 must divide data\.resolution 28.*\[1, 2, 4, 7, 14\]"):
-        config(network=TARFLOW | {"patch": 3}).build(ImageShape(1, 28))
+        config(network=TARFLOW | {"patch": 3}).build(ImageShape(1, square(28)))
     with pytest.raises(UserError, match=r"patch 4 must divide data\.resolution 4 into two or more"):
         config(network=TARFLOW | {"patch": 4}).build(SHAPE)
     with pytest.raises(UserError, match=r"data\.resolution 9 is odd.*take an even one"):
-        config(network=TARFLOW | {"patch": 3}, dequantization={"kind": "variational"}).build(ImageShape(1, 9))
+        config(network=TARFLOW | {"patch": 3}, dequantization={"kind": "variational"}).build(ImageShape(1, square(9)))
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
-        config(conditional=True).build(ImageShape(1, 4))
+        config(conditional=True).build(ImageShape(1, square(4)))
     with pytest.raises(ValueError, match="width 16 must be a multiple of heads 3"):
         config(network=TARFLOW | {"heads": 3})
     stage = config(conditional=True).build(SHAPE)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.gan import GAN
 from diffpipe.stages.gan_losses import GANLoss, adversarial_loss
@@ -165,7 +166,9 @@ def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
     stage = gan_config(generator=NETS | {"latent": 2}, penalty_every=4)
     learned = []
     for seed in range(3):
-        t = trainer(runtime, OneNumberGAN(stage, ImageShape(1, 4)), batch_size=32, seed=seed, lr=2e-2, clip=100.0)
+        t = trainer(
+            runtime, OneNumberGAN(stage, ImageShape(1, square(4))), batch_size=32, seed=seed, lr=2e-2, clip=100.0
+        )
         for step in range(150):
             t.train_step([bimodal(step, 32)])
         grey = t.stage.generate(t.ema_networks(), KeyedRNG(0, torch.arange(500)), None).float().flatten()  # pyright: ignore[reportAttributeAccessIssue]
@@ -176,10 +179,10 @@ def test_it_learns_both_modes_of_a_toy(runtime: Runtime) -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
-        gan_config(conditional=True).build(ImageShape(1, 8))
+        gan_config(conditional=True).build(ImageShape(1, square(8)))
     with pytest.raises(
         UserError, match=r"data\.resolution 9 cannot be halved 1 time for stage\.generator\.channel_mult"
     ):
-        gan_config().build(ImageShape(1, 9))
+        gan_config().build(ImageShape(1, square(9)))
     with pytest.raises(UserError, match=r"cannot be halved 2 times for stage\.discriminator\.channel_mult \[1, 1, 1\]"):
-        gan_config(discriminator=NETS | {"channel_mult": (1, 1, 1)}).build(ImageShape(1, 6))
+        gan_config(discriminator=NETS | {"channel_mult": (1, 1, 1)}).build(ImageShape(1, square(6)))

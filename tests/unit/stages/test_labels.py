@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.labels import conditional_classes, labels_to_generate, repeated, required_labels
 
@@ -15,11 +16,11 @@ LABELS = torch.tensor([2, 0, 1])
 
 
 def test_a_conditional_stage_has_the_datas_classes_and_any_other_has_none() -> None:
-    assert conditional_classes(True, ImageShape(1, 8, 10)) == 10
-    assert conditional_classes(False, ImageShape(1, 8, 10)) == 0
-    assert conditional_classes(False, ImageShape(1, 8)) == 0
+    assert conditional_classes(True, ImageShape(1, square(8), 10)) == 10
+    assert conditional_classes(False, ImageShape(1, square(8), 10)) == 0
+    assert conditional_classes(False, ImageShape(1, square(8))) == 0
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*set data\.labels=true"):
-        conditional_classes(True, ImageShape(1, 8))
+        conditional_classes(True, ImageShape(1, square(8)))
 
 
 def test_a_stage_without_classes_sees_no_labels_and_one_with_classes_needs_them() -> None:

@@ -15,6 +15,7 @@ from diffpipe.diffusion.schedule import DiscreteSchedule
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.latent_scale import LatentScale
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
 from diffpipe.stages.latents import LatentCodec, codec_problem
@@ -25,7 +26,7 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 
-SHAPE = ImageShape(channels=2, resolution=8, classes=4)
+SHAPE = ImageShape(channels=2, resolution=square(8), classes=4)
 NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
 UNET = {"channels": 8, "channel_mult": (1,), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}
 
@@ -208,7 +209,7 @@ def test_what_does_not_fit_latents_is_refused() -> None:
         ddpm(sampler={})
     config = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "sampler": {"clip": False}})
     with pytest.raises(UserError, match=r"2 × 8 × 8, and data\.channels is 1 and data\.resolution 8"):
-        DDPM(config, ImageShape(1, 8), codec())
+        DDPM(config, ImageShape(1, square(8)), codec())
     with pytest.raises(UserError, match=r"for latents \[3, 4, 4\] instead of images, .*cannot be halved 3 times"):
         ddpm(network=UNET | {"channel_mult": (1, 1, 1, 1)})
     stage = ddpm()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.perceptual import patch_discriminator_loss, patch_generator_loss, perceptual_distance
 from diffpipe.stages.vae import VAE, VAEConfig
@@ -21,7 +22,7 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.runtime import Runtime
 
-SHAPE = ImageShape(channels=1, resolution=8)
+SHAPE = ImageShape(channels=1, resolution=square(8))
 NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
 PERCEPTUAL = {"weight": 0.7}
 PATCH = {"weight": 0.3, "start": 2, "network": {"channels": 4, "channel_mult": (1, 2)}}
@@ -204,6 +205,6 @@ def test_what_is_logged_names_the_phase_and_the_terms() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"gray or RGB images, and data\.channels is 2"):
-        build(shape=ImageShape(2, 8))
+        build(shape=ImageShape(2, square(8)))
     with pytest.raises(UserError, match=r"cannot be halved 4 times for stage\.patch\.network\.channel_mult"):
         build(patch=PATCH | {"network": {"channels": 4, "channel_mult": (1, 1, 1, 1, 1)}})

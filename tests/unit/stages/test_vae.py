@@ -16,13 +16,14 @@ from torch.distributions import Normal, kl_divergence
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, Generates, ImageShape, Loss, Reconstructs, Scores, Stage
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.vae import VAE, VAEConfig
 
 NETWORK = {"channels": 8, "channel_mult": (1, 2), "groups": 4, "latent_channels": 3}
 ONE_PIXEL = NETWORK | {"channel_mult": (1,), "latent_channels": 1}
-SHAPE = ImageShape(channels=2, resolution=8, classes=4)
-PIXEL = ImageShape(channels=1, resolution=1, classes=3)
+SHAPE = ImageShape(channels=2, resolution=square(8), classes=4)
+PIXEL = ImageShape(channels=1, resolution=square(1), classes=3)
 
 
 def build(shape: ImageShape = SHAPE, **changes: Any) -> VAE:
@@ -168,7 +169,7 @@ def exact_bits_per_dim(images: Tensor) -> np.ndarray:
 @pytest.mark.slow
 def test_trained_on_a_gaussian_it_reaches_the_known_bits_per_dim_from_above() -> None:
     network = {"channels": 16, "channel_mult": (1,), "groups": 1, "latent": "vector", "latent_channels": 1}
-    stage = build(ImageShape(1, 2), network=network)
+    stage = build(ImageShape(1, square(2)), network=network)
     nets, steps, n = networks(stage), 300, 128
     optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=5e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -268,7 +269,7 @@ def test_in_bfloat16_the_bound_stays_float32_and_close() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"stage\.conditional needs labels.*data\.labels=true"):
-        build(ImageShape(1, 8), conditional=True)
+        build(ImageShape(1, square(8)), conditional=True)
     with pytest.raises(UserError, match=r"data\.resolution 8 cannot be halved 4 times"):
         build(network=NETWORK | {"channel_mult": (1, 1, 1, 1, 1)})
     stage, some = build(conditional=True), batch()._replace(labels=None)

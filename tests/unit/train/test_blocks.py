@@ -17,6 +17,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.discriminator import Discriminator, DiscriminatorConfig
 from diffpipe.nn.unet import UNet, UNetConfig
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.blocks import blocks, checkpoint_activations, require_blocks
 from diffpipe.train.config import TrainConfig
@@ -90,7 +91,7 @@ def test_each_block_of_a_stage_is_called_as_a_module_and_shares_no_parameter(nam
 def test_blocks_hold_most_of_a_network(name: str) -> None:
     """Without latent_ddpm, whose stage needs a trained codec; it has the UNet of ddpm."""
     stage = load_config(Experiment, CIFAR / f"{name}.yaml").stage.build(
-        ImageShape(channels=3, resolution=32, classes=10)
+        ImageShape(channels=3, resolution=square(32), classes=10)
     )
     with torch.device("meta"):
         nets = stage.networks()
@@ -109,7 +110,7 @@ def initialized(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def unet() -> nn.Module:
-    return initialized(lambda: UNet(UNET, 1, 8, classes=3))
+    return initialized(lambda: UNet(UNET, 1, square(8), classes=3))
 
 
 INPUTS = (torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 2]))
@@ -154,7 +155,9 @@ def test_a_gradient_of_a_gradient_is_the_same_bits() -> None:
         return [logits, gradient, *(p.grad for p in net.parameters())]
 
     def build() -> nn.Module:
-        return initialized(lambda: Discriminator(DiscriminatorConfig(channels=8, channel_mult=(1, 2)), 1, 8, classes=3))
+        return initialized(
+            lambda: Discriminator(DiscriminatorConfig(channels=8, channel_mult=(1, 2)), 1, square(8), classes=3)
+        )
 
     net = build()
     checkpoint_activations(net)

@@ -14,6 +14,7 @@ import torch
 
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Stage
+from diffpipe.resolution import square
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
@@ -39,7 +40,9 @@ def stream(start: int = 0, size: int = 8) -> Iterator[Batch]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_between_two_log_steps_does_not_wait_for_the_device(precision: Any) -> None:
-    stage = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "conditional": True}).build(ImageShape(1, 4, 3))
+    stage = DDPMConfig.model_validate({"kind": "ddpm", "network": UNET, "conditional": True}).build(
+        ImageShape(1, square(4), 3)
+    )
     with Runtime.start(precision, "cpu") as runtime:
         t = trainer(runtime, stage, accumulate=2)
         micro = [batch(range(4))._replace(labels=torch.arange(4) % 3) for _ in range(2)]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffpipe.data.decode.image import decode, decode_to, pixels
 from diffpipe.errors import BadSampleError
+from diffpipe.resolution import square
 from tests.support.broken_images import (
     COLOUR,
     GREY,
@@ -129,9 +130,10 @@ def test_it_is_decoded(case: str) -> None:
     rgb = pixels(decode(make(), 3, "here")).transpose(1, 2, 0)
     assert rgb.shape == expected().shape
     assert np.abs(rgb.astype(int) - expected()).max() <= within
-    top, left = ((side - min(rgb.shape[:2])) // 2 for side in rgb.shape[:2])
-    square = rgb[top : top + min(rgb.shape[:2]), left : left + min(rgb.shape[:2])]
-    assert np.array_equal(decode_to(make(), 3, "here", min(rgb.shape[:2])), square.transpose(2, 0, 1))
+    side = min(rgb.shape[:2])
+    top, left = ((whole - side) // 2 for whole in rgb.shape[:2])
+    middle = rgb[top : top + side, left : left + side]
+    assert np.array_equal(decode_to(make(), 3, "here", square(side)), middle.transpose(2, 0, 1))
     luma = expected() @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
     assert np.abs(pixels(decode(make(), 1, "here"))[0] - luma).max() <= within + 1
 

@@ -19,6 +19,7 @@ from diffpipe.data.decode.image import decode, decode_to, fit, pixels
 from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import BadSampleError, UserError
+from diffpipe.resolution import Resolution, square
 from tests.support.tars import png, random_pixels
 
 
@@ -110,20 +111,30 @@ def test_an_incomplete_image_is_named(data: bytes) -> None:
 
 def test_fit_resizes_with_pil_and_crops_at_the_centre() -> None:
     image = Image.fromarray(random_pixels(0, (12, 12)))
-    assert np.array_equal(np.asarray(fit(image, 12)), random_pixels(0, (12, 12)))
+    assert np.array_equal(np.asarray(fit(image, square(12))), random_pixels(0, (12, 12)))
     bars = np.repeat(np.array([0] * 8 + [100] * 16 + [200] * 8, dtype=np.uint8)[None], 16, axis=0)
-    assert np.array_equal(np.asarray(fit(Image.fromarray(bars), 16)), bars[:, 8:24])
-    assert fit(Image.new("L", (300, 7)), 7).size == (7, 7)
-    assert fit(Image.new("RGB", (3, 5)), 8).size == (8, 8)
+    assert np.array_equal(np.asarray(fit(Image.fromarray(bars), square(16))), bars[:, 8:24])
+    assert fit(Image.new("L", (300, 7)), square(7)).size == (7, 7)
+    assert fit(Image.new("RGB", (3, 5)), square(8)).size == (8, 8)
     wide = Image.fromarray(random_pixels(1, (40, 60)))
     assert np.array_equal(
-        np.asarray(fit(wide, 20)), np.asarray(wide.resize((30, 20), Image.Resampling.BICUBIC))[:, 5:25]
+        np.asarray(fit(wide, square(20))), np.asarray(wide.resize((30, 20), Image.Resampling.BICUBIC))[:, 5:25]
     )
+
+
+def test_an_image_is_resized_to_cover_a_resolution_that_is_not_square() -> None:
+    wide = Image.fromarray(random_pixels(1, (40, 60)))
+    flat, tall = wide.resize((40, 27), Image.Resampling.BICUBIC), wide.resize((60, 40), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(fit(wide, Resolution(20, 40))), np.asarray(flat)[3:23])
+    assert np.array_equal(np.asarray(fit(wide, Resolution(40, 20))), np.asarray(tall)[:, 20:40])
+    words = np.array([0, 2**32 - 1, 0])  # the left of a random crop, and its bottom
+    low = decode_to(png(random_pixels(1, (40, 60))), 1, "here", Resolution(20, 60), "random", words=words)
+    assert np.array_equal(low[0], random_pixels(1, (40, 60))[20:])
 
 
 def test_the_shorter_side_is_resized_with_antialiasing_and_the_centre_kept() -> None:
     checkers = np.indices((64, 96)).sum(0) % 2 * np.uint8(255)
-    small = decode_to(png(checkers.astype(np.uint8)), 1, "here", 8)
+    small = decode_to(png(checkers.astype(np.uint8)), 1, "here", square(8))
     assert small.shape == (1, 8, 8)
     assert np.abs(small.astype(int) - 128).max() <= 8  # without antialiasing it would be 0 or 255
 
@@ -140,14 +151,22 @@ SIZES = [
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("size", "resolution"), SIZES)
-def test_decode_to_resizes_as_pil_up_to_rounding(size: tuple[int, int], resolution: int, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "resolution"),
+    [
+        *((size, square(side)) for size, side in SIZES),
+        ((375, 500), Resolution(60, 90)),
+        ((30, 20), Resolution(64, 50)),
+        ((9, 20), Resolution(8, 4)),
+    ],
+)
+def test_decode_to_resizes_as_pil_up_to_rounding(size: tuple[int, int], resolution: Resolution, channels: int) -> None:
     """Both have integer weights, of 22 bits and of 16, so that some of the sums near a half go the other way."""
     for draw in range(2):
         source = random_pixels(draw, size if channels == 1 else (*size, 3)) // 2**draw * 2**draw
         ours = decode_to(png(source), channels, "here", resolution).astype(int)
         off = np.abs(ours - pixels(fit(Image.fromarray(source), resolution)))
-        assert ours.shape == (channels, resolution, resolution)
+        assert ours.shape == (channels, *resolution)
         assert off.max() <= 2
         assert (off > 0).sum() <= 2 + 0.01 * off.size
 
@@ -157,10 +176,11 @@ def test_a_resize_has_the_same_bits_on_every_processor() -> None:
     code = (
         "import hashlib, torch; from itertools import product\n"
         "from diffpipe.data.decode.image import decode_to; from tests.support.tars import png, random_pixels\n"
+        "from diffpipe.resolution import square\n"
         "digest = hashlib.sha256()\n"
         f"for (size, resolution), channels in product({SIZES}, (1, 3)):\n"
         "    data = png(random_pixels(0, size if channels == 1 else (*size, 3)))\n"
-        "    digest.update(decode_to(data, channels, 'here', resolution).tobytes())\n"
+        "    digest.update(decode_to(data, channels, 'here', square(resolution)).tobytes())\n"
         "print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), digest.hexdigest())"
     )
     digests: dict[tuple[str, ...], str] = {}
@@ -178,7 +198,7 @@ def test_a_resize_has_the_same_bits_on_every_processor() -> None:
 def test_an_image_of_the_right_size_is_untouched() -> None:
     words = np.zeros(3, dtype=np.int64)
     for source in (random_pixels(0, (12, 12)), random_pixels(0, (12, 12, 3))):
-        ours = decode_to(png(source), 3 if source.ndim == 3 else 1, "here", 12, "random", words=words)
+        ours = decode_to(png(source), 3 if source.ndim == 3 else 1, "here", square(12), "random", words=words)
         assert np.array_equal(ours, pixels(Image.fromarray(source)))
 
 
@@ -186,12 +206,12 @@ def test_the_random_crop_covers_every_offset_and_the_flip_is_a_mirror() -> None:
     wide = png(np.repeat(np.arange(20, dtype=np.uint8)[None], 16, axis=0))
     words = np.random.default_rng(0).integers(0, 2**32, (400, 3))
     words[:2, 0] = 0, 2**32 - 1
-    lefts = [int(decode_to(wide, 1, "here", 16, "random", words=row)[0, 0, 0]) for row in words]
+    lefts = [int(decode_to(wide, 1, "here", square(16), "random", words=row)[0, 0, 0]) for row in words]
     assert lefts[:2] == [0, 4]
     assert set(lefts) == {0, 1, 2, 3, 4}
     assert min(np.bincount(lefts)) > 50  # 80 expected of each, standard deviation 8
     plain, mirrored = (
-        decode_to(wide, 1, "here", 16, flip=True, words=np.array([0, 0, last])) for last in (2**31 - 1, 2**31)
+        decode_to(wide, 1, "here", square(16), flip=True, words=np.array([0, 0, last])) for last in (2**31 - 1, 2**31)
     )
     assert np.array_equal(plain[..., ::-1], mirrored)
     assert plain[0, 0, 0] == 2
@@ -209,7 +229,7 @@ def test_decode_to_has_the_bits_of_its_single_steps(kind: str, stored: int, chan
                 left = int(words[0]) * 5 >> 32 if crop == "random" else 2
                 expected = whole[..., left : left + 16]
                 expected = expected[..., ::-1] if flip and words[2] >= 2**31 else expected
-                assert np.array_equal(decode_to(data, channels, "here", 16, crop, flip, words), expected)
+                assert np.array_equal(decode_to(data, channels, "here", square(16), crop, flip, words), expected)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +241,7 @@ def test_an_image_that_memory_does_not_hold_is_a_bad_sample(error: Exception, mo
 
     monkeypatch.setattr(image_module, "_resized", fails)
     with pytest.raises(BadSampleError, match=r"^x: too little memory"):
-        decode_to(png(random_pixels(0, (9, 9))), 1, "x", 4)
+        decode_to(png(random_pixels(0, (9, 9))), 1, "x", square(4))
     monkeypatch.setattr(Image.Image, "resize", fails)
     with pytest.raises(BadSampleError, match="too little memory"):
-        Encoding(4).members(PackItem("x", png(random_pixels(0, (9, 9)))))
+        Encoding(square(4)).members(PackItem("x", png(random_pixels(0, (9, 9)))))

@@ -16,6 +16,7 @@ from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.dataset import check
 from diffpipe.data.loader.stream import batches
 from diffpipe.errors import BadSampleError, UserError
+from diffpipe.resolution import square
 from tests.support.tars import write_tar
 
 LATENT = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
@@ -43,7 +44,7 @@ def test_written_latents_are_read_back() -> None:
 def test_the_stream_has_each_samples_latents_and_label(tmp_path: Path, workers: int) -> None:
     latents = shards(tmp_path / "a")
     assert are_latents(latents)
-    config = DataConfig(train="x", batch_size=6, resolution=28, channels=1, labels=True, workers=workers)
+    config = DataConfig(train="x", batch_size=6, resolution=square(28), channels=1, labels=True, workers=workers)
     stream = batches(config, latents, seed=0)
     batch = next(stream)
     stream.close()
@@ -57,7 +58,7 @@ def test_the_stream_has_each_samples_latents_and_label(tmp_path: Path, workers: 
 def test_latents_of_two_shapes_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {f"{i}.{LATENTS}": to_bytes(LATENT[: 2 + i]) for i in range(2)})
     write_index(tmp_path)
-    config = DataConfig(train="x", batch_size=2, resolution=28, channels=1, workers=0)
+    config = DataConfig(train="x", batch_size=2, resolution=square(28), channels=1, workers=0)
     with pytest.raises(UserError, match=r"x\.tar: [01]: latents of \(\d, 3, 2\), and others of .*one codec"):
         next(batches(config, shard_set.load(str(tmp_path)), seed=0))
 

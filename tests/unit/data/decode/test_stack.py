@@ -8,6 +8,7 @@ import torch
 
 from diffpipe.data.decode.stack import png_bytes, stack_images
 from diffpipe.errors import UserError
+from diffpipe.resolution import square
 
 
 def test_pixels_come_back_as_they_were() -> None:
@@ -20,6 +21,8 @@ def test_pixels_come_back_as_they_were() -> None:
 
 def test_unlike_sizes_are_refused_with_the_option_that_helps() -> None:
     images = [(f"{side}.png", png_bytes(np.zeros((side, 4), np.uint8))) for side in (4, 6)]
-    with pytest.raises(UserError, match=r"6\.png: it has 4x6 pixels and the images before it 4x4; give a resolution"):
+    with pytest.raises(
+        UserError, match=r"6\.png: it has 6x4 pixels \(height x width\) and the images before it 4x4; give a"
+    ):
         stack_images(images, None, 3)
-    assert stack_images(images, 2, 3).shape == (2, 3, 2, 2)
+    assert stack_images(images, square(2), 3).shape == (2, 3, 2, 2)

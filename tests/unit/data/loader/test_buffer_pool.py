@@ -14,6 +14,7 @@ from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.buffer_pool import BufferPool
+from diffpipe.resolution import square
 from tests.support.tars import write_shards
 
 
@@ -26,7 +27,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def config(workers: int) -> DataConfig:
-    return DataConfig(train="unused", batch_size=7, resolution=8, labels=True, workers=workers)
+    return DataConfig(train="unused", batch_size=7, resolution=square(8), labels=True, workers=workers)
 
 
 def test_a_slot_is_free_when_nothing_refers_to_it() -> None:

@@ -14,9 +14,10 @@ from diffpipe.data import DataConfig, batches, load
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.dataset import Dataset
 from diffpipe.errors import UserError
+from diffpipe.resolution import square
 from tests.support.tars import png, random_pixels, write_shards, write_tar
 
-CONFIG = DataConfig(train="unused", batch_size=12, resolution=8, channels=1, labels=True, workers=0)
+CONFIG = DataConfig(train="unused", batch_size=12, resolution=square(8), channels=1, labels=True, workers=0)
 
 
 def changed(**values: Any) -> DataConfig:

@@ -23,6 +23,7 @@ from diffpipe.data.remote.cache import RemoteShard, ShardCache
 from diffpipe.data.remote.download import CachedFile
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
+from diffpipe.resolution import square
 from tests.support.tars import png, random_pixels, write_shards, write_tar
 
 COUNTS = [np.array([3, 1]), np.array([20]), np.array([1, 1, 1])]
@@ -138,7 +139,7 @@ def test_the_epochs_of_each_source_are_permutations(folders: list[str]) -> None:
     shard_set = mixed(folders, 1, 3)
     config = DataConfig(
         sources=tuple(SourceConfig(url=url, weight=w) for url, w in zip(folders, (1, 3), strict=True)),
-        batch_size=8, resolution=8, channels=1, labels=True, interleave=4,
+        batch_size=8, resolution=square(8), channels=1, labels=True, interleave=4,
     )  # fmt: skip
     dataset = Dataset(config, shard_set, seed=6)
     assert isinstance(dataset.order, Mixture)

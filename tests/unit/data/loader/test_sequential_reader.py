@@ -12,6 +12,7 @@ from PIL import Image
 from diffpipe.data import images, labels, load
 from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
+from diffpipe.resolution import square
 from tests.support.tars import png, random_pixels, write_shards, write_tar
 
 
@@ -22,8 +23,8 @@ def test_images_for_evaluation_are_in_order(tmp_path: Path) -> None:
     indices = [50, 0, 13, 12]
     expected = np.stack([random_pixels(i, (10, 12))[None] for i in indices])
     assert np.array_equal(images(shards, indices, None, 1).numpy(), expected)
-    assert np.array_equal(images(shards, indices, 10, 1).numpy(), expected[..., 1:11])
-    assert images(shards, range(3), 4, 3).shape == (3, 3, 4, 4)
+    assert np.array_equal(images(shards, indices, square(10), 1).numpy(), expected[..., 1:11])
+    assert images(shards, range(3), square(4), 3).shape == (3, 3, 4, 4)
     assert labels(shards, indices).tolist() == [i % 3 for i in indices]
 
 
@@ -35,4 +36,4 @@ def test_images_of_several_sizes_need_a_resolution(tmp_path: Path) -> None:
     shards = load(str(tmp_path))
     with pytest.raises(UserError, match=r"b: .*give a resolution"):
         images(shards, [0, 1], None, 1)
-    assert images(shards, [0, 1], 8, 1).shape == (2, 1, 8, 8)
+    assert images(shards, [0, 1], square(8), 1).shape == (2, 1, 8, 8)

@@ -23,13 +23,14 @@ from diffpipe.data.index.write_index import write_index
 from diffpipe.data.loader.order import rank_positions
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch
+from diffpipe.resolution import square
 from tests.support.tars import random_pixels, write_shards
 
 COUNTS = [13, 1, 30, 7]
 CONFIG = DataConfig(
     train="unused",
     batch_size=12,
-    resolution=8,
+    resolution=square(8),
     channels=1,
     labels=True,
     flip=True,

@@ -18,6 +18,7 @@ from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.errors import UserError
+from diffpipe.resolution import Resolution, square
 from tests.support.tars import png, random_pixels
 
 
@@ -70,7 +71,7 @@ def test_what_is_written_is_packed_with_the_same_labels(pets: Path, tmp_path: Pa
 
 
 def test_images_without_labels_have_none_in_the_archive(pets: Path, tmp_path: Path) -> None:
-    pack_edm_zip(FolderSource(pets / "dog"), tmp_path / "a.zip", encoding=Encoding(resolution=4))
+    pack_edm_zip(FolderSource(pets / "dog"), tmp_path / "a.zip", encoding=Encoding(resolution=square(4)))
     images, labels = read_as_edm_does(tmp_path / "a.zip")
     assert (images.shape, labels) == ((4, 3, 4, 4), None)
     assert FolderSource(tmp_path / "a.zip").labels is None
@@ -78,6 +79,8 @@ def test_images_without_labels_have_none_in_the_archive(pets: Path, tmp_path: Pa
 
 def test_images_that_the_loader_would_fail_on_are_refused(pets: Path, tmp_path: Path) -> None:
     (pets / "dog" / "9.png").write_bytes(png(random_pixels(9, (8, 9, 3))))
+    with pytest.raises(UserError, match=r"--resolution 4x8: the archive holds square images; give one side"):
+        pack_edm_zip(FolderSource(tmp_path), tmp_path / "a.zip", encoding=Encoding(resolution=Resolution(4, 8)))
     with pytest.raises(UserError, match=r"9 x 8 pixels .*--resolution"):
         pack_edm_zip(FolderSource(pets), tmp_path / "a.zip")
     (pets / "dog" / "9.png").write_bytes(png(random_pixels(9, (8, 8))))

@@ -17,11 +17,12 @@ from diffpipe.data.packing.pack import pack
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import UserError
+from diffpipe.resolution import square
 from tests.support.tars import png, random_pixels, write_tar
 
 
 def test_a_resolution_resizes_and_crops_at_the_centre(folder: Path, tmp_path: Path) -> None:
-    pack(FolderSource(folder), tmp_path / "out", encoding=Encoding(resolution=10))
+    pack(FolderSource(folder), tmp_path / "out", encoding=Encoding(resolution=square(10)))
     shards = load(str(tmp_path / "out"))
     assert images(shards, range(6), None, 3).shape == (6, 3, 10, 10)
     ant = next(i for i in range(6) if shards.sample(0, i).key == "00000001")
@@ -46,10 +47,10 @@ COLOUR = Image.fromarray(random_pixels(0, (8, 8, 3)))
 @pytest.mark.parametrize(("kind", "extension"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")])
 def test_bytes_are_kept_where_nothing_has_to_change(kind: str, extension: str) -> None:
     data = encoded(COLOUR, kind)
-    for resolution in (None, 8):
+    for resolution in (None, square(8)):
         assert Encoding(resolution).members(PackItem("here", data)) == {extension: data}
     assert Encoding(background="black").members(PackItem("here", data)) == {extension: data}
-    for resized in (Encoding(4), Encoding(format="png")):
+    for resized in (Encoding(square(4)), Encoding(format="png")):
         ((name, result),) = resized.members(PackItem("here", data)).items()
         assert (name, result[:8]) == ("png", b"\x89PNG\r\n\x1a\n")
 
@@ -106,4 +107,4 @@ def test_a_sample_with_two_images_is_not_resized(tmp_path: Path) -> None:
     source = ShardSource(load(str(tmp_path / "src")))
     pack(source, tmp_path / "same")
     with pytest.raises(UserError, match=r"0\.png: has a \.jpg beside its image"):
-        pack(source, tmp_path / "small", encoding=Encoding(4))
+        pack(source, tmp_path / "small", encoding=Encoding(square(4)))

@@ -12,6 +12,7 @@ from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.pack import pack
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.errors import UserError
+from diffpipe.resolution import square
 from tests.support.archives import idx_source
 from tests.support.tars import png, random_pixels, write_tar
 
@@ -38,7 +39,9 @@ def test_shards_are_packed_again_byte_for_byte(digits: Path, tmp_path: Path) -> 
     assert rest.classes == list("abcd")
     assert labels(rest, range(rest.total)).bincount().tolist() == [10, 10, 0, 10]
     assert everything(tmp_path / "rest").items() <= everything(tmp_path / "all").items()
-    pack(ShardSource(load(str(tmp_path / "all"))), tmp_path / "small", only=[0], encoding=Encoding(resolution=4))
+    pack(
+        ShardSource(load(str(tmp_path / "all"))), tmp_path / "small", only=[0], encoding=Encoding(resolution=square(4))
+    )
     assert images(load(str(tmp_path / "small")), range(10), None, 1).shape == (10, 1, 4, 4)
 
 

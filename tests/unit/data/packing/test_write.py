@@ -14,6 +14,7 @@ from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
+from diffpipe.resolution import square
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -27,7 +28,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(photos: Path, tmp_pa
         options = {
             "max_bad_samples": 2,
             "shard_samples": 13,
-            "encoding": Encoding(8),
+            "encoding": Encoding(square(8)),
             "split": Split(r"subject\d", 0.4),
         }
         bad[workers] = pack(FolderSource(photos), out, workers=workers, **options)

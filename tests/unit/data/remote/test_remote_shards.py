@@ -24,6 +24,7 @@ from diffpipe.data.remote import storage
 from diffpipe.data.remote.cache import ShardCache
 from diffpipe.errors import BadSampleError, UserError
 from diffpipe.interfaces import Batch
+from diffpipe.resolution import square
 from tests.support.tars import png, random_pixels, write_shards, write_tar
 from tests.support.web_server import Web, serving
 
@@ -182,7 +183,7 @@ def test_batches_are_those_of_local_shards_whatever_the_server_does(web: Web, ca
     config = DataConfig(
         train="unused",
         batch_size=4,
-        resolution=8,
+        resolution=square(8),
         channels=1,
         labels=True,
         flip=True,
@@ -212,7 +213,7 @@ def test_the_shards_of_the_next_two_windows_are_fetched_and_no_others(
     write_shards(tmp_path / "web" / "b", [4] * 40)
     write_index(tmp_path / "web" / "b")
     shards = load(f"{web.url}/b", cache=cache)
-    config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=0, shuffle_window=16)
+    config = DataConfig(train="unused", batch_size=4, resolution=square(8), channels=1, workers=0, shuffle_window=16)
     stream = batches(config, shards, 5)
     order = Order(5, shards.counts, config.interleave, config.shuffle_window)
     for step in range(3):
@@ -233,7 +234,7 @@ def test_a_shard_that_changed_on_the_server_is_refused(web: Web, cache: ShardCac
     shards = load(f"{web.url}/a", cache=cache)
     for path in (web.folder / "a").glob("*.tar"):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-    config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=workers)
+    config = DataConfig(train="unused", batch_size=4, resolution=square(8), channels=1, workers=workers)
     with pytest.raises(UserError, match=r"shard-00\d\.tar: not the file that was indexed: its sha256 is another"):
         next(batches(config, shards, 0))
 
@@ -255,6 +256,6 @@ def test_remote_latents_name_their_encoder(web: Web, cache: ShardCache, tmp_path
 def test_a_lost_server_ends_the_stream_with_one_sentence(web: Web, cache: ShardCache) -> None:
     shards = load(f"{web.url}/a", cache=cache)
     web.failing = [503] * 1000
-    config = DataConfig(train="unused", batch_size=4, resolution=8, channels=1, workers=0)
+    config = DataConfig(train="unused", batch_size=4, resolution=square(8), channels=1, workers=0)
     with pytest.raises(UserError, match=r"shard-00\d\.tar: cannot be read \(503 Service Unavailable\), tried 3 times"):
         next(batches(config, shards, 0))

@@ -16,6 +16,7 @@ from diffpipe.experiment.interop.weights_file import WeightsFile
 from diffpipe.interfaces import ImageShape
 from diffpipe.nn.autoencoder import CoderConfig
 from diffpipe.nn.latent_scale import LatentScale
+from diffpipe.resolution import square
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.stages.vae import VAE, VAEConfig
 from tests.support.randomized import normal, randomized
@@ -30,7 +31,7 @@ NETWORKS = {
 
 def codec(**network: Any) -> LatentCodec:
     keys = {"channels": 8, "groups": 4, "latent_channels": 3, "dropout": 0.2, **network}
-    vae = VAE(VAEConfig(kind="vae", network=CoderConfig(**keys)), ImageShape(3, 16))
+    vae = VAE(VAEConfig(kind="vae", network=CoderConfig(**keys)), ImageShape(3, square(16)))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LatentCodec(vae, {name: randomized(net) for name, net in vae.networks().items()}, None)

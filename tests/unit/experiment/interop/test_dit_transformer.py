@@ -11,6 +11,7 @@ from diffusers import DiTTransformer2DModel
 from diffpipe.errors import UserError
 from diffpipe.experiment.interop.dit_transformer import DiTTransformer, from_dit_transformer, to_dit_transformer
 from diffpipe.nn.dit import DiTConfig
+from diffpipe.resolution import Resolution, square
 from tests.support.diffusers_folders import dit_transformer
 from tests.support.randomized import normal
 
@@ -33,7 +34,7 @@ def test_there_and_back_config_and_tensors_are_the_same(case: str) -> None:
     given = {key: value for key, value in theirs.config.items() if not key.startswith("_")}
     assert to_dit_transformer(model).model_dump() == {**given, "out_channels": model.out_channels}
     tensors = theirs.state_dict()
-    expected = model.network.build(3, 8, model.classes, model.out_channels).state_dict()
+    expected = model.network.build(3, square(8), model.classes, model.out_channels).state_dict()
     again = model.their_tensors(model.our_tensors(tensors, expected))
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[key], tensors[key]) for key in tensors)
@@ -43,7 +44,7 @@ def test_there_and_back_config_and_tensors_are_the_same(case: str) -> None:
 def test_with_their_weights_ours_computes_what_theirs_does(case: str) -> None:
     theirs = dit_transformer(**CHANGES[case])
     model = parsed(theirs)
-    ours = model.network.build(3, 8, model.classes, model.out_channels)
+    ours = model.network.build(3, square(8), model.classes, model.out_channels)
     ours.load_state_dict(model.our_tensors(theirs.state_dict(), ours.state_dict()))
     x, t = normal(3, 3, 8, 8).double(), torch.tensor([0.5, 17, 999], dtype=torch.float64)
     labels = torch.tensor([0, model.classes - 1, model.classes])
@@ -55,7 +56,7 @@ def test_with_their_weights_ours_computes_what_theirs_does(case: str) -> None:
 
 def test_a_network_without_labels_has_a_class_of_zeros() -> None:
     network = DiTConfig(kind="dit", width=16, depth=2, heads=2)
-    model, net = DiTTransformer(network, 1, 1, 8, 1), network.build(1, 8)
+    model, net = DiTTransformer(network, 1, 1, square(8), 1), network.build(1, square(8))
     theirs = model.their_tensors(net.state_dict())
     ours = model.our_tensors(theirs, net.state_dict())
     assert ours.keys() == net.state_dict().keys()
@@ -109,7 +110,13 @@ def test_other_networks_are_refused(change: dict[str, Any], words: str) -> None:
 def test_what_no_dit_transformer_computes_is_refused_by_its_key(change: dict[str, Any], words: str) -> None:
     network = DiTConfig.model_validate({"kind": "dit", "width": 16, "depth": 1, "heads": 2, **change})
     with pytest.raises(UserError, match=words):
-        to_dit_transformer(DiTTransformer(network, 3, 3, 8, 5))
+        to_dit_transformer(DiTTransformer(network, 3, 3, square(8), 5))
+
+
+def test_images_that_are_not_square_have_no_dit_transformer() -> None:
+    network = DiTConfig.model_validate({"kind": "dit", "width": 16, "depth": 1, "heads": 2})
+    with pytest.raises(UserError, match=r"data\.resolution: the network denoises 8x12, and .* takes square images"):
+        to_dit_transformer(DiTTransformer(network, 3, 3, Resolution(8, 12), 5))
 
 
 def test_the_number_of_classes_is_that_of_the_embedding() -> None:

@@ -9,6 +9,7 @@ import pytest
 from diffpipe.errors import UserError
 from diffpipe.experiment.interop.unet2d_config import UNet2D, from_unet2d, to_unet2d
 from diffpipe.nn.unet import UNetConfig
+from diffpipe.resolution import square
 from tests.support.diffusers_folders import UNET, unet2d
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -46,13 +47,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another way up": ({"up_block_types": ["UpBlock2D"] * 2}, "at other levels than down_block_types"),
     "no multiple": ({"block_out_channels": [16, 24]}, r"block_out_channels is \[16, 24\] for 2 levels"),
     "too few widths": ({"block_out_channels": [16]}, r"block_out_channels is \[16\] for 2 levels"),
-    "not square": ({"sample_size": [8, 16]}, "sample_size is .8, 16."),
+    "no side": ({"sample_size": [8, 0]}, "sample_size is .8, 0."),
     "no size": ({"sample_size": None}, "sample_size is None"),
     "an unknown key": ({"of_tomorrow": 3}, "unknown key of_tomorrow"),
     "a wide embedding": ({"time_embedding_dim": 128}, "time_embedding_dim is 128; here it is 64"),
     "groups of attention": ({"attn_norm_num_groups": 2}, "attn_norm_num_groups"),
     "groups": ({"norm_num_groups": 3}, "channels 16 must be a multiple of groups 3"),
 }
+
+
+def test_images_need_not_be_square() -> None:
+    """Attention is then named by the shorter side of its level."""
+    given = {**UNET, "sample_size": [16, 8], "down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
+    given |= {"up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "block_out_channels": [8, 16], "norm_num_groups": 4}
+    model = from_unet2d(given, "unet/config.json")
+    assert (model.resolution, model.network.attention) == ((16, 8), (4,))
+    assert to_unet2d(model).sample_size == (16, 8)
+    assert from_unet2d(to_unet2d(model).model_dump(), "unet/config.json") == model
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -72,9 +83,9 @@ def test_other_networks_are_refused(case: str) -> None:
 )
 def test_what_no_unet2dmodel_computes_is_refused(network: UNetConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        to_unet2d(UNet2D(network, 3, 3, 8))
+        to_unet2d(UNet2D(network, 3, 3, square(8)))
 
 
 def test_heads_at_one_width_are_channels_of_a_head() -> None:
     network = UNetConfig(channels=32, channel_mult=(1, 2), attention=(), heads=4)
-    assert to_unet2d(UNet2D(network, 3, 3, 8)).attention_head_dim == 16
+    assert to_unet2d(UNet2D(network, 3, 3, square(8))).attention_head_dim == 16

@@ -11,6 +11,7 @@ from diffusers import UNet2DModel
 from diffpipe.experiment.interop.renaming import to_ours, to_theirs
 from diffpipe.experiment.interop.unet2d_names import current_name, unet2d_names
 from diffpipe.nn.unet import UNet, UNetConfig
+from diffpipe.resolution import square
 from tests.support.randomized import randomized
 
 CASES = {
@@ -46,7 +47,7 @@ def test_with_their_weights_ours_computes_what_theirs_does(case: str) -> None:
     attention = tuple(8 >> i for i, attention in enumerate(attends) if attention)
     mult = tuple(1 + i for i in range(len(attends)))
     network = UNetConfig(channels=16, channel_mult=mult, blocks=blocks, attention=attention, groups=4, dropout=0)
-    net, names = UNet(network, 3, 8, classes=(rows or 1) - 1), unet2d_names(attends, blocks)
+    net, names = UNet(network, 3, square(8), classes=(rows or 1) - 1), unet2d_names(attends, blocks)
     other = randomized(theirs(attends, blocks, rows, network)).eval()
     net.load_state_dict(to_ours(other.state_dict(), names))
     x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 900])

@@ -226,7 +226,9 @@ def test_a_tensor_of_a_forged_config_is_refused_before_its_memory_is_taken(
         build(10**9)
 
 
-@pytest.mark.parametrize("shape", [{"resolution": 2**40}, {"channels": 2**62}, {"classes": 10**30}])
-def test_a_shape_of_no_images_is_refused(shape: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="less than or equal to"):
-        Shape(**({"channels": 3, "resolution": 8} | shape))
+@pytest.mark.parametrize(
+    "shape", [{"resolution": 2**40}, {"resolution": [8, 2**40]}, {"channels": 2**62}, {"classes": 10**30}]
+)
+def test_a_shape_of_no_images_is_refused(shape: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"less than or equal to|from 1 to 65536"):
+        Shape.model_validate({"channels": 3, "resolution": 8} | shape)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from diffpipe.resolution import square
 from diffpipe.train.checkpoint.state import FORMAT, LatentStatistics, RunState, Shape, ValidationSet, parse_state
 
 STATE = RunState(
@@ -16,7 +17,7 @@ STATE = RunState(
     skipped=1,
     bad_samples=["shard-000000.tar: 17: no image"],
     fingerprint="abc",
-    shape=Shape(channels=1, resolution=28, classes=10),
+    shape=Shape(channels=1, resolution=square(28), classes=10),
     experiment={"seed": 3, "train": {"steps": 60}},
     latents=LatentStatistics(mean=[0.25], std=[1.5], images=1000),
     validation=ValidationSet(fingerprint="def", n=512),
