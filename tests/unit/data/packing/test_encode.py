@@ -70,7 +70,7 @@ def test_png_is_lossless_and_quality_is_applied() -> None:
 def test_a_resize_is_pils_bicubic() -> None:
     wide = Image.fromarray(random_pixels(1, (30, 50, 3)))
     expected = wide.resize((17, 10), Image.Resampling.BICUBIC).crop((3, 0, 13, 10))
-    assert np.array_equal(np.asarray(written(encoded(wide), resolution=10)), np.asarray(expected))
+    assert np.array_equal(np.asarray(written(encoded(wide), resolution=square(10))), np.asarray(expected))
 
 
 def test_wide_cmyk_and_rotated_images_become_plain_ones() -> None:
