@@ -7,9 +7,11 @@ pass asks for and that is missing is drawn, so a first call makes a state dict o
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -121,3 +123,12 @@ class GuidedUNet:
             drawn = torch.randn(shape, generator=self._generator)  # float32, as the file that it is written to
             self.weights[name] = (mean + scale * drawn).double()
         return self.weights[name]
+
+
+def write_state_dict(path: Path, architecture: Architecture = Architecture()) -> GuidedUNet:  # noqa: B008 (a tuple)
+    """A file of a state dict; the function that it belongs to."""
+    net = GuidedUNet(architecture)
+    x = torch.zeros(1, 3, architecture.size, architecture.size, dtype=torch.float64)
+    net(x, torch.tensor([0]), torch.tensor([0]) if architecture.classes else None)
+    save_file({name: tensor.float() for name, tensor in net.weights.items()}, path)
+    return net

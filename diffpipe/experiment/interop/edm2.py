@@ -108,8 +108,7 @@ def from_edm2(weights: WeightsFile) -> EDM2Weights:
     channels, inputs = weights.shape(stem, 4)[:2]
     if any(width % channels for width in widths):
         raise UserError(
-            f"{where}: its levels have {widths} channels, and diffpipe's edm2 has multiples of the first layer's "
-            f"{channels}"
+            f"{where}: its levels are {widths} wide, and diffpipe's edm2 has multiples of the first layer's {channels}"
         )
     tree = {
         "kind": "edm2",

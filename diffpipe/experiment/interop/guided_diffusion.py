@@ -122,7 +122,7 @@ def from_guided_diffusion(weights: WeightsFile, resolution: Resolution) -> Guide
         )
     if stem[0] != channels or any(width % channels for width in widths):
         raise UserError(
-            f"{where}: its levels have {widths} channels, and diffpipe's adm has multiples of the timestep embedding's "
+            f"{where}: its levels are {widths} wide, and diffpipe's adm has multiples of the timestep embedding's "
             f"{channels}, that number itself in the first layer"
         )
     attends = tuple(_attends(shapes, first) for first in firsts)

@@ -27,6 +27,7 @@ from diffpipe.experiment.interop.weights_file import WeightsFile
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.nn.adm import ADMConfig
+from diffpipe.plural import plural
 from diffpipe.resolution import Resolution, square
 from diffpipe.stages.ddpm import DDPM, DENOISER, LATENT_SCALE, LOG_VARIANCE
 from diffpipe.stages.latents import LatentCodec
@@ -137,7 +138,8 @@ def _of_guided_diffusion(weights: WeightsFile, options: ImportOptions) -> Source
     model = from_guided_diffusion(weights, options.resolution)
     shape = ImageShape(model.channels, options.resolution, model.classes)
     if model.out_channels not in (model.channels, 2 * model.channels):
-        raise UserError(f"{weights.path}: its output has {model.out_channels} channels, for {model.channels} of images")
+        outputs = plural(model.out_channels, "channel")
+        raise UserError(f"{weights.path}: its output has {outputs}, for {model.channels} of images")
     stage = {
         "kind": "ddpm",
         "network": model.network.model_dump(mode="json"),

@@ -16,6 +16,7 @@ from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.vlb import variational_lower_bound
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
+from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.ddpm import DDPM, DDPMConfig
 from tests.support.ground_truth import LINE, exact_denoiser, first_level, schedule_of
@@ -155,7 +156,7 @@ def test_the_ddpm_scores_images_of_every_objective_under_their_labels(prediction
     for guidance in (1.0, 3.0):  # it changes what is generated, not the model's likelihood
         stage = DDPMConfig.model_validate(
             tree | {"schedule": {"kind": schedule}, "sampler": {"guidance": guidance}}
-        ).build(ImageShape(channels=1, resolution=8, classes=4))
+        ).build(ImageShape(channels=1, resolution=square(8), classes=4))
         assert isinstance(stage, DDPM)
         net = LabelRecorder()
         scores.append(stage.ode_score({"denoiser": net}, batch, KeyedRNG(0, torch.arange(3)), ODESettings(steps=3)))

@@ -1,14 +1,11 @@
-"""The options of sampling as overrides of a config: each is a key of a sampler, and every command has it."""
+"""The options of sampling as overrides of a config: each is a key of a sampler."""
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
-from diffpipe.cli import options
 from diffpipe.errors import UserError
-from diffpipe.experiment.sampling_options import NAMES, OF_DIFFUSION, sampling_overrides
+from diffpipe.experiment.sampling_options import OF_DIFFUSION, sampling_overrides
 from diffpipe.stages.guidance import GuidedSamplerConfig
 
 
@@ -32,8 +29,5 @@ def test_an_unknown_option_is_refused_with_the_nearest() -> None:
         sampling_overrides({"temprature": 1.0})
 
 
-def test_the_command_has_every_option_and_the_sampler_every_key() -> None:
-    parser = argparse.ArgumentParser()
-    options.add_sampling(parser)
-    assert set(NAMES) <= vars(parser.parse_args([])).keys()
+def test_the_sampler_has_every_key() -> None:
     assert set(OF_DIFFUSION) <= GuidedSamplerConfig.model_fields.keys()

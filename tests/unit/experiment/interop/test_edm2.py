@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "no axes": (lambda w: w.update({"unet.out_conv.weight": torch.zeros(())}), "unet.out_conv.weight has shape []"),
     "no multiple": (
         lambda w: w.update({"unet.enc.8x8_conv.weight": torch.zeros(12, 4, 3, 3)}),
-        "its levels have [16, 32] channels",
+        "its levels are [16, 32] wide",
     ),
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import diffpipe
 from diffpipe.__main__ import main
-from tests.support.guided_diffusion import Architecture, GuidedUNet
+from tests.support.guided_diffusion import Architecture, write_state_dict
 from tests.support.randomized import normal
 
 CASES: dict[str, tuple[Architecture, list[str]]] = {
@@ -24,18 +24,10 @@ CASES: dict[str, tuple[Architecture, list[str]]] = {
 T = torch.tensor([0, 17, 999])
 
 
-def state_dict(path: Path, architecture: Architecture = Architecture()) -> GuidedUNet:  # noqa: B008 (a tuple)
-    """A file of a state dict; the function that it belongs to."""
-    net = GuidedUNet(architecture)
-    net(normal(3, 3, 8, 8).double(), T, torch.tensor([0, 1, 2]) if architecture.classes else None)
-    save_file({name: tensor.float() for name, tensor in net.weights.items()}, path)
-    return net
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_the_imported_network_is_the_function_of_the_paper(case: str, tmp_path: Path) -> None:
     architecture, words = CASES[case]
-    theirs = state_dict(tmp_path / "adm.safetensors", architecture)
+    theirs = write_state_dict(tmp_path / "adm.safetensors", architecture)
     words = ["stage.network.head_channels=16", *words, "stage.schedule.kind=cosine"]
     words = ["import", str(tmp_path / "adm.safetensors"), str(tmp_path / "run"), "--resolution", "8", *words]
     assert main(words) == 0
@@ -75,7 +67,7 @@ def test_other_state_dicts_are_refused_in_one_line(
 ) -> None:
     edit, words = REFUSED[case]
     path = tmp_path / "adm.safetensors"
-    weights = {name: tensor.float() for name, tensor in state_dict(path).weights.items()}
+    weights = {name: tensor.float() for name, tensor in write_state_dict(path).weights.items()}
     edit(weights)
     save_file(weights, path)
     assert main(["import", str(path), str(tmp_path / "run"), "--resolution", "8"]) == 2

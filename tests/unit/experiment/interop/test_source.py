@@ -13,7 +13,7 @@ import diffpipe
 from diffpipe.__main__ import main
 from diffpipe.errors import UserError
 from tests.support.diffusers_folders import saved_folder
-from tests.unit.experiment.interop.test_guided_diffusion import state_dict
+from tests.support.guided_diffusion import write_state_dict
 
 OPTIONS = {"classes": 3, "codec": "x", "resolution": 8, "attention_order": "new"}
 
@@ -28,7 +28,7 @@ def test_an_option_that_the_source_tells_is_refused(tmp_path: Path, tiny_run: Pa
     folder, run = saved_folder(tmp_path / "folder"), tmp_path / "run"
     for option in ("resolution", "attention_order"):
         assert "a diffusers folder, which names its own" in refused(folder, run, option)
-    state_dict(tmp_path / "adm.safetensors")
+    write_state_dict(tmp_path / "adm.safetensors")
     for option in ("classes", "codec"):
         assert "a state dict of guided-diffusion" in refused(tmp_path / "adm.safetensors", run, option)
     diffpipe.load(tiny_run).export(tmp_path / "tiny.safetensors")
@@ -39,7 +39,7 @@ def test_an_option_that_the_source_tells_is_refused(tmp_path: Path, tiny_run: Pa
 
 def test_a_state_dict_takes_a_resolution_and_heads_that_fit(tmp_path: Path) -> None:
     path = tmp_path / "adm.safetensors"
-    state_dict(path)
+    write_state_dict(path)
     with pytest.raises(UserError, match="no shape tells the size of its images; give --resolution N"):
         diffpipe.import_run(path, tmp_path / "run")
     with pytest.raises(UserError, match="head_channels 48 does not divide the width 64"):
@@ -52,7 +52,7 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, safe = tmp_path / "adm.pt", tmp_path / "adm.safetensors"
-    state_dict(safe)
+    write_state_dict(safe)
     torch.save(load_file(safe), path)
     safe.unlink()
     assert main(["import", str(path), str(tmp_path / "run"), "--resolution", "8"]) == 2
