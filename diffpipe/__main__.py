@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime  # noqa: F401 - else pydantic-core imports it, and panics where it meets an interrupt there
 import importlib
 import os
 import sys

@@ -33,6 +33,13 @@ def test_an_interrupt_while_the_words_are_read(tmp_path: Path, n: int) -> None:
     interrupted_at_import(n, "config", "schema", cwd=tmp_path)
 
 
+def test_pydantic_finds_datetime_imported() -> None:
+    # Its extension imports datetime where it is not, and panics at an interrupt there.
+    check = "import sys, diffpipe.__main__; print('datetime' in sys.modules, 'pydantic_core' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=HOME)
+    assert done.stdout.split() == ["True", "False"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [100, 300, 1000])
 def test_an_interrupt_while_torch_is_imported(tmp_path: Path, n: int) -> None:
