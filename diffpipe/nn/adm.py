@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.errors import UserError
-from diffpipe.nn.blocks import SelfAttention, zero_init
+from diffpipe.nn.blocks import Resampling, SelfAttention, resampled, zero_init
 from diffpipe.nn.levels import Positive
 from diffpipe.nn.unet import UNet, UNetShapeConfig
 from diffpipe.resolution import Resolution
@@ -52,7 +52,7 @@ class ADMConfig(UNetShapeConfig):
         """
         return UNet(self, channels, resolution, classes, out_channels)
 
-    def residual(self, c_in: int, c_out: int, resample: Literal["up", "down"] | None = None) -> nn.Module:
+    def residual(self, c_in: int, c_out: int, resample: Resampling | None = None) -> nn.Module:
         return ScaleShiftBlock(c_in, c_out, 4 * self.channels, self.groups, self.dropout, self.norm_eps, resample)
 
     def self_attention(self, channels: int) -> nn.Module:
@@ -93,10 +93,10 @@ class ScaleShiftBlock(nn.Module):
         groups: int,
         dropout: float,
         eps: float,
-        resample: Literal["up", "down"] | None = None,
+        resample: Resampling | None = None,
     ):
         super().__init__()
-        self.resample = resample
+        self.resample: Resampling | None = resample
         self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.emb = nn.Linear(c_emb, 2 * c_out)
@@ -107,11 +107,6 @@ class ScaleShiftBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b c_emb"]) -> Float[Tensor, "b c_out _ _"]:
         scale, shift = rearrange(self.emb(emb), "b c -> b c 1 1").chunk(2, dim=1)
-        h = self.conv1(self._resampled(F.silu(self.norm1(x))))
+        h = self.conv1(resampled(F.silu(self.norm1(x)), self.resample))
         h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(self._resampled(x)) + self.conv2(self.dropout(F.silu(h)))
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        if self.resample == "up":
-            return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return F.avg_pool2d(x, 2) if self.resample == "down" else x
+        return self.skip(resampled(x, self.resample)) + self.conv2(self.dropout(F.silu(h)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 M = TypeVar("M", bound=nn.Module)
+Resampling = Literal["up", "down"]
 
 
 def zero_init(module: M) -> M:
@@ -85,6 +86,13 @@ class SelfAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v)
         y = self.out(rearrange(y, "b heads n d -> b n (heads d)"))
         return x + rearrange(y, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+def resampled(x: Float[Tensor, "b c h w"], resample: Resampling | None) -> Float[Tensor, "b c _ _"]:
+    """x with doubled height and width by nearest neighbours (up), with halved ones by 2×2 means (down), or x itself."""
+    if resample == "up":
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return F.avg_pool2d(x, 2) if resample == "down" else x
 
 
 class Downsample(nn.Conv2d):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.errors import UserError
+from diffpipe.nn.blocks import Resampling, resampled
 from diffpipe.nn.levels import LevelsConfig, Positive, check_attention
 from diffpipe.nn.magnitude_preserving import (
     MPConv,
@@ -26,8 +27,6 @@ from diffpipe.nn.magnitude_preserving import (
 from diffpipe.resolution import Resolution
 
 _CLIP = 256.0  # of activations, so that they stay in the range of float16
-
-Resampling = Literal["up", "down"]
 
 
 class EDM2Config(LevelsConfig):
@@ -107,7 +106,7 @@ class EDM2Block(nn.Module):
         self.out = MPConv(c_out, c_out, 1) if attends else None
 
     def forward(self, x: Float[Tensor, "b c_in h w"], emb: Float[Tensor, "b c_emb"]) -> Float[Tensor, "b c_out _ _"]:
-        x = _resampled(x, self.resample)
+        x = resampled(x, self.resample)
         if not self.decoder:
             x = normalize(self.skip(x), dims=[1])
         y = self.conv1(mp_silu(x))
@@ -223,10 +222,3 @@ class EDM2UNet(nn.Module):
             one_hot = F.one_hot(labels, self.classes + 1)[:, : self.classes].to(self.fourier.frequencies.dtype)
             emb = mp_sum(emb, self.label(self.classes**0.5 * one_hot), self.config.label_balance)
         return mp_silu(emb)
-
-
-def _resampled(x: Tensor, resample: Resampling | None) -> Tensor:
-    """The paper's resampling with the filter [1, 1]: 2×2 means, or nearest neighbours."""
-    if resample == "up":
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    return F.avg_pool2d(x, 2) if resample == "down" else x

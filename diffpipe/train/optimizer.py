@@ -135,14 +135,15 @@ class Optimizer:
                 group["lr"] = lr * factor
             self.scaler.unscale_(optimizer)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True))
+        finite = torch.isfinite(norm)
         for optimizer, _ in self._updates:
             # Where found_inf is 1, AdamW's fused kernel and our Muon leave parameters and moments unchanged.
-            optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.found_inf = (~finite).float()
             optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
         for net in self.projecting:
-            net.after_step(torch.isfinite(norm))
+            net.after_step(finite)
         self.zero_grad()
         return norm.detach()
 
