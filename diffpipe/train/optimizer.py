@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -44,6 +45,9 @@ class OptimizerConfig(Config):
     muon_lr: float | None = Field(default=None, gt=0)
     """muon: the learning rate of these matrices after the warm-up; null: lr. Their updates are scaled to the size of
     AdamW's, so that AdamW's learning rate and weight decay fit (Liu et al. 2025, "Muon is scalable")."""
+    muon_convolutions: bool = False
+    """muon: convolutions within the blocks, too, each a matrix of one row for each output channel. A UNet is made of
+    them."""
     muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     """muon: decay per step of its average of the gradient."""
     warmup: int = Field(default=1000, ge=0)
@@ -58,8 +62,9 @@ class OptimizerConfig(Config):
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> OptimizerConfig:
-        if self.kind != "muon" and self.muon_lr is not None:
-            raise ValueError(f"muon_lr is for kind=muon, and the kind is {self.kind}; leave it out")
+        if self.kind != "muon" and (self.muon_lr is not None or self.muon_convolutions):
+            key = "muon_lr" if self.muon_lr is not None else "muon_convolutions"
+            raise ValueError(f"{key} is for kind=muon, and the kind is {self.kind}; leave it out")
         return self
 
     def lr_at(self, step: int, steps: int) -> float:
@@ -93,7 +98,8 @@ class Optimizer:
         self.config = config
         self.parameters = [p for net in networks.values() for p in net.parameters()]
         beta1, beta2, momentum = (beta ** (1 / updates_per_step) for beta in (*config.betas, config.muon_momentum))
-        matrices = {name: hidden_matrices(net) if config.kind == "muon" else [] for name, net in networks.items()}
+        find = partial(hidden_matrices, convolutions=config.muon_convolutions)
+        matrices = {name: find(net) if config.kind == "muon" else [] for name, net in networks.items()}
         groups = [(name, group) for name, net in networks.items() for group in _groups(net, matrices[name], config)]
         factors = {name: config.lr_factors.get(name, 1.0) / updates_per_step for name in networks}
         self.adamw = torch.optim.AdamW(
@@ -108,9 +114,11 @@ class Optimizer:
         if config.kind == "muon":
             named = [(name, {"params": params}) for name, params in matrices.items() if params]
             if not named:
+                layers = "linear and convolution" if config.muon_convolutions else "linear"
+                more = "" if config.muon_convolutions else ", or optimizer.muon_convolutions=true for a UNet"
                 raise UserError(
-                    "optimizer.kind=muon is for the weights of linear layers in a network's blocks, and there are none "
-                    f"in {' and '.join(networks)}; set optimizer.kind=adamw"
+                    f"optimizer.kind=muon is for the weights of {layers} layers in a network's blocks, and there are "
+                    f"none in {' and '.join(networks)}; set optimizer.kind=adamw{more}"
                 )
             muon = Muon([group for _, group in named], momentum=momentum, weight_decay=config.weight_decay)
             scale = (config.muon_lr or config.lr) / config.lr

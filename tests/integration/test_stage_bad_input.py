@@ -122,6 +122,10 @@ TRAINING: dict[str, tuple[list[str], str]] = {
     "v with edm": (["stage.prediction=v", "stage.schedule={kind: edm}"], "prediction v does not go with schedule.kind"),
     "eps with edm2": (["stage.network={kind: edm2}"], "which prediction eps does not have; set prediction=edm"),
     "Muon's learning rate with AdamW": (["optimizer.muon_lr=0.1"], "muon_lr is for kind=muon, and the kind is adamw"),
+    "Muon's convolutions with AdamW": (
+        ["optimizer.muon_convolutions=true"],
+        "muon_convolutions is for kind=muon, and the kind is adamw",
+    ),
     "v with flow": (["stage.prediction=v", "stage.schedule={kind: flow}"], "it takes flow or x0"),
     "eps without signal at the end": (["stage.schedule.zero_terminal_snr=true"], "set prediction=v or x0"),
     "more steps than timesteps": (["stage.sampler.steps=5000"], "the sampler's steps are 5000"),

@@ -100,6 +100,7 @@ CASES = {
 }
 
 RUNS = CASES | {
+    "ddpm, muon for convolutions": Case("ddpm", ("optimizer.kind=muon", "optimizer.muon_convolutions=true")),
     "ddpm, dit, muon": Case("ddpm", (_DIT, *FLOW, "optimizer.kind=muon", "optimizer.muon_lr=1e-3")),
     "ddpm, dit, not square": Case("ddpm", (_DIT,), resolution=Resolution(8, 12)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from diffpipe.errors import UserError
+from diffpipe.train import muon
 from diffpipe.train.muon import hidden_matrices
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
 
@@ -20,7 +22,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(4, 6)
-        self.block = nn.Sequential(nn.Linear(6, 10), nn.LayerNorm(10), nn.Conv1d(10, 10, 1), nn.Linear(10, 1))
+        self.block = nn.Sequential(nn.Linear(6, 10), nn.LayerNorm(10), nn.Conv1d(10, 8, 3), nn.Linear(10, 1))
         self.head = nn.Linear(6, 3)
 
     def blocks(self) -> list[nn.Module]:
@@ -38,11 +40,14 @@ def loss(net: Net, i: int) -> torch.Tensor:
     return sum(((p - torch.randn(p.shape, generator=generator)) ** 2).sum() for p in net.parameters())  # pyright: ignore
 
 
+def names_of(net: Net, parameters: list[torch.Tensor]) -> list[str]:
+    return [name for name, p in net.named_parameters() if any(p is q for q in parameters)]
+
+
 def test_it_gets_the_matrices_of_linear_layers_in_blocks_alone() -> None:
     one = net()
-    assert [name for name, p in one.named_parameters() if any(p is q for q in hidden_matrices(one))] == [
-        "block.0.weight"
-    ]
+    assert names_of(one, hidden_matrices(one)) == ["block.0.weight"]
+    assert names_of(one, hidden_matrices(one, convolutions=True)) == ["block.0.weight", "block.2.weight"]
     optimizer = Optimizer(OptimizerConfig(kind="muon"), {"net": one}, scaled=False)
     names = {p: name for name, p in one.named_parameters()}
     moments = {name: {"step", "exp_avg", "exp_avg_sq"} for name in names.values()} | {
@@ -51,26 +56,78 @@ def test_it_gets_the_matrices_of_linear_layers_in_blocks_alone() -> None:
     assert optimizer.state(names).keys() == {f"{name}.{key}" for name, keys in moments.items() for key in keys}
 
 
+@pytest.mark.parametrize("convolutions", [False, True])
 @pytest.mark.parametrize("factor", [None, 3.0])
-def test_it_is_torchs_muon_and_the_rest_is_torchs_adamw(factor: float | None) -> None:
+def test_it_is_torchs_muon_and_the_rest_is_torchs_adamw(
+    factor: float | None, convolutions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A convolution is torch's Muon of the flattened weight. torch's iteration is in bfloat16 on CPUs, too."""
+    monkeypatch.setattr(muon, "orthogonalized", partial(muon.orthogonalized, dtype=torch.bfloat16))
     settings = OptimizerConfig(
-        kind="muon", lr=0.1, weight_decay=0.2, clip=1e9, muon_lr=0.3, lr_factors={"net": factor} if factor else {}
+        kind="muon",
+        lr=0.1,
+        weight_decay=0.2,
+        clip=1e9,
+        muon_lr=0.3,
+        muon_convolutions=convolutions,
+        lr_factors={"net": factor} if factor else {},
     )
     ours, theirs = net(), net()
     optimizer = Optimizer(settings, {"net": ours}, scaled=False)
-    matrix, times = hidden_matrices(theirs)[0], factor or 1.0
-    muon = torch.optim.Muon([matrix], lr=0.3 * times, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
-    rest = [p for p in theirs.parameters() if p is not matrix]
+    weights, times = hidden_matrices(theirs, convolutions=convolutions), factor or 1.0
+    matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in weights]  # in the weights' memory
+    torchs = torch.optim.Muon(matrices, lr=0.3 * times, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    rest = [p for p in theirs.parameters() if not any(p is weight for weight in weights)]
     adamw = torch.optim.AdamW(rest, lr=0.1 * times, betas=settings.betas, weight_decay=0.2)
     for i in range(4):
         optimizer.backward(loss(ours, i))
         optimizer.step(0.1)
+        theirs.zero_grad()
         loss(theirs, i).backward()
-        for reference in (muon, adamw):
-            reference.step()
-            reference.zero_grad()
+        for weight, matrix in zip(weights, matrices, strict=True):
+            assert weight.grad is not None
+            matrix.grad = weight.grad.flatten(1)
+        torchs.step()
+        adamw.step()
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 8), (16, 40), (40, 16)])
+def test_orthogonalized_matrices_are_near_those_of_their_singular_vectors(
+    shape: tuple[int, int], dtype: torch.dtype | None
+) -> None:
+    random = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    u, _, vh = torch.linalg.svd(random, full_matrices=False)
+    sizes = torch.logspace(-3, 3, 5)[:, None, None]
+    matrices = sizes * (u * torch.linspace(0.05, 1, min(shape)) @ vh)
+    singular = (u.mT @ muon.orthogonalized(matrices, dtype).float() @ vh.mT).diagonal(dim1=1, dim2=2)
+    assert 0.6 < singular.min() < singular.max() < 1.3
+    torch.testing.assert_close(
+        muon.orthogonalized(matrices, dtype)[2], muon.orthogonalized(matrices[2:3], dtype)[0], rtol=1e-2, atol=1e-2
+    )
+
+
+def test_large_matrices_are_iterated_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks: list[int] = []
+    whole = muon.orthogonalized
+
+    def counted(matrices: torch.Tensor) -> torch.Tensor:
+        stacks.append(len(matrices))
+        return whole(matrices)
+
+    monkeypatch.setattr(muon, "orthogonalized", counted)
+    weights = [nn.Parameter(torch.ones(4, 4)) for _ in range(5)]
+    for p in weights:
+        p.grad = torch.eye(4)
+    for largest, expected in ((1 << 24, [5]), (32, [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setattr(muon, "_LARGEST_STACK", largest)
+        optimizer = muon.Muon([{"params": weights}], momentum=0.9, weight_decay=0.0)
+        optimizer.found_inf = torch.zeros(())
+        optimizer.step()
+        assert stacks == expected
+        stacks.clear()
 
 
 @pytest.mark.parametrize(("scaled", "bad"), [(False, math.nan), (False, math.inf), (True, 3e38)])
@@ -110,9 +167,14 @@ def test_a_restored_optimizer_continues_bit_for_bit() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
+    convolution = nn.Conv2d(1, 2, 3)
+    with pytest.raises(UserError, match=r"the weights of linear layers in .*, or optimizer.muon_convolutions=true"):
+        Optimizer(OptimizerConfig(kind="muon"), {"net": convolution}, scaled=False)
     with pytest.raises(
-        UserError, match="muon is for the weights of linear layers in a network's blocks, and there are"
+        UserError, match=r"the weights of linear and convolution layers in .*; set optimizer.kind=adamw$"
     ):
-        Optimizer(OptimizerConfig(kind="muon"), {"net": nn.Conv2d(1, 2, 3)}, scaled=False)
+        Optimizer(OptimizerConfig(kind="muon", muon_convolutions=True), {"net": convolution}, scaled=False)
+    with pytest.raises(ValidationError, match=r"muon_convolutions is for kind=muon, and the kind is adamw"):
+        OptimizerConfig(muon_convolutions=True)
     with pytest.raises(ValidationError, match=r"muon_lr is for kind=muon, and the kind is adamw; leave it out"):
         OptimizerConfig(muon_lr=0.1)
