@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config.kinds import Kinds
-from diffpipe.diffusion.continuous import EDMScheduleConfig, FlowScheduleConfig
+from diffpipe.diffusion import combinations
+from diffpipe.diffusion.combinations import ScheduleConfig
 from diffpipe.diffusion.denoiser import Denoise, bounded, denoiser, scaled_input
 from diffpipe.diffusion.objective import WeightingConfig
 from diffpipe.diffusion.ode_likelihood import ODEScore, ODESettings, ode_likelihood
@@ -46,8 +47,6 @@ DENOISER, LATENT_SCALE, LOG_VARIANCE = "denoiser", "latent_scale", "log_variance
 START_SAMPLES = 2000
 """Samples on which the scale of latents is measured: enough for three digits."""
 _CHUNK = 100
-_GOES_WITH = {"edm": ("edm",), "flow": ("flow", "x0")}
-"""The predictions of the schedules without timesteps. Those with timesteps have eps, x0 and v."""
 
 
 class DDPMConfig(StageConfig):
@@ -66,14 +65,15 @@ class DDPMConfig(StageConfig):
     prediction: Prediction = "eps"
     """The target of the network: the noise (eps, Ho et al. 2020), the image (x0), v (Salimans & Ho 2022), EDM's
     preconditioned target (edm, Karras et al. 2022), or the velocity of a rectified flow (flow, Liu et al. 2023)."""
-    schedule: Annotated[
-        DiscreteScheduleConfig | EDMScheduleConfig | FlowScheduleConfig, Field(discriminator="kind")
-    ] = DiscreteScheduleConfig()
+    schedule: Annotated[ScheduleConfig, Field(discriminator="kind")] = DiscreteScheduleConfig()
     """The noise levels. Where its kind is left out, prediction edm and flow have the schedules of that name."""
     timesteps: TimestepsConfig = TimestepsConfig()
     """How the noise levels of training are drawn."""
     weighting: WeightingConfig = WeightingConfig()
     """How much the noise levels count in the loss."""
+    one_sided_ends: bool = False
+    """Where a pixel is black or white, which is an end of the range [-1, 1], a predicted x_0 beyond that end is no
+    error: sampling clips it. So a network need not hit a plain background exactly. It takes prediction=x0 in pixels."""
     learned_variance: bool = False
     """Learn the variance of the reverse steps too, with the hybrid loss of Nichol & Dhariwal 2021. It takes a schedule
     with timesteps."""
@@ -91,25 +91,17 @@ class DDPMConfig(StageConfig):
             return tree
         schedule, prediction = tree.get("schedule", {}), tree.get("prediction")
         if isinstance(schedule, dict) and "kind" not in schedule:
-            kind = prediction if prediction in ("edm", "flow") else "linear"
+            kind = combinations.default_schedule(prediction)
             tree = {**tree, "schedule": {"kind": kind, **schedule}}
         return tree
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> DDPMConfig:
-        kind = self.schedule.kind
-        allowed = _GOES_WITH.get(kind, ("eps", "x0", "v"))
-        if self.prediction not in allowed:
-            raise ValueError(
-                f"prediction {self.prediction} does not go with schedule.kind {kind}: it takes {' or '.join(allowed)}"
-            )
-        if isinstance(self.schedule, DiscreteScheduleConfig):
-            if self.schedule.zero_terminal_snr and self.prediction == "eps":
-                raise ValueError(
-                    "schedule.zero_terminal_snr leaves nothing that eps could tell; set prediction=v or x0"
-                )
-        elif self.learned_variance:
-            raise ValueError(f"learned_variance needs a schedule with timesteps, and schedule.kind {kind} has none")
+        settings = {"learned_variance": self.learned_variance, "one_sided_ends": self.one_sided_ends}
+        if problem := combinations.problem(self.prediction, self.schedule, **settings):
+            raise ValueError(problem)
+        if self.one_sided_ends and self.codec.kind != "pixels":
+            raise ValueError("one_sided_ends is about black and white pixels, and codec.kind is vae; leave it out")
         if self.network.kind == "edm2" and self.prediction != "edm":
             raise ValueError(
                 f"network.kind edm2 embeds ln(sigma) / 4, which prediction {self.prediction} does not have; set "
@@ -220,7 +212,10 @@ class DDPM:
             labels = torch.where(hidden, self.classes, batch.labels)
         output = nets[DENOISER](scaled_input(self.parameterization, level, noised.x_t), level.time, labels)
         log_variance = nets[LOG_VARIANCE](level.time) if self.config.weighting.kind == "learned" else None
-        return training_loss(self.parameterization, schedule, self.config.weighting, noised, output, log_variance)
+        ends = self.config.one_sided_ends
+        return training_loss(
+            self.parameterization, schedule, self.config.weighting, noised, output, log_variance, one_sided_ends=ends
+        )
 
     @property
     def generating(self) -> Sequence[str]:

@@ -128,6 +128,10 @@ TRAINING: dict[str, tuple[list[str], str]] = {
     ),
     "v with flow": (["stage.prediction=v", "stage.schedule={kind: flow}"], "it takes flow or x0"),
     "eps without signal at the end": (["stage.schedule.zero_terminal_snr=true"], "set prediction=v or x0"),
+    "one-sided ends with eps": (
+        ["stage.prediction=eps", "stage.one_sided_ends=true"],
+        "one_sided_ends is about a predicted image, and prediction eps is none; set prediction=x0",
+    ),
     "more steps than timesteps": (["stage.sampler.steps=5000"], "the sampler's steps are 5000"),
     "guidance without label dropout": (
         ["data.labels=true", "stage.conditional=true", "stage.label_dropout=0", "stage.sampler.guidance=2"],

@@ -197,13 +197,12 @@ class _Indices:
         return shards
 
     def _local(self, path: str) -> Shard:
-        folder, name = str(Path(path).parent), Path(path).name
-        shard = self._shard(folder, name, path)
+        shard = self._shard(str(Path(path).parent), Path(path).name, path)
         size = Path(path).stat().st_size
         if size != shard.bytes:
             raise UserError(
                 f"{path} has {size} bytes, but {shard.bytes} in the index: it was changed or cut after "
-                f"indexing; restore it, or run: diffpipe index {folder}"
+                f"indexing; restore it, or run: diffpipe index {Path(path).parent}"
             )
         return shard
 

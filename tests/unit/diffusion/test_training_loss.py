@@ -16,7 +16,7 @@ from diffpipe.diffusion.sampler_config import SAMPLERS, SamplerConfig
 from diffpipe.diffusion.samplers import sample
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig
 from diffpipe.diffusion.timesteps import TimestepsConfig, draw_level
-from diffpipe.diffusion.training_loss import NoisedBatch, training_loss
+from diffpipe.diffusion.training_loss import NoisedBatch, training_loss, within_ends
 from diffpipe.diffusion.vlb import variational_lower_bound
 from diffpipe.interfaces import Loss
 from diffpipe.rng import KeyedRNG
@@ -157,3 +157,38 @@ def test_a_sampler_reads_the_schedule_once_and_then_never_waits_for_the_device(k
 
         sample(denoiser(network, EPS, clip=True), SCHEDULE, config, KeyedRNG(0, torch.arange(4)), (3, 4, 4))
     assert asked[0] == asked[-1] == reads.count
+
+
+def test_a_prediction_beyond_a_black_or_white_pixel_is_no_error_and_elsewhere_it_is_the_whole():
+    x0 = torch.tensor([-1.0, -1.0, -1.0, 1.0, 1.0, 0.5, -0.99, 0.5])
+    prediction = torch.tensor([-1.2, -0.9, 1.3, 1.4, -1.4, 1.2, -1.1, 0.0], requires_grad=True)
+    error = (within_ends(x0, prediction) - x0).square()
+    kept = torch.tensor([False, True, True, False, True, True, True, True])
+    torch.testing.assert_close(error, torch.where(kept, (prediction - x0).square(), 0.0))
+    (gradient,) = torch.autograd.grad(error.sum(), prediction)
+    torch.testing.assert_close(gradient, torch.where(kept, 2 * (prediction - x0), 0.0))
+
+
+def test_the_mean_stays_the_best_prediction_where_the_ends_are_one_sided():
+    """For pixels that are black, grey or white by chance, among all predictions from -2 to 2."""
+    for shares in ((0.9, 0.1, 0.0), (0.2, 0.3, 0.5), (0.0, 0.0, 1.0), (1 / 3, 1 / 3, 1 / 3)):
+        levels, weights = torch.tensor([-1.0, 0.2, 1.0]), torch.tensor(shares)
+        candidates = torch.linspace(-2, 2, 401)
+        errors = sum(
+            weight * (within_ends(level.expand(401), candidates) - level).square()
+            for level, weight in zip(levels, weights, strict=True)
+        )
+        assert isinstance(errors, torch.Tensor)
+        best = candidates[errors.argmin()].clamp(-1, 1)
+        torch.testing.assert_close(best, (levels * weights).sum(), atol=0.006, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["simple", "min_snr"])
+def test_the_loss_with_one_sided_ends_is_that_of_the_prediction_within_them(kind: str):
+    batch = noised(images(8).round(), KeyedRNG(0, torch.arange(8)))  # black, grey and white
+    x0, weighting = Parameterization("x0"), WeightingConfig.model_validate({"kind": kind})
+    output = batch.x0 + 0.3 * batch.eps
+    ends = training_loss(x0, SCHEDULE, weighting, batch, output, one_sided_ends=True)
+    inside = training_loss(x0, SCHEDULE, weighting, batch, within_ends(batch.x0, output))
+    assert torch.equal(ends.per_sample, inside.per_sample)
+    assert (ends.per_sample < training_loss(x0, SCHEDULE, weighting, batch, output).per_sample).all()

@@ -115,6 +115,11 @@ def test_a_prediction_has_the_schedule_that_goes_with_it(prediction: str, kind: 
         ({"schedule": {"zero_terminal_snr": True}}, "leaves nothing that eps could tell; set prediction=v or x0"),
         ({"prediction": "flow", "learned_variance": True}, "learned_variance needs a schedule with timesteps"),
         ({"prediction": "edm", "schedule": {"sigma_min": 90}}, "sigma_min is 90.0, not below sigma_max 80.0"),
+        ({"one_sided_ends": True}, "prediction eps is none; set prediction=x0, or leave it out"),
+        (
+            {"one_sided_ends": True, "prediction": "x0", "codec": {"kind": "vae", "run": "runs/vae"}},
+            "about black and white pixels, and codec.kind is vae; leave it out",
+        ),
         ({"sampler": {"guidance_interval": [5, 1]}}, "must ascend"),
         (
             {"prediction": "v", "network": {"kind": "edm2"}},
