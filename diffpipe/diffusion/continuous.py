@@ -33,8 +33,8 @@ class EDMScheduleConfig(Config):
     """The noise that sampling starts from. At least ten times sigma_data."""
     sigma_data: float = Field(default=0.5, gt=0)
     """The standard deviation of the data: about 0.5 for pixels in [-1, 1], and 1 for latents, which are normalized."""
-    rho: float = Field(default=7.0, gt=0)
-    """Spacing of a sampler's levels: even in sigma^(1/rho)."""
+    rho: float = Field(default=7.0, ge=1, le=100)
+    """Spacing of a sampler's levels: even in sigma^(1/rho). 1: even in sigma; 100: nearly even in log sigma."""
 
     @model_validator(mode="after")
     def _noise_grows(self) -> EDMScheduleConfig:
@@ -110,9 +110,9 @@ class FlowScheduleConfig(Config):
 
     kind: Literal["flow"]
     """The straight path of rectified flow (Liu et al. 2023): x_t = (1 - t) x_0 + t eps, for t from 0 to 1."""
-    shift: float = Field(default=1.0, gt=0)
+    shift: float = Field(default=1.0, ge=0.01, le=100)
     """Moves training and sampling towards more noise, for images of higher resolution: t becomes s t / (1 + (s - 1) t)
-    (Esser et al. 2024, eq. 23). 1: none."""
+    (Esser et al. 2024, eq. 23). 1: none; below 1: towards less noise."""
 
     def build(self) -> FlowSchedule:
         return FlowSchedule(self)
@@ -160,7 +160,8 @@ class FlowSchedule:
         return self._level(torch.sigmoid(log_ratio))
 
     def _shifted(self, t: Coefficient) -> Coefficient:
-        return self.config.shift * t / (1 + (self.config.shift - 1) * t)
+        shift = self.config.shift
+        return shift * t / ((1 - t) + shift * t)  # exactly 1 at t = 1
 
     def _level(self, t: Float64[Tensor, " b"]) -> NoiseLevel:
         return NoiseLevel(1 - t, t, (1000 * t).float())

@@ -14,16 +14,22 @@ own output. With SNR = alpha^2 / sigma^2:
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import torch
 from einops import reduce
 from jaxtyping import Float, Float32
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffpipe.config import Config
 from diffpipe.diffusion.parameterization import Parameterization
 from diffpipe.diffusion.process import Coefficient, NoiseLevel
+
+_MOST = 1e300
+"""In the place of an infinite SNR, whose product with a weight of 0 is no number."""
+_MOST_WEIGHT = 1e30  # a loss in float32 has room above it
 
 
 class WeightingConfig(Config):
@@ -38,6 +44,12 @@ class WeightingConfig(Config):
     k: float = Field(default=1.0, gt=0)
     """p2: what is added to the SNR."""
 
+    @model_validator(mode="after")
+    def _weights_are_finite(self) -> WeightingConfig:
+        if self.kind == "p2" and -(self.gamma or 1.0) * math.log(self.k) > math.log(_MOST_WEIGHT):
+            raise ValueError(f"gamma {self.gamma or 1.0} and k {self.k} weight pure noise by over {_MOST_WEIGHT:g}")
+        return self
+
 
 def simple_loss(target: Float[Tensor, " b *shape"], output: Float[Tensor, " b *shape"]) -> Float32[Tensor, " b"]:
     """The mean over pixels of (target - output)^2 for each sample, float32 (Ho et al. 2020, eq. 14)."""
@@ -45,17 +57,21 @@ def simple_loss(target: Float[Tensor, " b *shape"], output: Float[Tensor, " b *s
 
 
 def output_weight(config: WeightingConfig, parameterization: Parameterization, level: NoiseLevel) -> Coefficient:
-    """The factor on each sample's `simple_loss`: float64 [b], or 1.0 for the simple and the learned weighting."""
+    """The factor on each sample's `simple_loss`: float64 [b], or 1.0 for the simple and the learned weighting.
+
+    level: with tensors. A weight times SNR on the error of x_0 is that weight on the error of eps. Of the two errors,
+    only that of x_0 is infinite without signal, and only that of eps without noise. So each limit is right.
+    """
     if config.kind in ("simple", "learned"):
         return 1.0
-    inverse_snr = level.ratio**2  # finite also where no noise is left
-    error = parameterization.x0_error(level)
+    one = torch.ones_like(level.sigma)
+    x0_error, eps_error = one * parameterization.x0_error(level), one * parameterization.eps_error(level)
     match config.kind:
-        case "min_snr":  # min(SNR, gamma) = 1 / max(1/SNR, 1/gamma)
-            return error / inverse_snr.clamp(min=1 / (config.gamma or 5.0))
-        case "p2":  # SNR / (k + SNR)^gamma, with both sides times (1/SNR)^gamma
-            gamma = config.gamma or 1.0
-            return error * inverse_snr ** (gamma - 1) / (config.k * inverse_snr + 1) ** gamma
+        case "min_snr":
+            return torch.minimum(eps_error, (config.gamma or 5.0) * x0_error)
+        case "p2":
+            snr = ((level.alpha / level.sigma) ** 2).clamp(max=_MOST)
+            return eps_error.clamp(max=_MOST) * (config.k + snr) ** -(config.gamma or 1.0)
         case "edm":
-            return error * (1 / inverse_snr + parameterization.sigma_data**-2)
+            return eps_error + x0_error * parameterization.sigma_data**-2
     raise AssertionError(config.kind)

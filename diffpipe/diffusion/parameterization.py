@@ -91,7 +91,13 @@ class Parameterization:
         """(sigma / det)^2: the square error of x_0 for one of 1 in the output. It turns a weight on ||x_0 - x_0_hat||^2
         into one on the output's error: 1 / SNR for eps, 1 / (SNR + 1) for v.
         """
-        return (level.sigma / self._system(level)[2]) ** 2
+        return 1.0 if self.kind == "x0" else (level.sigma / self._system(level)[2]) ** 2
+
+    def eps_error(self, level: NoiseLevel) -> Coefficient:
+        """(alpha / det)^2: the square error of eps for one of 1 in the output, which is SNR times that of x_0: SNR for
+        x0, SNR / (SNR + 1) for v.
+        """
+        return 1.0 if self.kind == "eps" else (level.alpha / self._system(level)[2]) ** 2
 
     def _system(self, level: NoiseLevel) -> tuple[Coefficient, Coefficient, Coefficient]:
         """a, b, and the determinant of x_t = alpha x_0 + sigma eps and F = a x_0 + b eps."""

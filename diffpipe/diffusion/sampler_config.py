@@ -37,8 +37,9 @@ class SamplerConfig(Config):
     """The noise of ddim, from 0 (none) to 1 (as much as the ancestral sampler's)."""
     spacing: Spacing = "trailing"
     """Which noise levels are visited. trailing: evenly in the schedule's own time, from its end, where x_t is the noise
-    that sampling starts from. leading and linspace: other choices of timesteps (Lin et al. 2023, table 2). karras: even
-    in sigma^(1/7) (Karras et al. 2022, eq. 5). log_snr: even in log sigma."""
+    that sampling starts from. leading and linspace: other choices of timesteps (Lin et al. 2023, table 2); leading
+    starts at T - T/steps, so take many steps. karras: even in sigma^(1/7) (Karras et al. 2022, eq. 5). log_snr: even in
+    log sigma."""
     clip: bool = True
     """Clip each predicted x_0 to [-1, 1]. Off for latents, which have no such range."""
     dynamic_threshold: float | None = Field(default=None, gt=0, lt=1)

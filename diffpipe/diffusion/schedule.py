@@ -244,15 +244,16 @@ class DiscreteSchedule:
     def timesteps(self, steps: int, spacing: Spacing = "trailing") -> list[int]:
         """The timesteps that a sampler with this many steps visits, descending (Lin et al. 2023, table 2).
 
-        Only "trailing" starts from T - 1 for every number of steps. There x_t is the noise that samplers start from.
+        "trailing" and "linspace" start from T - 1, where x_t is the noise that samplers start from. "leading" starts
+        at T - T / steps, which for few steps has much signal, and for 1 step is the least noise.
         Raises UserError where there are more steps than timesteps.
         """
         self._check(steps)
         match spacing:
             case "leading":
                 timesteps = np.arange(steps)[::-1] * (self.T // steps)
-            case "linspace":
-                timesteps = np.linspace(0, self.T - 1, steps)[::-1].round()
+            case "linspace":  # numpy's one point of 0 to T - 1 is 0, and sampling starts at T - 1
+                timesteps = np.linspace(0, self.T - 1, steps)[::-1].round() if steps > 1 else [self.T - 1]
             case _:  # trailing; arange's float steps can add one entry, near 0
                 timesteps = np.arange(self.T, 0, -self.T / steps)[:steps].round() - 1
         return [int(t) for t in timesteps]

@@ -81,8 +81,9 @@ class DDPMConfig(StageConfig):
     """How the trained model samples and scores. It may change from one sampling to the next."""
     conditional: bool = False
     """Train P(X|Y) for the labels Y of the data, which needs data.labels=true."""
-    label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y). Guidance needs both."""
+    label_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y). Guidance needs both.
+    For P(X) alone set conditional=false."""
 
     @model_validator(mode="before")
     @classmethod

@@ -137,6 +137,26 @@ TRAINING: dict[str, tuple[list[str], str]] = {
         ["data.labels=true", "stage.conditional=true", "stage.label_dropout=0", "stage.sampler.guidance=2"],
         "needs a network that was trained without labels too",
     ),
+    "a dropout of every label": (
+        ["data.labels=true", "stage.conditional=true", "stage.label_dropout=1"],
+        "stage.label_dropout: input should be less than 1",
+    ),
+    "p2 that overflows": (
+        ["stage.weighting={kind: p2, gamma: 1000, k: 0.1}"],
+        "stage.weighting: gamma 1000.0 and k 0.1 weight pure noise by over 1e+30",
+    ),
+    "a shift to no noise": (
+        ["stage.prediction=flow", "stage.schedule={kind: flow, shift: 1e-17}"],
+        "stage.schedule.shift: input should be greater than or equal to 0.01",
+    ),
+    "a spacing by a large power": (
+        ["stage.prediction=edm", "stage.schedule={kind: edm, rho: 0.005}"],
+        "stage.schedule.rho: input should be greater than or equal to 1",
+    ),
+    "Muon's momentum with AdamW": (
+        ["optimizer.muon_momentum=0.9"],
+        "muon_momentum is for kind=muon, and the kind is adamw",
+    ),
     "karras with a flow": (
         ["stage.prediction=flow", "stage.schedule={kind: flow}", "stage.sampler.spacing=karras"],
         "spacing=karras is not for stage.schedule.kind=flow; use trailing",

@@ -29,7 +29,7 @@ def test_edm_visits_the_papers_sigmas() -> None:
     np.testing.assert_allclose(ratios[1:] / ratios[:-1], (0.002 / 80) ** (1 / 17), rtol=1e-9)
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.01, 1.0, 3.0, 100.0])
 def test_flow_visits_the_shifted_times_of_diffusers(shift: float) -> None:
     theirs: Any = FlowMatchEulerDiscreteScheduler(shift=shift)
     schedule = FlowScheduleConfig(kind="flow", shift=shift).build()
@@ -80,6 +80,12 @@ def test_the_bounds_chain_runs_from_below_a_levels_width_to_nearly_pure_noise() 
 def test_ends_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sigma_min is 2.0, not below sigma_max 1.0"):
         EDMScheduleConfig(kind="edm", sigma_min=2.0, sigma_max=1.0)
+    for rho in (0.005, 1e17):
+        with pytest.raises(ValueError, match=r"rho\s+Input should be (greater|less) than or equal to"):
+            EDMScheduleConfig(kind="edm", rho=rho)
+    for shift in (1e-17, 1e17):
+        with pytest.raises(ValueError, match=r"shift\s+Input should be (greater|less) than or equal to"):
+            FlowScheduleConfig(kind="flow", shift=shift)
     with pytest.raises(UserError, match=r"sigma_max 4.0 leaves signal .* make it at least 5, ten times sigma_data"):
         EDMScheduleConfig(kind="edm", sigma_max=4.0).build()
     with pytest.raises(UserError, match=r"spacing=linspace is not for stage.schedule.kind=edm; use trailing, karras"):

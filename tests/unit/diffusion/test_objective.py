@@ -74,7 +74,50 @@ def test_the_simple_loss_of_edm_is_the_papers_weighted_loss():
     assert weight("simple", "edm", level) == 1.0
 
 
-def test_a_weight_without_signal_is_finite_where_x0_is_predicted():
-    silent = NoiseLevel(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), torch.tensor([999]))
-    for target in ("x0", "v"):
-        assert weight("min_snr", target, silent).item() == 0
+def end(alpha: float, sigma: float) -> NoiseLevel:
+    return NoiseLevel(torch.tensor([alpha]).double(), torch.tensor([sigma]).double(), torch.tensor([0]))
+
+
+SILENT, CLEAN = end(0.0, 1.0), end(1.0, 0.0)
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "target", "without_signal", "without_noise"),
+    [
+        ("min_snr", {}, "eps", 1, 0),
+        ("min_snr", {}, "x0", 0, 5),
+        ("min_snr", {}, "v", 0, 0),
+        ("min_snr", {}, "flow", 0, 0),
+        ("p2", {"k": 2.0, "gamma": 0.5}, "eps", 0.5**0.5, 0),
+        ("p2", {"k": 2.0, "gamma": 0.5}, "v", 0, 0),
+        ("p2", {}, "x0", 0, 1),
+        ("p2", {"k": 2.0, "gamma": 2.0}, "eps", 0.25, 0),
+        ("p2", {"k": 2.0, "gamma": 2.0}, "x0", 0, 0),
+        ("p2", {"k": 2.0, "gamma": 2.0}, "v", 0, 0),
+        ("p2", {"k": 2.0, "gamma": 2.0}, "flow", 0, 0),
+        ("p2", {"gamma": 1000.0}, "x0", 0, 0),
+        ("edm", {}, "eps", INF, 1),
+        ("edm", {}, "x0", 4, INF),
+        ("edm", {}, "v", 4, 1),
+        ("edm", {}, "flow", 4, 1),
+    ],
+)
+def test_weights_have_their_limits_without_signal_and_without_noise(
+    kind: str, settings: dict[str, float], target: str, without_signal: float, without_noise: float
+) -> None:
+    for level, expected in ((SILENT, without_signal), (CLEAN, without_noise)):
+        assert weight(kind, target, level, **settings).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["min_snr", "p2", "edm"])
+def test_edms_output_has_a_weight_at_every_sigma(kind: str) -> None:
+    for sigma in (0.0, 1e-9, 80.0, 1e6):
+        assert weight(kind, "edm", end(1.0, sigma)).isfinite().all()
+
+
+def test_a_large_exponent_is_finite_or_refused() -> None:
+    for target in ("eps", "x0", "v"):
+        assert weight("p2", target, gamma=1000.0).isfinite().all()
+    with pytest.raises(ValueError, match=r"gamma 1000.0 and k 0.5 weight pure noise by over 1e\+30"):
+        WeightingConfig(kind="p2", gamma=1000.0, k=0.5)

@@ -53,7 +53,10 @@ def test_an_error_of_the_output_is_one_of_x0_by_the_stated_factor(kind: Predicti
     target = parameterization.target(level, x0, eps)
     wrong = parameterization.x0(level, x_t, target + 0.01)
     error = ((wrong - x0) / 0.01).square().mean((1, 2, 3))
-    torch.testing.assert_close(error, parameterization.x0_error(level) * torch.ones(3), rtol=1e-6, atol=0)
+    one = torch.ones_like(error)
+    torch.testing.assert_close(error, parameterization.x0_error(level) * one, rtol=1e-6, atol=0)
+    snr = (level.alpha / level.sigma) ** 2
+    torch.testing.assert_close(error * snr, parameterization.eps_error(level) * one, rtol=1e-6, atol=0)
 
 
 def test_v_is_that_of_salimans_and_ho() -> None:

@@ -80,7 +80,7 @@ def test_noise_only_grows_and_nothing_is_degenerate(kind):
 def test_spaced_timesteps_agree_with_diffusers_at_every_number_of_steps(spacing):
     schedule = DiscreteSchedule.build(DiscreteScheduleConfig(steps=1000))
     theirs = DDPMScheduler(num_train_timesteps=1000, timestep_spacing=spacing, steps_offset=0)
-    for steps in range(1, 1001):
+    for steps in range(2 if spacing == "linspace" else 1, 1001):  # theirs has the least noise for 1 step of linspace
         theirs.set_timesteps(steps)
         ours = schedule.timesteps(steps, spacing)
         assert len(ours) == steps
@@ -96,7 +96,7 @@ def test_spaced_timesteps_descend_within_range(spacing, total):
         timesteps = schedule.timesteps(steps, spacing)
         assert timesteps == sorted(set(timesteps), reverse=True)
         assert 0 <= timesteps[-1] <= timesteps[0] < total
-        assert spacing != "trailing" or timesteps[0] == total - 1
+        assert spacing == "leading" or timesteps[0] == total - 1
     assert timesteps == list(reversed(range(total)))
 
 
