@@ -14,6 +14,9 @@ from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint.read import Checkpoint
 
+_OF_MOMENTS = ("optimizer.kind", "optimizer.muon_convolutions")
+"""Keys that choose which moments the optimizer keeps for a parameter: those of a checkpoint fit no other value."""
+
 
 class Change(NamedTuple):
     """A key whose value differs from the checkpoint's."""
@@ -72,7 +75,7 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
     changed = [change for change in changed if change.before != change.now]
     changed += _changed_decay(checkpoint, stored_config(checkpoint), experiment)
     imported = checkpoint.state.imported_from is not None
-    model = [c for c in changed if _of_model(c.key) or (c.key == "optimizer.kind" and not imported)]
+    model = [c for c in changed if _of_model(c.key) or (c.key in _OF_MOMENTS and not imported)]
     if model:
         changes = ", ".join(map(str, model))
         raise UserError(

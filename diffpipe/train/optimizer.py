@@ -62,9 +62,9 @@ class OptimizerConfig(Config):
 
     @model_validator(mode="after")
     def _keys_fit_the_kind(self) -> OptimizerConfig:
-        if self.kind != "muon" and (self.muon_lr is not None or self.muon_convolutions):
-            key = "muon_lr" if self.muon_lr is not None else "muon_convolutions"
-            raise ValueError(f"{key} is for kind=muon, and the kind is {self.kind}; leave it out")
+        for key in ("muon_lr", "muon_convolutions", "muon_momentum"):
+            if self.kind != "muon" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is for kind=muon, and the kind is {self.kind}; leave it out")
         return self
 
     def lr_at(self, step: int, steps: int) -> float:

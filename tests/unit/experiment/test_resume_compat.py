@@ -126,6 +126,10 @@ def test_a_change_of_the_model_is_always_refused() -> None:
     wider = CASES["ddpm"].experiment("stage.network.channels=16", "run.allow_changes=[stage]")
     with pytest.raises(UserError, match=r"of another model: stage\.network\.channels was 8 and is 16"):
         allowed_changes(checkpoint(), wider, SHAPE)
+    muon, key = ("optimizer.kind=muon", "optimizer.muon_convolutions=true"), "optimizer.muon_convolutions"
+    linear = CASES["ddpm"].experiment(muon[0], "run.allow_changes=[optimizer]")
+    with pytest.raises(UserError, match=rf"of another model: {key} was True and is False; restore the config"):
+        allowed_changes(checkpoint(*muon), linear, SHAPE)
     same = CASES["ddpm"].experiment("run.allow_changes=[data]")
     with pytest.raises(UserError, match=r"of another model: data\.classes was 10 and is 11"):
         allowed_changes(checkpoint(), same, ImageShape(1, square(8), 11))

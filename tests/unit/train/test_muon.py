@@ -178,3 +178,5 @@ def test_what_does_not_fit_is_refused() -> None:
         OptimizerConfig(muon_convolutions=True)
     with pytest.raises(ValidationError, match=r"muon_lr is for kind=muon, and the kind is adamw; leave it out"):
         OptimizerConfig(muon_lr=0.1)
+    with pytest.raises(ValidationError, match=r"muon_momentum is for kind=muon, and the kind is adamw; leave it out"):
+        OptimizerConfig(muon_momentum=0.9)
