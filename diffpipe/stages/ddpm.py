@@ -39,7 +39,7 @@ from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.autoguidance import autoguided, guide_problem, unopened_guide
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig, require_pixels
 from diffpipe.stages.config import StageConfig
-from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, predict
+from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, check_interval, predict
 from diffpipe.stages.labels import conditional_classes
 from diffpipe.stages.latents import latent_codec
 
@@ -167,6 +167,8 @@ class DDPM:
         schedule: Schedule = config.schedule.build()
         check_sampler(schedule, config.sampler)  # more steps than there are: refused too
         timestep_strata(len(schedule.chain().time), config.sampler.vlb_steps)
+        if config.sampler.guidance_interval is not None:
+            check_interval(config.sampler, visited_levels(schedule, config.sampler))
         self.schedule = PerDevice(schedule)
         self.parameterization = config.parameterization
         if problem := guide and guide_problem(guide, self):

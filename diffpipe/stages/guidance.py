@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -72,6 +73,18 @@ def check_guidance(sampler: GuidedSamplerConfig, *, conditional: bool, label_dro
             "stage.sampler.guidance needs a network that was trained without labels too; train with a "
             "stage.label_dropout above 0, such as 0.1"
         )
+
+
+def check_interval(sampler: GuidedSamplerConfig, visited: Sequence[NoiseLevel]) -> None:
+    """Raises UserError where guidance is asked for at none of the noise levels that the sampler visits."""
+    if sampler.guidance == 1 or any(sampler.guides(level) for level in visited):
+        return
+    ratios = [float(level.ratio) for level in visited]
+    raise UserError(
+        f"stage.sampler.guidance_interval {list(sampler.guidance_interval or ())} holds none of the noise levels "
+        f"sigma/alpha that are visited, {min(ratios):.3g} to {max(ratios):.3g}, so guidance would have no effect; give "
+        f"an interval that holds some, such as [0.3, 5], or more steps"
+    )
 
 
 def predict(

@@ -11,15 +11,15 @@ from tests.support.commands import HOME, SHARDS, TINY, refused, succeeds, train
 
 FASHION = HOME / "configs" / "fashion_mnist"
 SMALL = ["train.steps=1", "data.resolution=8", f"data.train={SHARDS}/test"]
-CONFIGS = {"vae": "vae", "gan": "gan", "few": "adversarial", "ae": "autoencoder", "ddpm": "ddpm"}
+CONFIGS = {"vae": "vae", "gan": "gan", "few": "adversarial", "ae": "autoencoder", "ddpm": "ddpm", "dropped": "ddpm"}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each family, none of which knows of classes, and one whose network has never seen a hidden label."""
+    """A run of each family, none of which knows of classes, and two that do, one of them without hidden labels."""
     home = tmp_path_factory.mktemp("made")
     for name, config in CONFIGS.items():
-        words = [] if name == "ae" else ["stage.conditional=false"]
+        words = [] if name in ("ae", "dropped") else ["stage.conditional=false"]
         train(home / name, *SMALL, *words, config=FASHION / f"{config}.yaml")
     train(home / "labelled", *SMALL, "stage.label_dropout=0", config=FASHION / "ddpm.yaml")
     return {name: home / name for name in (*CONFIGS, "labelled")} | {"test": SHARDS / "test"}
@@ -95,6 +95,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "guidance of a network that has always had labels": (
         ["sample", "{labelled}", "{out}", "--guidance", "2"],
         ["guidance needs a network that was trained without labels too", "stage.label_dropout above 0, such as 0.1"],
+    ),
+    "an interval beyond all noise levels": (
+        ["sample", "{dropped}", "{out}", "--guidance", "3", "--guidance-interval", "1e6,1e7"],
+        ["guidance_interval [1000000.0, 10000000.0] holds none of the noise levels"],
     ),
 }
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.errors import UserError
-from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, predict
+from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, check_interval, predict
 
 
 class LabelTimes(nn.Module):
@@ -73,3 +73,13 @@ def test_guidance_that_cannot_be_is_refused() -> None:
         check_guidance(GuidedSamplerConfig(guidance=2), conditional=False, label_dropout=0.1)
     with pytest.raises(UserError, match=r"trained without labels too; train with a stage\.label_dropout above 0"):
         check_guidance(GuidedSamplerConfig(guidance=2), conditional=True, label_dropout=0.0)
+
+
+def test_an_interval_between_or_beyond_the_visited_levels_is_refused() -> None:
+    visited = [NoiseLevel(1.0, ratio, 0) for ratio in (80.0, 2.0, 0.1)]
+    for interval in ((1.0, 3.0), (0.1, 0.2), (0.0, 1e9)):
+        check_interval(GuidedSamplerConfig(guidance=2, guidance_interval=interval), visited)
+    for interval in ((1e6, 1e7), (3.0, 5.0), (-2.0, -1.0)):
+        check_interval(GuidedSamplerConfig(guidance=1, guidance_interval=interval), visited)
+        with pytest.raises(UserError, match=r"holds none of the noise levels sigma/alpha that are visited, 0.1 to 80"):
+            check_interval(GuidedSamplerConfig(guidance=2, guidance_interval=interval), visited)
