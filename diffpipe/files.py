@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+_LONGEST_INT = 4000  # digits of an integer in JSON; Python reads 4300
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -138,12 +139,13 @@ def read_regular(path: Path, *, follow_links: bool = False, limit: int | None = 
 def parse_json(text: str | bytes) -> Any:
     """The tree of a JSON text. Raises ValueError for any other text, with a message of at most some hundred characters.
 
-    Refused, where Python's own parser is lenient or fails otherwise: a key that comes twice, NaN and infinities, values
-    that are nested too deeply, bytes that are not UTF-8.
+    Refused, where Python's own parser is lenient or fails otherwise: a key that comes twice or is no text (half of a
+    surrogate pair), NaN and infinities, an integer of thousands of digits, values that are nested too deeply, bytes
+    that are not UTF-8.
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8", "strict")
-        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_int=_bounded_int)
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -155,7 +157,16 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) < len(pairs):
         repeated = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise ValueError(f"the key {repeated[:40]!r} comes twice")
+    for key in tree:
+        if not key.isascii() and any("\ud800" <= c <= "\udfff" for c in key):
+            raise ValueError(f"the key {key[:40]!r} is no text: it holds half of a surrogate pair")
     return tree
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _LONGEST_INT:
+        raise ValueError(f"a number has {len(digits)} digits, and {_LONGEST_INT} are the most")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> None:

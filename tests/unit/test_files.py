@@ -372,7 +372,8 @@ def test_a_private_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytes
         ("[-Infinity]", "-Infinity is not a number"),
         ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
         ('{"a":' * 50_000 + "1" + "}" * 50_000, "nested too deeply"),
-        ("9" * 5000, "4300 digits"),
+        ("9" * 5000, "^a number has 5000 digits, and 4000 are the most$"),
+        ('{"a": {"\\ud800": 1}}', r"the key '\\ud800' is no text: it holds half of a surrogate pair"),
         (b'{"\xff": 1}', "not UTF-8 at byte 2"),
         ("{", "Expecting"),
         ("", "Expecting"),
@@ -385,5 +386,5 @@ def test_what_is_not_json_is_a_value_error_of_few_words(text: str | bytes, words
 
 
 def test_json_is_parsed_as_by_python() -> None:
-    text = '{"a": [1, 2.5, null, true], "ä": {"a": "\\ud800"}}'
+    text = '{"a": [1, 2.5, null, true], "ä": {"a": "\\ud800"}, "\\ud83d\\ude00": 4}'
     assert parse_json(text) == parse_json(text.encode()) == json.loads(text)

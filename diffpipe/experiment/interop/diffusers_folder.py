@@ -114,6 +114,11 @@ def read_folder(folder: Path) -> DiffusersFolder:
     name = scheduler.get("_class_name")
     if name not in get_args(Scheduler):
         raise UserError(f"{folder / SCHEDULER}: a {str(name)[:60]}; {_OWN}")
+    if parts["scheduler"] != name:
+        raise UserError(
+            f"{folder / INDEX}: its scheduler is a {parts['scheduler'][:60]}, and {SCHEDULER} is that of a {name}; "
+            f"make them agree"
+        )
     network = _read_json(folder, config)
     if network.get("_class_name", _NETWORKS[part][0]) not in _NETWORKS[part]:
         raise UserError(f"{folder / config}: a {str(network['_class_name'])[:60]}; {_OWN}")

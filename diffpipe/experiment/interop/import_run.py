@@ -65,7 +65,11 @@ def import_run(
         for word in words:
             override(Experiment, tree, word)
         named = {word.partition("=")[0] for word in words}
-        experiment, stage, _ = build_stage(validate(Experiment, tree, str(path)), imported.shape, runtime, named=named)
+        config = validate(Experiment, tree, str(path))
+        try:
+            experiment, stage, _ = build_stage(config, imported.shape, runtime, named=named)
+        except UserError as error:  # it speaks of our keys, whose values are the source's
+            raise UserError(f"{path}: {error}") from error
         tensors = imported.tensors(stage, {name: net.state_dict() for name, net in without_values(stage).items()})
         _write(home, experiment, imported.shape, tensors, str(path), runtime.comm)
     count = sum(tensor.numel() for state in tensors.values() for tensor in state.values())

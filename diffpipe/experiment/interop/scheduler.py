@@ -11,6 +11,7 @@ from diffpipe.config import Config, validate
 from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.nn.levels import Positive
+from diffpipe.plural import plural
 from diffpipe.stages.ddpm import DDPMConfig
 
 Scheduler = Literal["DDPMScheduler", "DDIMScheduler"]
@@ -139,6 +140,8 @@ def _ends(first: float, last: float, T: int) -> dict[str, float]:  # noqa: N803 
 
 def _of_table(betas: tuple[float, ...], where: str) -> dict[str, Any]:
     """The schedule that has these betas. Raises UserError where there is none."""
+    if len(betas) < 2:
+        raise UserError(f"{where}: trained_betas has {plural(len(betas), 'beta')}, and a schedule has 2 or more")
     table = torch.tensor(betas, dtype=torch.float64)
     for kind in ("sigmoid", "cosine", "linear", "scaled_linear"):
         ends = _ends(betas[0], betas[-1], len(betas)) if "linear" in kind else {}

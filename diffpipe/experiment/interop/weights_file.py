@@ -98,11 +98,15 @@ class WeightsFile:
         return shape
 
     def read(self) -> dict[str, Tensor]:
-        """All tensors, in float32. Raises UserError."""
+        """All tensors, in float32. Raises UserError, also where one holds NaN or an infinity."""
         try:
-            return {name: self._file.get_tensor(stored).to(torch.float32) for name, stored in self._names.items()}
+            tensors = {name: self._file.get_tensor(stored).to(torch.float32) for name, stored in self._names.items()}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.path}: cannot be read just now ({error})") from error
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{self.path}: {self._names[name][:80]} holds NaN or an infinity; give other weights")
+        return tensors
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

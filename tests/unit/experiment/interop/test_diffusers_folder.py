@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from diffpipe.__main__ import main
-from diffpipe.experiment.interop.diffusers_folder import weights_path
+from diffpipe.experiment.interop.diffusers_folder import SCHEDULER, weights_path
 from tests.support.diffusers_folders import saved_folder
 
 WEIGHTS = weights_path("unet")
@@ -30,6 +30,16 @@ def edited(name: str, **keys: Any) -> Callable[[Path], object]:
 def as_pickle(folder: Path) -> None:
     torch.save(load_file(folder / WEIGHTS), folder / "unet/diffusion_pytorch_model.bin")
     (folder / WEIGHTS).unlink()
+
+
+def with_text(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def not_a_number(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["conv_in.bias"][0] = torch.nan
+    save_file(tensors, folder / WEIGHTS)
 
 
 def in_parts(folder: Path) -> None:
@@ -61,6 +71,24 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "a DiTTransformer2DModel; diffpipe",
     ),
     "another scheduler": (edited("scheduler/scheduler_config.json", _class_name="PNDMScheduler"), "a PNDMScheduler; "),
+    "another scheduler in the index": (
+        edited("model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"]),
+        "model_index.json: its scheduler is a EulerDiscreteScheduler, and scheduler/scheduler_config.json is that of a",
+    ),
+    "control characters": (
+        edited("scheduler/scheduler_config.json", _class_name="x\x1b[31m\ny"),
+        "scheduler_config.json: a x\\x1b[31m y; ",
+    ),
+    "no betas": (edited(SCHEDULER, trained_betas=[]), "trained_betas has 0 betas"),
+    "little noise": (edited(SCHEDULER, beta_end=2e-4), "of the image's variance in x_T"),
+    "little noise in a table": (
+        edited(SCHEDULER, trained_betas=torch.linspace(1e-4, 2e-4, 1000, dtype=torch.float64).tolist()),
+        "of the image's variance in x_T",
+    ),
+    "wide heads": (edited("unet/config.json", attention_head_dim=10**9), "stage.network.head_channels"),
+    "a long number": (with_text("unet/config.json", '{"sample_size": ' + "9" * 5000 + "}"), "a number has 5000 digits"),
+    "half a pair": (with_text("unet/config.json", '{"\\ud800": 1}'), "half of a surrogate pair"),
+    "NaN": (not_a_number, "conv_in.bias holds NaN or an infinity"),
     "not JSON": (lambda folder: (folder / "unet/config.json").write_text("{"), "unet/config.json: not JSON"),
     "a list": (lambda folder: (folder / "unet/config.json").write_text("[]"), "unet/config.json: not a mapping"),
     "wider": (edited("unet/config.json", block_out_channels=[16, 64]), "has shape"),
@@ -82,6 +110,6 @@ def test_other_folders_are_refused_in_one_line(case: str, tmp_path: Path, capsys
     edit(folder)
     assert main(["import", str(folder), str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("diffpipe import: error: ")
+    assert line.startswith(f"diffpipe import: error: {folder}")
     assert words in line
     assert not (tmp_path / "run").exists()

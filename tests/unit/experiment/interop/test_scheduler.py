@@ -66,6 +66,8 @@ def test_configs_of_early_versions_are_read() -> None:
         ({"prediction_type": "flow_prediction"}, "prediction_type: input should be 'epsilon'"),
         ({"variance_type": "learned"}, "variance_type is learned"),
         ({"trained_betas": [0.1, 0.5, 0.2]}, "trained_betas are of none of the schedules"),
+        ({"trained_betas": []}, "trained_betas has 0 betas, and a schedule has 2 or more"),
+        ({"trained_betas": [0.1]}, "trained_betas has 1 beta, and"),
         ({"num_train_timesteps": 0}, "num_train_timesteps"),
         ({"of_tomorrow": 1}, "unknown key of_tomorrow"),
     ],

@@ -56,6 +56,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         WeightsFile(tmp_path / "fifo.safetensors")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"a.old": torch.tensor([0, value], dtype=torch.float64), "b": torch.ones(2)}, path)
+    with pytest.raises(UserError, match=r"w\.safetensors: a\.old holds NaN or an infinity"):
+        WeightsFile(path, lambda name: name.replace("old", "new")).read()
+
+
 @pytest.mark.parametrize("name", ["w.pt", "w.bin", "renamed.safetensors"])
 def test_a_pickle_is_refused_and_the_command_converts_it(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
