@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorSt
 from diffpipe.errors import UserError
 from diffpipe.plural import plural
 
+_OF_FP16 = (".scale", ".growth_tracker")  # of the optimizer's GradScaler; no moment has such a name
+
 
 def require_stored(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raise UserError unless the files hold every one of `tensors`, whole, in its shape and dtype.
@@ -24,6 +26,11 @@ def require_stored(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, 
     for name, tensor in tensors.items():
         there: Any = stored.get(name)
         shape = None if there is None else tuple(there.size)
+        if there is None and name.startswith("optimizer.") and name.endswith(_OF_FP16):
+            raise UserError(
+                f"{path} was trained without fp16, so the scale of its loss is missing; resume it with "
+                f"train.precision=bf16 or fp32"
+            )
         if there is None or shape != tuple(tensor.shape):
             found = "is missing" if shape is None else f"has shape {list(shape)}"
             raise UserError(

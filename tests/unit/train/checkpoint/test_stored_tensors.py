@@ -137,3 +137,13 @@ def test_a_state_of_another_step_is_refused_in_one_line(tmp_path: Path, step: st
     ) as caught:
         open_checkpoint(path, ALONE)
     assert len(str(caught.value)) < 600
+
+
+def test_a_loss_scale_that_is_missing_is_told_from_another_model() -> None:
+    for name in ("optimizer.net.scale", "optimizer.net.growth_tracker"):
+        with pytest.raises(
+            UserError, match=r"^x was trained without fp16.*resume it with train\.precision=bf16 or fp32"
+        ):
+            require_stored(Path("x"), {}, {name: torch.ones(())})
+    with pytest.raises(UserError, match=r"^x is a checkpoint of another model: net\.scale is missing"):
+        require_stored(Path("x"), {}, {"net.scale": torch.ones(())})
