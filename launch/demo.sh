@@ -5,9 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/setup.sh ""
-run="${RUN:-runs/fashion_mnist/ddpm}"
+run="${RUN:-runs/fashion_mnist/demo}"
 diffpipe=(.venv/bin/accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe)
-"${diffpipe[@]}" train configs/fashion_mnist/ddpm.yaml run.dir="$run" "$@"
+"${diffpipe[@]}" train configs/fashion_mnist/demo.yaml run.dir="$run" "$@"
 rm -rf "$run/samples/demo"  # those of an earlier step
 "${diffpipe[@]}" sample "$run" "$run/samples/demo" --n 100
 "${diffpipe[@]}" eval "$run" --reference configs/fashion_mnist/shards/test --floor configs/fashion_mnist/shards/train --n "${N:-1000}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,10 @@ from PIL import Image
 
 from diffpipe.config.load import load_config
 from diffpipe.experiment.config import Experiment
+from diffpipe.interfaces import ImageShape
 from diffpipe.metrics.names import parse_metric
+from diffpipe.report.comparison_rows import ComparisonRow, comparison_rows
+from diffpipe.resolution import square
 from tests.support.archives import cifar_pickles, write_cifar
 from tests.support.commands import HOME, TINY, TINY_RUN, diffpipe, tiny_stage
 
@@ -237,16 +242,34 @@ def test_the_demo_trains_samples_scores_and_says_where_the_grid_is(tmp_path: Pat
     assert len(list((tmp_path / "runs/x/scores").iterdir())) == 1
 
 
-def test_the_families_script_compares_what_it_trains_and_trains_first_what_others_need(tmp_path: Path) -> None:
-    shutil.copytree(HOME / "launch", tmp_path / "launch")
-    shutil.copy(HOME / "pyproject.toml", tmp_path)
-    recorder = tmp_path / ".venv" / "bin" / "diffpipe"
+def recorded(script: str, home: Path) -> list[list[str]]:
+    """The words of each diffpipe command that the script gives, in a checkout of its own."""
+    shutil.copytree(HOME / "launch", home / "launch")
+    shutil.copy(HOME / "pyproject.toml", home)
+    recorder = home / ".venv" / "bin" / "diffpipe"
     recorder.parent.mkdir(parents=True)
-    (tmp_path / ".venv" / ".installed").touch()
+    (home / ".venv" / ".installed").touch()
     recorder.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:], file=open('asked', 'a'))\n")
     recorder.chmod(0o755)
-    subprocess.run(["./launch/families.sh"], cwd=tmp_path, check=True, capture_output=True)
-    *trained, (command, *words) = map(ast.literal_eval, (tmp_path / "asked").read_text().splitlines())
+    subprocess.run([f"./launch/{script}"], cwd=home, check=True, capture_output=True)
+    return [ast.literal_eval(line) for line in (home / "asked").read_text().splitlines()]
+
+
+def rows_of(words: list[str], home: Path) -> list[ComparisonRow]:
+    """The rows of a `compare` command, whose runs alone are missing."""
+    options = dict(pairwise(words))
+    assert (HOME / options["--reference"] / "index.safetensors").exists()
+    assert all(parse_metric(name) for name in options["--metrics"].split(","))
+    refusal = diffpipe(*words, cwd=home).stderr  # the runs are not there; every option is
+    assert "runs/fashion_mnist/" in refusal
+    assert "usage:" not in refusal
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--row", nargs="+", action="append")
+    return comparison_rows([], parser.parse_known_args(words)[0].row)
+
+
+def test_the_families_script_compares_what_it_trains_and_trains_first_what_others_need(tmp_path: Path) -> None:
+    *trained, comparison = recorded("families.sh", tmp_path)
     runs: list[str] = []
     for train, path in trained:
         assert train == "train"
@@ -255,12 +278,25 @@ def test_the_families_script_compares_what_it_trains_and_trains_first_what_other
         needed = [run for run in (getattr(other, "run", None) for other in others) if run]
         assert set(needed) <= set(runs), f"{path} starts from what is not trained yet"
         runs.append(config.run.dir)
-    assert command == "compare"
-    options = dict(pairwise(words))
-    compared = set(re.findall(r"runs/fashion_mnist/\w+", " ".join(words))) - {options["--out"]}
+    compared = {row.path.as_posix() for row in rows_of(comparison, tmp_path)}
     assert compared == set(runs) - {"runs/fashion_mnist/latent_vae"}
-    assert (HOME / options["--reference"] / "index.safetensors").exists()
-    assert all(parse_metric(name) for name in options["--metrics"].split(","))
-    refusal = diffpipe(command, *words, cwd=tmp_path).stderr  # the runs are not there; every option is
-    assert "runs/fashion_mnist/" in refusal
-    assert "usage:" not in refusal
+
+
+def test_the_objectives_script_compares_runs_that_differ_in_the_objective_alone(tmp_path: Path) -> None:
+    *trained, comparison = recorded("objectives.sh", tmp_path)
+    trees: dict[str, list[str]] = {}
+    others: list[dict[str, Any]] = []
+    for train, path, *overrides in trained:
+        assert (train, path) == ("train", "configs/fashion_mnist/demo.yaml")
+        config = load_config(Experiment, HOME / path, overrides)
+        trees[config.run.dir] = overrides
+        objective = {"prediction", "schedule", "timesteps", "weighting", "one_sided_ends", "sampler"}
+        others.append(config.model_dump(exclude={"run": {"dir"}, "stage": objective}))
+    assert all(other == others[0] for other in others)
+    assert others[0]["data"]["batch_size"] * others[0]["train"]["steps"] == 48_000
+    rows = rows_of(comparison, tmp_path)
+    assert {row.path.as_posix() for row in rows} == trees.keys()
+    for row in rows:
+        settings = [*trees[row.path.as_posix()], *row.overrides]
+        config = load_config(Experiment, HOME / "configs/fashion_mnist/demo.yaml", settings)
+        config.stage.build(ImageShape(1, square(28), 10))  # what does not go together is refused

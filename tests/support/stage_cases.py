@@ -88,6 +88,7 @@ CASES = {
     "ddpm, edm2": Case("ddpm", (_EDM2, *EDM)),
     "ddpm, dit, flow": Case("ddpm", (_DIT, *FLOW)),
     "ddpm, v": Case("ddpm", V),
+    "ddpm, x0": Case("demo"),
     "denoising_autoencoder": Case("denoising_autoencoder"),
     "flow": Case("flow"),
     "flow, variational": Case("flow", ("stage.dequantization={kind: variational, steps: 1, hidden: 4}",)),
@@ -100,7 +101,6 @@ CASES = {
 }
 
 RUNS = CASES | {
-    "ddpm, muon for convolutions": Case("ddpm", ("optimizer.kind=muon", "optimizer.muon_convolutions=true")),
     "ddpm, dit, muon": Case("ddpm", (_DIT, *FLOW, "optimizer.kind=muon", "optimizer.muon_lr=1e-3")),
     "ddpm, dit, not square": Case("ddpm", (_DIT,), resolution=Resolution(8, 12)),
 }

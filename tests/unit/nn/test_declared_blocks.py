@@ -30,6 +30,7 @@ BLOCKS = {
     "ddpm, edm2": {"denoiser": _EDM2, "log_variance": "out"},
     "ddpm, dit, flow": {"denoiser": "layers.0 layers.1"},
     "ddpm, v": {"denoiser": _UNET},
+    "ddpm, x0": {"denoiser": _UNET},
     "denoising_autoencoder": _CODER,
     "flow": {"flow": _GLOW},
     "flow, variational": {"flow": _GLOW, "dequantizer": "chain.layers.0 chain.layers.1 chain.layers.2"},
