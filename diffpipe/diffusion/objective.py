@@ -47,7 +47,9 @@ class WeightingConfig(Config):
     @model_validator(mode="after")
     def _weights_are_finite(self) -> WeightingConfig:
         if self.kind == "p2" and -(self.gamma or 1.0) * math.log(self.k) > math.log(_MOST_WEIGHT):
-            raise ValueError(f"gamma {self.gamma or 1.0} and k {self.k} weight pure noise by over {_MOST_WEIGHT:g}")
+            raise ValueError(
+                f"gamma {self.gamma or 1.0} and k {self.k} weight pure noise by over {_MOST_WEIGHT:g}; raise k"
+            )
         return self
 
 

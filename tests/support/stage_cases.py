@@ -88,7 +88,7 @@ CASES = {
     "ddpm, edm2": Case("ddpm", (_EDM2, *EDM)),
     "ddpm, dit, flow": Case("ddpm", (_DIT, *FLOW)),
     "ddpm, v": Case("ddpm", V),
-    "ddpm, x0": Case("demo"),
+    "ddpm, x0": Case("demo", ("train.minutes=null",)),
     "denoising_autoencoder": Case("denoising_autoencoder"),
     "flow": Case("flow"),
     "flow, variational": Case("flow", ("stage.dequantization={kind: variational, steps: 1, hidden: 4}",)),
