@@ -33,5 +33,5 @@ for run in edm flow; do
 done
 row x0_one_sided dpmpp_2m_sde 10
 row x0_one_sided dpmpp_2m_sde 15 1.25
-.venv/bin/diffpipe compare "${rows[@]}" --reference configs/fashion_mnist/shards/test --out $runs/compare --nll-n 300 \
+.venv/bin/diffpipe compare "${rows[@]}" --reference configs/fashion_mnist/shards/test --out $runs/compare --nll-n 100 \
   --metrics fd_efficientnet_lite0,kid_efficientnet_lite0

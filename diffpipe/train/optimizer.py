@@ -27,8 +27,8 @@ class OptimizerConfig(Config):
 
     kind: Literal["adamw", "muon"] = "adamw"
     """adamw: for all parameters. muon (Jordan et al. 2024): the weights of linear layers within the networks' blocks
-    get orthogonalized updates. AdamW trains the rest: convolutions, embeddings, norms, biases, and the layers before
-    and after the blocks."""
+    get orthogonalized updates, and with muon_convolutions those of convolutions. AdamW trains the rest: embeddings,
+    norms, biases, and the layers before and after the blocks."""
     lr: float = Field(default=2e-4, gt=0)
     """The learning rate after the warm-up. The default is that of Ho et al. 2020."""
     lr_factors: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
