@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import torch
 from einops import rearrange
 from jaxtyping import Float, Int, Real
 from pydantic import Field, model_validator
@@ -15,6 +14,7 @@ from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.nn.blocks import sinusoidal_embedding, zero_init
 from diffpipe.nn.levels import Positive
+from diffpipe.nn.norms import Norm, RMSNorm, normalized
 from diffpipe.nn.positions import rotary_angles, rotate, sincos_embedding
 from diffpipe.resolution import Resolution
 
@@ -39,7 +39,7 @@ class DiTConfig(Config):
     """Channels within the MLP, as a multiple of `width`. swiglu has two thirds of that, for as many parameters."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
     """gelu: the paper's. swiglu: a gated unit (Shazeer 2020)."""
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Norm = "layer"
     """layer: layer normalization, the paper's. rms: without its mean (Zhang & Sennrich 2019)."""
     qk_norm: bool = False
     """Normalize queries and keys to unit RMS with a learned scale, which keeps the attention of large networks stable
@@ -104,8 +104,8 @@ class DiTBlock(nn.Module):
         """emb: the embedding of timestep and label, after SiLU. angles: the rotation at each place; None: none."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=-1)
         norm = self.config.norm
-        h = h + gate1 * self._attention(_normalized(h, norm, _EPS) * (1 + scale1) + shift1, angles)
-        return h + gate2 * self.mlp(_normalized(h, norm, self.config.mlp_norm_eps) * (1 + scale2) + shift2)
+        h = h + gate1 * self._attention(normalized(h, norm, _EPS) * (1 + scale1) + shift1, angles)
+        return h + gate2 * self.mlp(normalized(h, norm, self.config.mlp_norm_eps) * (1 + scale2) + shift2)
 
     def _attention(self, h: Tensor, angles: Tensor | None) -> Tensor:
         q, k, v = rearrange(self.qkv(h), "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=self.config.heads)
@@ -176,7 +176,7 @@ class DiT(nn.Module):
         for layer in self.layers:
             h = layer(h, emb, angles)
         shift, scale = self.modulation(emb)[:, None].chunk(2, dim=-1)
-        patches = self.out(_normalized(h, config.norm, _EPS) * (1 + scale) + shift)
+        patches = self.out(normalized(h, config.norm, _EPS) * (1 + scale) + shift)
         p = config.patch
         return rearrange(patches, "b (h w) (p1 p2 c) -> b c (h p1) (w p2)", h=rows, p1=p, p2=p)
 
@@ -201,17 +201,6 @@ class DiT(nn.Module):
         zero_init(self.out)
 
 
-class RMSNorm(nn.Module):
-    """x / RMS(x) with a learned scale for each channel, over the last axis, in at least float32."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
-        return _normalized(x.to(torch.promote_types(x.dtype, torch.float32)), "rms", _EPS) * self.weight
-
-
 class SwiGLU(nn.Module):
     """W₃ (SiLU(W₁ x) · W₂ x), with W₁ and W₂ in one layer (Shazeer 2020, equation 6)."""
 
@@ -223,9 +212,3 @@ class SwiGLU(nn.Module):
     def forward(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
         gate, value = self.gate_and_value(x).chunk(2, dim=-1)
         return self.out(F.silu(gate) * value)
-
-
-def _normalized(x: Tensor, norm: Literal["layer", "rms"], eps: float) -> Tensor:
-    """The last axis normalized, without a learned scale."""
-    shape = x.shape[-1:]
-    return F.layer_norm(x, shape, eps=eps) if norm == "layer" else F.rms_norm(x, shape, eps=eps)

@@ -15,6 +15,7 @@ from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.nn.blocks import zero_init
 from diffpipe.nn.flow import full_precision
+from diffpipe.nn.norms import LayerNorm
 from diffpipe.resolution import Resolution
 
 _EMBEDDING_STD = 0.01
@@ -61,14 +62,6 @@ class KVCache:
     def append(self, kv: Float[Tensor, "two b heads 1 d"]) -> Float[Tensor, "two b heads n d"]:
         self.kv = kv if self.kv is None else torch.cat([self.kv, kv], dim=3)
         return self.kv
-
-
-class LayerNorm(nn.LayerNorm):
-    """Its parameters may have fewer digits than its input, as those of a sharded block have."""
-
-    def forward(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
-        dtype = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
 
 
 class TransformerLayer(nn.Module):
