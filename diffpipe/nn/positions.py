@@ -28,8 +28,16 @@ def rotary_angles(height: int, width: int, dim: int, device: torch.device | None
     The first half of the pairs turns with the row, the second half with the column, at dim/4 frequencies each (Su et
     al. 2021, equation 15, along two axes). dim: channels of a head, a multiple of 4.
     """
-    frequencies = _frequencies(dim // 4, device)
-    return torch.cat([torch.outer(position, frequencies) for position in _grid(height, width, device)], dim=1)
+    return rotary_angles_at(torch.stack(_grid(height, width, device), dim=1), dim)
+
+
+def rotary_angles_at(positions: Float[Tensor, "n axes"], dim: int) -> Float[Tensor, "n {dim}//2"]:
+    """The same for tokens at any positions along one axis or several, which share the pairs equally.
+
+    dim: channels of a head, a multiple of twice the number of axes.
+    """
+    frequencies = _frequencies(dim // (2 * positions.shape[1]), positions.device)
+    return torch.cat([torch.outer(position, frequencies) for position in positions.T], dim=1)
 
 
 def rotate(x: Float[Tensor, "b heads n d"], angles: Float[Tensor, "n pairs"]) -> Float[Tensor, "b heads n d"]:

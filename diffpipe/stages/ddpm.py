@@ -40,7 +40,7 @@ from diffpipe.stages.autoguidance import autoguided, guide_problem, unopened_gui
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig, require_pixels
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, check_interval, predict
-from diffpipe.stages.labels import conditional_classes
+from diffpipe.stages.labels import conditional_classes, dropped_labels
 from diffpipe.stages.latents import latent_codec
 
 DENOISER, LATENT_SCALE, LOG_VARIANCE = "denoiser", "latent_scale", "log_variance"
@@ -211,8 +211,7 @@ class DDPM:
         labels = None
         if self.classes:
             assert batch.labels is not None, "the loader was asked for labels"
-            hidden = rng.uniform("label_dropout") < self.config.label_dropout
-            labels = torch.where(hidden, self.classes, batch.labels)
+            labels = dropped_labels(batch.labels, self.classes, self.config.label_dropout, rng)
         output = nets[DENOISER](scaled_input(self.parameterization, level, noised.x_t), level.time, labels)
         log_variance = nets[LOG_VARIANCE](level.time) if self.config.weighting.kind == "learned" else None
         ends = self.config.one_sided_ends

@@ -64,7 +64,13 @@ def check_guidance(sampler: GuidedSamplerConfig, *, conditional: bool, label_dro
             "stage.sampler.guide has no effect at guidance 1; set stage.sampler.guidance, such as 2 (--guidance 2), or "
             "leave the guide out (--guide none)"
         )
-    if sampler.guidance == 1 or sampler.guide is not None:
+    if sampler.guide is None:
+        check_label_guidance(sampler.guidance, conditional=conditional, label_dropout=label_dropout)
+
+
+def check_label_guidance(guidance: float, *, conditional: bool, label_dropout: float) -> None:
+    """Raises UserError where the labels cannot guide."""
+    if guidance == 1:
         return
     if not conditional:
         raise UserError("stage.sampler.guidance needs labels to guide by; set stage.conditional=true and train with it")

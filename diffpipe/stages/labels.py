@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -22,6 +23,11 @@ def required_labels(classes: int, labels: Int[Tensor, " b"] | None) -> Int[Tenso
     if classes and labels is None:
         raise UserError("this stage is class-conditional and the images have no labels; set data.labels=true")
     return labels if classes else None
+
+
+def dropped_labels(labels: Int[Tensor, " b"] | None, classes: int, share: float, rng: RNG) -> Int[Tensor, " b"] | None:
+    """The labels with that share of them hidden: the label `classes` means none."""
+    return None if labels is None else torch.where(rng.uniform("label_dropout") < share, classes, labels)
 
 
 def labels_to_generate(classes: int, labels: Int[Tensor, " b"] | None, rng: RNG) -> Int[Tensor, " b"] | None:

@@ -21,6 +21,7 @@ from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes, labels_to_generate, required_labels
 from diffpipe.stages.likelihood import (
+    LOWEST_LOG_SCALE,
     bits_per_dim,
     discretized_logistic,
     gaussian_log_density,
@@ -38,7 +39,6 @@ from diffpipe.stages.perceptual import (
 )
 
 ENCODER, DECODER, DISCRIMINATOR = "encoder", "decoder", "discriminator"
-_LOWEST_LOG_SCALE = -7.0  # a ninth of a bin: a narrower one gains nothing and its gradients explode
 
 
 class VAESamplerConfig(Config):
@@ -157,7 +157,7 @@ class VAE:
     ) -> Likelihood:
         """p(x|z), whose mean is the image. A class-conditional stage needs the labels."""
         mean, raw = nets["decoder"](z, labels).float().chunk(2, dim=1)
-        return Likelihood(mean, _LOWEST_LOG_SCALE + F.softplus(raw - _LOWEST_LOG_SCALE))
+        return Likelihood(mean, LOWEST_LOG_SCALE + F.softplus(raw - LOWEST_LOG_SCALE))
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         if phase.name == DISCRIMINATOR:

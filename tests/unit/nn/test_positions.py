@@ -7,7 +7,7 @@ import math
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
-from diffpipe.nn.positions import rotary_angles, rotate, sincos_embedding
+from diffpipe.nn.positions import rotary_angles, rotary_angles_at, rotate, sincos_embedding
 from tests.support.randomized import normal
 
 
@@ -42,3 +42,10 @@ def test_a_rotation_turns_each_pair_by_its_angle() -> None:
     expected = torch.tensor([math.cos(a), math.sin(a), -math.sin(b), math.cos(b)])
     torch.testing.assert_close(rotate(x, torch.tensor([[a, b]]))[0, 0, 0], expected)
     assert torch.equal(rotary_angles(2, 3, 4)[5], torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+def test_angles_along_one_axis_are_those_of_the_paper() -> None:
+    """Su et al. 2021, equation 15: pair i turns by position × 10000^(-2i/d)."""
+    angles = rotary_angles_at(torch.tensor([[0.0], [3.0], [7.5]], dtype=torch.float64), 8)
+    expected = [[p * 10_000 ** (-2 * i / 8) for i in range(4)] for p in (0, 3, 7.5)]
+    torch.testing.assert_close(angles, torch.tensor(expected, dtype=torch.float64))

@@ -10,7 +10,13 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.labels import conditional_classes, labels_to_generate, repeated, required_labels
+from diffpipe.stages.labels import (
+    conditional_classes,
+    dropped_labels,
+    labels_to_generate,
+    repeated,
+    required_labels,
+)
 
 LABELS = torch.tensor([2, 0, 1])
 
@@ -48,3 +54,16 @@ def test_a_condition_is_repeated_for_real_and_generated_images_together() -> Non
     condition = repeated(LABELS, 6)
     assert condition is not None
     assert condition.tolist() == [2, 0, 1, 2, 0, 1]
+
+
+def test_a_share_of_the_labels_is_hidden_by_position() -> None:
+    rng, labels = KeyedRNG(0, torch.arange(2000)), torch.arange(2000) % 3
+    dropped = dropped_labels(labels, 3, 0.25, rng)
+    assert dropped is not None
+    hidden = dropped == 3
+    assert torch.equal(dropped[~hidden], labels[~hidden])
+    assert 0.22 < hidden.float().mean() < 0.28
+    alone = dropped_labels(labels[7:8], 3, 0.25, KeyedRNG(0, torch.tensor([7])))
+    assert alone is not None
+    assert alone.item() == dropped[7].item()
+    assert dropped_labels(None, 3, 0.25, rng) is None
