@@ -201,8 +201,8 @@ def require_conditional(run: Run) -> None:
     if not is_conditional(run):
         raise UserError(
             f"{run.home}: classification compares p(x|y) over the classes y, and this run of stage.kind "
-            f"{run.experiment.stage.kind} has none; give a ddpm, vae or flow trained with data.labels=true and "
-            f"stage.conditional=true"
+            f"{run.experiment.stage.kind} has none; give a ddpm, vae, flow or autoregressive run trained "
+            f"with data.labels=true and stage.conditional=true"
         )
 
 

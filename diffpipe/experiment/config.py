@@ -13,6 +13,7 @@ from diffpipe.data.config import DataConfig
 from diffpipe.files import user_path
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.autoencoder import AutoencoderConfig
+from diffpipe.stages.autoregressive import AutoregressiveConfig
 from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.stages.gan import GANConfig
@@ -104,7 +105,7 @@ class Experiment(Config):
     data: DataConfig
     """The shards, and how their samples become batches."""
     stage: Annotated[
-        AdversarialConfig | AutoencoderConfig | DDPMConfig | FlowConfig | GANConfig | VAEConfig,
+        AdversarialConfig | AutoencoderConfig | AutoregressiveConfig | DDPMConfig | FlowConfig | GANConfig | VAEConfig,
         Field(discriminator="kind"),
         Kinds("stages"),
     ]

@@ -29,14 +29,15 @@ _UNET = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.
 _UNET += ["stage.network.groups=4", "stage.network.heads=1", "stage.network.head_channels=null"]
 _ADM = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.blocks=1"]
 _ADM += ["stage.network.attention=[]", "stage.network.groups=4", "stage.network.head_channels=8"]
-_DIT = ["stage.network.width=16", "stage.network.depth=2", "stage.network.heads=2"]
+_TRANSFORMER = ["stage.network.width=16", "stage.network.depth=2", "stage.network.heads=2"]
 _EDM2 = [word for word in _ADM if "groups" not in word]
-_DENOISER = {"unet": _UNET, "adm": _ADM, "edm2": _EDM2, "dit": _DIT}
+_DENOISER = {"unet": _UNET, "adm": _ADM, "edm2": _EDM2, "dit": _TRANSFORMER}
 _DISCRIMINATOR = ["stage.discriminator.channels=8", "stage.discriminator.channel_mult=[1,2]"]
 _CODER = ["stage.network.channels=8", "stage.network.channel_mult=[1,2]", "stage.network.groups=4"]
 TINY_STAGE = {
     "adversarial": [*_UNET, "stage.teacher=null"],
     "autoencoder": _CODER,
+    "autoregressive": [*_TRANSFORMER, "stage.tokens.embedding=4"],
     "ddpm": [*_UNET, "stage.sampler.steps=3"],
     "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],
     "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.channel_mult=[1,2]"],

@@ -48,6 +48,17 @@ V = (
     "stage.sampler.kind=ancestral",
 )
 
+GPT = (
+    "stage.network.attention=full",
+    "stage.network.mlp=swiglu",
+    "stage.network.norm=rms",
+    "stage.network.qk_norm=true",
+    "stage.tokens.head={kind: logistic_mixture, mixtures: 3}",
+    "stage.tokens.neighbourhood=0",
+    "stage.label_dropout=0.2",
+    "stage.sampler={temperature: 0.9, top_k: 100, top_p: 0.95, guidance: 1.5}",
+)
+
 
 class Case(NamedTuple):
     """A config of configs/fashion_mnist, and what is laid over it beside the tiny network."""
@@ -82,6 +93,8 @@ CASES = {
     "adversarial": Case("adversarial", LAZY),
     "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.discriminator_input=x_prev")),
     "autoencoder": Case("autoencoder"),
+    "autoregressive": Case("autoregressive", ("train.minutes=null",)),
+    "autoregressive, full": Case("autoregressive", ("train.minutes=null", *GPT)),
     "ddpm": Case("ddpm"),
     "ddpm, adm": Case("ddpm", (_ADM,)),
     "ddpm, edm": Case("ddpm", EDM),

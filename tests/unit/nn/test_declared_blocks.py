@@ -24,6 +24,8 @@ BLOCKS = {
     "adversarial": _DENOISING_GAN,
     "adversarial, x_prev": _DENOISING_GAN,
     "autoencoder": _CODER,
+    "autoregressive": {"transformer": "transformer.layers.0 transformer.layers.1"},
+    "autoregressive, full": {"transformer": "transformer.layers.0 transformer.layers.1"},
     "ddpm": {"denoiser": _UNET},
     "ddpm, adm": {"denoiser": _ADM},
     "ddpm, edm": {"denoiser": _UNET, "log_variance": "out"},

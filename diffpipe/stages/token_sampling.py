@@ -1,0 +1,64 @@
+"""Draws of a token's value from its distribution: temperature, top-k, top-p, guidance, and an inverse CDF."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from diffpipe.config import Config
+from diffpipe.errors import UserError
+from diffpipe.stages.guidance import check_label_guidance
+
+
+class TokenSamplerConfig(Config):
+    """How a trained model of tokens samples. It may change after training, and no likelihood depends on it."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Logits are divided by it: 1 samples the model, 0 takes the likeliest value of each token."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Draw among so many likeliest values of each token; null: among all."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw among the fewest likeliest values that have this probability together (Holtzman et al. 2020, nucleus
+    sampling), after temperature and top_k. 1: among all."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance on the logits: 1 samples P(X|Y), more exaggerates the label, and each token then costs
+    two network evaluations. It needs conditional=true and a label_dropout."""
+
+
+def check_sampler(sampler: TokenSamplerConfig, levels: int, *, conditional: bool, label_dropout: float) -> None:
+    """Raises UserError where a token cannot be drawn like this. levels: the values that it may have."""
+    check_label_guidance(sampler.guidance, conditional=conditional, label_dropout=label_dropout)
+    if sampler.top_k is not None and sampler.top_k > levels:
+        raise UserError(f"stage.sampler.top_k {sampler.top_k} is more than the {levels} values of a token; give fewer")
+
+
+def guided(
+    conditional: Float[Tensor, "b levels"], unconditional: Float[Tensor, "b levels"], guidance: float
+) -> Float[Tensor, "b levels"]:
+    """The logits, extrapolated from those without the label (Ho & Salimans 2022, equation 6)."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def draw(logits: Float[Tensor, "b levels"], u: Float[Tensor, " b"], sampler: TokenSamplerConfig) -> Int[Tensor, " b"]:
+    """A value for each row by the inverse CDF at u, in (0, 1). The CDF is float64."""
+    if sampler.temperature == 0:
+        return logits.argmax(dim=1)
+    logits = logits.double() / sampler.temperature
+    if sampler.top_k is not None:
+        lowest = logits.topk(sampler.top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
+    probabilities = logits.softmax(dim=1)
+    if sampler.top_p < 1:
+        probabilities = _nucleus(probabilities, sampler.top_p)
+    cdf = probabilities.cumsum(dim=1)
+    # The first value whose CDF is above u: none of probability zero.
+    return (cdf <= u[:, None] * cdf[:, -1:]).sum(dim=1)
+
+
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Zero where likelier values have the probability top_p already."""
+    ordered, order = probabilities.sort(dim=1, descending=True, stable=True)
+    before = ordered.cumsum(dim=1) - ordered
+    return probabilities.masked_fill(torch.empty_like(before, dtype=torch.bool).scatter(1, order, before >= top_p), 0)
