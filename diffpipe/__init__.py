@@ -9,10 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffpipe.api import Callback, LoadedRun, import_run, load, load_plugin, score, stream, train
+    from diffpipe.api import Callback, LoadedRun, decompress, import_run, load, load_plugin, score, stream, train
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "LoadedRun", "__version__", "import_run", "load", "load_plugin", "score", "stream", "train"]
+__all__ = [
+    "Callback",
+    "LoadedRun",
+    "__version__",
+    "decompress",
+    "import_run",
+    "load",
+    "load_plugin",
+    "score",
+    "stream",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

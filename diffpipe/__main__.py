@@ -45,6 +45,8 @@ COMMANDS = {
     "anomaly": "how well a run's score separates abnormal images from normal ones",
     "classify": "classify images by the likelihoods of a class-conditional run, with calibration",
     "config": "the resolved config, its JSON schema, or every key with its meaning",
+    "compress": "images as one file, losslessly, by the likelihood of a run",
+    "decompress": "the images of such a file as shards, by the same run",
     "nll": "the likelihood of images under a run, in bits/dim or as a bound, with its terms",
 }
 

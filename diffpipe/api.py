@@ -18,12 +18,14 @@ from diffpipe.data.loader import mixture
 from diffpipe.data.loader.stream import batches
 from diffpipe.errors import UserError
 from diffpipe.evaluation import scores
+from diffpipe.evaluation.compressed_shards import decompress_to_shards, open_run_of, read_for
 from diffpipe.evaluation.overlap import overlap_check
 from diffpipe.evaluation.samples import stated_shape
 from diffpipe.evaluation.score_sources import ScoreSources, open_images, score_sources
 from diffpipe.experiment import training
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.interop.import_run import import_run
+from diffpipe.files import user_path
 from diffpipe.interfaces import Batch
 from diffpipe.loaded_run import LoadedRun, load
 from diffpipe.machine import process_warnings
@@ -33,7 +35,7 @@ from diffpipe.resolution import parse_resolution
 from diffpipe.train.callbacks import Callback
 from diffpipe.train.runtime import Device, Precision, Runtime
 
-__all__ = ["Callback", "LoadedRun", "import_run", "load", "load_plugin", "score", "stream", "train"]
+__all__ = ["Callback", "LoadedRun", "decompress", "import_run", "load", "load_plugin", "score", "stream", "train"]
 
 
 def score(
@@ -127,6 +129,25 @@ def train(
     else:
         experiment = load_config(Experiment, config, list(overrides))
     return training.train(experiment, callbacks)
+
+
+def decompress(file: str | Path, run: str | Path, out: str | Path, *, device: Device = "auto") -> int:
+    """Write the images of a file that `LoadedRun.compress` made as shards into the folder `out`. Returns their number.
+
+    run: the run directory, or the checkpoint in it, that compressed them. Keys, labels and pixels are those of the
+    compressed images. Raises UserError where the file is damaged, the run is another one, or networks may compute other
+    bits on this machine.
+
+    >>> report = diffpipe.load("runs/tiny").compress(shards, "images.dpi", n=2, compare=False)
+    >>> diffpipe.decompress("images.dpi", "runs/tiny", "decompressed")
+    2
+    """
+    with Runtime.start("fp32", device) as runtime:
+        path, target = user_path(file), user_path(out)
+        compressed = runtime.comm.on_rank_zero(lambda: read_for(path, target))
+        opened = open_run_of(path, compressed.header, user_path(run), runtime)
+        decompress_to_shards(path, opened, compressed, target, runtime)
+        return len(compressed.header.keys)
 
 
 def load_plugin(module: str | Path) -> None:

@@ -14,6 +14,9 @@ from diffpipe.diffusion.ode_likelihood import Solver, ode_settings
 from diffpipe.errors import UserError
 from diffpipe.evaluation.anomaly import AnomalyDetection, detect_anomalies
 from diffpipe.evaluation.classification import ClassifiedImages, classify_images
+from diffpipe.evaluation.compressed_shards import compress_shards
+from diffpipe.evaluation.compression import BATCH, BLOCK
+from diffpipe.evaluation.compression_report import CompressionReport
 from diffpipe.evaluation.counts import note_count
 from diffpipe.evaluation.export import ExportFormat, export
 from diffpipe.evaluation.image_sources import TensorImages, require_image_tensor, require_label_tensor
@@ -193,6 +196,32 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         runtime = self._runtime.in_precision(precision)
         chosen = self._with(vlb_steps=steps)
         return detect_anomalies(chosen, normal, abnormal, runtime, training=training, n=n, seed=seed)
+
+    def compress(
+        self,
+        shards: str,
+        out: str | Path,
+        *,
+        n: int | None = None,
+        seed: int = 0,
+        block: int = BLOCK,
+        batch: int = BATCH,
+        verify: bool = False,
+        compare: bool = True,
+    ) -> CompressionReport:
+        """Write the images of shards into one file, losslessly, in about as many bits as the run's likelihood says.
+
+        n: images; None: all. block: the most images of a part that is coded by itself. batch: the most images that go
+        through the networks together. verify: decode each block again before the file is written. compare: measure the
+        run's likelihood of the same images, and their size as PNG, WebP and JPEG XL. `diffpipe.decompress` reads the
+        file. Raises UserError where the run has no likelihood that codes images.
+
+        >>> report = run.compress(shards, "images.dpi", n=2, compare=False)
+        >>> len(report.compression.file.header.keys)
+        2
+        """
+        options = {"n": n, "seed": seed, "block": block, "batch": batch, "verify": verify, "compare": compare}
+        return compress_shards(self._run, shards, Path(out), self._runtime.in_precision("fp32"), **options)
 
     def export(self, out: str | Path, to: ExportFormat = "safetensors") -> list[str]:
         """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.

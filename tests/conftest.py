@@ -18,6 +18,7 @@ PARTS = (
     "data",
     "nn",
     "diffusion",
+    "coding",
     "stages",
     "train",
     "metrics",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffpipe.diffusion.continuous import EDMScheduleConfig, FlowScheduleConfig
 from diffpipe.diffusion.parameterization import Prediction
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig
@@ -15,6 +17,14 @@ _GOES_WITH = {"edm": ("edm",), "flow": ("flow", "x0")}
 def default_schedule(prediction: object) -> str:
     """The kind of schedule where a config names none."""
     return str(prediction) if prediction in ("edm", "flow") else "linear"
+
+
+def with_schedule_kind(tree: dict[str, Any]) -> dict[str, Any]:
+    """The config of a diffusion with the kind of its schedule, where it names none."""
+    schedule = tree.get("schedule", {})
+    if not isinstance(schedule, dict) or "kind" in schedule:
+        return tree
+    return {**tree, "schedule": {"kind": default_schedule(tree.get("prediction")), **schedule}}
 
 
 def problem(

@@ -119,12 +119,18 @@ def posterior_term(
     variance: Variance,
 ) -> Float64[Tensor, " b"]:
     """L_{t-1}: KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), in nats."""
-    q, p = (posterior(level, lower, x.double(), x_t.double()) for x in (x0, denoised.x0))
+    q = posterior(level, lower, x0.double(), x_t.double())
+    return gaussian_kl(q, reverse_distribution(level, lower, x_t, denoised, variance))
+
+
+def reverse_distribution(
+    level: NoiseLevel, lower: NoiseLevel, x_t: Float[Tensor, " b *shape"], denoised: Denoised, variance: Variance
+) -> Gaussian:
+    """p(x_s | x_t) for t at `level` and s at a lower one, in float64."""
+    p = posterior(level, lower, denoised.x0.double(), x_t.double())
     if denoised.variance_share is not None:
-        p = Gaussian(p.mean, learned_variance(level, lower, denoised.variance_share.double()))
-    elif variance == "large":
-        p = Gaussian(p.mean, step_variance(level, lower))
-    return gaussian_kl(q, p)
+        return Gaussian(p.mean, learned_variance(level, lower, denoised.variance_share.double()))
+    return Gaussian(p.mean, step_variance(level, lower)) if variance == "large" else p
 
 
 def hybrid_term(
@@ -169,29 +175,35 @@ def prior_term(last: NoiseLevel, start_std: float, x0: Float[Tensor, " b *shape"
 
 def gaussian_kl(q: Gaussian, p: Gaussian) -> Float64[Tensor, " b"]:
     """KL(q || p) in nats, over all pixels of a sample."""
-    of_q, of_p = (_per_pixel(gaussian) for gaussian in (q, p))
+    of_q, of_p = (per_pixel(gaussian) for gaussian in (q, p))
     ratio = of_q / of_p
     distance = (q.mean.double() - p.mean.double()).square() / of_p
     return 0.5 * reduce(distance + ratio - 1 - ratio.log(), "b ... -> b", "sum")
 
 
-def _per_pixel(gaussian: Gaussian) -> Float64[Tensor, "*shape"]:
+def per_pixel(gaussian: Gaussian) -> Float64[Tensor, "*shape"]:
     """The variance in a shape that broadcasts to the mean's."""
     variance = torch.as_tensor(gaussian.variance, dtype=torch.float64, device=gaussian.mean.device)
     return append_dims(variance, gaussian.mean.double()) if variance.ndim == 1 else variance
 
 
 def decoder_term(x0: Float[Tensor, " b *shape"], p: Gaussian) -> Float64[Tensor, " b"]:
-    """L_0: -log p(x_0 | x_1) in nats, where p is cut into 256 bins (Ho et al. 2020, eq. 13).
+    """L_0: -log p(x_0 | x_1) in nats, where p is cut into 256 bins (Ho et al. 2020, eq. 13)."""
+    level = ((x0.double() + 1) * 127.5).round()
+    return -reduce(level_log_prob(level, p.mean.double(), per_pixel(p).sqrt()), "b ... -> b", "sum")
+
+
+def level_log_prob(
+    level: Float64[Tensor, "*#shape"], mean: Float64[Tensor, "*#shape"], std: Float64[Tensor, "*#shape"]
+) -> Float64[Tensor, "*shape"]:
+    """The log-probability of levels of pixels under normal distributions cut into 256 bins.
 
     Level i of 0 … 255 lies at 2 i / 255 - 1 and its bin reaches half a level to both sides; the outermost two reach to
     infinity, so that the bins' probabilities sum to 1.
     """
-    level = ((x0.double() + 1) * 127.5).round()
-    std = _per_pixel(p).sqrt()
 
     def standardized(edge: Tensor) -> Tensor:
-        return (edge / 127.5 - 1 - p.mean.double()) / std
+        return (edge / 127.5 - 1 - mean) / std
 
     below = standardized(level - 0.5).masked_fill(level == 0, -torch.inf)
     above = standardized(level + 0.5).masked_fill(level == 255, torch.inf)
@@ -199,5 +211,4 @@ def decoder_term(x0: Float[Tensor, " b *shape"], p: Gaussian) -> Float64[Tensor,
     mirrored = standardized(level) > 0
     below, above = torch.where(mirrored, -above, below), torch.where(mirrored, -below, above)
     at_most = torch.special.log_ndtr(above)
-    log_prob = at_most + torch.log(-torch.expm1(torch.special.log_ndtr(below) - at_most))
-    return -reduce(log_prob, "b ... -> b", "sum")
+    return at_most + torch.log(-torch.expm1(torch.special.log_ndtr(below) - at_most))

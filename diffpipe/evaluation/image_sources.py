@@ -161,6 +161,16 @@ class ShardImages(StoredImages):
         """The labels of these images. Raises UserError where one is missing."""
         return sequential_reader.labels(self.shards, self._indices[indices.start : indices.stop])
 
+    def in_colour(self, indices: range) -> UInt8[Tensor, "b 3 h w"]:
+        """The images with three channels, grey ones with the same three."""
+        return sequential_reader.images(
+            self.shards, self._indices[indices.start : indices.stop], self.resolution, channels=3
+        )
+
+    def keys(self) -> list[str]:
+        """The names of all images in their shards."""
+        return sequential_reader.keys(self.shards, self._indices)
+
 
 class TensorImages:
     """Images that are in memory already, with their labels where they have some."""

@@ -40,19 +40,41 @@ def find_pinned_checkpoint(path: Path, sha256: str, runtime: Runtime, *, role: s
     )
 
     def find() -> Path:
-        single = _is_checkpoint(path, remedy)
-        paths = [path] if single else checkpoints.committed(path / "checkpoints")
-        by_hash = {checkpoints.manifest_sha256(checkpoint): checkpoint for checkpoint in paths}
+        by_hash = _checkpoints_by_hash(path, remedy)
         if sha256 not in by_hash:
             raise UserError(
                 f"{path}: this run needs the checkpoint whose manifest.json has sha256 {sha256}, and there "
-                f"{'is only' if len(paths) == 1 else 'are'} {', '.join(map(str, by_hash)) or 'no checkpoint'}; "
+                f"{'is only' if len(by_hash) == 1 else 'are'} {', '.join(map(str, by_hash)) or 'no checkpoint'}; "
                 f"bring it back, or train another run on this one"
             )
         return by_hash[sha256]
 
     # Rank 0 looks: on a network file system, another rank may not see yet what is there.
     return checkpoints.open_checkpoint(runtime.comm.on_rank_zero(lambda: read_patiently(path, find)), runtime.comm)
+
+
+def checkpoint_of_file(path: Path, sha256: str, file: Path, runtime: Runtime) -> Path:
+    """The checkpoint with which a file was made: the one at `path`, or one of the run there. A collective.
+
+    sha256: of its manifest.json. Raises UserError.
+    """
+
+    def find() -> Path:
+        by_hash = _checkpoints_by_hash(path, "give the run directory that the file was made with")
+        if sha256 not in by_hash:
+            raise UserError(
+                f"{file}: was made with the checkpoint whose manifest.json has sha256 {sha256}, and {path} has "
+                f"{'another' if by_hash else 'none'}; give the run that it was made with"
+            )
+        return by_hash[sha256]
+
+    return runtime.comm.on_rank_zero(lambda: read_patiently(path, find))
+
+
+def _checkpoints_by_hash(path: Path, remedy: str) -> dict[str | None, Path]:
+    single = _is_checkpoint(path, remedy)
+    paths = [path] if single else checkpoints.committed(path / "checkpoints")
+    return {checkpoints.manifest_sha256(checkpoint): checkpoint for checkpoint in paths}
 
 
 def _is_checkpoint(path: Path, remedy: str) -> bool:

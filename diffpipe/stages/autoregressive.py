@@ -17,6 +17,7 @@ from diffpipe.nn.pixel_transformer import PixelDecoder, PixelTransformer
 from diffpipe.nn.transformer import TransformerConfig
 from diffpipe.precision import float32_products
 from diffpipe.rng import RNG, KeyedRNG
+from diffpipe.stages.autoregressive_coding import ValueCoder
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes, dropped_labels, labels_to_generate, required_labels
 from diffpipe.stages.likelihood import bits_per_dim
@@ -153,6 +154,10 @@ class AutoregressiveStage:
     def begin(self, nets: Mapping[str, nn.Module], b: int, labels: Int[Tensor, " b"] | None) -> ValueDecoder:
         """The distributions of the values of b images, one after the other. labels: None for P(X)."""
         return ValueDecoder(cast(PixelTransformer, nets[TRANSFORMER]), self.head, b, labels)
+
+    def image_coder(self, nets: Mapping[str, nn.Module]) -> ValueCoder:
+        """Lossless coding by the conditional distributions, in as many bits as `score` says."""
+        return ValueCoder(self, nets)
 
     @torch.no_grad()
     @float32_products(tf32=False)

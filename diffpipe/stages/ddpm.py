@@ -39,6 +39,7 @@ from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.autoguidance import autoguided, guide_problem, unopened_guide
 from diffpipe.stages.codec import Codec, CodecConfig, PixelCodec, PixelCodecConfig, require_pixels
 from diffpipe.stages.config import StageConfig
+from diffpipe.stages.ddpm_coding import ChainCoder
 from diffpipe.stages.guidance import GuidedSamplerConfig, check_guidance, check_interval, predict
 from diffpipe.stages.labels import conditional_classes, dropped_labels
 from diffpipe.stages.latents import latent_codec
@@ -88,13 +89,7 @@ class DDPMConfig(StageConfig):
     @model_validator(mode="before")
     @classmethod
     def _schedule_of_the_prediction(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        schedule, prediction = tree.get("schedule", {}), tree.get("prediction")
-        if isinstance(schedule, dict) and "kind" not in schedule:
-            kind = combinations.default_schedule(prediction)
-            tree = {**tree, "schedule": {"kind": kind, **schedule}}
-        return tree
+        return combinations.with_schedule_kind(tree) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> DDPMConfig:
@@ -289,6 +284,13 @@ class DDPM:
         require_pixels(self.codec)
         x0, denoise = self.codec.encode(batch.images, rng), self.denoise(nets, batch.labels, guide=False)
         return ode_likelihood(denoise, self.schedule.on("cpu"), x0, rng, settings)
+
+    def image_coder(self, nets: Mapping[str, nn.Module]) -> ChainCoder:
+        """Bits-back along the chain of `score`. Raises UserError for latents."""
+        require_pixels(self.codec)
+        device, denoise = next(nets[DENOISER].parameters()).device, partial(self.denoise, nets, guide=False)
+        variance = self.config.sampler.variance
+        return ChainCoder(denoise, self.schedule.on("cpu"), variance, self.code_shape, device)
 
     def _encode(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Float[Tensor, "b c h w"]:
         codes = self.codec.encode(images, rng)

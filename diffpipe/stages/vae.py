@@ -37,6 +37,7 @@ from diffpipe.stages.perceptual import (
     patch_generator_loss,
     perceptual_distance,
 )
+from diffpipe.stages.vae_coding import VAECoder
 
 ENCODER, DECODER, DISCRIMINATOR = "encoder", "decoder", "discriminator"
 
@@ -244,6 +245,10 @@ class VAE:
         nats = self._bound(nets, batch.images, labels, rng)
         terms = {name: bits_per_dim(value, self.dims) for name, value in nats.items()}
         return Score(torch.stack([*terms.values()]).sum(0), unit="bits/dim", kind="bound", terms=terms)
+
+    def image_coder(self, nets: Mapping[str, nn.Module]) -> VAECoder:
+        """Lossless coding by bits-back, in about as many bits as the ELBO says."""
+        return VAECoder(self, nets)
 
     def _bound(
         self, nets: Mapping[str, nn.Module], images: Tensor, labels: Tensor | None, rng: KeyedRNG

@@ -31,7 +31,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of a diffusion, one of a VAE, one of a VAE to encode by, a folder of images, and their shards."""
+    """Runs of a diffusion and of a VAE, a VAE to encode by, a folder of images, their shards, and a file of them."""
     home = tmp_path_factory.mktemp("inputs")
     train(home / "ddpm", *SMALL)
     train(
@@ -45,4 +45,5 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert diffpipe("sample", home / "ddpm", home / "images", "--n", 9).returncode == 0
     (home / "images" / "grid.png").unlink()
     assert diffpipe("pack", home / "images", home / "small").returncode == 0
+    assert diffpipe("compress", home / "vae", home / "small", home / "compressed", "--only").returncode == 0
     return {path.name: path for path in home.iterdir()}

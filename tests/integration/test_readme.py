@@ -94,8 +94,12 @@ def shortened(line: str) -> str:
         )
     if " pack configs/" in line:
         return line.replace("shards/train", "shards/test") + " --per-class 3 --resolution 8"
+    if " compress " in line:
+        return line + " --n 2 --only"
     if " --split-by " in line:  # of a dozen groups
         return line + " --test-fraction 0.5"
+    if " --resolution 64" in line:  # the size that the tiny runs have
+        return line.replace("--resolution 64", "--resolution 8")
     if " sample " in line:
         return line.replace("--steps 1000", "--steps 3")
     if " encode " in line:

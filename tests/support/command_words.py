@@ -11,7 +11,9 @@ ARGUMENTS = {
     "attribute": ["runs/none", "shards", "--from", "0", "--to", "1", "out.png"],
     "classify": ["runs/none", "shards"],
     "compare": ["runs/none", "--reference", "shards", "--out", "out"],
+    "compress": ["runs/none", "shards", "out.dpi"],
     "config": ["schema"],
+    "decompress": ["none.dpi", "runs/none", "out"],
     "encode": ["runs/none", "shards", "out"],
     "eval": ["runs/none", "--reference", "shards"],
     "export": ["runs/none", "out"],
@@ -42,6 +44,8 @@ WRITERS = {
     ),
     "classify": (("classify", "{ddpm}", TEST, "--n", 4, "--steps", 2, "--out", "{out}"), "classify.json"),
     "compare": (("compare", "{vae}", "--reference", TEST, "--n", 10, *FD, "--out", "{out}"), "compare"),
+    "compress": (("compress", "{vae}", "{small}", "{out}", "--only"), "images.dpi"),
+    "decompress": (("decompress", "{compressed}", "{vae}", "{out}"), "decompressed"),
     "interpolate": (("interpolate", "{ddpm}", "{out}", "--n", 2), "between.png"),
     "encode": (("encode", "{codec}", TEST, "{out}"), "latents"),
     "latent-map": (("latent-map", "{vae}", TEST, "{out}", "--n", 20), "map.png"),
@@ -54,7 +58,7 @@ WRITERS = {
 
 def is_whole(path: Path) -> bool:
     """Whether a file is complete: an output that the command had finished, or one of its logs and locks."""
-    if path.suffix in (".png", ".json", ".safetensors", ".html", ".md"):
+    if path.suffix in (".png", ".json", ".safetensors", ".html", ".md", ".dpi"):
         return not path.name.startswith(".") and path.stat().st_size > 0
     kept = (".lock", "lock", "config.yaml", "metrics.jsonl")  # an index keeps its finished scans
     return path.name in kept or path.parent.name == ".index.parts" or path.name.startswith("events.")

@@ -25,7 +25,9 @@ from tests.support.commands import CONFIG, SHARDS
 from tests.support.runs import TINY_WORDS, indexed_shards
 from tests.support.tars import random_pixels
 
-METHODS = [f"LoadedRun.{name}" for name in ("sample", "trajectory", "score", "nll", "classify", "interpolate")]
+METHODS = [
+    f"LoadedRun.{name}" for name in ("sample", "trajectory", "score", "nll", "classify", "interpolate", "compress")
+]
 
 
 class Recorder(diffpipe.Callback):
@@ -51,7 +53,7 @@ def test_importing_the_package_imports_no_torch_and_lists_the_api() -> None:
     assert (Path(diffpipe.__file__).parent / "py.typed").exists()
 
 
-@pytest.mark.parametrize("name", ["load", "score", "stream", "train", *METHODS])
+@pytest.mark.parametrize("name", ["load", "score", "stream", "train", "decompress", *METHODS])
 def test_the_examples_run(name: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path if name == "train" else tiny_run.parents[1])
     function: Any = api

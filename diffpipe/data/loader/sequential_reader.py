@@ -41,6 +41,11 @@ def labels(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Int[Tens
     )
 
 
+def keys(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> list[str]:
+    """The samples' names at `indices` of the shards put end to end."""
+    return [sample.key for _, sample in _samples(shard_set, indices)]
+
+
 def _samples(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, Sample]]:
     shards, within = sequential(shard_set.counts, np.asarray(indices, dtype=np.int64))
     for shard, i in zip(shards.tolist(), within.tolist(), strict=True):

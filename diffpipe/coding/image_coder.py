@@ -1,0 +1,42 @@
+"""The protocol of a stage that codes images by its likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Int, UInt8
+from torch import Tensor, nn
+
+from diffpipe.coding.message import Message
+
+
+@runtime_checkable
+class ImageCoder(Protocol):
+    """Images as bits, by a model of them. Encoder and decoder call the networks on tensors of the same shapes.
+
+    pops_first: whether it pops from the message before it has pushed (bits-back coding). Then the first groups of
+    images are small, so that they take few initial bits.
+    """
+
+    pops_first: bool
+
+    def encode(self, message: Message, images: UInt8[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None) -> None:
+        """Push the images."""
+        ...
+
+    def decode(self, message: Message, n: int, labels: Int[Tensor, " b"] | None) -> UInt8[Tensor, "b c h w"]:
+        """Pop n images. It leaves the message as it was before they were encoded."""
+        ...
+
+
+@runtime_checkable
+class Compresses(Protocol):
+    """A stage that codes images losslessly, in about as many bits as its likelihood says."""
+
+    def image_coder(self, nets: Mapping[str, nn.Module]) -> ImageCoder:
+        """The coder of its images. nets: without wrappers, in evaluation mode, in float32.
+
+        Raises UserError where the stage, as it is configured, has no such code.
+        """
+        ...

@@ -1,0 +1,100 @@
+"""Compressed images: blocks that do not depend on one another, and a decoder that is never silently wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffpipe.data.index import shard_set
+from diffpipe.errors import UserError
+from diffpipe.evaluation.compression import (
+    coded_on,
+    coder_of,
+    compress_images,
+    decompress_images,
+    group_sizes,
+    require_same_machine,
+)
+from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.experiment.run import Run
+from diffpipe.train.runtime import Runtime
+from tests.support.runs import Noise, indexed_shards, opened_run
+from tests.support.stage_cases import CASES, SHAPE
+
+FILE = Path("images.dpi")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A VAE as it is before any training."""
+    torch.manual_seed(0)
+    stage = CASES["vae"].experiment().stage.build(SHAPE, {})
+    run = opened_run(stage, tmp_path / "run", case="vae", classes=10)
+    return dataclasses.replace(run, nets={name: net.eval() for name, net in run.nets.items()})
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ShardImages:
+    return ShardImages(shard_set.load(indexed_shards(tmp_path / "shards", 7, 6)), 1, None)
+
+
+@pytest.mark.parametrize(("block", "batch"), [(256, 32), (5, 2), (1, 1)])
+def test_images_come_back_whatever_the_blocks(
+    run: Run, images: ShardImages, runtime: Runtime, block: int, batch: int
+) -> None:
+    compression = compress_images(run, images, runtime, block=block, batch=batch, verify=True)
+    header = compression.file.header
+    assert [part.n for part in header.blocks] == ([13] if block > 13 else [1] * 13 if block == 1 else [4, 4, 5])
+    assert max(max(part.groups) for part in header.blocks) <= batch
+    assert torch.equal(decompress_images(run, compression.file, runtime, FILE), images.images(range(13)))
+    assert header.keys == images.keys()
+    assert header.labels == images.labels(range(13)).tolist()
+    assert compression.bits_per_dim == sum(32 * len(message) for message in compression.file.messages) / (13 * 64)
+
+
+def test_the_same_images_give_the_same_messages(run: Run, images: ShardImages, runtime: Runtime) -> None:
+    first, second = (compress_images(run, images, runtime, block=5).file for _ in range(2))
+    assert first.header == second.header
+    other = compress_images(run, images, runtime, block=5, seed=1).file
+    assert other.header.blocks != first.header.blocks
+
+
+def test_networks_that_compute_other_bits_are_noticed(run: Run, images: ShardImages, runtime: Runtime) -> None:
+    file = compress_images(run, images, runtime, block=5).file
+    bias = next(p for name, p in run.nets["decoder"].named_parameters() if name.endswith("bias"))
+    with torch.no_grad():
+        bias += 1e-3
+    with pytest.raises(UserError, match=r"images\.dpi: block 0 decodes to other pixels than were compressed"):
+        decompress_images(run, file, runtime, FILE)
+
+
+def test_another_machine_or_precision_is_refused(run: Run, images: ShardImages, runtime: Runtime) -> None:
+    header = compress_images(run, images, runtime).file.header
+    require_same_machine(header, runtime, FILE)
+    for name in ("precision", "processor", "torch", "device"):
+        changed = dataclasses.replace(header, coded_on=header.coded_on | {name: "other"})
+        with pytest.raises(UserError, match=rf"images\.dpi: was compressed with {name} other, here "):
+            require_same_machine(changed, runtime, FILE)
+    half = runtime.in_precision("bf16")
+    with pytest.raises(UserError, match="precision float32, here bfloat16"):
+        require_same_machine(header, half, FILE)
+    assert coded_on(runtime)["precision"] == "float32"
+
+
+def test_a_stage_without_a_coder_is_refused(tmp_path: Path) -> None:
+    run = opened_run(Noise(), tmp_path, case="gan")
+    with pytest.raises(UserError, match=r"a run of stage\.kind gan has no likelihood that codes images"):
+        coder_of(run)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 100, 333])
+def test_groups_grow_with_the_bits_before_them(n: int) -> None:
+    sizes = group_sizes(n, 32, growing=True)
+    assert sum(sizes) == n
+    assert all(size <= max(1, sum(sizes[:i]) // 2) and size <= 32 for i, size in enumerate(sizes))
+    whole = group_sizes(n, 32, growing=False)
+    assert sum(whole) == n
+    assert set(whole[:-1]) <= {32}
