@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="other real images to score, too, or 'split' for the halves of the reference (default: those a run was "
         "trained on, or split where the reference holds some of them)",
     )
+    text = "compress the images of --nll-n, too: by each run that can, and as PNG, WebP and JPEG XL"
+    parser.add_argument("--compress", action="store_true", help=text)
     parser.add_argument("--inception", metavar="FILE", help="weights for fid and kid (default: downloaded once)")
     parser.add_argument("--fresh", action="store_true", help="measure also the scores that the runs hold already")
     options.add_weights(parser)
@@ -60,20 +62,9 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.report.comparison_runner import ComparisonSettings
     from diffpipe.report.comparison_table import markdown
 
-    settings = ComparisonSettings(
-        reference=args.reference,
-        metrics=args.metrics.split(","),
-        n=args.n,
-        nll_n=args.nll_n,
-        seed=args.seed,
-        floor=args.floor,
-        inception=args.inception,
-        fresh=args.fresh,
-        raw=args.raw,
-        ema=args.ema,
-        precision=args.precision,
-        device=args.device,
-    )
+    names = ("reference", "n", "nll_n", "seed", "floor", "inception", "fresh", "raw", "ema", "compress")
+    shared = options.values(args, *names, "precision", "device")
+    settings = ComparisonSettings(metrics=args.metrics.split(","), **shared)
     comparison = compare(comparison_rows(args.runs, args.row), settings, args.out)
     if comparison is not None:  # rank 0 of several processes
         print(markdown(comparison), flush=True)

@@ -14,6 +14,7 @@ import torch
 
 from diffpipe import __version__
 from diffpipe.errors import UserError
+from diffpipe.evaluation.image_formats import FormatSizes, format_sizes
 from diffpipe.evaluation.image_grid import save_png
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.files import atomic_write
@@ -51,7 +52,8 @@ def compare(rows: Sequence[ComparisonRow], settings: ComparisonSettings, out: Pa
             print_on_rank_zero(runtime, f"{i}/{len(rows)} {row.name}: {runs[row.name].experiment.stage.describe()}")
             measured[row.name] = runner.measure(row.name, str(row.path), runs[row.name])
         require_comparable({name: run.scored for name, run in measured.items()})
-        comparison = _comparison(list(measured.values()), runner)
+        formats = format_sizes(runner.likelihood_images, runtime) if settings.compress else None
+        comparison = _comparison(list(measured.values()), runner, formats)
         runtime.comm.raise_on_all_ranks(lambda: _write(comparison, measured, runner, out) if runtime.main else None)
         return comparison if runtime.main else None
 
@@ -63,11 +65,12 @@ def _open(row: ComparisonRow, settings: ComparisonSettings, runtime: Runtime) ->
         raise UserError(f"{row.name}: {error}") from error
 
 
-def _comparison(measured: Sequence[MeasuredRun], runner: ComparisonRunner) -> Comparison:
+def _comparison(measured: Sequence[MeasuredRun], runner: ComparisonRunner, formats: FormatSizes | None) -> Comparison:
     results = [run.scored.result for run in measured if run.scored]
     floor = results[0].floor if results else None
     score_protocol = results[0].protocol if results else {"metrics": {}}
-    return Comparison([run.summary for run in measured], floor, _protocol(score_protocol, runner))
+    sizes = None if formats is None else formats.bits_per_dim()
+    return Comparison([run.summary for run in measured], floor, _protocol(score_protocol, runner), sizes)
 
 
 def _protocol(score_protocol: Mapping[str, Any], runner: ComparisonRunner) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def _write(comparison: Comparison, measured: Mapping[str, MeasuredRun], runner: 
         "scores": comparison.scores(),
         "families": [dataclasses.asdict(summary) for summary in comparison.summaries],
         "floor": comparison.floor or {},
+        "formats": comparison.formats,
         "protocol": comparison.protocol,
     }
     try:

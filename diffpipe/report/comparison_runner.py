@@ -42,7 +42,8 @@ class ComparisonSettings:
     has where these are fewer. nll_n: reference images for the likelihood and the reconstruction. floor: shards of other
     real images to score, by default local ones that a run of this user was trained on; `split` for the halves of the
     reference. inception: the weights for FID and KID, by default downloaded once. fresh: measure scores that the runs
-    hold already. raw: the trained weights, not their moving average. ema: the length of the average.
+    hold already. raw: the trained weights, not their moving average. ema: the length of the
+    average. compress: compress the images of the likelihood, by each run that can and as PNG, WebP and JPEG XL.
     """
 
     reference: str
@@ -55,6 +56,7 @@ class ComparisonSettings:
     fresh: bool = False
     raw: bool = False
     ema: float | None = None
+    compress: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -164,8 +166,11 @@ class ComparisonRunner(NamedTuple):
         reference, images = self.settings.reference, self.likelihood_images
         measures = {
             "bits_per_dim": lambda: run_summary.mean_likelihood(run, reference, images.n, seed, runtime),
+            "compressed": lambda: run_summary.compressed_size(run, reference, images.n, seed, runtime),
             "reconstruction": lambda: run_summary.reconstruction_error(run, images, seed, runtime),
         }
+        if not self.settings.compress:
+            del measures["compressed"]
         for field, measure in measures.items():
             try:
                 measured[field] = measure()

@@ -14,11 +14,16 @@ REAL_IMAGES = "real images"
 
 
 class Comparison(NamedTuple):
-    """The contents of compare.json. floor: the real images' scores by metric; None where no run generates."""
+    """The contents of compare.json.
+
+    floor: the real images' scores by metric; None where no run generates. formats: bits/dim on disk by file format,
+    each image a file; None where no compression was asked for.
+    """
 
     summaries: Sequence[RunSummary]
     floor: Mapping[str, float] | None
     protocol: Mapping[str, Any]
+    formats: Mapping[str, float] | None = None
 
     def scores(self) -> dict[str, float]:
         """Each run's scores and bits/dim, by `RUN: metric`."""
@@ -115,6 +120,8 @@ _BITS = TableColumn(
     note=_bits_note,
     comparable=lambda run: run.bits_per_dim is not None and run.bits_per_dim["unit"] == "bits/dim",
 )
+ON_DISK = TableColumn("bits/dim on disk", lambda run: _get(run.compressed, "value"), decimals(3), "compressed", "lower")
+FORMAT_STAGE = "lossless, each image a file"
 _RECONSTRUCTION = TableColumn(
     "reconstruction MSE", lambda run: _get(run.reconstruction, "value"), decimals(4), "reconstruction", "lower"
 )
@@ -135,17 +142,21 @@ COST_COLUMNS = [
 ]
 
 
-def quality_columns(metrics: Collection[str], floor: Mapping[str, float] | None) -> list[TableColumn]:
-    """The columns of the scores, the likelihood and the reconstruction error."""
+def quality_columns(
+    metrics: Collection[str], floor: Mapping[str, float] | None, *, compressed: bool = False
+) -> list[TableColumn]:
+    """The columns of the scores, the likelihood, with `compressed` the size on disk, and the reconstruction error."""
     name_extractor = len({parse_metric(name).extractor for name in metrics}) > 1
     scores = [_score_column(name, name_extractor, (floor or {}).get(name)) for name in metrics]
-    return [*scores, _BITS, _RECONSTRUCTION]
+    return [*scores, _BITS, *([ON_DISK] if compressed else []), _RECONSTRUCTION]
 
 
 def markdown(comparison: Comparison) -> str:
     """One table of all columns, the best of each in bold."""
     summaries = comparison.summaries
-    columns = [*quality_columns(comparison.protocol["metrics"], comparison.floor), *COST_COLUMNS]
+    compressed = comparison.formats is not None
+    quality = quality_columns(comparison.protocol["metrics"], comparison.floor, compressed=compressed)
+    columns = [*quality, *COST_COLUMNS]
     lines = [["", "stage", *(column.heading for column in columns)]]
     lines.append([":--", ":--", *("--:" for _ in columns)])
     best = [column.best(summaries) for column in columns]
@@ -155,6 +166,9 @@ def markdown(comparison: Comparison) -> str:
     if comparison.floor:
         floor = ["" if column.floor is None else column.show(column.floor) for column in columns]
         lines.append([f"*{REAL_IMAGES}*", "", *floor])
+    for name, size in (comparison.formats or {}).items():
+        cells = [column.show(size) if column is ON_DISK else "" for column in columns]
+        lines.append([f"*{name}*", FORMAT_STAGE, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

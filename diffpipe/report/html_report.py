@@ -15,6 +15,8 @@ from diffpipe.plural import plural
 from diffpipe.report.comparison_table import (
     COST_COLUMNS,
     DASH,
+    FORMAT_STAGE,
+    ON_DISK,
     REAL_IMAGES,
     Comparison,
     TableColumn,
@@ -37,7 +39,8 @@ def comparison_page(comparison: Comparison, figures: Mapping[str, tuple[str, Ima
     return environment.get_template("compare.html").render(
         title=", ".join(summary.name for summary in summaries),
         summary=_opening_sentence(protocol),
-        quality=_table(quality_columns(protocol["metrics"], comparison.floor), summaries),
+        quality=_quality(comparison),
+        formats=comparison.formats,
         likelihood_n=f"{protocol['likelihood_n']:,}",
         figures=[_figure(name, caption, image) for name, (caption, image) in figures.items()],
         cost=_table(COST_COLUMNS, summaries),
@@ -55,6 +58,18 @@ def _opening_sentence(protocol: Mapping[str, Any]) -> str:
         return "None of these families generates images."
     n, reference_n = protocol["n"], protocol["reference"]["n"]
     return f"{n:,} images of each family are compared with {reference_n:,} real ones in the features of {networks}."
+
+
+def _quality(comparison: Comparison) -> dict[str, Any]:
+    """The table of scores, likelihoods and sizes, with a row for each file format."""
+    metrics, formats = comparison.protocol["metrics"], comparison.formats
+    columns = quality_columns(metrics, comparison.floor, compressed=formats is not None)
+    table = _table(columns, comparison.summaries)
+    absent = {"text": None, "note": "", "best": False, "reason": "a file format, and no model"}
+    for name, size in (formats or {}).items():
+        cells = [absent | {"text": column.show(size)} if column is ON_DISK else absent for column in columns]
+        table["runs"].append({"name": name, "stage": FORMAT_STAGE, "cells": cells})
+    return table
 
 
 def _table(columns: Sequence[TableColumn], summaries: Sequence[RunSummary]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from diffpipe.errors import UserError
+from diffpipe.evaluation.compression import coder_of, compress_images
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring_stage
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
@@ -32,10 +33,11 @@ class RunSummary:
     """One row of a comparison, as JSON values. A field is None where the run has no such value.
 
     missing: the reason for each None, by field. bits_per_dim: value, standard_error, n, unit, and kind as in
-    `interfaces.Score`. reconstruction: value, unit, n. training: images_per_second (the median over the log lines but
-    the first) and the seconds that all images take at that rate. sampling: images_per_second of all processes together,
-    evaluations (of the run's own networks, per image) and timed_chunks. parameters: of the networks that generate
-    (with a codec's) and of all. reused: the scores were read from an existing score file.
+    `interfaces.Score`. compressed: value (bits/dim on disk of the same images), bytes, initial_bytes and n; None also
+    where no compression was asked for. reconstruction: value, unit, n. training: images_per_second (the median over the
+    log lines but the first) and the seconds that all images take at that rate. sampling: images_per_second of all
+    processes together, evaluations (of the run's own networks, per image) and timed_chunks. parameters: of the networks
+    that generate (with a codec's) and of all. reused: the scores were read from an existing score file.
     """
 
     name: str
@@ -52,6 +54,7 @@ class RunSummary:
     score_file: str | None = None
     reused: bool = False
     bits_per_dim: dict[str, Any] | None = None
+    compressed: dict[str, Any] | None = None
     reconstruction: dict[str, Any] | None = None
     training: dict[str, float] | None = None
     sampling: dict[str, Any] | None = None
@@ -129,6 +132,18 @@ def mean_likelihood(run: Run, shards: str, n: int, seed: int, runtime: Runtime) 
     require_likelihood(scores, run)
     value, error = scores.mean("score"), scores.standard_error("score")
     return {"value": value, "standard_error": error, "n": scores.n, "unit": scores.unit, "kind": scores.kind}
+
+
+def compressed_size(run: Run, shards: str, n: int, seed: int, runtime: Runtime) -> dict[str, Any]:
+    """The size of the images of `mean_likelihood`, compressed losslessly. A collective.
+
+    Raises UserError where the stage has no likelihood that codes images.
+    """
+    coder_of(run)
+    images = runtime.comm.raise_on_all_ranks(lambda: labelled_images(shards, run, n))
+    compression = compress_images(run, images, _in_float32(runtime), seed=seed)
+    size = {"bytes": compression.bits // 8, "initial_bytes": compression.initial_bits // 8}
+    return {"value": compression.bits_per_dim, **size, "n": images.n}
 
 
 def reconstruct(

@@ -17,6 +17,7 @@ from tests.support.commands import HOME, diffpipe, metrics, refused, train
 
 FASHION = HOME / "configs" / "fashion_mnist"
 SMALL = ["data.resolution=8", "train.steps=4"]
+FORMATS = ["PNG", "WebP", "JPEG XL"]
 OPTIONS = ["--n", "8", "--nll-n", "6", "--metrics", "fd_efficientnet_lite0"]
 
 
@@ -124,3 +125,16 @@ def test_rows_that_cannot_be_compared_are_refused_in_one_line(
     line = refused("compare", *(row.format(runs=runs) for row in rows), *options)
     for part in parts:
         assert part in line
+
+
+def test_sizes_on_disk_stand_beside_bits_per_dim_where_they_are_asked_for(runs: Path, tmp_path: Path) -> None:
+    families, printed, _ = compare(runs, tmp_path / "out", runs / "vae", "--compress")
+    (vae,) = families["families"]
+    assert vae["compressed"]["n"] == vae["bits_per_dim"]["n"] == 6
+    assert vae["compressed"]["value"] == vae["compressed"]["bytes"] * 8 / (6 * 64)
+    overhead = (8 * vae["compressed"]["initial_bytes"] + 64) / (6 * 64)
+    assert vae["compressed"]["value"] == pytest.approx(vae["bits_per_dim"]["value"] + overhead, rel=0.05)
+    assert list(families["formats"]) == FORMATS
+    assert all(f"| *{name}* | lossless, each image a file |" in printed for name in FORMATS)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert all(name in page for name in (*FORMATS, "bits/dim on disk"))

@@ -49,6 +49,29 @@ def test_the_table_marks_the_best_and_has_a_dash_for_an_absent_value() -> None:
     assert by_title["parameters in all"] == ["2.74 M"] * 3 + [""]
 
 
+def test_sizes_on_disk_have_a_column_and_each_format_a_row() -> None:
+    families = comparison()
+    assert "on disk" not in markdown(families)
+    small = summary("small", compressed={"value": 3.576, "bytes": 10, "initial_bytes": 1, "n": 20})
+    large = summary("large", compressed={"value": 3.7, "bytes": 11, "initial_bytes": 1, "n": 20})
+    sizes = {"PNG": 5.1623, "WebP": 4.5348}
+    rows = families._replace(summaries=[*families.summaries, small, large], formats=sizes)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown(rows).splitlines()]
+    assert len({len(row) for row in cells}) == 1
+    column = cells[0].index("bits/dim on disk ↓")
+    on_disk = {row[0]: row[column] for row in cells[2:]}
+    assert on_disk == {
+        "a <b>": DASH,
+        "two": DASH,
+        "coder": DASH,
+        "small": "**3.576**",
+        "large": "3.700",
+        "*real images*": "",
+        "*PNG*": "5.162",
+        "*WebP*": "4.535",
+    }
+
+
 def test_the_best_is_the_least_distance_or_the_most_speed_of_at_least_two() -> None:
     rows = [summary("slow", training={"images_per_second": 5.0, "seconds": 9.0}), summary("none")]
     fast = summary("fast", training={"images_per_second": 50.0, "seconds": 9.0})
