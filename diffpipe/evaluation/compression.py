@@ -1,7 +1,8 @@
 """Images compressed losslessly by a run's likelihood: blocks shared by the ranks, each decoded independently.
 
-The bits of a network's output depend on the batch's shape, the threads and the processor. So a file says which images
-went through the networks together, every process computes with one thread, and another machine is refused.
+The bits of a network's output depend on the batch's shape, by the last digits of a UNet's and a VAE's float32, on the
+processor, and may depend on the threads. So a file says which images went through the networks together, every process
+computes with one thread, and another machine is refused.
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ def coder_of(run: Run) -> ImageCoder:
     """The run's coder. Raises UserError where its stage has none."""
     if not isinstance(run.stage, Compresses):
         kind = run.experiment.stage.kind
+        reason = "a flow in float32 is not exactly invertible" if kind == "flow" else "it has no likelihood of images"
         raise UserError(
-            f"a run of stage.kind {kind} has no likelihood that codes images; give an autoregressive run, a VAE or a "
-            f"diffusion of pixels"
+            f"a run of stage.kind {kind} cannot compress: {reason}; give an autoregressive run, a VAE or a diffusion "
+            f"of pixels"
         )
     return run.stage.image_coder(run.nets)
 

@@ -96,7 +96,7 @@ def test_what_cannot_be_compressed_is_one_line(runs: dict[str, Path], shards: st
     assert "compression resizes none" in refused("compress", runs["vae"], FASHION / "shards" / "test", out)
     assert "cannot be written" in refused("compress", runs["vae"], shards, tmp_path)
     train(tmp_path / "gan", "train.steps=2", "data.resolution=8", config=FASHION / "gan.yaml")
-    assert "has no likelihood that codes images" in refused("compress", tmp_path / "gan", shards, out)
+    assert "a run of stage.kind gan cannot compress" in refused("compress", tmp_path / "gan", shards, out)
     assert not out.exists()
 
 

@@ -85,9 +85,10 @@ def test_another_machine_or_precision_is_refused(run: Run, images: ShardImages, 
 
 
 def test_a_stage_without_a_coder_is_refused(tmp_path: Path) -> None:
-    run = opened_run(Noise(), tmp_path, case="gan")
-    with pytest.raises(UserError, match=r"a run of stage\.kind gan has no likelihood that codes images"):
-        coder_of(run)
+    for kind, reason in {"gan": "it has no likelihood of images", "flow": "not exactly invertible"}.items():
+        run = opened_run(Noise(), tmp_path, case=kind)
+        with pytest.raises(UserError, match=rf"a run of stage\.kind {kind} cannot compress: .*{reason}"):
+            coder_of(run)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 100, 333])
