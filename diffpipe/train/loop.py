@@ -28,7 +28,7 @@ from diffpipe.train.initialization import StartFunction, initial_networks, start
 from diffpipe.train.logs import MetricsLog, SampleLog
 from diffpipe.train.meter import Meter
 from diffpipe.train.nonfinite import handle_nonfinite
-from diffpipe.train.optimizer import Optimizer, OptimizerConfig
+from diffpipe.train.optimizer import OptimizerConfig, build_optimizers
 from diffpipe.train.parallel import ParallelStrategy
 from diffpipe.train.progress import TrainProgress
 from diffpipe.train.runtime import Runtime
@@ -87,7 +87,7 @@ class Trainer:
             }
         self.wrapped = {name: self.strategy.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
-        self.optimizers = self._build_optimizers(optimizer)
+        self.optimizers = build_optimizers(optimizer, stage.phases(), self.nets, scaled=runtime.dtype == torch.float16)
         self.step = self.position = self.skipped = 0
         self.samples_per_epoch = samples_per_epoch
         self.budget = TimeBudget(config.steps, config.minutes)
@@ -114,23 +114,6 @@ class Trainer:
             if config.compile:
                 compile_blocks(net)
             self.strategy.shard(net, float32=name in penalized)
-
-    def _build_optimizers(self, config: OptimizerConfig) -> dict[tuple[str, ...], Optimizer]:
-        """One optimizer for the phases that train the same networks."""
-        if unknown := config.lr_factors.keys() - self.nets.keys():
-            raise UserError(
-                f"optimizer.lr_factors names {', '.join(sorted(unknown))}, and this stage's networks are "
-                f"{', '.join(self.nets)}"
-            )
-        scaled, phases = self.runtime.dtype == torch.float16, self.stage.phases()
-        updates = {
-            trains: 1.0 + sum(1 / phase.every for phase in phases if phase.trains == trains and phase.lazy)
-            for trains in dict.fromkeys(phase.trains for phase in phases)
-        }
-        return {
-            trains: Optimizer(config, {name: self.nets[name] for name in trains}, scaled=scaled, updates_per_step=n)
-            for trains, n in updates.items()
-        }
 
     @property
     def updates_per_step(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Projects
+from diffpipe.interfaces import Phase, Projects
 from diffpipe.train.muon import Muon, hidden_matrices
 from diffpipe.train.parallel import full_tensor
 
@@ -191,6 +191,27 @@ class Optimizer:
         assert self.scaler._scale is not None
         assert self.scaler._growth_tracker is not None
         return self.scaler._scale, self.scaler._growth_tracker
+
+
+def build_optimizers(
+    config: OptimizerConfig, phases: Sequence[Phase], nets: Mapping[str, nn.Module], *, scaled: bool
+) -> dict[tuple[str, ...], Optimizer]:
+    """One optimizer for the phases that train the same networks, by the names of these networks.
+
+    scaled: see `Optimizer`. Raises UserError where the config names a network that is not there.
+    """
+    if unknown := config.lr_factors.keys() - nets.keys():
+        raise UserError(
+            f"optimizer.lr_factors names {', '.join(sorted(unknown))}, and this stage's networks are {', '.join(nets)}"
+        )
+    updates = {
+        trains: 1.0 + sum(1 / phase.every for phase in phases if phase.trains == trains and phase.lazy)
+        for trains in dict.fromkeys(phase.trains for phase in phases)
+    }
+    return {
+        trains: Optimizer(config, {name: nets[name] for name in trains}, scaled=scaled, updates_per_step=n)
+        for trains, n in updates.items()
+    }
 
 
 def _groups(net: nn.Module, left_out: Sequence[Tensor], config: OptimizerConfig) -> list[dict[str, Any]]:
