@@ -11,15 +11,16 @@ import torch
 from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.errors import UserError
-from diffpipe.interfaces import ImageShape
+from diffpipe.interfaces import Dependency, ImageShape, Phase
 from diffpipe.nn.levels import LevelsConfig
 from diffpipe.precision import float32_products
 from diffpipe.stages.gan_losses import discriminator_loss, generator_loss
 
+DISCRIMINATOR = "discriminator"
 Features = Callable[[Tensor], Sequence[Tensor]]
 """A frozen network: float32 images [b 3 h w] in [-1, 1] to feature maps [b c h w], each of its own size."""
 
@@ -28,7 +29,7 @@ class PerceptualConfig(Config):
     """A perceptual loss: the distance between an image and its reconstruction in the features of a network."""
 
     weight: float = Field(default=1.0, gt=0)
-    """Weight of the distance beside the loss in bits/dim."""
+    """Weight of the distance beside the stage's own loss."""
     features: str = "efficientnet_lite0"
     """The feature network: efficientnet_lite0, or a plug-in's: any callable from images [b 3 h w] in [-1, 1] to
     a list of feature maps that is differentiable in the images."""
@@ -40,12 +41,60 @@ class PatchConfig(Config):
     """A discriminator of patches (PatchGAN, Isola et al. 2017), trained by the hinge loss."""
 
     weight: float = Field(default=0.1, gt=0)
-    """Weight of the discriminator's logits beside the loss in bits/dim."""
+    """Weight of the discriminator's logits beside the stage's own loss."""
     start: int = Field(default=0, ge=0)
-    """The first step with the discriminator. Before it, the VAE learns to reconstruct."""
+    """The first step with the discriminator. Before it, the autoencoder learns to reconstruct."""
     network: LevelsConfig = LevelsConfig(channel_mult=(1, 2))
     """The discriminator. With one block per level, a patch is 16×16 pixels for two levels, 34×34 for three, 70×70 for
     four."""
+
+
+def perceptual_dependencies(config: PerceptualConfig | None) -> Sequence[Dependency]:
+    """The feature network of the perceptual loss, where there is one."""
+    if config is None:
+        return ()
+    return (Dependency("features", "stage.perceptual", "features", config.features, config.sha256, needed="training"),)
+
+
+def coder_phases(
+    name: str, adversarial: str, coder: tuple[str, ...], perceptual: PerceptualConfig | None, patch: PatchConfig | None
+) -> Sequence[Phase]:
+    """The phases of an autoencoder: `name`, and with a discriminator from its first step on that and `adversarial`.
+
+    coder: the names of the networks that both train.
+    """
+    exact = perceptual is not None
+    if patch is None:
+        return (Phase(name, trains=coder, exact=exact),)
+    return (
+        Phase(name, trains=coder, until=patch.start, exact=exact),
+        Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,), start=patch.start),
+        Phase(adversarial, trains=coder, start=patch.start, exact=exact),
+    )
+
+
+def add_perceptual_losses(
+    loss: Float[Tensor, " b"],
+    x: Float[Tensor, "b c h w"],
+    y: Float[Tensor, "b c h w"],
+    perceptual: PerceptualConfig | None,
+    features: Features | None,
+    patch: PatchConfig | None,
+    discriminator: nn.Module | None,
+) -> tuple[Float[Tensor, " b"], dict[str, Float[Tensor, " b"]]]:
+    """The loss with the weighted terms beside it, and each term to log.
+
+    x, y: the images and their reconstructions. discriminator: None in a phase without it.
+    """
+    terms = {}
+    if perceptual is not None:
+        assert features is not None, "training has asked for the feature network"
+        terms["perceptual"] = perceptual_distance(features, x, y)
+        loss = loss + perceptual.weight * terms["perceptual"]
+    if patch is not None and discriminator is not None:
+        terms["patch_generator"] = patch_generator_loss(discriminator, y)
+        loss = loss + patch.weight * terms["patch_generator"]
+    return loss, terms
 
 
 def check_channels(shape: ImageShape) -> None:

@@ -29,17 +29,19 @@ from diffpipe.stages.likelihood import (
     kl_to_standard_normal,
 )
 from diffpipe.stages.perceptual import (
+    DISCRIMINATOR,
     Features,
     PatchConfig,
     PerceptualConfig,
+    add_perceptual_losses,
     check_channels,
+    coder_phases,
     patch_discriminator_loss,
-    patch_generator_loss,
-    perceptual_distance,
+    perceptual_dependencies,
 )
 from diffpipe.stages.vae_coding import VAECoder
 
-ENCODER, DECODER, DISCRIMINATOR = "encoder", "decoder", "discriminator"
+ENCODER, DECODER = "encoder", "decoder"
 
 
 class VAESamplerConfig(Config):
@@ -76,10 +78,7 @@ class VAEConfig(StageConfig):
     """How the trained VAE samples and scores. It may change from one sampling to the next."""
 
     def dependencies(self) -> Sequence[Dependency]:
-        if self.perceptual is None:
-            return ()
-        name, sha256 = self.perceptual.features, self.perceptual.sha256
-        return (Dependency("features", "stage.perceptual", "features", name, sha256, needed="training"),)
+        return perceptual_dependencies(self.perceptual)
 
     def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> VAE:
         """The stage for images of this shape. Raises UserError where they do not fit each other.
@@ -134,14 +133,8 @@ class VAE:
 
     def phases(self) -> Sequence[Phase]:
         """With a discriminator, the autoencoder's update changes to another phase at the discriminator's first step."""
-        coder, patch, perceptual = (ENCODER, DECODER), self.config.patch, self.config.perceptual is not None
-        if patch is None:
-            return (Phase("bound", trains=coder, exact=perceptual),)
-        return (
-            Phase("bound", trains=coder, until=patch.start, exact=perceptual),
-            Phase(DISCRIMINATOR, trains=(DISCRIMINATOR,), start=patch.start),
-            Phase("adversarial", trains=coder, start=patch.start, exact=perceptual),
-        )
+        config = self.config
+        return coder_phases("bound", "adversarial", (ENCODER, DECODER), config.perceptual, config.patch)
 
     def encode(
         self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
@@ -175,14 +168,12 @@ class VAE:
             "reconstruction": bits_per_dim(reconstruction, self.dims),
             "kl": bits_per_dim(kl.sum(1), self.dims),
         }
-        if self.config.perceptual is not None:
-            assert self.features is not None, "training has asked for the feature network"
-            metrics["perceptual"] = perceptual_distance(self.features, self.codec.encode(batch.images), p.mean)
-            total = total + self.config.perceptual.weight * metrics["perceptual"]
-        if self.config.patch is not None and phase.name == "adversarial":
-            metrics["patch_generator"] = patch_generator_loss(nets[DISCRIMINATOR], p.mean)
-            total = total + self.config.patch.weight * metrics["patch_generator"]
-        return Loss(total, metrics)
+        config, x = self.config, self.codec.encode(batch.images)
+        discriminator = nets[DISCRIMINATOR] if phase.name == "adversarial" else None
+        total, terms = add_perceptual_losses(
+            total, x, p.mean, config.perceptual, self.features, config.patch, discriminator
+        )
+        return Loss(total, metrics | terms)
 
     def _patch_discriminator_loss(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         labels = required_labels(self.classes, batch.labels)
