@@ -39,10 +39,14 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of each sample, float32 [b], and further quantities to log, each [b]. The trainer takes the means."""
+    """The loss of each sample, float32 [b], and further quantities to log, each [b]. The trainer takes the means.
+
+    sums: of any shape, each a sum over the valid samples of the micro-batch, for a stage that `Tracks`.
+    """
 
     per_sample: Float[Tensor, " b"]
     metrics: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class Stage(Protocol):
     """A family of generators: its networks and its losses.
 
     The trainer calls it with wrapped networks (DDP, FSDP2), under autocast and on the right device. Further abilities
-    are protocols of their own: `Starts`, `Borrows`, `Generates`, `Reconstructs`, `Encodes`, `Scores`.
+    are protocols of their own: `Starts`, `Tracks`, `Borrows`, `Generates`, `Reconstructs`, `Encodes`, `Scores`.
     """
 
     def networks(self) -> dict[str, nn.Module]:
@@ -208,6 +212,26 @@ class Starts(Protocol):
 
         nets: as `networks()` built them, on the device and in float32, before they are wrapped, sharded or averaged.
         batch: all `start_samples` samples, the same on every process. Samples that are not valid are to be left out.
+        """
+        ...
+
+
+@runtime_checkable
+class Tracks(Protocol):
+    """A stage that tracks statistics of its training samples in buffers, such as how often each code is used.
+
+    The statistics are functions of sums over whole global batches. So they depend on no process, and a forward pass
+    changes nothing.
+    """
+
+    def track(
+        self, phase: Phase, nets: Mapping[str, nn.Module], sums: Mapping[str, Tensor], taken: Bool[Tensor, ""]
+    ) -> None:
+        """Set buffers of the networks in place, after each update of a phase whose losses have sums.
+
+        nets: without wrappers. sums: `Loss.sums`, added up over the micro-batches and processes of the step, the same
+        on all processes. taken: on the device; false where the update was left out because it was not finite, and
+        nothing may change.
         """
         ...
 

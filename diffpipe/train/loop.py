@@ -20,6 +20,7 @@ from diffpipe.interfaces import Batch, Loss, Phase, Stage
 from diffpipe.precision import float32_products
 from diffpipe.rng import KeyedRNG, fold_in
 from diffpipe.train.bad_samples import BadSamples, sample_weight
+from diffpipe.train.batch_sums import BatchSums
 from diffpipe.train.blocks import checkpoint_activations, compile_blocks, require_blocks, uncompiled
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig, ModelEMA, PowerEMAConfig, prefix
@@ -231,10 +232,13 @@ class Trainer:
                 self._forward_backward(phase, nets, micro_batches[0], weight, 0, last=True)
                 optimizer.zero_grad()
                 self._buckets_settled.update(phase.trains)
+            sums = BatchSums(self.stage)
             for i, batch in enumerate(micro_batches):
                 loss = self._forward_backward(phase, nets, batch, weight, i, last=i == len(micro_batches) - 1)
                 self._meter.add_loss(self.step, self._prefix(phase), batch, loss)
+                sums.add(loss)
         norm = optimizer.step(self.optimizer_config.lr_at(self.step, self.last_step))
+        sums.track(phase, self.nets, norm, self.runtime.comm)
         self._meter.add_norm(self.step, self._prefix(phase), norm)
 
     def _forward_backward(
