@@ -26,7 +26,7 @@ Group = Literal["stages", "networks", "samplers", "packing_sources", "trackers",
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 BUILT_IN: dict[Group, frozenset[str]] = {
-    "stages": frozenset({"adversarial", "autoencoder", "autoregressive", "ddpm", "flow", "gan", "vae"}),
+    "stages": frozenset({"adversarial", "autoencoder", "autoregressive", "ddpm", "flow", "gan", "vae", "vq"}),
     "networks": frozenset({"adm", "dit", "edm2", "glow", "tarflow", "unet"}),
     "samplers": frozenset({"ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "edm", "euler", "heun", "unipc"}),
     "packing_sources": frozenset({"hf"}),

@@ -18,6 +18,7 @@ from diffpipe.stages.ddpm import DDPMConfig
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.stages.gan import GANConfig
 from diffpipe.stages.vae import VAEConfig
+from diffpipe.stages.vq import VQConfig
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig, PowerEMAConfig
@@ -105,7 +106,14 @@ class Experiment(Config):
     data: DataConfig
     """The shards, and how their samples become batches."""
     stage: Annotated[
-        AdversarialConfig | AutoencoderConfig | AutoregressiveConfig | DDPMConfig | FlowConfig | GANConfig | VAEConfig,
+        AdversarialConfig
+        | AutoencoderConfig
+        | AutoregressiveConfig
+        | DDPMConfig
+        | FlowConfig
+        | GANConfig
+        | VAEConfig
+        | VQConfig,
         Field(discriminator="kind"),
         Kinds("stages"),
     ]

@@ -111,6 +111,16 @@ CASES = {
     "latent_vae, patch": Case("latent_vae", ("stage.patch={start: 3, network: {channels: 8, channel_mult: [1, 2]}}",)),
     "tarflow": Case("tarflow"),
     "vae": Case("vae"),
+    "vq": Case("vq", ("stage.quantizer.normalize=true",)),
+    "vq, fsq": Case("vq", ("stage.quantizer={kind: fsq, levels: [16, 15, 9]}", "stage.network.latent_channels=3")),
+    "vq, patch": Case(
+        "vq",
+        (
+            "stage.quantizer.restart=0.09",
+            "stage.patch={start: 3, network: {channels: 8, channel_mult: [1, 2]}}",
+        ),
+    ),
+    "vq, scales": Case("vq", ("stage.quantizer.scales=[1, 2, 4]",)),
 }
 
 RUNS = CASES | {

@@ -24,7 +24,7 @@ def test_the_keys_of_every_kind_are_there() -> None:
     assert {"seed", "data.batch_size", "data.sources.weight", "checkpoint.async", "validate.every"} <= names
     assert {"stage.network.channels", "stage.codec.sha256", "stage.patch.network.blocks", "stage.r1"} <= names
     kinds = {key.type for key in KEYS if key.name == "stage.kind"}
-    assert kinds == {"adversarial", "autoencoder", "autoregressive", "ddpm", "flow", "gan", "vae"}
+    assert kinds == {"adversarial", "autoencoder", "autoregressive", "ddpm", "flow", "gan", "vae", "vq"}
 
 
 def _key(name: str) -> Key:

@@ -17,6 +17,7 @@ _ADM = "down.0.0 down.1 down.2.0 down.2.1 middle.0 middle.1 middle.2 up.0.0 up.0
 _EDM2 = "encoder.0 encoder.1 encoder.2 " + " ".join(f"decoder.{i}" for i in range(7))
 _UNET_DISCRIMINATOR = "down.0.0 down.1 down.2.0 middle.0 middle.1 middle.2 heads.0 heads.1 heads.2"
 _CODER = {"encoder": "layers.0 layers.1 layers.2", "decoder": "layers.0 layers.1 layers.2"}
+_VQ = _CODER | {"quantizer": ""}
 _GLOW = " ".join(f"chains.0.layers.{i}" for i in range(6)) + " priors.0"
 _DENOISING_GAN = {"generator": _UNET, "discriminator": _UNET_DISCRIMINATOR}
 
@@ -45,6 +46,10 @@ BLOCKS = {
     "latent_vae, patch": _CODER | {"discriminator": "levels.0.0 levels.1.0 widen.0"},
     "tarflow": {"flow": "flow_blocks.0.layers.0 flow_blocks.1.layers.0"},
     "vae": _CODER,
+    "vq": _VQ,
+    "vq, fsq": _VQ,
+    "vq, patch": _VQ | {"discriminator": "levels.0.0 levels.1.0 widen.0"},
+    "vq, scales": _VQ,
 }
 
 
