@@ -135,8 +135,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature",
         type=float,
-        help="factor on the normal noise of a flow, VAE, GAN or adversarial denoiser; 0 is no noise",
+        help="factor on the normal noise of a flow, VAE, GAN or adversarial denoiser, divisor of an autoregressive "
+        "model's logits; 0 is no noise",
     )
+    parser.add_argument(
+        "--top-k", type=int, help="an autoregressive model draws each token from so many likeliest values"
+    )
+    parser.add_argument("--top-p", type=float, help="and from the fewest that have this probability together")
     parser.add_argument("--codec", metavar="RUN", help="current path of the VAE of a latent diffusion run")
     add_weights(parser)
     add_runtime(parser, "auto")

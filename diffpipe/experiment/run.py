@@ -33,7 +33,12 @@ _OPTIONS = {
     "stage.sampler.kind": ("sampler", "a diffusion's sampling"),
     **{f"stage.sampler.{name}": (name, "a diffusion's sampling") for name in sampling_options.OF_DIFFUSION},
     "stage.sampler.guide.run": ("guide", "a diffusion's sampling"),
-    "stage.sampler.temperature": ("temperature", "the sampling of a flow, VAE, GAN or adversarial denoiser"),
+    "stage.sampler.guidance": ("guidance", "the sampling of a diffusion or an autoregressive model"),
+    "stage.sampler.temperature": (
+        "temperature",
+        "the sampling of a flow, VAE, GAN, adversarial denoiser or autoregressive model",
+    ),
+    **{f"stage.sampler.{name}": (name, "the sampling of an autoregressive model") for name in ("top_k", "top_p")},
     "stage.sampler.vlb_steps": ("steps", "a diffusion's bound"),
     "stage.sampler.importance_samples": ("importance_samples", "a VAE's bound"),
 }

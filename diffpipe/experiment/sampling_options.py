@@ -27,14 +27,19 @@ class SamplingOptions(TypedDict, total=False):
     guide: str | Path | None
     """A run that guides (autoguidance); "none": no run does."""
     temperature: float | None
-    """The factor on the normal noise of a flow, VAE, GAN or adversarial denoiser."""
+    """The factor on the normal noise of a flow, VAE, GAN or adversarial denoiser, or the divisor of the logits of an
+    autoregressive model."""
+    top_k: int | None
+    """The number of likeliest values that an autoregressive model draws a token from."""
+    top_p: float | None
+    """The probability of those likeliest values."""
     ema: float | None
     """The length of the moving average, such as 0.1, of a run with ema.kind=power. Its weights are loaded."""
 
 
 _KEYS = {name: "kind" if name == "sampler" else name for name in SamplingOptions.__annotations__}
 NAMES = tuple(_KEYS)
-OF_DIFFUSION = tuple(name for name in NAMES if name not in ("sampler", "temperature", "ema"))
+OF_DIFFUSION = tuple(name for name in NAMES if name not in ("sampler", "temperature", "top_k", "top_p", "ema"))
 """The keys of stage.sampler that only a diffusion has, with the option of the same name."""
 
 

@@ -75,6 +75,18 @@ def test_targets() -> None:
     assert result[0]["of eps's"] == result[0]["CPU time of eps's"] == "1.000"
 
 
+def test_autoregressive() -> None:
+    words = ["stage.network.width=16", "stage.network.depth=2", "data.batch_size=2", "data.resolution=8"]
+    words += ["train.device=cpu", "train.precision=fp32", "--steps", 1, "--images", 2, "--passes", 1]
+    result = diffpipe(*words, module="eval.speed.autoregressive")
+    assert result.returncode == 0, result.stderr
+    trainer, plain, cached, uncached = table_rows(result.stdout)
+    assert float(trainer["ratio"]) > 0
+    assert plain["ratio"] == uncached["ratio"] == "1.000"
+    assert float(cached["ratio"]) > 0
+    assert "64 tokens per image" in result.stdout
+
+
 @pytest.mark.usefixtures("forked")
 def test_each_byte_is_hashed_once_per_node_and_copied_once_by_each_rank_that_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

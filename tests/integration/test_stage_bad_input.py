@@ -12,6 +12,9 @@ from tests.support.commands import HOME, SHARDS, TINY, refused, succeeds, train
 FASHION = HOME / "configs" / "fashion_mnist"
 SMALL = ["train.steps=1", "data.resolution=8", f"data.train={SHARDS}/test"]
 CONFIGS = {"vae": "vae", "gan": "gan", "few": "adversarial", "ae": "autoencoder", "ddpm": "ddpm", "dropped": "ddpm"}
+CONFIGS |= {"ar": "autoregressive"}
+
+LABELLED = {"labelled": "ddpm", "ar_labelled": "autoregressive"}
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +24,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, config in CONFIGS.items():
         words = [] if name in ("ae", "dropped") else ["stage.conditional=false"]
         train(home / name, *SMALL, *words, config=FASHION / f"{config}.yaml")
-    train(home / "labelled", *SMALL, "stage.label_dropout=0", config=FASHION / "ddpm.yaml")
-    return {name: home / name for name in (*CONFIGS, "labelled")} | {"test": SHARDS / "test"}
+    for name, config in LABELLED.items():
+        train(home / name, *SMALL, "stage.label_dropout=0", config=FASHION / f"{config}.yaml")
+    return {name: home / name for name in (*CONFIGS, *LABELLED)} | {"test": SHARDS / "test"}
 
 
 BETWEEN = ["--normal", "{test}", "--abnormal", "{test}"]
@@ -78,11 +82,43 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "eta of a few-step denoiser": (["sample", "{few}", "{out}", "--eta", "1"], ["eta is for a diffusion's sampling"]),
     "guidance of a GAN": (
         ["sample", "{gan}", "{out}", "--guidance", "2"],
-        ["guidance is for a diffusion's sampling"],
+        ["guidance is for the sampling of a diffusion or an autoregressive model, and {gan} is of stage.kind gan"],
+    ),
+    "top_k of a VAE": (
+        ["sample", "{vae}", "{out}", "--top-k", "5"],
+        ["top_k is for the sampling of an autoregressive model, and {vae} is of stage.kind vae"],
+    ),
+    "top_k above the levels": (
+        ["sample", "{ar}", "{out}", "--top-k", "257"],
+        ["top_k 257 is more than the 256 values"],
+    ),
+    "top_p of zero": (
+        ["sample", "{ar}", "{out}", "--top-p", "0"],
+        ["stage.sampler.top_p: input should be greater than 0"],
+    ),
+    "top_p above one": (
+        ["sample", "{ar}", "{out}", "--top-p", "1.5"],
+        ["stage.sampler.top_p: input should be less than or equal to 1"],
+    ),
+    "a negative temperature": (
+        ["sample", "{ar}", "{out}", "--temperature", "-1"],
+        ["stage.sampler.temperature: input should be greater than or equal to 0"],
+    ),
+    "guidance of an autoregressive model without labels": (
+        ["sample", "{ar}", "{out}", "--guidance", "2"],
+        ["guidance needs labels to guide by", "stage.conditional=true"],
+    ),
+    "guidance of an autoregressive model that has always had labels": (
+        ["sample", "{ar_labelled}", "{out}", "--guidance", "2"],
+        ["guidance needs a network that was trained without labels too", "stage.label_dropout above 0, such as 0.1"],
+    ),
+    "steps of an autoregressive model": (
+        ["nll", "{ar}", "{test}", "--steps", "9"],
+        ["steps is for a diffusion's bound, and {ar} is of stage.kind autoregressive"],
     ),
     "temperature of a diffusion": (
         ["sample", "{ddpm}", "{out}", "--temperature", "0.5"],
-        ["temperature is for the sampling of a flow, VAE, GAN or adversarial denoiser", "stage.kind ddpm"],
+        ["temperature is for the sampling of a flow, VAE, GAN, adversarial denoiser or autoreg", "stage.kind ddpm"],
     ),
     "a codec of a diffusion in pixels": (
         ["sample", "{ddpm}", "{out}", "--codec", "{vae}"],
