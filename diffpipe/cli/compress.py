@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "decode each block again before the file is written, in as much time again"
     parser.add_argument("--verify", action="store_true", help=text)
     text = "leave out what `nll` says of these images, and their size as PNG, WebP and JPEG XL"
-    parser.add_argument("--only", dest="compare", action="store_false", help=text)
+    parser.add_argument("--no-comparison", dest="compare", action="store_false", help=text)
     options.add_seed(parser, "seed of the initial bits and of the likelihood's noise")
     options.add_weights(parser)
     parser.add_argument("--device", choices=options.DEVICES, default="auto", help="default %(default)s")

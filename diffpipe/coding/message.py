@@ -28,6 +28,11 @@ _STATE = 2  # words of the coder's state
 _MOST_BITS = 24  # of one symbol
 _MIXED_BITS = 16  # of one symbol, on average
 _LARGEST_UNIFORM = 1 << 16
+_FAR = 1 << 30  # beyond every alphabet
+
+
+class CodingError(Exception):
+    """A symbol that its distribution does not have, or words that are no message: something else was encoded."""
 
 
 class Message:
@@ -38,11 +43,14 @@ class Message:
     """
 
     def __init__(self, key: int = 0, words: UInt32[np.ndarray, " n"] | None = None):
-        """words: those of a written message, to decode; None: an empty one."""
+        """words: those of a written message, to decode; None: an empty one. Raises CodingError for other words."""
         self._key, self._encodes = key, words is None
         if words is None:  # a whole state: what is put beneath a smaller one would be popped before it
             words = np.append(self._initial_words(0, _STATE - 1), np.array([1], np.uint32))
-        self._coder = _STACK.AnsCoder(words)
+        try:
+            self._coder = _STACK.AnsCoder(words)
+        except ValueError as error:
+            raise CodingError(str(error)) from error
         self._initial = _STATE - 1  # words put beneath, so far
         self._least = _STATE  # words of the lowest stack that was popped from
 
@@ -74,7 +82,7 @@ class Message:
     ) -> None:
         """Integers from -reach to reach, each under a normal distribution cut into bins of width 1."""
         _require_finite(mean, std)
-        self._coder.encode_reverse(symbols.astype(np.int32), _MODELS.QuantizedGaussian(-reach, reach), mean, std)
+        self._push(symbols, _MODELS.QuantizedGaussian(-reach, reach), mean, std)
 
     def pop_normal(
         self, mean: Float64[np.ndarray, " n"], std: Float64[np.ndarray, " n"], reach: int
@@ -86,7 +94,7 @@ class Message:
     def push_categorical(self, symbols: Int64[np.ndarray, " n"], probabilities: Float64[np.ndarray, "n k"]) -> None:
         """Integers from 0 to k - 1, each under its row of probabilities, which need not sum to 1 exactly."""
         _require_finite(probabilities)
-        self._coder.encode_reverse(symbols.astype(np.int32), _MODELS.Categorical(perfect=False), probabilities)
+        self._push(symbols, _MODELS.Categorical(perfect=False), probabilities)
 
     def pop_categorical(self, probabilities: Float64[np.ndarray, "n k"]) -> Int64[np.ndarray, " n"]:
         """The integers of `push_categorical`."""
@@ -96,7 +104,7 @@ class Message:
     def push_uniform(self, symbols: Int64[np.ndarray, " n"], size: int) -> None:
         """Integers from 0 to size - 1, all equally likely. size: at most 65,536."""
         assert size <= _LARGEST_UNIFORM
-        self._coder.encode_reverse(symbols.astype(np.int32), _MODELS.Uniform(size))
+        self._push(symbols, _MODELS.Uniform(size))
 
     def pop_uniform(self, n: int, size: int) -> Int64[np.ndarray, " n"]:
         """The n integers of `push_uniform`."""
@@ -121,6 +129,12 @@ class Message:
     def _untouched(self) -> int:
         """Initial words that no pop has reached. The lowest two of a stack are its state."""
         return min(self._initial, max(0, self._least - _STATE))
+
+    def _push(self, symbols: Int64[np.ndarray, " n"], model: Any, *parameters: Any) -> None:
+        try:
+            self._coder.encode_reverse(symbols.clip(-_FAR, _FAR).astype(np.int32), model, *parameters)
+        except KeyError as error:
+            raise CodingError(str(error)) from error
 
     def _pop(self, n: int, model: Any, *parameters: Any) -> Int64[np.ndarray, " n"]:
         if self._encodes:

@@ -45,5 +45,5 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert diffpipe("sample", home / "ddpm", home / "images", "--n", 9).returncode == 0
     (home / "images" / "grid.png").unlink()
     assert diffpipe("pack", home / "images", home / "small").returncode == 0
-    assert diffpipe("compress", home / "vae", home / "small", home / "compressed", "--only").returncode == 0
+    assert diffpipe("compress", home / "vae", home / "small", home / "compressed", "--no-comparison").returncode == 0
     return {path.name: path for path in home.iterdir()}

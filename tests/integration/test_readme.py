@@ -95,7 +95,7 @@ def shortened(line: str) -> str:
     if " pack configs/" in line:
         return line.replace("shards/train", "shards/test") + " --per-class 3 --resolution 8"
     if " compress " in line:
-        return line + " --n 2 --only"
+        return line + " --n 2 --no-comparison"
     if " --split-by " in line:  # of a dozen groups
         return line + " --test-fraction 0.5"
     if " --resolution 64" in line:  # the size that the tiny runs have

@@ -44,7 +44,7 @@ WRITERS = {
     ),
     "classify": (("classify", "{ddpm}", TEST, "--n", 4, "--steps", 2, "--out", "{out}"), "classify.json"),
     "compare": (("compare", "{vae}", "--reference", TEST, "--n", 10, *FD, "--out", "{out}"), "compare"),
-    "compress": (("compress", "{vae}", "{small}", "{out}", "--only"), "images.dpi"),
+    "compress": (("compress", "{vae}", "{small}", "{out}", "--no-comparison"), "images.dpi"),
     "decompress": (("decompress", "{compressed}", "{vae}", "{out}"), "decompressed"),
     "interpolate": (("interpolate", "{ddpm}", "{out}", "--n", 2), "between.png"),
     "encode": (("encode", "{codec}", TEST, "{out}"), "latents"),

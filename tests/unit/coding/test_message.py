@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffpipe.coding.message import Message, random_words
+from diffpipe.coding.message import CodingError, Message, random_words
 from diffpipe.errors import UserError
 
 N = 50_000
@@ -128,6 +128,14 @@ def test_any_sequence_of_operations_is_undone(operations: list[str], seed: int) 
         action(decoder)
     assert decoder.is_initial()
     assert decoder.bits == message.initial_bits + 32
+
+
+def test_a_symbol_outside_its_alphabet_and_words_that_are_no_message_are_errors() -> None:
+    for symbol in (6, -6, 2**40):
+        with pytest.raises(CodingError):
+            Message().push_normal(np.array([symbol]), np.zeros(1), np.ones(1), 5)
+    with pytest.raises(CodingError, match="never ends in a zero word"):
+        Message(words=np.array([1, 0], np.uint32))
 
 
 def test_a_distribution_that_is_not_finite_is_refused() -> None:
