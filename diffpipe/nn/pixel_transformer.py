@@ -16,8 +16,9 @@ from diffpipe.nn.transformer import INITIAL_STD, Transformer, TransformerConfig
 class PixelTransformer(nn.Module):
     """Maps an image and its label to `out` numbers for each token, which are parameters of its distribution.
 
-    The input of a token is the one before it, and with a `reach` its neighbourhood, too. That of the first one is the
-    class. embedding: channels of a value's vector. reach: see `CausalNeighbourhood`; 0: none.
+    The input of a token is the one before it, and with a `reach` its neighbourhood, too. The class is added to each, as
+    in the conditional PixelCNN (van den Oord et al. 2016b, equation 4); for the first one there is nothing else, so it
+    is the prefix. embedding: channels of a value's vector. reach: see `CausalNeighbourhood`; 0: none.
     """
 
     def __init__(
@@ -47,16 +48,15 @@ class PixelTransformer(nn.Module):
     ) -> Float[Tensor, "b n out"]:
         """The label `classes` means no label, as None does."""
         e = self.values(images)
-        h = self.previous(e) + self._positions()
+        h = self.previous(e) + self._positions() + self._classes(len(images), labels)
         h = h if self.neighbourhood is None else h + self.neighbourhood(e)
-        h = torch.cat([h[:, :1] + self._prefix(len(images), labels), h[:, 1:]], dim=1)
         return self._output(self.transformer(h, self._angles()))
 
     def _positions(self) -> Float[Tensor, "n width"]:
         row, column, part = self.row.weight, self.column.weight, self.part.weight
         return rearrange(row[:, None, None] + column[:, None] + part, "h w parts width -> (h w parts) width")
 
-    def _prefix(self, b: int, labels: Tensor | None) -> Float[Tensor, "b 1 width"]:
+    def _classes(self, b: int, labels: Tensor | None) -> Float[Tensor, "b 1 width"]:
         empty = self.label.num_embeddings - 1
         labels = torch.full((b,), empty, device=self.label.weight.device) if labels is None else labels
         return self.label(labels)[:, None]
@@ -89,15 +89,14 @@ class PixelDecoder:
         channels = net.grid.channels * weight.shape[1]
         self._embedded = weight.new_zeros(b, channels, *net.grid.resolution)
         self._positions, self._angles = net._positions(), net._angles()
-        self._prefix = net._prefix(b, labels)
+        self._classes = net._classes(b, labels)
         self._caches = net.transformer.caches(net.grid.tokens)
 
     def next(self) -> Float[Tensor, "b out"]:
         """The parameters of the next token's distribution. It is called once for each token."""
         net, i = self.net, self.i
-        h = net.previous.at(self._embedded, i) + self._positions[i]
+        h = net.previous.at(self._embedded, i) + self._positions[i] + self._classes
         h = h if net.neighbourhood is None else h + net.neighbourhood.at(self._embedded, i)
-        h = h + self._prefix if i == 0 else h
         angles = None if self._angles is None else self._angles[i : i + 1]
         return net._output(net.transformer(h, angles, self._caches))[:, 0]
 

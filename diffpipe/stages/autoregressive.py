@@ -54,7 +54,8 @@ class AutoregressiveConfig(StageConfig):
     tokens: PixelTokensConfig = PixelTokensConfig(kind="pixels")
     """What a token is."""
     conditional: bool = False
-    """Train P(X|Y) for the labels Y of the data, which needs data.labels=true. The class is the first token's input."""
+    """Train P(X|Y) for the labels Y of the data, which needs data.labels=true. The class is added to each
+    token's input, and is all that the first one sees."""
     label_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the samples whose label is hidden in training, which teaches P(X) beside P(X|Y). Guidance needs both."""
     sampler: TokenSamplerConfig = TokenSamplerConfig()

@@ -67,7 +67,7 @@ def test_token_by_token_it_says_what_it_says_of_the_whole_image(
             decoder.push(token)
 
 
-def test_the_class_is_the_prefix_and_none_is_the_empty_one() -> None:
+def test_the_class_reaches_every_token_from_the_first_on_and_none_is_the_empty_one() -> None:
     net, x = network(1, 1, 1, classes=2), images(1)
     with torch.no_grad():
         by_label = [net(x, torch.full((3,), label)) for label in (0, 1, 2)]
