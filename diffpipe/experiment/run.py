@@ -29,7 +29,7 @@ from diffpipe.train.runtime import Runtime
 # The option of a command, and argument of a method, for a key of the config, and the stages that have it. Others refuse
 # it by this name, which is right for both.
 _OPTIONS = {
-    "stage.codec.run": ("codec", "a latent diffusion (stage.codec.kind vae)"),
+    "stage.codec.run": ("codec", "a latent diffusion (stage.codec.kind vae) or an autoregressive model of codes (vq)"),
     "stage.sampler.kind": ("sampler", "a diffusion's sampling"),
     **{f"stage.sampler.{name}": (name, "a diffusion's sampling") for name in sampling_options.OF_DIFFUSION},
     "stage.sampler.guide.run": ("guide", "a diffusion's sampling"),

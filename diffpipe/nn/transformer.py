@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -122,8 +122,10 @@ class TransformerBlock(nn.Module):
         h: Float[Tensor, "b n width"],
         angles: Float[Tensor, "n pairs"] | None = None,
         cache: KVCache | None = None,
+        visible: Bool[Tensor, "n n"] | None = None,
     ) -> Float[Tensor, "b n width"]:
-        """angles: the rotation of each token; None: none.
+        """angles: the rotation of each token; None: none. visible: the tokens that each one sees, in place of those up
+        to itself.
 
         cache: with it h are only the next tokens. All of them see each other, and of the tokens before what the pattern
         says.
@@ -133,11 +135,13 @@ class TransformerBlock(nn.Module):
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        y = self._attention(q, k, v) if cache is None else self._cached_attention(q, k, v, cache)
+        y = self._attention(q, k, v, visible) if cache is None else self._cached_attention(q, k, v, cache)
         h = h + self.dropout(self.out(rearrange(y, "b heads n d -> b n (heads d)")))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
-    def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        if visible is not None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         if self.pattern == "rows":
             return attend_in_rows(q, k, v, self.row)
         if self.pattern == "columns":
@@ -170,10 +174,15 @@ class Transformer(nn.Module):
         h: Float[Tensor, "b n width"],
         angles: Float[Tensor, "n pairs"] | None = None,
         caches: Sequence[KVCache] | None = None,
+        visible: Bool[Tensor, "n n"] | None = None,
     ) -> Float[Tensor, "b n width"]:
-        """The normalized output for each token, in h's precision. caches: one for each block; h are the next tokens."""
+        """The normalized output for each token, in h's precision.
+
+        caches: one for each block; h are the next tokens. visible: the tokens that each one sees; None: those up to
+        itself.
+        """
         for i, layer in enumerate(self.layers):
-            h = layer(h, angles, None if caches is None else caches[i])
+            h = layer(h, angles, None if caches is None else caches[i], visible)
         with full_precision(h):
             return self.norm(h)
 

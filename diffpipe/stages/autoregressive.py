@@ -7,24 +7,26 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
+from diffpipe.config.kinds import default_kind
+from diffpipe.errors import UserError
+from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
 from diffpipe.nn.pixel_tokens import PixelGrid
 from diffpipe.nn.pixel_transformer import PixelDecoder, PixelTransformer
 from diffpipe.nn.transformer import TransformerConfig
 from diffpipe.precision import float32_products
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.autoregressive_coding import ValueCoder
+from diffpipe.stages.codec import PixelCodecConfig
+from diffpipe.stages.codes import TRANSFORMER, CodeAutoregressiveStage, CodeTokensConfig, VQCodecConfig, code_codec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes, dropped_labels, labels_to_generate, required_labels
 from diffpipe.stages.likelihood import bits_per_dim
 from diffpipe.stages.pixel_heads import CategoricalConfig, Head, LogisticMixtureConfig
 from diffpipe.stages.token_sampling import TokenSamplerConfig, check_sampler, draw, guided
-
-TRANSFORMER = "transformer"
 
 
 class PixelTokensConfig(Config):
@@ -51,7 +53,13 @@ class AutoregressiveConfig(StageConfig):
     """A transformer that predicts each token from those before it, trained by maximum likelihood."""
     network: TransformerConfig = TransformerConfig()
     """The transformer."""
-    tokens: PixelTokensConfig = PixelTokensConfig(kind="pixels")
+    codec: Annotated[PixelCodecConfig | VQCodecConfig, Field(discriminator="kind"), default_kind("pixels")] = (
+        PixelCodecConfig()
+    )
+    """The data that is modelled: pixels, or the codes of a vector-quantized autoencoder."""
+    tokens: Annotated[PixelTokensConfig | CodeTokensConfig, Field(discriminator="kind"), default_kind("pixels")] = (
+        PixelTokensConfig(kind="pixels")
+    )
     """What a token is."""
     conditional: bool = False
     """Train P(X|Y) for the labels Y of the data, which needs data.labels=true. The class is added to each
@@ -61,9 +69,38 @@ class AutoregressiveConfig(StageConfig):
     sampler: TokenSamplerConfig = TokenSamplerConfig()
     """How the trained model samples. It may change from one sampling to the next."""
 
-    def build(self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None) -> AutoregressiveStage:
-        """The stage for images of this shape. Raises UserError where they do not fit each other."""
-        return AutoregressiveStage(self, shape)
+    @model_validator(mode="after")
+    def _tokens_fit_the_codec(self) -> AutoregressiveConfig:
+        if (self.codec.kind == "vq") != (self.tokens.kind == "codes"):
+            raise ValueError(
+                f"codec.kind={self.codec.kind} does not go with tokens.kind={self.tokens.kind}; codec vq has tokens "
+                f"codes, and codec pixels has tokens pixels"
+            )
+        return self
+
+    def describe(self) -> str:
+        return "autoregressive (codes)" if self.tokens.kind == "codes" else super().describe()
+
+    def dependencies(self) -> Sequence[Dependency]:
+        if self.codec.kind == "pixels":
+            return ()
+        return (Dependency("codec", "stage.codec", "run", self.codec.run, self.codec.sha256, needed="always"),)
+
+    def build(
+        self, shape: ImageShape, dependencies: Mapping[str, Any] | None = None
+    ) -> AutoregressiveStage | CodeAutoregressiveStage:
+        """The stage for images of this shape. Raises UserError where they do not fit each other.
+
+        dependencies: "codec", the trained autoencoder, where codes are modelled.
+        """
+        if self.codec.kind == "pixels":
+            return AutoregressiveStage(self, shape)
+        assert dependencies is not None, "the autoencoder is opened by the caller"
+        try:
+            codec = code_codec(dependencies["codec"])
+        except UserError as error:
+            raise UserError(f"stage.codec.run: {error}") from error
+        return CodeAutoregressiveStage(self, shape, codec)
 
 
 class ValueDecoder:
@@ -117,11 +154,13 @@ class AutoregressiveStage:
         self.config = config
         self.shape = shape
         self.dims = shape.channels * shape.resolution.pixels
-        self.head: Head = config.tokens.head.build(shape.channels, levels)
+        assert isinstance(config.tokens, PixelTokensConfig), "the config has asked"
+        self.tokens = config.tokens
+        self.head: Head = self.tokens.head.build(shape.channels, levels)
         self.grid = PixelGrid(shape.channels, shape.resolution, levels, self.head.parts)
 
     def networks(self) -> dict[str, nn.Module]:
-        tokens = self.config.tokens
+        tokens = self.tokens
         net = PixelTransformer(
             self.config.network,
             self.grid,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,16 @@ def told(case: Case, shards: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def codec(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home, case = tmp_path_factory.mktemp("codec"), CASES["latent_vae"]
-    succeeds("train", case.path, f"run.dir={home}", "train.steps=2", *told(case, shards))
-    return home
+def codec(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a case that is another one's codec."""
+
+    @functools.cache
+    def train(name: str) -> Path:
+        home, case = tmp_path_factory.mktemp("codec"), CASES[name]
+        succeeds("train", case.path, f"run.dir={home}", "train.steps=2", *told(case, shards))
+        return home
+
+    return train
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -80,7 +87,7 @@ def trained(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pyte
     case, home = RUNS[request.param], tmp_path_factory.mktemp("trained")
     words = told(case, shards)
     if case.codec:
-        words.append(f"stage.codec.run={request.getfixturevalue('codec')}")
+        words.append(f"stage.codec.run={request.getfixturevalue('codec')(case.codec)}")
     made = Trained(case, home / "run", home / "shown", words)
     status, said = made.train(made.run, STEPS, shown=made.shown)
     assert status == 0, said

@@ -117,6 +117,7 @@ def test_it_is_built_at_its_size(path: Path) -> None:
         ("imagenet64/edm2_s", "denoiser", 280),  # Karras et al. 2024, table 6
         ("imagenet256/dit_b2", "denoiser", 130),  # Peebles & Xie 2023, table 4
         ("imagenet256/dit_xl2", "denoiser", 675),
+        ("imagenet256/vq_autoregressive", "transformer", 111),  # Sun et al. 2024, table 2
         ("imagenet256/sit_b2", "denoiser", 130),  # Ma et al. 2024, table 1
         ("imagenet256/sit_xl2", "denoiser", 675),
     ],
@@ -134,6 +135,8 @@ def test_where_the_network_is_the_papers_so_is_its_size(name: str, network: str,
         ("ffhq64/edm", "denoiser", 58.7, "58.7 million parameters, DDPM++ has 61.8"),
         ("imagenet256/latent_vae", "encoder", 23.7, "51.7 million parameters without attention, theirs 83.7 with"),
         ("imagenet256/latent_vae", "decoder", 28.1, "51.7 million parameters without attention, theirs 83.7 with"),
+        ("imagenet256/vq", "encoder", 15.6, "35.5 million parameters without attention, theirs 72 with"),
+        ("imagenet256/vq", "decoder", 20.0, "35.5 million parameters without attention, theirs 72 with"),
     ],
 )
 def test_where_the_size_is_another_the_config_says_so(name: str, network: str, millions: float, words: str) -> None:

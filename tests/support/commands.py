@@ -50,6 +50,8 @@ TINY_STAGE = {
 def tiny_stage(stage: Mapping[str, Any]) -> list[str]:
     """Overrides that make a stage's networks tiny. Those of a diffusion and a flow are by the kind of the network."""
     kind = stage["kind"]
+    if kind == "autoregressive" and stage["tokens"]["kind"] == "codes":
+        return _TRANSFORMER
     if kind == "ddpm":
         return [*_DENOISER[stage["network"].get("kind", "unet")], "stage.sampler.steps=3"]
     return TINY_STAGE[stage["network"]["kind"] if kind == "flow" else kind]

@@ -14,7 +14,6 @@ from diffpipe.data.loader import sequential_reader
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import Batch, ImageShape, Stage, TrainedStage
 from diffpipe.resolution import Resolution, square
-from diffpipe.stages.vae import VAE
 from tests.support.commands import SHARDS, TINY_RUN, tiny_stage
 
 FASHION = SHARDS.parent
@@ -83,7 +82,7 @@ class Case(NamedTuple):
         return load_config(Experiment, self.path, [*self.overrides(), *more])
 
     def stage(self) -> Stage:
-        """Built in this process; where it needs a codec, that is a VAE as it is before any training."""
+        """Built in this process; where it needs a codec, that is one as it is before any training."""
         shape = SHAPE._replace(resolution=self.resolution)
         codec = CASES[self.codec]._replace(resolution=self.resolution) if self.codec else None
         return self.experiment().stage.build(shape, {"codec": _untrained(codec, shape)} if codec else {})
@@ -95,6 +94,12 @@ CASES = {
     "autoencoder": Case("autoencoder"),
     "autoregressive": Case("autoregressive", ("train.minutes=null",)),
     "autoregressive, full": Case("autoregressive", ("train.minutes=null", *GPT)),
+    "autoregressive, codes": Case("vq_autoregressive", codec="vq"),
+    "autoregressive, scales": Case(
+        "vq_autoregressive",
+        ("stage.label_dropout=0.2", "stage.sampler={temperature: 0.9, top_k: 10, top_p: 0.95, guidance: 1.5}"),
+        codec="vq, scales",
+    ),
     "ddpm": Case("ddpm"),
     "ddpm, adm": Case("ddpm", (_ADM,)),
     "ddpm, edm": Case("ddpm", EDM),
@@ -139,9 +144,8 @@ def real_batch(n: int, resolution: Resolution = SHAPE.resolution) -> Batch:
 
 
 def _untrained(case: Case, shape: ImageShape) -> TrainedStage:
-    vae = case.stage()
-    assert isinstance(vae, VAE)
+    stage = case.stage()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        nets = vae.networks()
-    return TrainedStage(Path("vae"), case.experiment().stage, shape, vae, nets, None)
+        nets = stage.networks()
+    return TrainedStage(Path(case.config), case.experiment().stage, shape, stage, nets, None)

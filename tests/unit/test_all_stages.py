@@ -172,7 +172,7 @@ def test_it_takes_images_that_are_not_square(name: str) -> None:
     nets = {key: net.eval() for key, net in nets.items()}
     if isinstance(stage, Generates):
         assert stage.generate(nets, rng, batch.labels).shape == batch.images.shape
-    if isinstance(stage, Scores) and name != "latent_ddpm":
+    if isinstance(stage, Scores) and case.codec is None:
         assert torch.isfinite(stage.score(nets, batch, rng).per_sample).all()
     if isinstance(stage, Encodes):
         z = stage.encode_latents(nets, batch.images, batch.labels, rng)

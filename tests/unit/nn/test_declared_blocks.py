@@ -27,6 +27,8 @@ BLOCKS = {
     "autoencoder": _CODER,
     "autoregressive": {"transformer": "transformer.layers.0 transformer.layers.1"},
     "autoregressive, full": {"transformer": "transformer.layers.0 transformer.layers.1"},
+    "autoregressive, codes": {"transformer": "transformer.layers.0 transformer.layers.1"},
+    "autoregressive, scales": {"transformer": "transformer.layers.0 transformer.layers.1"},
     "ddpm": {"denoiser": _UNET},
     "ddpm, adm": {"denoiser": _ADM},
     "ddpm, edm": {"denoiser": _UNET, "log_variance": "out"},
