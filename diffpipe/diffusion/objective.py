@@ -45,6 +45,14 @@ class WeightingConfig(Config):
     """p2: what is added to the SNR."""
 
     @model_validator(mode="after")
+    def _used_by_its_kind(self) -> WeightingConfig:
+        if self.gamma is not None and self.kind not in ("min_snr", "p2"):
+            raise ValueError(f"gamma belongs to min_snr and p2, and kind is {self.kind}; leave gamma out")
+        if self.k != 1.0 and self.kind != "p2":
+            raise ValueError(f"k belongs to p2, and kind is {self.kind}; leave k out")
+        return self
+
+    @model_validator(mode="after")
     def _weights_are_finite(self) -> WeightingConfig:
         if self.kind == "p2" and -(self.gamma or 1.0) * math.log(self.k) > math.log(_MOST_WEIGHT):
             raise ValueError(

@@ -185,6 +185,14 @@ TRAINING: dict[str, tuple[list[str], str]] = {
         ["stage.weighting={kind: p2, gamma: 1000, k: 0.1}"],
         "stage.weighting: gamma 1000.0 and k 0.1 weight pure noise by over 1e+30",
     ),
+    "gamma of a weighting without it": (
+        ["stage.weighting={kind: edm, gamma: 5}"],
+        "stage.weighting: gamma belongs to min_snr and p2, and kind is edm; leave gamma out",
+    ),
+    "k of a weighting without it": (
+        ["stage.weighting={kind: min_snr, k: 2}"],
+        "stage.weighting: k belongs to p2, and kind is min_snr; leave k out",
+    ),
     "a shift to no noise": (
         ["stage.prediction=flow", "stage.schedule={kind: flow, shift: 1e-17}"],
         "stage.schedule.shift: input should be greater than or equal to 0.01",
