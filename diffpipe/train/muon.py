@@ -82,14 +82,37 @@ def orthogonalized(
 
     dtype: that of the iteration; None: bfloat16 on GPUs. On CPUs, where many emulate it, float32.
     """
-    a, b, c = _QUINTIC
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide.to(dtype or (torch.float32 if matrices.device.type == "cpu" else torch.bfloat16))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
+    x = _iterated_on_grams(x) if x.dtype == torch.float32 else _iterated(x)
+    return x if wide is matrices else x.mT
+
+
+def _iterated(x: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
+    a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide is matrices else x.mT
+    return x
+
+
+def _iterated_on_grams(x: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
+    """`_iterated` with half the multiplications for a convolution's wide matrices.
+
+    A step multiplies X by Q = a + b G + c G^2, where G = X X^T. So G becomes Q G Q, and the product of all Q is
+    multiplied by the first X alone. Its rounding errors are larger, which bfloat16 has no digits for.
+    """
+    a, b, c = _QUINTIC
+    gram, product = x @ x.mT, None
+    for step in range(_ITERATIONS):
+        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        q.diagonal(dim1=1, dim2=2).add_(a)
+        product = q if product is None else q @ product
+        if step < _ITERATIONS - 1:
+            gram = q @ gram @ q
+    assert product is not None
+    return product @ x
 
 
 def _matrix_shape(weight: Tensor) -> tuple[int, int]:

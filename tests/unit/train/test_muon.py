@@ -109,6 +109,20 @@ def test_orthogonalized_matrices_are_near_those_of_their_singular_vectors(
     )
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (16, 144), (144, 16)])
+def test_in_float32_each_singular_value_goes_through_the_quintic(shape: tuple[int, int]) -> None:
+    """Also the small ones, whose squares have few digits beside 1."""
+    random = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, _, vh = torch.linalg.svd(random, full_matrices=False)
+    singular = torch.logspace(-5, 0, min(shape), dtype=torch.float64)
+    matrices = u * singular @ vh
+    expected = singular / singular.norm()
+    for _ in range(5):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    result = muon.orthogonalized(matrices.float()).double()
+    torch.testing.assert_close(result, u * expected @ vh, rtol=0, atol=1e-3)
+
+
 def test_large_matrices_are_iterated_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     stacks: list[int] = []
     whole = muon.orthogonalized
