@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Two processes train a diffusion on Fashion-MNIST, sample from it, and score the samples.
-# Six minutes on two CPU cores, eight with AVX2 alone. Run it again to continue from the checkpoints in the run directory
+# Five minutes on two CPU cores, six with AVX2 alone. Run it again to continue from the checkpoints in the run directory
 # ($RUN). $N images are scored.
 # Arguments override the config: ./launch/demo.sh train.steps=2000
 set -euo pipefail

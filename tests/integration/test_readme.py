@@ -296,8 +296,10 @@ def test_the_objectives_script_compares_runs_that_differ_in_the_objective_alone(
         trees[config.run.dir] = overrides
         objective = {"prediction", "schedule", "timesteps", "weighting", "one_sided_ends", "sampler"}
         others.append(config.model_dump(exclude={"run": {"dir"}, "stage": objective}))
-    assert all(other == others[0] for other in others)
-    assert others[0]["data"]["batch_size"] * others[0]["train"]["steps"] == 48_000
+    *same, smaller, wide = others  # the last two differ in the batch, and one in its network
+    assert all(other == same[0] for other in same)
+    assert smaller["stage"] == same[0]["stage"] != wide["stage"]
+    assert all(other["data"]["batch_size"] * other["train"]["steps"] == 48_000 for other in others)
     rows = rows_of(comparison, tmp_path)
     assert {row.path.as_posix() for row in rows} == trees.keys()
     for row in rows:

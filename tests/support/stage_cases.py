@@ -76,7 +76,7 @@ class Case(NamedTuple):
         stage = load_config(Experiment, self.path).stage.model_dump()
         tiny = tiny_stage(stage)
         size = f"data.resolution={self.resolution.plain()}"
-        return [*tiny, *TINY_RUN, size, "data.workers=0", "eval.reconstruction=0", *self.words]
+        return [*tiny, *TINY_RUN, size, "data.workers=0", "eval.reconstruction=0", "train.minutes=null", *self.words]
 
     def experiment(self, *more: str) -> Experiment:
         return load_config(Experiment, self.path, [*self.overrides(), *more])
@@ -92,8 +92,8 @@ CASES = {
     "adversarial": Case("adversarial", LAZY),
     "adversarial, x_prev": Case("adversarial", (*LAZY, "stage.discriminator_input=x_prev")),
     "autoencoder": Case("autoencoder"),
-    "autoregressive": Case("autoregressive", ("train.minutes=null",)),
-    "autoregressive, full": Case("autoregressive", ("train.minutes=null", *GPT)),
+    "autoregressive": Case("autoregressive"),
+    "autoregressive, full": Case("autoregressive", GPT),
     "autoregressive, codes": Case("vq_autoregressive", codec="vq"),
     "autoregressive, scales": Case(
         "vq_autoregressive",
@@ -106,7 +106,7 @@ CASES = {
     "ddpm, edm2": Case("ddpm", (_EDM2, *EDM)),
     "ddpm, dit, flow": Case("ddpm", (_DIT, *FLOW)),
     "ddpm, v": Case("ddpm", V),
-    "ddpm, x0": Case("demo", ("train.minutes=null",)),
+    "ddpm, x0": Case("demo"),
     "denoising_autoencoder": Case("denoising_autoencoder"),
     "flow": Case("flow"),
     "flow, variational": Case("flow", ("stage.dequantization={kind: variational, steps: 1, hidden: 4}",)),
