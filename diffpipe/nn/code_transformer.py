@@ -63,7 +63,7 @@ class CodeTransformer(nn.Module):
     """Maps what is known of an image before each token, and its label, to the logits of the token's code.
 
     In raster order that is the code before. By scales it is the latents of all smaller scales, at the token's own
-    scale. The first group of tokens has the class alone.
+    scale. The class is added to each; the first group of tokens has nothing else.
     """
 
     def __init__(self, config: TransformerConfig, grid: CodeGrid, classes: int = 0):
@@ -87,14 +87,16 @@ class CodeTransformer(nn.Module):
         self, before: Int[Tensor, "b m"] | Float[Tensor, "b m c"], labels: Int[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b n codes"]:
         """before: the inputs of all tokens after the first group. The label `classes` means none, as None does."""
-        h = torch.cat([self._first(len(before), labels), self.input(before)], dim=1) + self.position.weight
+        classes = self._classes(len(before), labels)
+        first = classes.expand(-1, self.grid.groups[0], -1)
+        h = torch.cat([first, self.input(before) + classes], dim=1) + self.position.weight
         visible = self.grid.visible(h.device) if self.grid.by_scale else None
         return self._output(self.transformer(h, self._angles(), visible=visible))
 
-    def _first(self, b: int, labels: Tensor | None) -> Float[Tensor, "b m width"]:
+    def _classes(self, b: int, labels: Tensor | None) -> Float[Tensor, "b 1 width"]:
         empty = self.label.num_embeddings - 1
         labels = torch.full((b,), empty, device=self.label.weight.device) if labels is None else labels
-        return self.label(labels)[:, None].expand(-1, self.grid.groups[0], -1)
+        return self.label(labels)[:, None]
 
     def _angles(self) -> Float[Tensor, "n pairs"] | None:
         config, device = self.config, self.label.weight.device
@@ -115,13 +117,14 @@ class CodeDecoder:
 
     def __init__(self, net: CodeTransformer, b: int, labels: Int[Tensor, " b"] | None):
         self._net, self._angles = net, net._angles()
-        self._first, self._read = net._first(b, labels), 0
+        self._classes, self._read = net._classes(b, labels), 0
         self._caches = net.transformer.caches(net.grid.tokens)
 
     def next(self, before: Int[Tensor, "b m"] | Float[Tensor, "b m c"] | None) -> Float[Tensor, "b m codes"]:
         """The logits of the next group's tokens. before: their inputs; None for the first group."""
         net, start = self._net, self._read
-        h = self._first if before is None else net.input(before)
+        first = self._classes.expand(-1, net.grid.groups[0], -1)
+        h = first if before is None else net.input(before) + self._classes
         self._read = start + h.shape[1]
         group = slice(start, self._read)
         angles = None if self._angles is None else self._angles[group]
