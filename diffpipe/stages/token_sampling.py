@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffpipe.config import Config
 from diffpipe.errors import UserError
+from diffpipe.plural import plural
 from diffpipe.stages.guidance import check_label_guidance
 
 
@@ -31,7 +32,8 @@ def check_sampler(sampler: TokenSamplerConfig, levels: int, *, conditional: bool
     """Raises UserError where a token cannot be drawn like this. levels: the values that it may have."""
     check_label_guidance(sampler.guidance, conditional=conditional, label_dropout=label_dropout)
     if sampler.top_k is not None and sampler.top_k > levels:
-        raise UserError(f"stage.sampler.top_k {sampler.top_k} is more than the {levels} values of a token; give fewer")
+        values = plural(levels, "value")
+        raise UserError(f"stage.sampler.top_k {sampler.top_k} is more than the {values} of a token; give fewer")
 
 
 def guided(

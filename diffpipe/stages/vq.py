@@ -21,6 +21,7 @@ from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.codebook import EMAQuantizer, EMAQuantizerConfig
 from diffpipe.nn.patch import PatchDiscriminator
 from diffpipe.nn.quantizer import FSQConfig, FSQuantizer, Quantized, Quantizer
+from diffpipe.plural import plural
 from diffpipe.resolution import Resolution
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.codec import PixelCodec
@@ -228,8 +229,8 @@ def _check(config: VQConfig) -> None:
     quantizer, channels = config.quantizer, config.network.latent_channels
     if isinstance(quantizer, FSQConfig) and len(quantizer.levels) != channels:
         raise UserError(
-            f"stage.quantizer.levels are of {len(quantizer.levels)} channels, and stage.network.latent_channels is "
-            f"{channels}; make them equal"
+            f"stage.quantizer.levels are of {plural(len(quantizer.levels), 'channel')}, and "
+            f"stage.network.latent_channels is {channels}; make them equal"
         )
 
 

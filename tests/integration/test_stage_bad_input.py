@@ -122,7 +122,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a codec of a diffusion in pixels": (
         ["sample", "{ddpm}", "{out}", "--codec", "{vae}"],
-        ["codec is for a latent diffusion (stage.codec.kind vae), and {ddpm} is of stage.kind ddpm"],
+        ["codec is for a latent diffusion (stage.codec.kind vae) or", "and {ddpm} is of stage.kind ddpm"],
     ),
     "guidance without labels": (
         ["sample", "{ddpm}", "{out}", "--guidance", "2"],
