@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -111,11 +112,17 @@ class EMAQuantizer(nn.Module):
 
     def partial(self, codes: Int[Tensor, "b n"], latents: Resolution, scales: int) -> Float[Tensor, "b c h w"]:
         """The quantized latents as the first so many scales have them. codes: those of at least these scales."""
-        codebook, sizes = self.codebook, self.sizes(latents)[:scales]
+        return next(itertools.islice(self.partials(codes, latents), scales - 1, None))
+
+    def partials(self, codes: Int[Tensor, "b n"], latents: Resolution) -> Iterator[Float[Tensor, "b c h w"]]:
+        """The quantized latents as the first scale has them, as the first two have them, and so on."""
+        codebook, first = self.codebook, 0
         total = codebook.new_zeros(len(codes), codebook.shape[1], *latents)
-        for part, size in zip(codes.split([s.pixels for s in sizes] + _rest(codes, sizes), 1), sizes, strict=False):
+        for size in self.sizes(latents):
+            part = codes[:, first : first + size.pixels]
+            first += size.pixels
             total = total + self._enlarged(codebook, part, size, latents)
-        return total
+            yield total
 
     def start(self, vectors: Float[Tensor, "n c"], rng: RNG) -> None:
         """Set the codebook to some of these vectors, each a little beside it. rng: of the positions 0 to codes - 1."""
@@ -185,8 +192,3 @@ def _beside(vectors: Float[Tensor, "b c"], rng: RNG) -> Float[Tensor, "b c"]:
     """Vectors with a little noise: two equal codes would share their tokens by rounding errors."""
     size = vectors.square().mean(1, keepdim=True).sqrt()
     return vectors + _BESIDE * size * rng.normal("restart/noise", vectors.shape[1:])
-
-
-def _rest(codes: Int[Tensor, "b n"], sizes: Sequence[Resolution]) -> list[int]:
-    """The number of tokens beyond these scales."""
-    return [codes.shape[1] - sum(size.pixels for size in sizes)]

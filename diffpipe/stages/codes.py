@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
@@ -79,19 +80,24 @@ class CodeCodec:
     @torch.no_grad()
     def inputs(self, codes: Int[Tensor, "b m"], group: int) -> Int[Tensor, "b k"] | Float[Tensor, "b k c"]:
         """The transformer's inputs for one group of tokens. codes: of all groups before, or more."""
-        groups, sizes = self.grid.groups, self.grid.sizes
         if not self.grid.by_scale:
             return codes[:, group - 1 : group]
-        quantizer = cast(EMAQuantizer, self.nets[QUANTIZER])
-        known = quantizer.partial(codes[:, : sum(groups[:group])], self.vq.latents, group)
-        size = sizes[group]
-        return rearrange(F.adaptive_avg_pool2d(known, (size.height, size.width)), "b c h w -> b (h w) c")
+        return self._at_scale(self._quantizer.partial(codes, self.vq.latents, group), group)
 
     def all_inputs(self, codes: Int[Tensor, "b n"]) -> Int[Tensor, "b m"] | Float[Tensor, "b m c"]:
         """The same for all groups after the first."""
         if not self.grid.by_scale:
             return codes[:, :-1]
-        return torch.cat([self.inputs(codes, group) for group in range(1, len(self.grid.groups))], dim=1)
+        smaller = itertools.islice(self._quantizer.partials(codes, self.vq.latents), len(self.grid.groups) - 1)
+        return torch.cat([self._at_scale(known, group) for group, known in enumerate(smaller, start=1)], dim=1)
+
+    @property
+    def _quantizer(self) -> EMAQuantizer:
+        return cast(EMAQuantizer, self.nets[QUANTIZER])
+
+    def _at_scale(self, known: Float[Tensor, "b c h w"], group: int) -> Float[Tensor, "b k c"]:
+        size = self.grid.sizes[group]
+        return rearrange(F.adaptive_avg_pool2d(known, (size.height, size.width)), "b c h w -> b (h w) c")
 
 
 def code_codec(trained: TrainedStage) -> CodeCodec:
