@@ -60,7 +60,7 @@ class Autoencoder:
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         x = self.codec.encode(batch.images)
         seen = x + self.config.noise * rng.normal("corruption", x.shape[1:]) if self.config.noise else x
-        return Loss(_error(x, self.decode(nets, nets["encoder"](seen))))
+        return Loss(squared_error(x, self.decode(nets, nets["encoder"](seen))))
 
     def encode(self, nets: Mapping[str, nn.Module], images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c_z h_z w_z"]:
         """The latents of clean images, of `latent_shape`."""
@@ -95,8 +95,9 @@ class Autoencoder:
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
         again = self.decode(nets, self.encode(nets, batch.images))
-        return Score(_error(self.codec.encode(batch.images), again), unit="mse", kind="error")
+        return Score(squared_error(self.codec.encode(batch.images), again), unit="mse", kind="error")
 
 
-def _error(x: Float[Tensor, "b c h w"], again: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+def squared_error(x: Float[Tensor, "b c h w"], again: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """The mean over an image's pixels of (x - again)^2."""
     return reduce((x - again).square(), "b c h w -> b", "mean")

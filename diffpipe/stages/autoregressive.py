@@ -26,7 +26,7 @@ from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes, dropped_labels, labels_to_generate, required_labels
 from diffpipe.stages.likelihood import bits_per_dim
 from diffpipe.stages.pixel_heads import CategoricalConfig, Head, LogisticMixtureConfig
-from diffpipe.stages.token_sampling import TokenSamplerConfig, check_sampler, draw, guided
+from diffpipe.stages.token_sampling import TokenSamplerConfig, check_sampler, draw, labels_of_copies
 
 
 class PixelTokensConfig(Config):
@@ -206,16 +206,11 @@ class AutoregressiveStage:
     ) -> UInt8[Tensor, "b c h w"]:
         """An image for each position. A class-conditional stage without labels draws them uniformly."""
         sampler, b = self.config.sampler, len(rng.positions)
-        labels = labels_to_generate(self.classes, labels, rng)
-        copies = 1
-        if labels is not None and sampler.guidance != 1:
-            labels, copies = torch.cat([labels, torch.full_like(labels, self.classes)]), 2
+        labels = labels_of_copies(labels_to_generate(self.classes, labels, rng), self.classes, sampler)
+        copies = 1 if labels is None else len(labels) // b
         decoder = self.begin(nets, copies * b, labels)
         for u in rng.uniform("value", (decoder.values,)).T:
-            logits = decoder.next()
-            if copies == 2:
-                logits = guided(*logits.chunk(2), sampler.guidance)
-            decoder.push(draw(logits, u, sampler).repeat(copies))
+            decoder.push(draw(decoder.next(), u, sampler).repeat(copies))
         return decoder.images()[:b]
 
     def _bits(

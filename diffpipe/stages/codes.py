@@ -22,7 +22,7 @@ from diffpipe.nn.codebook import EMAQuantizer
 from diffpipe.precision import float32_products
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.labels import conditional_classes, dropped_labels, labels_to_generate, required_labels
-from diffpipe.stages.token_sampling import check_sampler, draw, guided
+from diffpipe.stages.token_sampling import check_sampler, draw, labels_of_copies
 from diffpipe.stages.vq import QUANTIZER, VQ
 
 if TYPE_CHECKING:
@@ -175,16 +175,12 @@ class CodeAutoregressiveStage:
     ) -> Int[Tensor, "b n"]:
         """The codes of these images."""
         sampler, b, grid = self.config.sampler, len(rng.positions), self.codec.grid
-        labels = labels_to_generate(self.classes, labels, rng)
-        copies = 1
-        if labels is not None and sampler.guidance != 1:
-            labels, copies = torch.cat([labels, torch.full_like(labels, self.classes)]), 2
+        labels = labels_of_copies(labels_to_generate(self.classes, labels, rng), self.classes, sampler)
+        copies = 1 if labels is None else len(labels) // b
         decoder = CodeDecoder(cast(CodeTransformer, nets[TRANSFORMER]), copies * b, labels)
         codes = torch.zeros(b, 0, dtype=torch.int64, device=rng.positions.device)
         for group, u in enumerate(rng.uniform("value", (grid.tokens,)).split(grid.groups, dim=1)):
             before = self.codec.inputs(codes, group).repeat(copies, *[1] * (1 + grid.by_scale)) if group else None
             logits = decoder.next(before).flatten(0, 1)
-            if copies == 2:
-                logits = guided(*logits.chunk(2), sampler.guidance)
             codes = torch.cat([codes, draw(logits, u.flatten(), sampler).unflatten(0, u.shape)], dim=1)
         return codes

@@ -13,6 +13,11 @@ LOWEST_LOG_SCALE = -7.0
 """The narrowest logistic, a ninth of a bin of 256: a narrower one gains nothing and its gradients explode."""
 
 
+def bounded_log_scale(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """A network's output as the log-scale of a logistic: above `LOWEST_LOG_SCALE`, and raw itself far above it."""
+    return LOWEST_LOG_SCALE + F.softplus(raw - LOWEST_LOG_SCALE)
+
+
 def discretized_logistic(
     values: Integer[Tensor, "*#shape"],
     mean: Float[Tensor, "*#shape"],

@@ -43,8 +43,23 @@ def guided(
     return unconditional + guidance * (conditional - unconditional)
 
 
-def draw(logits: Float[Tensor, "b levels"], u: Float[Tensor, " b"], sampler: TokenSamplerConfig) -> Int[Tensor, " b"]:
-    """A value for each row by the inverse CDF at u, in (0, 1). The CDF is float64."""
+def labels_of_copies(
+    labels: Int[Tensor, " b"] | None, classes: int, sampler: TokenSamplerConfig
+) -> Int[Tensor, " n"] | None:
+    """The labels that the network gets: with guidance those of all images, then as many empty ones."""
+    if labels is None or sampler.guidance == 1:
+        return labels
+    return torch.cat([labels, torch.full_like(labels, classes)])
+
+
+def draw(logits: Float[Tensor, "n levels"], u: Float[Tensor, " b"], sampler: TokenSamplerConfig) -> Int[Tensor, " b"]:
+    """A value for each u, in (0, 1), by the inverse CDF there. The CDF is float64.
+
+    logits: a row for each u; with guidance those with the label, then as many without it.
+    """
+    if len(logits) > len(u):
+        conditional, unconditional = logits.chunk(2)
+        logits = guided(conditional, unconditional, sampler.guidance)
     if sampler.temperature == 0:
         return logits.argmax(dim=1)
     logits = logits.double() / sampler.temperature

@@ -10,7 +10,6 @@ from einops import reduce
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
 from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
@@ -21,8 +20,8 @@ from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
 from diffpipe.stages.labels import conditional_classes, labels_to_generate, required_labels
 from diffpipe.stages.likelihood import (
-    LOWEST_LOG_SCALE,
     bits_per_dim,
+    bounded_log_scale,
     discretized_logistic,
     gaussian_log_density,
     importance_weighted,
@@ -151,7 +150,7 @@ class VAE:
     ) -> Likelihood:
         """p(x|z), whose mean is the image. A class-conditional stage needs the labels."""
         mean, raw = nets["decoder"](z, labels).float().chunk(2, dim=1)
-        return Likelihood(mean, LOWEST_LOG_SCALE + F.softplus(raw - LOWEST_LOG_SCALE))
+        return Likelihood(mean, bounded_log_scale(raw))
 
     def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
         if phase.name == DISCRIMINATOR:

@@ -24,9 +24,10 @@ from diffpipe.nn.quantizer import FSQConfig, FSQuantizer, Quantized, Quantizer
 from diffpipe.plural import plural
 from diffpipe.resolution import Resolution
 from diffpipe.rng import KeyedRNG
+from diffpipe.stages.autoencoder import squared_error
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
-from diffpipe.stages.likelihood import LOWEST_LOG_SCALE, bits_per_dim, discretized_logistic
+from diffpipe.stages.likelihood import bits_per_dim, bounded_log_scale, discretized_logistic
 from diffpipe.stages.perceptual import (
     DISCRIMINATOR,
     Features,
@@ -144,7 +145,7 @@ class VQ:
         config, quantizer = self.config, cast(Quantizer, nets[QUANTIZER])
         quantized = self.quantize(nets, batch.images)
         y, log_scale = self._decoded(nets, quantized.latents)
-        error = _error(x, y) if log_scale is None else self._bits(batch.images, y, log_scale)
+        error = squared_error(x, y) if log_scale is None else self._bits(batch.images, y, log_scale)
         metrics = {"reconstruction": error}
         total = error
         if isinstance(config.quantizer, EMAQuantizerConfig):
@@ -205,7 +206,7 @@ class VQ:
     @torch.no_grad()
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
         y = self.decode(nets, self.quantize(nets, batch.images).latents)
-        return Score(_error(self.codec.encode(batch.images), y), unit="mse", kind="error")
+        return Score(squared_error(self.codec.encode(batch.images), y), unit="mse", kind="error")
 
     def _decoded(
         self, nets: Mapping[str, nn.Module], z: Float[Tensor, "b c_z h_z w_z"]
@@ -215,7 +216,7 @@ class VQ:
         if self.config.reconstruction == "mse":
             return y, None
         mean, raw = y.chunk(2, dim=1)
-        return mean, LOWEST_LOG_SCALE + F.softplus(raw - LOWEST_LOG_SCALE)
+        return mean, bounded_log_scale(raw)
 
     def _bits(self, images: Tensor, mean: Tensor, log_scale: Tensor) -> Float[Tensor, " b"]:
         nats = -reduce(discretized_logistic(images, mean, log_scale), "b c h w -> b", "sum")
@@ -232,7 +233,3 @@ def _check(config: VQConfig) -> None:
             f"stage.quantizer.levels are of {plural(len(quantizer.levels), 'channel')}, and "
             f"stage.network.latent_channels is {channels}; make them equal"
         )
-
-
-def _error(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-    return reduce((x - y).square(), "b c h w -> b", "mean")
