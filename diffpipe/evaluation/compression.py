@@ -175,7 +175,7 @@ def group_sizes(n: int, batch: int, *, growing: bool) -> list[int]:
 
 
 def coded_on(runtime: Runtime) -> dict[str, Any]:
-    """What the bits of a network's output depend on, besides its input and weights."""
+    """The parts of this machine that the bits of a network's output depend on."""
     if runtime.device.type == "cuda":
         libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         processor = torch.cuda.get_device_name(runtime.device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffpipe.nn.flow import full_precision
 from diffpipe.nn.positions import rotary_angles_at
-from diffpipe.nn.transformer import INITIAL_STD, Transformer, TransformerConfig
+from diffpipe.nn.transformer import INITIAL_STD, Transformer, TransformerConfig, embedded_classes
 from diffpipe.resolution import Resolution
 
 
@@ -94,9 +94,7 @@ class CodeTransformer(nn.Module):
         return self._output(self.transformer(h, self._angles(), visible=visible))
 
     def _classes(self, b: int, labels: Tensor | None) -> Float[Tensor, "b 1 width"]:
-        empty = self.label.num_embeddings - 1
-        labels = torch.full((b,), empty, device=self.label.weight.device) if labels is None else labels
-        return self.label(labels)[:, None]
+        return embedded_classes(self.label, b, labels)
 
     def _angles(self) -> Float[Tensor, "n pairs"] | None:
         config, device = self.config, self.label.weight.device

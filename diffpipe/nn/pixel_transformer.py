@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffpipe.nn.flow import full_precision
 from diffpipe.nn.pixel_tokens import CausalNeighbourhood, PixelGrid, PreviousToken, ValueEmbedding
 from diffpipe.nn.positions import rotary_angles_at
-from diffpipe.nn.transformer import INITIAL_STD, Transformer, TransformerConfig
+from diffpipe.nn.transformer import INITIAL_STD, Transformer, TransformerConfig, embedded_classes
 
 
 class PixelTransformer(nn.Module):
@@ -57,9 +57,7 @@ class PixelTransformer(nn.Module):
         return rearrange(row[:, None, None] + column[:, None] + part, "h w parts width -> (h w parts) width")
 
     def _classes(self, b: int, labels: Tensor | None) -> Float[Tensor, "b 1 width"]:
-        empty = self.label.num_embeddings - 1
-        labels = torch.full((b,), empty, device=self.label.weight.device) if labels is None else labels
-        return self.label(labels)[:, None]
+        return embedded_classes(self.label, b, labels)
 
     def _angles(self) -> Float[Tensor, "n pairs"] | None:
         """Tokens of one pixel divide its width, so that no two tokens have the same angles."""

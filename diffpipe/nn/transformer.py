@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal, cast
 
+import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -202,3 +203,10 @@ class Transformer(nn.Module):
             last = block.mlp.out if isinstance(block.mlp, SwiGLU) else block.mlp[-1]
             for linear in (block.out, last):
                 nn.init.normal_(cast(nn.Linear, linear).weight, std=INITIAL_STD / math.sqrt(2 * depth))
+
+
+def embedded_classes(embedding: nn.Embedding, b: int, labels: Int[Tensor, " b"] | None) -> Float[Tensor, "b 1 width"]:
+    """The vector that the class adds to each token's input. The last row is the empty label: none, or a dropped one."""
+    if labels is None:
+        labels = torch.full((b,), embedding.num_embeddings - 1, device=embedding.weight.device)
+    return embedding(labels)[:, None]

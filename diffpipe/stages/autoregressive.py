@@ -60,7 +60,7 @@ class AutoregressiveConfig(StageConfig):
     tokens: Annotated[PixelTokensConfig | CodeTokensConfig, Field(discriminator="kind"), default_kind("pixels")] = (
         PixelTokensConfig(kind="pixels")
     )
-    """What a token is."""
+    """The tokens: values of pixels, or codes."""
     conditional: bool = False
     """Train P(X|Y) for the labels Y of the data, which needs data.labels=true. The class is added to each
     token's input, and is all that the first one sees."""
