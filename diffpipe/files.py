@@ -65,6 +65,16 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises RuntimeError)
 
 
+def why_unwritable(folder: Path) -> str | None:
+    """The reason why a folder, or one that would be made there, cannot be written, or None. Nothing is written."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir():
+        return os.strerror(errno.EEXIST if place == folder else errno.ENOTDIR)
+    if os.access(place, os.W_OK | os.X_OK):
+        return None
+    return os.strerror(errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES)
+
+
 def sync(path: Path) -> None:
     """Force a file, or the names in a directory, onto the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -21,13 +21,12 @@ from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment import snapshots
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.monitor import Monitor
-from diffpipe.experiment.preflight import cache_warning, require_fit, with_class_names
+from diffpipe.experiment.preflight import cache_warning, require_writable
+from diffpipe.experiment.preparation import build_trainer, load_progress, prepare_stage, trained_already
 from diffpipe.experiment.resources import resource_warnings
-from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change, with_order_version
-from diffpipe.experiment.run import build_stage
-from diffpipe.experiment.start import start_function
+from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
 from diffpipe.experiment.start_summary import start_summary
-from diffpipe.experiment.stored_config import stored_config, with_stored_correction, with_stored_network
+from diffpipe.experiment.stored_config import stored_config
 from diffpipe.files import atomic_write
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.train import checkpoint as checkpoints
@@ -75,42 +74,23 @@ class Job:
         checkpoint, complaints = recover(experiment.run.checkpoints, runtime.comm)
         for complaint in complaints:
             print_on_rank_zero(runtime, f"warning: skipping a damaged checkpoint: {complaint}")
-        experiment = with_order_version(experiment, checkpoint)
-        if checkpoint is not None:
-            experiment = with_stored_network(experiment, checkpoint)
-            experiment = with_stored_correction(experiment, checkpoint)
         if (renamed := runtime.comm.on_rank_zero(lambda: snapshots.recover(experiment, checkpoint))) is not None:
             print_on_rank_zero(runtime, f"warning: {renamed}")
-        experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
-        runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
-        experiment = with_class_names(experiment, shards)
-        validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
-        trainer = Trainer(
-            stage,
-            runtime,
-            experiment.train,
-            experiment.optimizer,
-            experiment.ema,
-            seed=experiment.seed,
-            batch_size=experiment.data.batch_size,
-            max_bad_samples=experiment.data.max_bad_samples,
-            samples_per_epoch=shards.total,
-            start=start_function(stage, experiment, shards, runtime) if checkpoint is None else None,
-        )
-        lacks = runtime.comm.raise_on_all_ranks(lambda: resource_warnings(experiment, trainer, shards, shape))
+        prepared = prepare_stage(experiment, shards, shape, checkpoint, runtime)
+        runtime.comm.raise_on_all_ranks(lambda: require_writable(experiment.run.checkpoints))
+        trainer = build_trainer(prepared, shards, checkpoint, runtime)
+        lacks = runtime.comm.raise_on_all_ranks(lambda: resource_warnings(prepared.experiment, trainer, shards, shape))
         for sentence in lacks:
             print_on_rank_zero(runtime, f"warning: {sentence}")
+        experiment, stage, runs, validation = prepared
         return cls(experiment, runtime, shards, shape, stage, trainer, checkpoint, runs, validation, callbacks)
 
     def run(self, stop_consensus: StopConsensus) -> signal.Signals | None:
         """Train to the last step, or save and return the signal that asked to stop."""
         experiment, runtime, trainer = self.experiment, self.runtime, self.trainer
         self.resume()
-        if trainer.step >= trainer.last_step:
-            limit = "train.steps" if trainer.step >= experiment.train.steps else "train.minutes"
-            print_on_rank_zero(
-                runtime, f"{experiment.run.dir}: trained to step {trainer.step} already; raise {limit} to go on"
-            )
+        if (nothing_left := trained_already(experiment, trainer)) is not None:
+            print_on_rank_zero(runtime, nothing_left)
             return None
         if codec := self.runs.get("codec"):
             print_on_rank_zero(runtime, f"codec {codec.path}: {in_words(codec.state.reconstruction)}")
@@ -224,14 +204,9 @@ class Job:
         if changed is not None:
             say(f"the data has changed: {changed}; allowed by data.allow_changes")
         state, trainer = self.checkpoint.state, self.trainer
-        tensors = trainer.state()
         if state.imported_from is not None:
             say(f"training the weights of {state.imported_from} further, with a fresh optimizer")
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
-        checkpoints.load(self.checkpoint, tensors, self.runtime.comm, updates=trainer.updates_per_step)
-        trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
-        trainer.bad.known = state.bad_samples
-        trainer.budget.restore(state.time, state.step)
+        load_progress(trainer, self.checkpoint)
         say(f"resuming from {self.checkpoint.path}")
         before, now = stored_config(self.checkpoint).data.batch_size, self.experiment.data.batch_size
         if before != now:

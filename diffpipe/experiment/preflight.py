@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 from diffpipe.data.decode.latents import are_latents, encoder
 from diffpipe.data.index import shard_set
@@ -37,10 +38,7 @@ def with_class_names(experiment: Experiment, shards: ShardSet) -> Experiment:
 
 
 def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
-    """Raise UserError where the stage, the shards, and the scores during training do not fit each other.
-
-    Also where the checkpoints folder cannot be written.
-    """
+    """Raise UserError where the stage, the shards, and the scores during training do not fit each other."""
     if are_latents(shards):
         require_codec_of_latents(experiment, shards)
         if experiment.eval.every:
@@ -63,13 +61,16 @@ def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
             )
     if experiment.eval.reconstruction:
         originals(experiment, stage)
-    checkpoints_folder = experiment.run.checkpoints
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder of checkpoints where it is missing. Raises UserError where it cannot be written."""
     try:
-        checkpoints_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=checkpoints_folder):  # an existing folder need not be writable
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # an existing folder need not be writable
             pass
     except OSError as error:
-        raise UserError(f"{checkpoints_folder}: {error.strerror}; give a run.dir that can be written") from error
+        raise UserError(f"{folder}: {error.strerror}; give a run.dir that can be written") from error
 
 
 def require_codec_of_latents(experiment: Experiment, shards: ShardSet) -> None:

@@ -6,6 +6,8 @@ All numbers are lower bounds: what is refused could not have worked.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
@@ -23,30 +25,58 @@ _LARGEST_GROWTH = 10_000  # a network's activations are at most so many times as
 _WARN_FROM = 0.8
 
 
+class JobSize(NamedTuple):
+    """The processes of a job: all of them, and those of this machine."""
+
+    world: int
+    local: int
+
+    @classmethod
+    def launched(cls, world: int) -> JobSize:
+        """The size of the job that the launcher has started."""
+        return cls(world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    @property
+    def machines(self) -> int:
+        return -(-self.world // self.local)
+
+    def micro_batch(self, experiment: Experiment) -> int:
+        """The largest micro-batch of a process."""
+        return -(-experiment.data.batch_size // (self.world * experiment.train.accumulate))
+
+
 def resource_warnings(experiment: Experiment, trainer: Trainer, shards: ShardSet, shape: ImageShape) -> list[str]:
     """Sentences about what the job will lack. Raises UserError where it cannot work on this machine."""
-    data, runtime = experiment.data, trainer.runtime
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    warnings = process_warnings("data.workers", data.workers * ranks, "loader processes", size=0)
+    size, networks = JobSize.launched(trainer.runtime.world), {}
+    if trainer.runtime.device.type == "cpu":
+        weights = sum(p.numel() * p.element_size() for net in trainer.nets.values() for p in net.parameters())
+        networks["gradients and moments"] = 3 * weights
+        if not are_latents(shards):
+            micro_batch = size.micro_batch(experiment)
+            values = micro_batch * shape.channels * shape.resolution.pixels
+            networks["the activations of the networks"] = micro_batch * _activations(trainer, shape, values)
+    return memory_warnings(experiment, shards, size, networks)
+
+
+def memory_warnings(experiment: Experiment, shards: ShardSet, size: JobSize, networks: Mapping[str, int]) -> list[str]:
+    """The same, by the bytes that each process needs for its networks in this machine's memory: none on a GPU."""
+    data, micro_batch = experiment.data, size.micro_batch(experiment)
+    warnings = process_warnings("data.workers", data.workers * size.local, "loader processes", size=0)
     if data.batch_size > shards.total:
         warnings.append(
             f"data.batch_size={data.batch_size} is more than there are samples ({shards.total}): a step sees samples "
             f"several times"
         )
-    micro_batch = -(-data.batch_size // (runtime.world * experiment.train.accumulate))
     slots = data.workers * data.prefetch + 2 * experiment.train.accumulate + 1
     image, images = data.channels * data.resolution.pixels, plural(micro_batch, "image")
     needs = {
         f"the batches that the loader holds ready ({slots} of {images})": slots * micro_batch * image,
         f"the {plural(data.workers, 'loader process', 'loader processes')}": data.workers * WORKER_BYTES,
     }
-    if runtime.device.type == "cpu":
-        weights = sum(p.numel() * p.element_size() for net in trainer.nets.values() for p in net.parameters())
-        needs["gradients and moments"] = 3 * weights
+    if networks:
         needs[f"the images of a micro-batch of {micro_batch} as numbers"] = 4 * micro_batch * image
-        if not are_latents(shards):
-            needs["the activations of the networks"] = micro_batch * _activations(trainer, shape, micro_batch * image)
-    return warnings + _memory_warnings({what: ranks * size for what, size in needs.items()}, available_memory())
+    needs |= networks
+    return warnings + _memory_warnings({what: size.local * need for what, need in needs.items()}, available_memory())
 
 
 def _activations(trainer: Trainer, shape: ImageShape, values: int) -> int:
@@ -55,12 +85,18 @@ def _activations(trainer: Trainer, shape: ImageShape, values: int) -> int:
     if small or trainer.strategy.mesh is not None or trainer.config.compile:
         return 0
 
+    return activation_bytes(trainer.stage, trainer.nets, blank_samples(shape), trainer.runtime)
+
+
+def blank_samples(shape: ImageShape) -> Callable[[int], Batch]:
+    """A batch of so many black images, of class 0."""
+
     def samples(n: int) -> Batch:
         images = torch.zeros(n, *shape.chw, dtype=torch.uint8)
         labels = torch.zeros(n, dtype=torch.int64) if shape.classes else None
         return Batch(images, labels, torch.arange(n), [str(i) for i in range(n)])
 
-    return activation_bytes(trainer.stage, trainer.nets, samples, trainer.runtime)
+    return samples
 
 
 def _memory_warnings(needs: dict[str, int], available: int) -> list[str]:

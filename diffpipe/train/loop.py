@@ -186,7 +186,7 @@ class Trainer:
                 due = [] if stopping else [hook for hook in hooks if hook.due(self.step, last)]
                 # Before hooks, too: what is saved or scored has been checked to be finite.
                 if due or stopping or self.step % self.config.log_every == 0 or self.step == last:
-                    values = self._log_values()
+                    values = self.log_values()
                     for hook in [hook for hook in due if hook.measures]:
                         values |= hook.run() or {}
                     metrics_log.write(values)
@@ -258,7 +258,7 @@ class Trainer:
         """The prefix of the phase's logged values: empty where there is one phase."""
         return f"{phase.name}/" if len(self.stage.phases()) > 1 else ""
 
-    def _log_values(self) -> dict[str, Any]:
+    def log_values(self) -> dict[str, Any]:
         """The means since the last log step over all ranks. Waits for the device. A collective."""
         updates = self._meter.nonfinite_updates(self.runtime)
         self.skipped = handle_nonfinite(updates, self.skipped, self.config, self.runtime.comm)

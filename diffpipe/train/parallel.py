@@ -46,20 +46,13 @@ class ParallelStrategy:
         shard_size: the number of processes that share one copy under hsdp; None: those of a node. Raises UserError
         where the launcher was started with another strategy, or the number of processes is no multiple of `shard_size`.
         """
-        kind = _resolve(parallel, runtime)
-        if shard_size is not None and kind != "hsdp":
-            raise UserError(f"train.shard_size is for train.parallel=hsdp, and this job is {kind}; leave it out")
         device, world = runtime.device.type, runtime.world
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        kind, size = copy_size(parallel, shard_size, world, local, launched_for_fsdp=runtime.launched_for_fsdp)
         if kind == "ddp" or world == 1:
             return cls(runtime, None)
         if kind == "fsdp":
             return cls(runtime, init_device_mesh(device, (world,), mesh_dim_names=("shard",)))
-        size = shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", world))
-        if world % size:
-            raise UserError(
-                f"train.parallel=hsdp: {plural(world, 'process', 'processes')} cannot be divided into copies of {size} "
-                f"each; set train.shard_size to a divisor of {world}"
-            )
         return cls(runtime, init_device_mesh(device, (world // size, size), mesh_dim_names=("replicate", "shard")))
 
     @property
@@ -156,12 +149,28 @@ def _sharded(nets: Sequence[nn.Module]) -> list[FSDPModule]:
     return [module for net in nets for module in net.modules() if isinstance(module, FSDPModule)]
 
 
-def _resolve(parallel: Parallel, runtime: Runtime) -> Literal["ddp", "fsdp", "hsdp"]:
-    if not runtime.launched_for_fsdp:
-        return "ddp" if parallel == "auto" else parallel
-    if parallel == "ddp":
+def copy_size(
+    parallel: Parallel, shard_size: int | None, world: int, local: int, *, launched_for_fsdp: bool
+) -> tuple[Literal["ddp", "fsdp", "hsdp"], int]:
+    """The strategy, and the number of processes that share one copy of the networks.
+
+    local: the processes of a node, which share a copy under hsdp where `shard_size` is None. Raises UserError as
+    `ParallelStrategy.of`.
+    """
+    if launched_for_fsdp and parallel == "ddp":
         raise UserError(
             "accelerate launch was started with FSDP, and train.parallel is ddp; set train.parallel=auto, or launch "
             "without FSDP"
         )
-    return "fsdp" if parallel == "auto" else parallel
+    kind = ("fsdp" if launched_for_fsdp else "ddp") if parallel == "auto" else parallel
+    if shard_size is not None and kind != "hsdp":
+        raise UserError(f"train.shard_size is for train.parallel=hsdp, and this job is {kind}; leave it out")
+    if kind == "ddp" or world == 1:
+        return kind, 1
+    size = world if kind == "fsdp" else shard_size or local
+    if world % size:
+        raise UserError(
+            f"train.parallel=hsdp: {plural(world, 'process', 'processes')} cannot be divided into copies of {size} "
+            f"each; set train.shard_size to a divisor of {world}"
+        )
+    return kind, size

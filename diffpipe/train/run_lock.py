@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 
 from diffpipe.errors import UserError
-from diffpipe.files import has_name, lock, open_writable
+from diffpipe.files import has_name, lock, open_regular, open_writable, why_unwritable
 from diffpipe.train.distributed import Communicator
 
 PATIENCE = 120.0
@@ -59,6 +59,25 @@ def locked(
             raise
 
 
+def lock_refusal(folder: Path) -> str | None:
+    """The reason why a job could not lock the run directory now, or None. Nothing is written, and nothing waits."""
+    path = folder / ".lock"
+    if (reason := why_unwritable(folder)) is not None:
+        return _unwritable(folder, reason)
+    if not path.exists():
+        return None
+    if path.resolve() in _held_here:
+        return _refusal(path, _own_name())
+    try:
+        with FileIO(open_regular(path)) as file:
+            process, holder = _locked_by(file), _holder(file)
+    except OSError as error:
+        return _unwritable(folder, error.strerror)
+    if process is None:
+        return None
+    return _refusal(path, holder) if _is_alive(process) else _remote_refusal(path, holder)
+
+
 def _remove_unused(folder: Path, before: Set[Path], made: Sequence[Path]) -> None:
     """Remove the lock and the empty folders of a job that wrote nothing else. Its lock is still held."""
     checkpoints, lock_file = folder / "checkpoints", folder / ".lock"
@@ -94,8 +113,7 @@ def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_loc
         path.parent.mkdir(parents=True, exist_ok=True)
         file = FileIO(open_writable(path), "r+")
     except OSError as error:
-        place = path.parent
-        raise UserError(f"cannot write to the run directory {place} ({error.strerror}): give another run.dir") from None
+        raise UserError(_unwritable(path.parent, error.strerror)) from None
     try:
         if use_lock:
             _acquire(file, path, warn, patience)
@@ -118,8 +136,7 @@ def _acquire(file: FileIO, path: Path, warn: Callable[[str], object], patience: 
     """Lock the file. Waits where the holder may be a dead node, whose lock a file server still keeps."""
     deadline = None
     while not _try(file, path):
-        file.seek(0)
-        holder = file.read(200).decode(errors="replace").strip() or "process unknown"
+        holder = _holder(file)
         if _held_on_this_machine(file):
             raise UserError(_refusal(path, holder))
         if deadline is None:
@@ -129,10 +146,7 @@ def _acquire(file: FileIO, path: Path, warn: Callable[[str], object], patience: 
                 f"to {patience:.0f} seconds"
             )
         if time.monotonic() > deadline:
-            raise UserError(
-                f"another job trains in {path.parent} ({holder}), on another machine, as it seems: wait for it or stop "
-                f"it, or give another run.dir; where that machine is dead and the lock remains, remove {path}"
-            )
+            raise UserError(_remote_refusal(path, holder))
         time.sleep(_POLL)
 
 
@@ -142,6 +156,23 @@ def _own_name() -> str:
 
 def _refusal(path: Path, holder: str) -> str:
     return f"another job trains in {path.parent} ({holder}): wait for it or stop it, or give another run.dir"
+
+
+def _remote_refusal(path: Path, holder: str) -> str:
+    return (
+        f"another job trains in {path.parent} ({holder}), on another machine, as it seems: wait for it or stop it, or "
+        f"give another run.dir; where that machine is dead and the lock remains, remove {path}"
+    )
+
+
+def _unwritable(folder: Path, reason: str | None) -> str:
+    return f"cannot write to the run directory {folder} ({reason}): give another run.dir"
+
+
+def _holder(file: FileIO) -> str:
+    """The last process that has locked the file, as it called itself."""
+    file.seek(0)
+    return file.read(200).decode(errors="replace").strip() or "process unknown"
 
 
 def _try(file: FileIO, path: Path) -> bool:
@@ -158,8 +189,23 @@ def _held_on_this_machine(file: FileIO) -> bool:
     """Whether a live process of this machine holds the lock, as far as the kernel tells."""
     if sys.platform != "linux":
         return True
+    process = _locked_by(file)
+    return process is not None and _is_alive(process)
+
+
+def _locked_by(file: FileIO) -> int | None:
+    """The other process that holds the lock; None where nobody does, or where the system does not tell.
+
+    0 or a negative number: a process of another machine, or of another container.
+    """
+    if sys.platform != "linux":
+        return None
     layout = "hhqqi4x"  # struct flock: type, whence, start, length, process
     answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     kind, _, _, _, process = struct.unpack(layout, answer)
-    # 0 or a negative number: a process of another machine, or of another container.
-    return kind != fcntl.F_UNLCK and process > 0 and Path(f"/proc/{process}").exists()
+    return None if kind == fcntl.F_UNLCK else process
+
+
+def _is_alive(process: int) -> bool:
+    """Whether this is a live process of this machine."""
+    return process > 0 and Path(f"/proc/{process}").exists()

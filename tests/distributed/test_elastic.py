@@ -69,7 +69,7 @@ def train(directory: str, start: int, stop: int) -> dict[str, Any]:
             micro = share(step, runtime)
             positions[:] = micro.positions.tolist()
             trainer.train_step([micro])
-            losses.append(trainer._log_values()["loss"])
+            losses.append(trainer.log_values()["loss"])
         with AsyncCheckpointer(
             Path(directory), CheckpointConfig(keep_last=9), runtime.comm.new_group()
         ) as checkpointer:
@@ -144,7 +144,7 @@ def nan_on_rank_one() -> tuple[list[bool], str]:
         trainer.train_step([share(1, runtime)])
         same = [torch.equal(trainer.state()[name], t) for name, t in before.items()]
         try:
-            trainer._log_values()
+            trainer.log_values()
         except UserError as error:
             return same, str(error)
         return same, "nothing"

@@ -52,7 +52,7 @@ def train() -> dict[str, tuple[list[float], dict[str, Any]]]:
             losses = []
             for step in range(STEPS):
                 trainer.train_step(share(step, runtime))
-                losses.append(trainer._log_values()["loss"])
+                losses.append(trainer.log_values()["loss"])
             results[name] = losses, {key: tensor.numpy() for key, tensor in trainer.state().items()}
     return results
 

@@ -99,7 +99,7 @@ def train() -> tuple[dict[tuple[int, int], Any], list[float], dict[str, Any], fl
         for step in range(STEPS):
             positions[:] = range(step * BATCH + runtime.rank, (step + 1) * BATCH, runtime.world)
             trainer.train_step([batch(positions)])
-            losses.append(trainer._log_values()["loss"])
+            losses.append(trainer.log_values()["loss"])
         reconstructed = ReconstructedImages(vae, nets, Patterns(), runtime, 0, {})
         with patch.dict(plugins._parts["feature_networks"], {"pixels": pixels}):
             lost = score(reconstructed, Patterns(), None, [METRIC], runtime).scores[METRIC]

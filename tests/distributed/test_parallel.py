@@ -64,7 +64,7 @@ def train(settings: dict[str, Any], cases: Sequence[str]) -> dict[str, Result]:
             losses = []
             for step in range(STEPS):
                 trainer.train_step(share(step, runtime))
-                losses.append(trainer._log_values()["loss"])
+                losses.append(trainer.log_values()["loss"])
             state = {key: full_tensor(tensor).numpy() for key, tensor in trainer.state().items()}
             ema_networks = trainer.ema_networks()
             for key, tensor in [

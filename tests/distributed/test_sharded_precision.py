@@ -70,7 +70,7 @@ def train(parallel: str, precision: Precision, names: Sequence[str]) -> dict[str
             losses = []
             for step in range(STEPS):
                 trainer.train_step([share(step, runtime)])
-                losses.append(trainer._log_values()["loss"])
+                losses.append(trainer.log_values()["loss"])
             results[name] = Result(losses, outputs, {str(value.dtype) for value in trainer.state().values()})
     return results
 

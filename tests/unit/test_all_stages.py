@@ -70,7 +70,7 @@ def alone(t: Trainer, phase: Any, steps: int) -> Iterator[float]:
     for _ in range(steps):
         t._update(phase, [real_batch(8)], 1 / t.batch_size)
         t.step += 1
-        yield t._log_values()["loss"]
+        yield t.log_values()["loss"]
 
 
 @every_stage
@@ -83,7 +83,7 @@ def test_in_bf16_it_trains_as_in_fp32_but_for_rounding(name: str) -> None:
             losses: dict[str, list[float]] = {}
             for _ in range(4):
                 t.train_step([real_batch(8)])
-                for key, value in t._log_values().items():  # raises where a loss or a gradient is not finite
+                for key, value in t.log_values().items():  # raises where a loss or a gradient is not finite
                     if key.endswith("loss"):
                         losses.setdefault(key, []).append(value)
             by_precision.append(losses)

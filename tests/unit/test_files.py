@@ -35,6 +35,7 @@ from diffpipe.files import (
     release,
     sha256_of,
     sync,
+    why_unwritable,
 )
 from tests.support.planted import plant
 
@@ -388,3 +389,15 @@ def test_what_is_not_json_is_a_value_error_of_few_words(text: str | bytes, words
 def test_json_is_parsed_as_by_python() -> None:
     text = '{"a": [1, 2.5, null, true], "ä": {"a": "\\ud800"}, "\\ud83d\\ude00": 4}'
     assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+
+
+def test_a_folder_that_cannot_be_written_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    assert why_unwritable(tmp_path / "new" / "newer") is None
+    assert not (tmp_path / "new").exists()
+    for place in (tmp_path / "file", tmp_path / "file" / "new"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 (its words are compared)
+            place.mkdir(parents=True)
+        assert why_unwritable(place) == caught.value.strerror
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert why_unwritable(tmp_path / "new") == os.strerror(errno.EACCES)

@@ -13,7 +13,7 @@ import diffpipe.machine
 from diffpipe.errors import UserError
 from diffpipe.experiment import resources
 from diffpipe.experiment.preflight import open_data
-from diffpipe.experiment.resources import resource_warnings
+from diffpipe.experiment.resources import JobSize, resource_warnings
 from diffpipe.machine import WORKER_BYTES
 from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
@@ -99,3 +99,11 @@ def test_loader_processes_of_all_ranks_of_the_machine_count(
 def test_what_nearly_fills_the_memory_is_a_warning(reckon: Any) -> None:
     (sentence,) = reckon("data.workers=16", memory=16 * WORKER_BYTES + 20_000_000)
     assert sentence.startswith("the job needs at least 0.3 GB of memory on this machine, and 0.3 GB are free")
+
+
+def test_the_size_of_a_job_is_that_of_its_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert JobSize.launched(20) == JobSize(20, 8)
+    assert JobSize(20, 8).machines == 3
+    experiment = CASES["ddpm"].experiment("data.batch_size=101", "train.accumulate=2")
+    assert JobSize(20, 8).micro_batch(experiment) == 3

@@ -202,7 +202,7 @@ def test_each_phase_moves_its_own_network(runtime: Any) -> None:
     t._update(t.stage.phases()[2], [batch(24)], 1 / t.batch_size)
     same = {name: all(map(torch.equal, before[name], net.parameters())) for name, net in t.nets.items()}
     assert same == {"generator": False, "discriminator": True}
-    assert math.isfinite(t._log_values()["penalty/penalty"])
+    assert math.isfinite(t.log_values()["penalty/penalty"])
 
 
 def test_a_taught_stage_takes_the_steps_that_its_teacher_would_take() -> None:

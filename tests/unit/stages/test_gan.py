@@ -65,7 +65,7 @@ def test_a_phase_moves_its_own_network_and_the_penalty_shares_the_discriminators
     for p in ("discriminator.stem.weight", "discriminator.label.weight"):
         assert state[f"optimizer.discriminator.{p}.step"] == 5 + 2  # penalties at steps 0 and 3
     assert state["optimizer.generator.generator.start.weight.step"] == 5
-    values = t._log_values()
+    values = t.log_values()
     # The penalty's logits are not logged, and each mean is over its own phase's updates.
     assert {"discriminator/real", "discriminator/fake", "penalty/penalty", "generator/loss"} <= values.keys()
     assert values["penalty/loss"] == pytest.approx(3 * values["penalty/penalty"], rel=1e-5)

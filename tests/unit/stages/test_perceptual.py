@@ -195,7 +195,7 @@ def test_what_is_logged_names_the_phase_and_the_terms() -> None:
         logged = []
         for _ in range(3):
             step(some)
-            logged.append(some._log_values())
+            logged.append(some.log_values())
     assert {"bound/loss", "bound/perceptual"} <= logged[0].keys()
     assert not any(key.startswith(("adversarial", "discriminator")) for key in logged[0])
     assert {"adversarial/patch_generator", "discriminator/real", "discriminator/fake"} <= logged[2].keys()

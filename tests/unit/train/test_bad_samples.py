@@ -70,7 +70,7 @@ def test_the_step_is_that_of_the_valid_samples_alone(runtime: Runtime, bad: list
     among.train_step([batch_with_bad(range(3), bad), batch_with_bad(range(3, 8), bad)])
     for name, tensor in weights(alone).items():
         torch.testing.assert_close(among.state()[name], tensor, rtol=1e-6, atol=1e-8)
-    expected, actual = alone._log_values(), among._log_values()
+    expected, actual = alone.log_values(), among.log_values()
     for key in ("loss", "pixel", "grad_norm"):
         assert actual[key] == pytest.approx(expected[key], rel=1e-6), key
 
@@ -99,7 +99,7 @@ def test_a_step_of_bad_samples_only_has_no_gradient(runtime: Runtime) -> None:
     before = weights(t)
     t.train_step([batch_with_bad(range(8), range(8))])
     assert t.step == 1
-    assert t._log_values()["grad_norm"] == 0
+    assert t.log_values()["grad_norm"] == 0
     assert torch.equal(weights(t)["net.point.weight"], before["net.point.weight"])
 
 

@@ -52,7 +52,7 @@ def test_a_step_between_two_log_steps_does_not_wait_for_the_device(precision: An
         assert calls.counts["_fused_adamw_"] > 0  # the mode has counted the step
         assert calls.counts["_local_scalar_dense"] == 0
         with OperatorCounts() as calls:
-            t._log_values()
+            t.log_values()
         assert calls.counts["_local_scalar_dense"] > 0  # and would have counted a wait
 
 

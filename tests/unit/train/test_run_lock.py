@@ -17,7 +17,7 @@ import pytest
 from diffpipe.errors import UserError
 from diffpipe.train import run_lock
 from diffpipe.train.distributed import Communicator
-from diffpipe.train.run_lock import locked
+from diffpipe.train.run_lock import lock_refusal, locked
 
 ALONE = Communicator()
 
@@ -207,3 +207,44 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(run_lock.socket, "gethostname", full)
     with pytest.raises(UserError, match=r"cannot write .*\.lock \(No space left on device\): free some space"):
         locked(tmp_path, ALONE).__enter__()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from diffpipe.train.distributed import Communicator
+from diffpipe.train.run_lock import locked
+with locked(Path(sys.argv[1]), Communicator()):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who holds a lock")
+def test_a_job_that_would_be_refused_the_lock_learns_it_before_it_starts_and_nothing_is_written(tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    assert lock_refusal(home) is None
+    assert not home.exists()
+    with subprocess.Popen([sys.executable, "-c", HOLD, home], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        refusal = lock_refusal(home)
+        with pytest.raises(UserError) as caught, locked(home, ALONE):
+            pass
+        assert refusal == str(caught.value)
+        assert f"another job trains in {home} (process {holder.pid} on" in str(caught.value)
+        holder.kill()
+    assert (home / ".lock").read_text().startswith("process")
+    assert lock_refusal(home) is None
+
+
+def test_a_directory_that_would_be_refused_is_named_in_the_same_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to("elsewhere")
+    for home in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError) as caught:
+            locked(home, ALONE).__enter__()
+        assert lock_refusal(home) == str(caught.value)
+    with locked(tmp_path / "held", ALONE):
+        assert (lock_refusal(tmp_path / "held") or "").startswith(f"another job trains in {tmp_path / 'held'} (process")

@@ -1,0 +1,88 @@
+"""A run as it starts: its stage with all that it depends on, its trainer, and the progress of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.evaluation.validation import Validation
+from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.preflight import require_fit, with_class_names
+from diffpipe.experiment.resume_compat import with_order_version
+from diffpipe.experiment.run import build_stage
+from diffpipe.experiment.start import start_function
+from diffpipe.experiment.stored_config import with_stored_correction, with_stored_network
+from diffpipe.interfaces import ImageShape, Stage
+from diffpipe.train import checkpoint as checkpoints
+from diffpipe.train.checkpoint.read import Checkpoint
+from diffpipe.train.loop import Trainer
+from diffpipe.train.runtime import Runtime
+
+
+class PreparedStage(NamedTuple):
+    """The stage of a run, and the run's experiment with all that was left open in it.
+
+    runs: the checkpoints of other runs that the stage needs, by their role.
+    """
+
+    experiment: Experiment
+    stage: Stage
+    runs: Mapping[str, Checkpoint]
+    validation: Validation | None
+
+
+def prepare_stage(
+    experiment: Experiment, shards: ShardSet, shape: ImageShape, checkpoint: Checkpoint | None, runtime: Runtime
+) -> PreparedStage:
+    """Build the stage, and check that it fits the shards. A collective that writes nothing. Raises UserError.
+
+    checkpoint: the one that the run resumes from.
+    """
+    experiment = with_order_version(experiment, checkpoint)
+    if checkpoint is not None:
+        experiment = with_stored_network(experiment, checkpoint)
+        experiment = with_stored_correction(experiment, checkpoint)
+    experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
+    runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
+    experiment = with_class_names(experiment, shards)
+    validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
+    return PreparedStage(experiment, stage, runs, validation)
+
+
+def build_trainer(
+    prepared: PreparedStage, shards: ShardSet, checkpoint: Checkpoint | None, runtime: Runtime
+) -> Trainer:
+    """The stage's trainer at step 0. A collective. Raises UserError. checkpoint: the one that the run resumes from."""
+    experiment, stage = prepared.experiment, prepared.stage
+    return Trainer(
+        stage,
+        runtime,
+        experiment.train,
+        experiment.optimizer,
+        experiment.ema,
+        seed=experiment.seed,
+        batch_size=experiment.data.batch_size,
+        max_bad_samples=experiment.data.max_bad_samples,
+        samples_per_epoch=shards.total,
+        start=start_function(stage, experiment, shards, runtime) if checkpoint is None else None,
+    )
+
+
+def load_progress(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Set a trainer to the checkpoint that its run resumes from. Imported weights have no state of an optimizer."""
+    state, tensors = checkpoint.state, trainer.state()
+    if state.imported_from is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    checkpoints.load(checkpoint, tensors, trainer.runtime.comm, updates=trainer.updates_per_step)
+    trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
+    trainer.bad.known = state.bad_samples
+    trainer.budget.restore(state.time, state.step)
+
+
+def trained_already(experiment: Experiment, trainer: Trainer) -> str | None:
+    """A sentence where the run has all of its steps, or None."""
+    if trainer.step < trainer.last_step:
+        return None
+    limit = "train.steps" if trainer.step >= experiment.train.steps else "train.minutes"
+    return f"{experiment.run.dir}: trained to step {trainer.step} already; raise {limit} to go on"
