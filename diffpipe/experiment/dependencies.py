@@ -6,11 +6,12 @@ from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from diffpipe.config import validate
+from diffpipe.dependency import Dependency, TrainedStage
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint
 from diffpipe.files import user_path
-from diffpipe.interfaces import Dependency, ImageShape, TrainedStage
+from diffpipe.interfaces import ImageShape
 from diffpipe.metrics.perceptual import FeatureMaps, build_feature_maps
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime

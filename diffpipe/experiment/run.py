@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from diffpipe.data.index.scan import CLASS_DIGITS
+from diffpipe.dependency import TrainedStage
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.experiment import post_hoc_ema, sampling_options
@@ -19,7 +20,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.dependencies import resolve
 from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.stored_config import stored_config
-from diffpipe.interfaces import ImageShape, Stage, TrainedStage
+from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.latents import LatentCodec, latent_codec
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint, limited_to

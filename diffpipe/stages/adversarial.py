@@ -17,12 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
+from diffpipe.dependency import Dependency, TrainedStage
 from diffpipe.diffusion.parameterization import x0_from_eps
 from diffpipe.diffusion.process import NoiseLevel, append_dims, q_sample, q_step, reverse_step
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig, PerDevice
 from diffpipe.diffusion.trajectory import ChainState, collect, evenly, final_state
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.denoising import DenoisingDiscriminator, DenoisingGenerator, start_from
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.plural import plural

@@ -8,11 +8,11 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffpipe.dependency import TrainedStage
 from diffpipe.diffusion.denoiser import Denoise, Denoised
 from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.schedule import Schedule
 from diffpipe.errors import UserError
-from diffpipe.interfaces import TrainedStage
 from diffpipe.plural import plural
 from diffpipe.stages.guidance import GuideConfig
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.config.kinds import default_kind
+from diffpipe.dependency import Dependency
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.pixel_tokens import PixelGrid
 from diffpipe.nn.pixel_transformer import PixelDecoder, PixelTransformer
 from diffpipe.nn.transformer import TransformerConfig

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
+from diffpipe.dependency import TrainedStage
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score, TrainedStage
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.code_transformer import CodeDecoder, CodeGrid, CodeTransformer
 from diffpipe.nn.codebook import EMAQuantizer
 from diffpipe.precision import float32_products

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffpipe.config import Config
-from diffpipe.interfaces import Dependency
+from diffpipe.dependency import Dependency
 
 
 class StageConfig(Config):

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffpipe.config.kinds import Kinds
+from diffpipe.dependency import Dependency, TrainedStage
 from diffpipe.diffusion import combinations
 from diffpipe.diffusion.combinations import ScheduleConfig
 from diffpipe.diffusion.denoiser import Denoise, bounded, denoiser, scaled_input
@@ -27,7 +28,7 @@ from diffpipe.diffusion.trajectory import ChainState, sample_states
 from diffpipe.diffusion.visited_levels import visited_levels
 from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, TrainedStage
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.adm import ADMConfig
 from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.edm2 import EDM2Config

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from diffpipe.dependency import TrainedStage
 from diffpipe.errors import UserError
-from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.interfaces import ImageShape
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.vae import VAE, Posterior, reparameterize
 

@@ -14,8 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
+from diffpipe.dependency import Dependency
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Dependency, ImageShape, Phase
+from diffpipe.interfaces import ImageShape, Phase
 from diffpipe.nn.levels import LevelsConfig
 from diffpipe.precision import float32_products
 from diffpipe.stages.gan_losses import discriminator_loss, generator_loss

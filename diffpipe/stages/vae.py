@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffpipe.config import Config
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
+from diffpipe.dependency import Dependency
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.patch import PatchDiscriminator
 from diffpipe.rng import RNG, KeyedRNG

@@ -15,8 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
 from diffpipe.config.kinds import default_kind
+from diffpipe.dependency import Dependency
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Dependency, ImageShape, Loss, Phase, Score
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
 from diffpipe.nn.autoencoder import CoderConfig, Decoder, Encoder
 from diffpipe.nn.codebook import EMAQuantizer, EMAQuantizerConfig
 from diffpipe.nn.patch import PatchDiscriminator

@@ -14,8 +14,9 @@ from torch import nn
 from diffpipe.config import load_config
 from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
+from diffpipe.dependency import TrainedStage
 from diffpipe.experiment.config import Experiment
-from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.interfaces import ImageShape
 from diffpipe.train.ema import EMAConfig
 from tests.support.commands import HOME, SHARDS, metrics, train
 

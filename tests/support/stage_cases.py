@@ -11,8 +11,9 @@ import torch
 from diffpipe.config import load_config
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
+from diffpipe.dependency import TrainedStage
 from diffpipe.experiment.config import Experiment
-from diffpipe.interfaces import Batch, ImageShape, Stage, TrainedStage
+from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.resolution import Resolution, square
 from tests.support.commands import SHARDS, TINY_RUN, tiny_stage
 

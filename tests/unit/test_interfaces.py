@@ -1,10 +1,10 @@
-"""The small rules in the types that the parts exchange: when a phase is due, and the key of a dependency."""
+"""The steps at which a phase is due."""
 
 from __future__ import annotations
 
 import pytest
 
-from diffpipe.interfaces import Dependency, Phase
+from diffpipe.interfaces import Phase
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,3 @@ from diffpipe.interfaces import Dependency, Phase
 )
 def test_a_phase_is_due_from_its_start_at_every_step_that_is_a_multiple(phase: Phase, due: list[int]) -> None:
     assert [step for step in range(10) if phase.due(step)] == due
-
-
-def test_the_key_of_a_dependency_is_that_of_the_config_that_names_it() -> None:
-    codec = Dependency("codec", "stage.codec", "run", "runs/vae", None, "always")
-    assert codec.key == "stage.codec.run"

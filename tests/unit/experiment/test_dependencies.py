@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from diffpipe import plugins
+from diffpipe.dependency import TrainedStage
 from diffpipe.errors import UserError
 from diffpipe.experiment.dependencies import resolve
-from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.runtime import Runtime

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diffpipe.dependency import TrainedStage
 from diffpipe.diffusion.process import posterior, q_sample
 from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig
 from diffpipe.errors import UserError
-from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from diffpipe.dependency import TrainedStage
 from diffpipe.diffusion.continuous import EDMScheduleConfig, FlowScheduleConfig
 from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig
 from diffpipe.errors import UserError
-from diffpipe.interfaces import ImageShape, TrainedStage
+from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoguidance import matching_level, unopened_guide

@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from diffpipe.dependency import Dependency, TrainedStage
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, Borrows, Dependency, Generates, ImageShape, Stage, TrainedStage
+from diffpipe.interfaces import Batch, Borrows, Generates, ImageShape, Stage
 from diffpipe.nn.code_transformer import CodeDecoder
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG

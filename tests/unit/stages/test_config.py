@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffpipe.interfaces import Dependency
+from diffpipe.dependency import Dependency
 from diffpipe.stages.config import StageConfig
 from tests.support.stage_cases import CASES
 
