@@ -88,7 +88,8 @@ class Trainer:
             }
         self.wrapped = {name: self.strategy.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
-        self.optimizers = build_optimizers(optimizer, stage.phases(), self.nets, scaled=runtime.dtype == torch.float16)
+        scaled = runtime.dtype == torch.float16
+        self.optimizers = build_optimizers(optimizer, stage.phases(), self.nets, scaled=scaled, comm=runtime.comm)
         self.step = self.position = self.skipped = 0
         self.samples_per_epoch = samples_per_epoch
         self.budget = TimeBudget(config.steps, config.minutes)

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffpipe.train.blocks import blocks
+from diffpipe.train.distributed import Communicator
 from diffpipe.train.parallel import full_tensor, local_tensor, shard_like
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Jordan et al.'s coefficients of the Newton-Schulz iteration. It brings all singular values near 1, within 5 steps."""
 _ITERATIONS = 5
-_LARGEST_STACK = 1 << 24
-"""Numbers in the matrices that are iterated at once."""
+_LARGEST_ROUND = 1 << 24
+"""Numbers in the matrices that are orthogonalized at once."""
 
 
 def hidden_matrices(net: nn.Module, *, convolutions: bool = False) -> list[Tensor]:
@@ -39,39 +40,66 @@ class Muon(torch.optim.Optimizer):
     matrices of one shape are iterated together, in float32 on CPUs and in bfloat16 on GPUs, and that nothing changes
     where `found_inf` is 1, as in torch's fused AdamW.
 
-    A sharded weight is gathered for the iteration, which each process makes on the whole of it before it keeps its own
-    rows. So the result is the same for any number of processes.
+    The processes share the matrices among them, and exchange what they have orthogonalized: so all move by the same
+    updates. A sharded weight is gathered before, and each process keeps its own rows of the update.
     """
 
     found_inf: Tensor
 
-    def __init__(self, groups: list[dict[str, Any]], *, momentum: float, weight_decay: float):
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        momentum: float,
+        weight_decay: float,
+        comm: Communicator = Communicator(),  # noqa: B008 (frozen)
+    ):
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
+        self.comm = comm
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update of every weight that has a gradient."""
+        """One update of every weight that has a gradient. A collective."""
         for group in self.param_groups:
-            for stack in _stacks([p for p in group["params"] if p.grad is not None]):
-                self._update(stack, group)
+            for weights in _rounds([p for p in group["params"] if p.grad is not None]):
+                self._update(weights, group)
 
     def _update(self, weights: Sequence[Tensor], group: Mapping[str, Any]) -> None:
-        """One update of weights that are matrices of one shape."""
         momentum, lr = group["momentum"], group["lr"]
         grads = [p.grad for p in weights if p.grad is not None]
         averages = [self.state[p]["momentum_buffer"].lerp(g, 1 - momentum) for p, g in zip(weights, grads, strict=True)]
         nesterov = [full_tensor(g.lerp(average, momentum)) for g, average in zip(grads, averages, strict=True)]
-        updates = orthogonalized(torch.stack([update.flatten(1) for update in nesterov]))
-        size = 0.2 * math.sqrt(max(_matrix_shape(weights[0])))  # AdamW's (Liu et al. 2025, eq. 4)
+        updates = shared_orthogonalized([update.flatten(1) for update in nesterov], self.comm)
         for p, average, update in zip(weights, averages, updates, strict=True):
+            size = 0.2 * math.sqrt(max(_matrix_shape(p)))  # AdamW's (Liu et al. 2025, eq. 4)
             moved = local_tensor(p) * (1 - lr * group["weight_decay"])
             moved.add_(local_tensor(shard_like(update.to(p.dtype).reshape(p.shape), p)), alpha=-lr * size)
             for tensor, new in ((self.state[p]["momentum_buffer"], local_tensor(average)), (p, moved)):
                 local = local_tensor(tensor)
                 local.copy_(torch.where(self.found_inf > 0, local, new))
+
+
+def shared_orthogonalized(matrices: Sequence[Float[Tensor, "_ _"]], comm: Communicator) -> list[Float[Tensor, "_ _"]]:
+    """`orthogonalized` of each matrix: each process makes its share, and all of them get all. A collective.
+
+    matrices: the same ones on all processes.
+    """
+    shares = _shares([(len(matrix), matrix.shape[1]) for matrix in matrices], comm.world)
+    updates: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(matrices[i].shape for i in shares[comm.rank]):
+        same = [i for i in shares[comm.rank] if matrices[i].shape == shape]
+        updates |= zip(same, orthogonalized(torch.stack([matrices[i] for i in same])), strict=True)
+    if comm.world > 1:
+        numbers = [[matrices[i].numel() for i in share] for share in shares]
+        own = matrices[0].new_zeros(max(map(sum, numbers)), dtype=_dtype(matrices[0].device))
+        own[: sum(numbers[comm.rank])] = torch.cat([own[:0], *(updates[i].flatten() for i in shares[comm.rank])])
+        for share, sizes, row in zip(shares, numbers, comm.stack(own), strict=True):
+            parts = row[: sum(sizes)].split(sizes)
+            updates |= {i: part.view(matrices[i].shape) for i, part in zip(share, parts, strict=True)}
+    return [updates[i] for i in range(len(matrices))]
 
 
 def orthogonalized(
@@ -80,10 +108,10 @@ def orthogonalized(
     """About U V^T of each matrix U S V^T: five steps of the quintic Newton-Schulz iteration, which leave the singular
     values between 0.7 and 1.2.
 
-    dtype: that of the iteration; None: bfloat16 on GPUs. On CPUs, where many emulate it, float32.
+    dtype: that of the iteration and of the result; None: bfloat16 on GPUs. On CPUs, where many emulate it, float32.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    x = wide.to(dtype or (torch.float32 if matrices.device.type == "cpu" else torch.bfloat16))
+    x = wide.to(dtype or _dtype(matrices.device))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value above 1
     x = _iterated_on_grams(x) if x.dtype == torch.float32 else _iterated(x)
     return x if wide is matrices else x.mT
@@ -119,11 +147,26 @@ def _matrix_shape(weight: Tensor) -> tuple[int, int]:
     return weight.shape[0], math.prod(weight.shape[1:])
 
 
-def _stacks(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The weights in stacks of one matrix shape, none larger than `_LARGEST_STACK` but of a single weight."""
-    of_shape: dict[tuple[int, int], list[Tensor]] = {}
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def _shares(shapes: Sequence[tuple[int, int]], world: int) -> list[list[int]]:
+    """The matrices of each process, by index: the costly ones first, each to the process with the least to do."""
+    cost = [min(shape) * math.prod(shape) for shape in shapes]
+    shares: list[list[int]] = [[] for _ in range(world)]
+    for i in sorted(range(len(shapes)), key=lambda i: -cost[i]):
+        min(shares, key=lambda share: sum(cost[j] for j in share)).append(i)
+    return [sorted(share) for share in shares]
+
+
+def _rounds(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The weights in turn, no more numbers than `_LARGEST_ROUND` together, or a single one."""
+    gathered: list[Tensor] = []
     for p in weights:
-        of_shape.setdefault(_matrix_shape(p), []).append(p)
-    for shape, same in of_shape.items():
-        many = max(1, _LARGEST_STACK // math.prod(shape))
-        yield from (same[i : i + many] for i in range(0, len(same), many))
+        if gathered and sum(q.numel() for q in [*gathered, p]) > _LARGEST_ROUND:
+            yield gathered
+            gathered = []
+        gathered.append(p)
+    if gathered:
+        yield gathered

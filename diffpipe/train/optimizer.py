@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Phase, Projects
+from diffpipe.train.distributed import Communicator
 from diffpipe.train.muon import Muon, hidden_matrices
 from diffpipe.train.parallel import full_tensor
 
@@ -86,14 +87,20 @@ class Optimizer:
     config's learning rate and betas are those of one update a step. With more of them, the learning rate is multiplied
     by c, the inverse of their number, and the betas are raised to c. So a step moves the weights, and decays the
     moments, as far as before (Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", appendix B,
-    where c is k / (k + 1)).
+    where c is k / (k + 1)). comm: the processes that share Muon's work.
 
     A non-finite gradient changes no weight, and `step` returns its norm. Under DDP and FSDP it is the norm of the
     reduced gradient, so all ranks skip the same steps.
     """
 
     def __init__(
-        self, config: OptimizerConfig, networks: Mapping[str, nn.Module], *, scaled: bool, updates_per_step: float = 1.0
+        self,
+        config: OptimizerConfig,
+        networks: Mapping[str, nn.Module],
+        *,
+        scaled: bool,
+        updates_per_step: float = 1.0,
+        comm: Communicator = Communicator(),  # noqa: B008 (frozen)
     ):
         self.config = config
         self.parameters = [p for net in networks.values() for p in net.parameters()]
@@ -120,7 +127,8 @@ class Optimizer:
                     f"optimizer.kind=muon is for the weights of {layers} layers in a network's blocks, and there are "
                     f"none in {' and '.join(networks)}; set optimizer.kind=adamw{more}"
                 )
-            muon = Muon([group for _, group in named], momentum=momentum, weight_decay=config.weight_decay)
+            decay = config.weight_decay
+            muon = Muon([group for _, group in named], momentum=momentum, weight_decay=decay, comm=comm)
             scale = (config.muon_lr or config.lr) / config.lr
             self._updates.append((muon, [scale * factors[name] for name, _ in named]))
         self.projecting = [net for net in networks.values() if isinstance(net, Projects)]
@@ -194,7 +202,12 @@ class Optimizer:
 
 
 def build_optimizers(
-    config: OptimizerConfig, phases: Sequence[Phase], nets: Mapping[str, nn.Module], *, scaled: bool
+    config: OptimizerConfig,
+    phases: Sequence[Phase],
+    nets: Mapping[str, nn.Module],
+    *,
+    scaled: bool,
+    comm: Communicator = Communicator(),  # noqa: B008 (frozen)
 ) -> dict[tuple[str, ...], Optimizer]:
     """One optimizer for the phases that train the same networks, by the names of these networks.
 
@@ -209,7 +222,7 @@ def build_optimizers(
         for trains in dict.fromkeys(phase.trains for phase in phases)
     }
     return {
-        trains: Optimizer(config, {name: nets[name] for name in trains}, scaled=scaled, updates_per_step=n)
+        trains: Optimizer(config, {name: nets[name] for name in trains}, scaled=scaled, updates_per_step=n, comm=comm)
         for trains, n in updates.items()
     }
 

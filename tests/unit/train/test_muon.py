@@ -14,6 +14,7 @@ from diffpipe.errors import UserError
 from diffpipe.train import muon
 from diffpipe.train.muon import hidden_matrices
 from diffpipe.train.optimizer import Optimizer, OptimizerConfig
+from tests.support.thread_ranks import on_ranks
 
 
 class Net(nn.Module):
@@ -123,7 +124,7 @@ def test_in_float32_each_singular_value_goes_through_the_quintic(shape: tuple[in
     torch.testing.assert_close(result, u * expected @ vh, rtol=0, atol=1e-3)
 
 
-def test_large_matrices_are_iterated_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_matrices_are_orthogonalized_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     stacks: list[int] = []
     whole = muon.orthogonalized
 
@@ -136,12 +137,39 @@ def test_large_matrices_are_iterated_one_by_one(monkeypatch: pytest.MonkeyPatch)
     for p in weights:
         p.grad = torch.eye(4)
     for largest, expected in ((1 << 24, [5]), (32, [2, 2, 1]), (1, [1] * 5)):
-        monkeypatch.setattr(muon, "_LARGEST_STACK", largest)
+        monkeypatch.setattr(muon, "_LARGEST_ROUND", largest)
         optimizer = muon.Muon([{"params": weights}], momentum=0.9, weight_decay=0.0)
         optimizer.found_inf = torch.zeros(())
         optimizer.step()
         assert stacks == expected
         stacks.clear()
+
+
+SHAPES = [(8, 72), (8, 72), (16, 144), (16, 8), (8, 16), (3, 5), (16, 144), (8, 72)]
+
+
+def matrices_of(shapes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 11])
+def test_the_processes_share_the_matrices_evenly(world: int) -> None:
+    shares = muon._shares(SHAPES, world)
+    assert sorted(i for share in shares for i in share) == list(range(len(SHAPES)))
+    cost = [sum(min(SHAPES[i]) * SHAPES[i][0] * SHAPES[i][1] for i in share) for share in shares]
+    assert max(cost) - min(cost) <= 16 * 16 * 144  # of the costliest
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:1]])  # one matrix: the other processes have none
+def test_every_process_gets_the_updates_of_all_matrices(shapes: list[tuple[int, int]], world: int) -> None:
+    matrices = matrices_of(shapes)
+    first, *others = on_ranks(world, lambda runtime: muon.shared_orthogonalized(matrices, runtime.comm))
+    for update, matrix in zip(first, matrices, strict=True):
+        torch.testing.assert_close(update, muon.orthogonalized(matrix[None])[0], rtol=0, atol=1e-5)
+    for updates in others:
+        assert all(torch.equal(update, same) for update, same in zip(updates, first, strict=True))
 
 
 @pytest.mark.parametrize(("scaled", "bad"), [(False, math.nan), (False, math.inf), (True, 3e38)])
