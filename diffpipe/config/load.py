@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from diffpipe.config import kinds
 from diffpipe.config.base import Config
+from diffpipe.config.defaults import read_merged
 from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import kinds_of, models_in
 from diffpipe.config.overrides import override
-from diffpipe.config.yaml_values import MAX_CHARACTERS, YamlError, parse_yaml, shortened
+from diffpipe.config.yaml_values import shortened
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -26,32 +28,14 @@ _MAX_COMPLAINT = 500
 
 
 def load_config(model: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Read `path`, lay the overrides (`train.steps=100`) over it, and validate.
+    """Read `path` and its `defaults`, lay the overrides (`train.steps=100`) over them, and validate.
 
     Raises UserError that names the file, the key, and what it should be.
     """
-    tree = read_yaml(path)
+    tree, origins = read_merged(model, path)
     for word in overrides:
         override(model, tree, word)
-    return validate(model, tree, source=str(path), overrides=overrides)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping at the top of a YAML file. Raises UserError."""
-    path = user_path(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            tree = parse_yaml(file.read(MAX_CHARACTERS + 1))
-    except OSError as error:
-        remedy = "give the config first, and key=value words after it" if "=" in str(path) else "give a YAML file"
-        raise UserError(f"{path}: cannot read the config ({error.strerror}); {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid YAML: {error.reason} at byte {error.start}; write it in UTF-8") from error
-    except YamlError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a config is a mapping of sections such as `data:` and `train:`")
-    return tree
+    return validate(model, tree, source=str(path), overrides=overrides, origins=origins)
 
 
 def dump_yaml(config: BaseModel) -> str:
@@ -59,21 +43,42 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def validate(model: type[T], tree: dict[str, Any], source: str | None, overrides: Sequence[str] = ()) -> T:
+def validate(
+    model: type[T],
+    tree: dict[str, Any],
+    source: str | None,
+    overrides: Sequence[str] = (),
+    origins: Mapping[str, str] | None = None,
+) -> T:
     """Build `model` from a tree of plain values. Raises UserError with the first complaints on one line.
 
-    source: the file that the tree is from, which the error names unless all complaints are about `overrides`.
+    source: the file that the tree is from, which the error names unless all complaints are about `overrides`. origins:
+    the file of each dotted key, where it may be another one.
     """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         errors = error.errors()
-        complaints = [shortened(_complaint(model, dict(e)), _MAX_COMPLAINT) for e in errors[:_NAMED_COMPLAINTS]]
-        more = [f"and {len(errors) - _NAMED_COMPLAINTS} more"] if len(errors) > _NAMED_COMPLAINTS else []
+        keys = [".".join(_walk(model, e["loc"])[0]) for e in errors]
         words = {word.partition("=")[0] for word in overrides}
-        overridden = all(_is_overridden(".".join(_walk(model, e["loc"])[0]), words) for e in errors)
-        prefix = "" if source is None or overridden else f"{source}: "
-        raise UserError(f"{prefix}{'; '.join([*complaints, *more])}") from error
+        overridden = all(_is_overridden(key, words) for key in keys)
+        named = [
+            (None if overridden else _origin(key, origins or {}, source), _complaint(model, dict(e)))
+            for key, e in zip(keys[:_NAMED_COMPLAINTS], errors, strict=False)
+        ]
+        more = [f"and {len(errors) - _NAMED_COMPLAINTS} more"] if len(errors) > _NAMED_COMPLAINTS else []
+        groups = [
+            (f"{file}: " if file else "") + "; ".join(shortened(complaint, _MAX_COMPLAINT) for _, complaint in group)
+            for file, group in itertools.groupby(named, key=itemgetter(0))
+        ]
+        raise UserError("; ".join([*groups, *more])) from error
+
+
+def _origin(key: str, origins: Mapping[str, str], source: str | None) -> str | None:
+    """The file that sets a key, or the list that the key is an item of; `source` where none does."""
+    while key not in origins and key.rpartition(".")[2].isdigit():
+        key = key.rpartition(".")[0]
+    return origins.get(key, source)
 
 
 def _is_overridden(key: str, words: set[str]) -> bool:

@@ -33,7 +33,7 @@ from diffpipe.stages.token_sampling import TokenSamplerConfig, check_sampler, dr
 class PixelTokensConfig(Config):
     """Pixels as tokens: row by row from the top, and within a pixel channel by channel."""
 
-    kind: Literal["pixels"]
+    kind: Literal["pixels"] = "pixels"
     """The values of the pixels, row by row from the top, and within a pixel channel by channel."""
     head: Annotated[CategoricalConfig | LogisticMixtureConfig, Field(discriminator="kind")] = CategoricalConfig(
         kind="categorical"

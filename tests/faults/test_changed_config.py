@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from tests.support.commands import metrics, seen, tensors
+from tests.support.commands import CONFIG, TINY, metrics, refused, seen, tensors, train
 from tests.support.training_jobs import checkpoint_steps, train_fails, train_to_end
 
 LR = "optimizer.lr=0.002"  # configs/fashion_mnist/ddpm.yaml: 0.001
@@ -120,3 +121,26 @@ def test_another_batch_size_continues_at_the_same_position_of_the_stream(
         begin = sum(sizes[:step])
         assert batch == {position: stream[position] for position in range(begin, begin + sizes[step])}
     assert [line["images"] for line in metrics(run).values()] == [8, 16, 28, 40, 48]
+
+
+def test_a_changed_base_file_is_a_changed_key(tmp_path: Path) -> None:
+    base, config, run = tmp_path / "base.yaml", tmp_path / "config.yaml", tmp_path / "run"
+    base.write_text(CONFIG.read_text())
+    config.write_text("defaults: base.yaml\ndata:\n  workers: 0\n")
+    train(run, "train.steps=2", config=config)
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert "defaults" not in resolved
+    assert (resolved["data"]["workers"], resolved["optimizer"]["lr"]) == (0, 0.001)
+    base.write_text(base.read_text().replace("lr: 1.0e-3", "lr: 2.0e-3"))
+    error = refused("train", config, *TINY, f"run.dir={run}", "train.steps=4")
+    assert f"{run}/checkpoints/step-00000002 is of another experiment: optimizer.lr was 0.001 and is 0.002;" in error
+    train(run, "train.steps=4", "run.allow_changes=[optimizer.lr]", config=config)
+
+
+def test_a_base_file_that_is_missing_is_refused_with_the_files_that_lead_to_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("defaults: base.yaml\n")
+    error = refused("train", config, f"run.dir={tmp_path}/run")
+    assert f"error: {config} → {tmp_path}/base.yaml: cannot read the config (No such file or directory)" in error
+    assert f"; correct `defaults` in {config}" in error
+    assert not (tmp_path / "run").exists()

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
+from diffpipe.config.defaults import read_merged
 from diffpipe.config.load import load_config
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
@@ -73,7 +73,7 @@ def commands(text: str) -> list[str]:
 
 def small_words(config: str) -> list[str]:
     """Overrides that make the training of a config tiny."""
-    tiny = tiny_stage(yaml.safe_load((HOME / config).read_text())["stage"])
+    tiny = tiny_stage(read_merged(Experiment, HOME / config).tree["stage"])
     return [word for word in [*tiny, *SMALL] if word != "stage.teacher=null"]  # the page trains the teacher first
 
 

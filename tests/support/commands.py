@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from diffpipe.config.defaults import read_merged
+from diffpipe.experiment.config import Experiment
 from tests.support.checkpoint_tensors import consolidated
 from tests.support.fork_server import Server
 
@@ -107,8 +108,7 @@ def succeeds(*words: object, processes: int = 0, real: bool = False) -> str:
 
 
 def train(run_dir: Path, *overrides: str, processes: int = 0, config: Path = CONFIG, real: bool = False) -> str:
-    stage = yaml.safe_load(config.read_text())["stage"]
-    tiny = tiny_stage(stage)
+    tiny = tiny_stage(read_merged(Experiment, config).tree["stage"])
     words = ["train", config, f"run.dir={run_dir}", *tiny, *TINY_RUN, *overrides]
     return succeeds(*words, processes=processes, real=real)
 
