@@ -9,9 +9,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from diffpipe.nn.flow import full_precision
-from diffpipe.nn.positions import rotary_angles_at
-from diffpipe.nn.transformer import INITIAL_STD, Transformer, TransformerConfig, embedded_classes
+from diffpipe.nn.transformer import (
+    INITIAL_STD,
+    Transformer,
+    TransformerConfig,
+    embedded_classes,
+    in_full_precision,
+    token_angles,
+)
 from diffpipe.resolution import Resolution
 
 
@@ -91,23 +96,14 @@ class CodeTransformer(nn.Module):
         first = classes.expand(-1, self.grid.groups[0], -1)
         h = torch.cat([first, self.input(before) + classes], dim=1) + self.position.weight
         visible = self.grid.visible(h.device) if self.grid.by_scale else None
-        return self._output(self.transformer(h, self._angles(), visible=visible))
+        return in_full_precision(self.out, self.transformer(h, self._angles(), visible=visible))
 
     def _classes(self, b: int, labels: Tensor | None) -> Float[Tensor, "b 1 width"]:
         return embedded_classes(self.label, b, labels)
 
     def _angles(self) -> Float[Tensor, "n pairs"] | None:
-        config, device = self.config, self.label.weight.device
-        if config.rope == "none":
-            return None
-        places = self.grid.places(device)
-        if config.rope == "1d":
-            places = torch.arange(self.grid.tokens, dtype=torch.float64, device=device)[:, None]
-        return rotary_angles_at(places, config.width // config.heads).to(self.label.weight.dtype)
-
-    def _output(self, h: Tensor) -> Tensor:
-        with full_precision(h):
-            return self.out(h.to(self.out.weight.dtype))
+        weight = self.label.weight
+        return token_angles(self.config, self.grid.places(weight.device), weight.dtype)
 
 
 class CodeDecoder:
@@ -126,4 +122,5 @@ class CodeDecoder:
         self._read = start + h.shape[1]
         group = slice(start, self._read)
         angles = None if self._angles is None else self._angles[group]
-        return net._output(net.transformer(h + net.position.weight[group], angles, self._caches))
+        h = net.transformer(h + net.position.weight[group], angles, self._caches)
+        return in_full_precision(net.out, h)

@@ -54,6 +54,11 @@ class PixelGrid(NamedTuple):
         row, rest = divmod(i, self.row)
         return Place(row, *divmod(rest, self.parts))
 
+    def places(self, device: torch.device) -> Float[Tensor, "n 2"]:
+        """Row and column of each token, float64. Those of one pixel divide its width, so no two have the same place."""
+        tokens = torch.arange(self.tokens, dtype=torch.float64, device=device)
+        return torch.stack([tokens // self.row, tokens % self.row / self.parts], dim=1)
+
     def split(self, images: Integer[Tensor, "b c h w"]) -> Int[Tensor, "b n v"]:
         """The values of each token."""
         return rearrange(images, "b (parts v) h w -> b (h w parts) v", parts=self.parts).long()

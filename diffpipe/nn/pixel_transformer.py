@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from diffpipe.nn.flow import full_precision
 from diffpipe.nn.pixel_tokens import CausalNeighbourhood, PixelGrid, PreviousToken, ValueEmbedding
-from diffpipe.nn.positions import rotary_angles_at
-from diffpipe.nn.transformer import INITIAL_STD, Transformer, TransformerConfig, embedded_classes
+from diffpipe.nn.transformer import (
+    INITIAL_STD,
+    Transformer,
+    TransformerConfig,
+    embedded_classes,
+    in_full_precision,
+    token_angles,
+)
 
 
 class PixelTransformer(nn.Module):
@@ -50,7 +54,7 @@ class PixelTransformer(nn.Module):
         e = self.values(images)
         h = self.previous(e) + self._positions() + self._classes(len(images), labels)
         h = h if self.neighbourhood is None else h + self.neighbourhood(e)
-        return self._output(self.transformer(h, self._angles()))
+        return in_full_precision(self.out, self.transformer(h, self._angles()))
 
     def _positions(self) -> Float[Tensor, "n width"]:
         row, column, part = self.row.weight, self.column.weight, self.part.weight
@@ -60,19 +64,8 @@ class PixelTransformer(nn.Module):
         return embedded_classes(self.label, b, labels)
 
     def _angles(self) -> Float[Tensor, "n pairs"] | None:
-        """Tokens of one pixel divide its width, so that no two tokens have the same angles."""
-        config, device = self.config, self.label.weight.device
-        if config.rope == "none":
-            return None
-        tokens = torch.arange(self.grid.tokens, dtype=torch.float64, device=device)
-        place = tokens[:, None]
-        if config.rope == "2d":
-            place = torch.stack([tokens // self.grid.row, tokens % self.grid.row / self.grid.parts], dim=1)
-        return rotary_angles_at(place, config.width // config.heads).to(self.label.weight.dtype)
-
-    def _output(self, h: Tensor) -> Tensor:
-        with full_precision(h):
-            return self.out(h.to(self.out.weight.dtype))
+        weight = self.label.weight
+        return token_angles(self.config, self.grid.places(weight.device), weight.dtype)
 
 
 class PixelDecoder:
@@ -96,7 +89,7 @@ class PixelDecoder:
         h = net.previous.at(self._embedded, i) + self._positions[i] + self._classes
         h = h if net.neighbourhood is None else h + net.neighbourhood.at(self._embedded, i)
         angles = None if self._angles is None else self._angles[i : i + 1]
-        return net._output(net.transformer(h, angles, self._caches))[:, 0]
+        return in_full_precision(net.out, net.transformer(h, angles, self._caches))[:, 0]
 
     def push(self, values: Int[Tensor, "b v"]) -> None:
         """The values of this token."""

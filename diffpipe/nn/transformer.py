@@ -22,7 +22,7 @@ from diffpipe.nn.dit import SwiGLU
 from diffpipe.nn.flow import full_precision
 from diffpipe.nn.levels import Positive
 from diffpipe.nn.norms import Norm, RMSNorm, learned_norm
-from diffpipe.nn.positions import rotate
+from diffpipe.nn.positions import rotary_angles_at, rotate
 from diffpipe.nn.strided_attention import Pattern, attend_in_columns, attend_in_rows, attend_to, seen_by_next
 
 INITIAL_STD = 0.02
@@ -210,3 +210,23 @@ def embedded_classes(embedding: nn.Embedding, b: int, labels: Int[Tensor, " b"] 
     if labels is None:
         labels = torch.full((b,), embedding.num_embeddings - 1, device=embedding.weight.device)
     return embedding(labels)[:, None]
+
+
+def token_angles(
+    config: TransformerConfig, places: Float[Tensor, "n 2"], dtype: torch.dtype
+) -> Float[Tensor, "n pairs"] | None:
+    """The angle by which each pair of a head's channels is rotated, for each token; None without rotations.
+
+    places: row and column of each token, float64; with rope=1d its place in the sequence counts instead.
+    """
+    if config.rope == "none":
+        return None
+    if config.rope == "1d":
+        places = torch.arange(len(places), dtype=torch.float64, device=places.device)[:, None]
+    return rotary_angles_at(places, config.width // config.heads).to(dtype)
+
+
+def in_full_precision(linear: nn.Linear, h: Float[Tensor, "b n width"]) -> Float[Tensor, "b n out"]:
+    """The linear layer of h, in the precision of its weights where autocast would lower it."""
+    with full_precision(h):
+        return linear(h.to(linear.weight.dtype))

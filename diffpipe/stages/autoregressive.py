@@ -119,26 +119,30 @@ class ValueDecoder:
         self._head, self._grid = head, net.grid
         self._network = PixelDecoder(net, b, labels)
         self._parameters = net.out.weight.new_empty(b, head.out)
-        self._tokens = torch.zeros(b, 0, dtype=torch.int64, device=net.out.weight.device)
-        self._token = self._tokens
+        self._values = torch.zeros(b, self.values, dtype=torch.int64, device=net.out.weight.device)
+        self._pushed = 0
 
     def next(self) -> Float[Tensor, "b levels"]:
         """The log-probability of each level for the next value, float32. It is called once for each value."""
-        if not self._token.shape[1]:
+        of_token = self._pushed % self._grid.values
+        if of_token == 0:
             self._parameters = self._network.next()
-        return self._head.log_probs(self._parameters, self._token)
+        return self._head.log_probs(self._parameters, self._last(of_token))
 
     def push(self, values: Int[Tensor, " b"]) -> None:
         """The values that the distributions of `next` were for."""
-        self._token = torch.cat([self._token, values[:, None]], dim=1)
-        if self._token.shape[1] == self._grid.values:
-            self._network.push(self._token)
-            self._tokens = torch.cat([self._tokens, self._token], dim=1)
-            self._token = self._token[:, :0]
+        self._values[:, self._pushed] = values
+        self._pushed += 1
+        if self._pushed % self._grid.values == 0:
+            self._network.push(self._last(self._grid.values))
 
     def images(self) -> UInt8[Tensor, "b c h w"]:
         """The images of all values."""
-        return self._grid.join(self._tokens.unflatten(1, (self._grid.tokens, self._grid.values)))
+        return self._grid.join(self._values.unflatten(1, (self._grid.tokens, self._grid.values)))
+
+    def _last(self, n: int) -> Int[Tensor, "b n"]:
+        """The last n values that were pushed."""
+        return self._values[:, self._pushed - n : self._pushed]
 
 
 class AutoregressiveStage:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.config import Config
-from diffpipe.stages.likelihood import LOWEST_LOG_SCALE, discretized_logistic
+from diffpipe.stages.likelihood import bounded_log_scale, discretized_logistic
 
 _INITIAL_LOG_SCALE = -2.0
 
@@ -118,11 +118,10 @@ class LogisticMixture:
         k, c = self.mixtures, self.channels
         weights, means, raw, slopes = parameters.split([k, c * k, c * k, self.pairs * k], dim=-1)
         spread = torch.linspace(-1, 1, k + 2, device=parameters.device, dtype=parameters.dtype)[1:-1]
-        raw = raw + (_INITIAL_LOG_SCALE - LOWEST_LOG_SCALE)
         return _Components(
             weights.log_softmax(dim=-1),
             means.unflatten(-1, (c, k)) + spread,
-            LOWEST_LOG_SCALE + F.softplus(raw.unflatten(-1, (c, k))),
+            bounded_log_scale(raw.unflatten(-1, (c, k)) + _INITIAL_LOG_SCALE),
             torch.tanh(slopes.unflatten(-1, (self.pairs, k))),
         )
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffpipe.nn.positions import rotary_angles_at
-from diffpipe.nn.transformer import Transformer, TransformerConfig
+from diffpipe.nn.transformer import Transformer, TransformerConfig, in_full_precision, token_angles
 from tests.support.randomized import normal, randomized
 
 ROW, N = 3, 9
@@ -116,3 +116,23 @@ def test_in_bf16_the_output_is_float32_and_near() -> None:
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         transformer(**changes)
+
+
+def test_tokens_are_rotated_by_row_and_column_or_by_their_place_in_the_sequence() -> None:
+    places = torch.tensor([[0.0, 0.0], [0.0, 1.5], [2.0, 0.0]], dtype=torch.float64)
+    expected = {"2d": places, "1d": torch.arange(3, dtype=torch.float64)[:, None], "none": None}
+    for rope, positions in expected.items():
+        config = TransformerConfig.model_validate({"width": 16, "heads": 2, "rope": rope})
+        rotated = token_angles(config, places, torch.float32)
+        if positions is None:
+            assert rotated is None
+        else:
+            torch.testing.assert_close(rotated, rotary_angles_at(positions, 8).float(), rtol=0, atol=0)
+
+
+def test_the_last_layer_keeps_its_precision_under_autocast() -> None:
+    linear, h = torch.nn.Linear(16, 3), normal(2, N, 16)
+    expected = linear(h)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(h).dtype == torch.bfloat16
+        assert torch.equal(in_full_precision(linear, h), expected)
