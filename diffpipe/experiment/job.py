@@ -38,6 +38,7 @@ from diffpipe.train.checkpoint.state import RunState, Shape
 from diffpipe.train.hooks import Hook
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.loop import Trainer
+from diffpipe.train.run_events import recorded_events
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import StopConsensus
 
@@ -130,13 +131,17 @@ class Job:
             stopped_by = stopped_by or agreed.signal
             return stopped_by is not None
 
-        with contextlib.closing(stream), checkpointer:
+        events = recorded_events(
+            experiment.run.path, runtime, lambda: trainer.step, resumed=self.checkpoint is not None
+        )
+        with events as record_stop, contextlib.closing(stream), checkpointer:
             trainer.run(stream, hooks, experiment.run.path, stop, self._on_log)
             if trainer.step < trainer.last_step:
                 assert stopped_by is not None
                 self.save(checkpointer)
                 checkpointer.wait()
                 self._report_stop(stopped_by)
+                record_stop(stopped_by)
                 return stopped_by
         print_on_rank_zero(runtime, f"trained to step {trainer.step}: {self._last_saved}")
         return None

@@ -43,6 +43,11 @@ def prepared(home: Path, runtime: Runtime, *words: str) -> Job:
     return Job.prepare(experiment, runtime, *open_data(experiment, 1))
 
 
+def recorded(home: Path) -> list[tuple[str, int]]:
+    events = [json.loads(line) for line in (home / "events.jsonl").read_text().splitlines()]
+    return [(event["event"], event["step"]) for event in events]
+
+
 def test_a_job_stops_by_a_signal_and_goes_on_where_it_was(
     tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +57,7 @@ def test_a_job_stops_by_a_signal_and_goes_on_where_it_was(
     assert first.run(StopAfter(2)) == signal.SIGTERM
     interrupted = json.loads((home / ".interrupted").read_text())
     assert interrupted == {"signal": "SIGTERM", "step": first.trainer.step}
+    assert recorded(home) == [("start", 0), ("stop", first.trainer.step)]
     assert [path.name for path in committed(home / "checkpoints")] == [f"step-{first.trainer.step:08d}"]
 
     second = prepared(home, runtime, "stage.sampler.steps=2")
@@ -63,6 +69,7 @@ def test_a_job_stops_by_a_signal_and_goes_on_where_it_was(
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert second.run(StopAfter(99)) is None
     assert not (home / ".interrupted").exists()
+    assert recorded(home)[2:] == [("resume", first.trainer.step), ("finish", 3)]
     assert committed(home / "checkpoints")[0].name == "step-00000003"
     assert "steps: 2" in (home / "config.yaml").read_text()
 
