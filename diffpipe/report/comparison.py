@@ -29,7 +29,7 @@ from diffpipe.report.comparison_runner import (
     require_one_size,
 )
 from diffpipe.report.comparison_table import REAL_IMAGES, Comparison, markdown
-from diffpipe.report.html_report import comparison_page
+from diffpipe.report.comparison_page import comparison_page
 from diffpipe.report.image_rows import ImageRow, row_image, stack_rows
 from diffpipe.report.run_summary import RunSummary
 from diffpipe.train.logs import print_on_rank_zero

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import torch
 
-from diffpipe.report.html_report import comparison_page
+from diffpipe.report.comparison_page import comparison_page
 from diffpipe.report.image_rows import row_image
 from tests.support.comparisons import comparison
 
