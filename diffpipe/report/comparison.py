@@ -20,6 +20,7 @@ from diffpipe.experiment.run import Run, open_run
 from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.plural import plural
+from diffpipe.report.comparison_page import comparison_page
 from diffpipe.report.comparison_rows import ComparisonRow
 from diffpipe.report.comparison_runner import (
     ComparisonRunner,
@@ -29,7 +30,6 @@ from diffpipe.report.comparison_runner import (
     require_one_size,
 )
 from diffpipe.report.comparison_table import REAL_IMAGES, Comparison, markdown
-from diffpipe.report.comparison_page import comparison_page
 from diffpipe.report.image_rows import ImageRow, row_image, stack_rows
 from diffpipe.report.run_summary import RunSummary
 from diffpipe.train.logs import print_on_rank_zero

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from diffpipe.plural import plural
@@ -23,20 +22,15 @@ from diffpipe.report.comparison_table import (
     decimals,
     quality_columns,
 )
+from diffpipe.report.page import render
 from diffpipe.report.run_summary import RunSummary
 
 
 def comparison_page(comparison: Comparison, figures: Mapping[str, tuple[str, Image.Image]]) -> str:
     """The page as text. figures: by name, a caption (such as "samples") and a row of images."""
     summaries, protocol = comparison.summaries, comparison.protocol
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("diffpipe.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("compare.html").render(
+    return render(
+        "compare.html",
         title=", ".join(summary.name for summary in summaries),
         summary=_opening_sentence(protocol),
         quality=_quality(comparison),

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
-
 import torch
 
 from diffpipe.report.comparison_page import comparison_page
 from diffpipe.report.image_rows import row_image
 from tests.support.comparisons import comparison
-
-
-class Page(HTMLParser):
-    """Requires every element that is opened to be closed in turn, and collects what a test asks for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in {"meta", "img"}:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for seen, attributes in self.seen if seen == tag]
+from tests.support.html_page import Page
 
 
 def test_the_page_needs_no_other_file_and_describes_each_image() -> None:
