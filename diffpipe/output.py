@@ -44,13 +44,18 @@ class Output:
             self._descriptor = None
 
     def result(self, text: str, *files: Path, **values: Any) -> None:
-        """Print a result, and on stderr the files that hold it; or add the values and the files to the document."""
-        self._values |= values
+        """Print a result, and on stderr the files that hold it and that it does not name.
+
+        values: the result as JSON. With the files they are added to the document, where there is one; a list to the
+        list of that name.
+        """
+        for name, value in values.items():
+            self._values[name] = self._values.get(name, []) + value if isinstance(value, list) else value
         self._files += map(str, files)
         if not self.as_json:
             print(text, flush=True)  # noqa: T201
-            for path in files:
-                self.remark(str(path))
+            for path in filter(lambda path: path not in text, map(str, files)):
+                self.remark(path)
 
     def note(self, text: str) -> None:
         """Print a remark on the result on stderr, and add it to the document."""
@@ -67,6 +72,11 @@ class Output:
         head = {"command": command, "status": status} | ({} if error is None else {"error": error})
         tree = {**head, **self._values, "files": self._files, "notes": self._notes}
         return json.dumps(_plain(tree), indent=2, allow_nan=False)
+
+
+def printable(text: str) -> str:
+    """The text as a terminal shows it as it is: a name of a file may hold control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from diffpipe.plural import duration
 from diffpipe.progress_bar import progress_bar
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
@@ -65,14 +66,3 @@ class TrainProgress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units, such as `1 h 20 min` or `45 s`."""
-    whole = round(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
