@@ -38,7 +38,7 @@ def process_warnings(option: str, count: int, kind: str = "processes", size: int
         raise UserError(
             f"{asked}, which need {gigabytes(need)} of memory or more, and {gigabytes(memory)} are free; lower {option}"
         )
-    return [crowd] if count > _CROWD * processors else []
+    return [f"{crowd}; lower {option}"] if count > _CROWD * processors else []
 
 
 def processor_count() -> int:

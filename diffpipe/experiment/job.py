@@ -23,7 +23,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.monitor import Monitor
 from diffpipe.experiment.preflight import cache_warning, require_writable
 from diffpipe.experiment.preparation import build_trainer, load_progress, prepare_stage, trained_already
-from diffpipe.experiment.resources import resource_warnings
+from diffpipe.experiment.resources import JobSize, resource_warnings
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
 from diffpipe.experiment.start_summary import start_summary
 from diffpipe.experiment.stored_config import stored_config
@@ -102,7 +102,7 @@ class Job:
             runtime, start_summary(experiment, runtime, trainer.nets, total, self.shape, trainer.step, parallel)
         )
         stream = self._stream()
-        if (warning := cache_warning(experiment, self.shards, runtime.world)) is not None:
+        if (warning := cache_warning(experiment, self.shards, JobSize.launched(runtime.world))) is not None:
             print_on_rank_zero(runtime, f"warning: {warning}")
         checkpointer = AsyncCheckpointer(
             experiment.run.checkpoints,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from diffpipe.data.loader.stream import check
 from diffpipe.errors import UserError
 from diffpipe.evaluation.reconstruction import originals
 from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.resources import JobSize
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.names import parse_metric
 from diffpipe.plural import plural
@@ -70,7 +70,12 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):  # an existing folder need not be writable
             pass
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; give a run.dir that can be written") from error
+        raise UserError(unwritable_checkpoints(folder, error.strerror)) from error
+
+
+def unwritable_checkpoints(folder: Path, reason: str | None) -> str:
+    """The refusal where the folder of checkpoints cannot be written."""
+    return f"{folder}: {reason}; give a run.dir that can be written"
 
 
 def require_codec_of_latents(experiment: Experiment, shards: ShardSet) -> None:
@@ -90,9 +95,8 @@ def require_codec_of_latents(experiment: Experiment, shards: ShardSet) -> None:
         )
 
 
-def cache_warning(experiment: Experiment, shards: ShardSet, world: int) -> str | None:
+def cache_warning(experiment: Experiment, shards: ShardSet, size: JobSize) -> str | None:
     """A warning where a machine's cache is too small for the remote shards that its ranks read at a time, or None."""
     data = experiment.data
     order = mixture.build_order(shards, experiment.seed, data)
-    share = int(os.environ.get("LOCAL_WORLD_SIZE", world)) / world
-    return mixture.cache_warning(shards, order, data.cache_bytes, share)
+    return mixture.cache_warning(shards, order, data.cache_bytes, size.local / size.world)

@@ -65,7 +65,7 @@ def memory_warnings(experiment: Experiment, shards: ShardSet, size: JobSize, net
     if data.batch_size > shards.total:
         warnings.append(
             f"data.batch_size={data.batch_size} is more than there are samples ({shards.total}): a step sees samples "
-            f"several times"
+            f"several times; lower it"
         )
     slots = data.workers * data.prefetch + 2 * experiment.train.accumulate + 1
     image, images = data.channels * data.resolution.pixels, plural(micro_batch, "image")

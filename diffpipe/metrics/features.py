@@ -139,24 +139,16 @@ def inception(
     UserError where the file is missing or is not the one of `sha256`, and where it cannot be downloaded.
     Source: Szegedy et al. 2015, arXiv:1512.00567; Parmar et al. 2022, arXiv:2104.11222 (the resize).
     """
-    given = weights or os.environ.get(INCEPTION_VARIABLE)
-    path = user_path(given) if given else user_cache() / INCEPTION_FILE
+    given, path = weights or os.environ.get(INCEPTION_VARIABLE), inception_path(weights)
     try:
         if not given and rank == 0 and not path.exists():
             download(url, path, sha256)
     except UserError as error:
-        raise UserError(f"{error}; {_remedy(path)}") from error
+        raise UserError(f"{error}; {inception_remedy(path)}") from error
     finally:
         if not given:
             barrier()
-    try:
-        digest = sha256_of(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the Inception weights ({error.strerror}); {_remedy(path)}") from error
-    if digest != sha256:
-        raise UserError(
-            f"{path} is not {INCEPTION_FILE}: its sha256 is {digest}, not {sha256}; remove it or name another"
-        )
+    require_inception(path, sha256)
     network = _load_inception(path).to(device)
     resize = build_resizer("clean")
 
@@ -167,11 +159,32 @@ def inception(
             return network(rearrange(resized, "b h w c -> b c h w").contiguous().to(device))
 
     return Extractor(
-        "inception", 2048, digest, "bicubic to 299x299, a float32 channel at a time (PIL, clean-fid)", features
+        "inception", 2048, sha256, "bicubic to 299x299, a float32 channel at a time (PIL, clean-fid)", features
     )
 
 
-def _remedy(path: Path) -> str:
+def inception_path(weights: str | Path | None = None) -> Path:
+    """The file with Inception's weights, whether it is there or not. weights: see `inception`."""
+    given = weights or os.environ.get(INCEPTION_VARIABLE)
+    return user_path(given) if given else user_cache() / INCEPTION_FILE
+
+
+def require_inception(path: Path, sha256: str = INCEPTION_SHA256) -> None:
+    """Raise UserError where the file cannot be read, or holds other weights."""
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the Inception weights ({error.strerror}); {inception_remedy(path)}"
+        ) from error
+    if digest != sha256:
+        raise UserError(
+            f"{path} is not {INCEPTION_FILE}: its sha256 is {digest}, not {sha256}; remove it or name another"
+        )
+
+
+def inception_remedy(path: Path) -> str:
+    """The ways to do without a download."""
     return (
         f"put {INCEPTION_FILE} at {path} or name it in {INCEPTION_VARIABLE}, "
         "or use fd_efficientnet_lite0, which works offline"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
@@ -25,9 +26,9 @@ def blocks(net: nn.Module) -> list[nn.Module]:
     return [*declared]
 
 
-def require_blocks(nets: Mapping[str, nn.Module], option: str) -> None:
-    """Raise UserError where a network with parameters declares no block, and the option works on blocks."""
-    for name, net in nets.items():
+def require_blocks(nets: Mapping[str, nn.Module], *options: str) -> None:
+    """Raise UserError where a network with parameters declares no block, and an option works on blocks."""
+    for option, (name, net) in itertools.product(options, nets.items()):
         if any(True for _ in net.parameters()) and not blocks(net):
             raise UserError(
                 f"{option} works on the blocks of a network, and the network {name} ({type(net).__name__}) declares "

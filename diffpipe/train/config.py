@@ -60,3 +60,12 @@ class TrainConfig(Config):
     """Where the values of metrics.jsonl are sent, too. Others than tensorboard come with plug-ins; []: nowhere."""
     record_samples: bool = False
     """Write the keys and positions of every step's samples to seen/ in the run directory."""
+
+    def block_options(self, sharding: str | None) -> list[str]:
+        """The options that work on the networks' blocks. sharding: `fsdp`, `hsdp`, or None for whole networks."""
+        options = {
+            "train.activation_checkpointing": self.activation_checkpointing,
+            "train.compile": self.compile,
+            f"train.parallel={sharding}": sharding is not None,
+        }
+        return [option for option, chosen in options.items() if chosen]

@@ -99,15 +99,8 @@ class Trainer:
 
     def _prepare_blocks(self) -> None:
         """Recompute, compile and shard the networks block by block, as the config asks for."""
-        config, mesh = self.config, self.strategy.mesh
-        options = {
-            "train.activation_checkpointing": config.activation_checkpointing,
-            "train.compile": config.compile,
-            "train.parallel=fsdp": mesh is not None and mesh.ndim == 1,
-            "train.parallel=hsdp": mesh is not None and mesh.ndim == 2,
-        }
-        for option in [option for option, chosen in options.items() if chosen]:
-            require_blocks(self.nets, option)
+        config, strategy = self.config, self.strategy
+        require_blocks(self.nets, *config.block_options(None if strategy.mesh is None else strategy.name))
         # The gradient of a gradient is taken in float32.
         penalized = {name for phase in self.stage.phases() if phase.penalizes for name in phase.trains}
         for name, net in self.nets.items():

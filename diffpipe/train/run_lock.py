@@ -59,12 +59,15 @@ def locked(
             raise
 
 
-def lock_refusal(folder: Path) -> str | None:
-    """The reason why a job could not lock the run directory now, or None. Nothing is written, and nothing waits."""
+def lock_refusal(folder: Path, *, use_lock: bool = True) -> str | None:
+    """The reason why a job could not lock the run directory now, or None. Nothing is written, and nothing waits.
+
+    use_lock: see `locked`. Without it, a directory that cannot be written is a reason alone.
+    """
     path = folder / ".lock"
     if (reason := why_unwritable(folder)) is not None:
         return _unwritable(folder, reason)
-    if not path.exists():
+    if not use_lock or not os.path.lexists(path):
         return None
     if path.resolve() in _held_here:
         return _refusal(path, _own_name())

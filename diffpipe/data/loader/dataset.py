@@ -45,7 +45,7 @@ class Dataset:
         self.config = config
         self.seed = seed
         self.order = build_order(shard_set, seed, config)
-        self.reader = Reader(shard_set, open_files=min(_OPEN_FILES, 2 * self.order.concurrent_shards))
+        self.reader = Reader(shard_set, open_files=open_files(self.order))
         self.latents = are_latents(shard_set)
         # An order caches the windows that were used last, so looking ahead needs one of its own.
         self._order_ahead: Order | Mixture | None = None
@@ -150,6 +150,11 @@ class Dataset:
                     data = self.reader.read(shard, shard_set.sample(shard, i), LATENTS)
                     return np.zeros_like(from_bytes(data, ""))
         raise UserError(f"{shard_set.paths[0]} and its set: none of the latents can be read; encode the images again")
+
+
+def open_files(order: Order | Mixture) -> int:
+    """The most shards that a process has open at a time."""
+    return min(_OPEN_FILES, 2 * order.concurrent_shards)
 
 
 def _members(locations: MemberLocations) -> list[Member]:

@@ -30,10 +30,11 @@ _LENGTH = re.compile("[0-9]{1,18}")
 T = TypeVar("T")
 
 _RETRIED = {408, 425, 429}
-_ACCESS = {
+ACCESS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run: gcloud auth application-default login",
 }
+"""By scheme: how to get access where it is denied."""
 
 
 class RemoteFile(io.RawIOBase):
@@ -245,7 +246,7 @@ def retry(store: _Store, name: str, attempt: Callable[[], T]) -> T:
             reason, permanent = _reason(error)
             asked = getattr(error, "wait", 0.0)
         if permanent:
-            access = _ACCESS.get(store.scheme, "give user and password for the host in ~/.netrc")
+            access = ACCESS.get(store.scheme, "give user and password for the host in ~/.netrc")
             missing = permanent is FileNotFoundError
             remedy = "check the address" if missing else access
             raise (MissingError if missing else UserError)(f"{name}: cannot be read ({reason}); {remedy}")
