@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
@@ -69,4 +68,4 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         if out is not None:
             protocol.write(result, out)
-        options.print_result(table(result), *([] if out is None else [out]), images=args.images, **asdict(result))
+        options.print_result(table(result), *([] if out is None else [out]))

@@ -35,5 +35,4 @@ def run(args: argparse.Namespace) -> None:
         notes = run.export(args.out, args.to)
     if is_main_process():
         options.print_notes(notes)
-        about = {"run": args.run, "step": run.step, "weights": run.weights}
-        options.print_result(f"{run.weights} weights of step {run.step}: {args.out}", args.out, **about)
+        options.print_result(f"{run.weights} weights of step {run.step}: {args.out}")

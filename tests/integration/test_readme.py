@@ -84,7 +84,7 @@ def shortened(line: str) -> str:
     line = line.replace("--num_processes 2 eval/", "--num_processes 2 --main_process_port 0 eval/")
     if " train runs/imported/" in line:  # whose network has its size
         return line.replace("train.steps=5000", "train.steps=2") + " data.batch_size=4 data.workers=0"
-    if " train " in line:
+    if " train " in line or " doctor " in line:
         (config,) = re.findall(r"configs/\S+\.yaml", line)
         return line + "".join(f" '{word}'" for word in small_words(config))
     if " verify-resume " in line:  # other world sizes have their own test, whose processes start sooner

@@ -14,6 +14,7 @@ ARGUMENTS = {
     "compress": ["runs/none", "shards", "out.dpi"],
     "config": ["schema"],
     "decompress": ["none.dpi", "runs/none", "out"],
+    "doctor": [str(CONFIG), *TINY],
     "encode": ["runs/none", "shards", "out"],
     "eval": ["runs/none", "--reference", "shards"],
     "export": ["runs/none", "out"],
