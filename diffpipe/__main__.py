@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-from diffpipe import __version__
+from diffpipe import __version__, output
 from diffpipe.errors import RankError, UserError, as_user_error, os_error
 from diffpipe.files import user_path
+from diffpipe.parser import CommandParser, CommonOptions, add_common_options, take_common_options
 from diffpipe.process import (
     INTERRUPTED,
     Interrupts,
@@ -22,9 +22,6 @@ from diffpipe.process import (
     is_main_process,
     prepare_streams,
 )
-
-if TYPE_CHECKING:
-    import argparse
 
 # A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`.
 # Only the one that runs is imported, and it imports torch only when it runs: so --help is quick.
@@ -53,13 +50,8 @@ COMMANDS = {
 
 
 _LONGEST = 4000  # characters of an error
-BASE_HELP = (
-    "a remote folder that an index may refer to, such as https://host/shards?token=${TOKEN}; may be given several times"
-)
 BROKEN_PIPE = 141
 """The exit status where nobody reads the output any more, as of a program that SIGPIPE ends."""
-
-PLUGIN_HELP = "a module, or the path of a .py file, that adds stages, networks, …; may be given several times"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,38 +65,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         interrupts.listen()
     words: list[str] = []
+    common = CommonOptions()
     try:
         if argv is None:
             prepare_streams()
             end_with_launcher()
-        words = list(sys.argv[1:] if argv is None else argv)
-        status = _run(words)
-        sys.stdout.flush()
-    except SystemExit:  # of argparse, after --help or a wrong option
-        status = _flushed(words)
+        words, common = take_common_options(sys.argv[1:] if argv is None else argv)
+        output.current = output.Output(as_json=common.json, quiet=common.quiet)
+        output.current.redirect(process=argv is None)
+        status = _run(words, common)
+        status = _finished(words, status) or status
+    except SystemExit as left:  # of the parser, after --help or a wrong option
+        status = left.code if isinstance(left.code, int) else 1
+        status = _finished(words, status, getattr(left, "message", None))
         if not status:
             raise
     except KeyboardInterrupt:
         status = _interrupted(words)
-    except Exception as error:  # noqa: BLE001 (`_failed` raises what is a bug)
+    except Exception as error:  # noqa: BLE001 (each ends the command, in one line)
         stopped = interrupts.seen and getattr(error, "status", None) != INTERRUPTED  # pack says more by itself
-        status = _interrupted(words) if stopped else _failed(words, error)
+        status = _interrupted(words) if stopped else _failed(words, error, debug=common.debug)
     finally:
+        output.current.restore()
         interrupts.end()
     return status
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], common: CommonOptions) -> int:
     import argparse
 
     from diffpipe import plugins
-    from diffpipe.parser import CommandParser
 
-    words, modules = _without_option("--plugin", [*words])
-    words, bases = _without_option("--allow-base", words)
     parser = CommandParser(prog="diffpipe", description="Distributed training of image generators.")
     parser.add_argument("--version", action="version", version=f"diffpipe {__version__}")
-    _add_common_options(parser)
+    add_common_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
@@ -115,93 +109,95 @@ def _run(words: list[str]) -> int:
         )
         if name in words[:1]:
             command.register("type", Path, user_path)  # every argument of `type=Path` takes a ~
-            _add_common_options(command)
+            add_common_options(command)
             _module(name).add_arguments(command)
     args = parser.parse_args(words)
-    for module in modules:
+    for module in common.plugins:
         plugins.load(module)
-    for url in bases:
+    for url in common.bases:
         importlib.import_module("diffpipe.data.remote.allowed_bases").allow(url)  # imports torch
     return _module(args.command).run(args) or 0
 
 
-def _failed(words: Sequence[str], error: Exception) -> int:
-    """Report the error of a command. Returns the exit status. Raises the error where it is a bug."""
+def _failed(words: Sequence[str], error: Exception, *, debug: bool) -> int:
+    """Report the error of a command. Returns the exit status: 1 where the error is a bug."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if isinstance(error, BrokenPipeError):  # of `| head`: nobody reads any more
         discard_output()
         return BROKEN_PIPE
     reported = as_user_error(error)
-    if reported is None:
-        if alone:
-            raise error
+    own = reported is not error or isinstance(reported, RankError)
+    exits_alone = own and not alone
+    message = _one_line(_unexpected(error, debug=debug) if reported is None else str(reported))
+    if debug and (is_main_process() or own or error.__cause__ is not None):
         import traceback
 
         traceback.print_exception(error)
-        os._exit(1)
-    own = reported is not error or isinstance(reported, RankError)
-    exits_alone = own and not alone
     if is_main_process() or own:
         start = "\n" if exits_alone else ""  # ends the line of another rank's progress bar
-        _say(f"{start}{_prog(words)}: error: {_one_line(str(reported))}")
+        _say(f"{start}{_prog(words)}: error: {message}")
+    status = 1 if reported is None else reported.status
+    _finished(words, status, message)
     if exits_alone:
-        os._exit(reported.status)
-    _flushed(words)
-    return reported.status
+        os._exit(status)
+    return status
+
+
+def _unexpected(error: Exception, *, debug: bool) -> str:
+    """An error that no user can act on: its type, its message, and the last line of diffpipe that led to it."""
+    import traceback
+
+    package = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = [frame for frame in frames if frame.filename.startswith(package)][-1]
+    where = f"diffpipe{place.filename.removeprefix(package)}:{place.lineno}"
+    remedy = "please report it" if debug else "run the same command with --debug for the traceback, and report it"
+    return f"unexpected {type(error).__name__} at {where}: {error}; {remedy}"
 
 
 def _interrupted(words: Sequence[str]) -> int:
     if is_main_process():
         _say(f"{_prog(words)}: interrupted")
+    _finished(words, INTERRUPTED, "interrupted")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(INTERRUPTED)
-    _flushed(words)
     return INTERRUPTED
 
 
-def _flushed(words: Sequence[str]) -> int:
-    """Write out what was printed. Returns 0, or an exit status where nobody reads it or it finds no room."""
+def _finished(words: Sequence[str], status: int, error: str | None = None) -> int:
+    """Write out what was printed, or with --json the document on rank 0.
+
+    Returns 0, or an exit status where nobody reads it or it finds no room.
+    """
+    out = output.current
+    out.restore()
     try:
+        if out.as_json and is_main_process():
+            print(out.document(_command(words), status, error))
         if not sys.stdout.closed:
             sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
         return BROKEN_PIPE
-    except OSError as error:
+    except OSError as problem:
         discard_output()
-        _say(f"{_prog(words)}: error: stdout: {os_error(error)}")
+        _say(f"{_prog(words)}: error: stdout: {os_error(problem)}")
         return UserError.status
     return 0
 
 
 def _prog(words: Sequence[str]) -> str:
     """The program and its command, as messages begin."""
-    named = [word for word in words if word in COMMANDS][:1]
-    return " ".join(["diffpipe", *named])
+    command = _command(words)
+    return "diffpipe" if command is None else f"diffpipe {command}"
+
+
+def _command(words: Sequence[str]) -> str | None:
+    return next((word for word in words if word in COMMANDS), None)
 
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every command has; `_without_option` has taken them."""
-    parser.add_argument("--plugin", metavar="MODULE", help=PLUGIN_HELP)
-    parser.add_argument("--allow-base", metavar="URL", help=BASE_HELP)
-
-
-def _without_option(option: str, words: list[str]) -> tuple[list[str], list[str]]:
-    """The words without `OPTION VALUE`, wherever it stands, and the values."""
-    rest, values = [], []
-    while words:
-        word = words.pop(0)
-        if word == option and words:
-            values.append(words.pop(0))
-        elif word.startswith(f"{option}="):
-            values.append(word.partition("=")[2])
-        else:
-            rest.append(word)
-    return rest, values
 
 
 def _one_line(message: str) -> str:

@@ -6,7 +6,46 @@ import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+COMMON_OPTIONS = {
+    "--plugin": "a module, or the path of a .py file, that adds stages, networks, …; may be given several times",
+    "--allow-base": "a remote folder that an index may refer to, such as https://host/shards?token=${TOKEN}; may be "
+    "given several times",
+    "--json": "print the result as one JSON document on stdout, and all the rest on stderr",
+    "--quiet": "print no progress and no remarks, only results, warnings and errors",
+    "--debug": "print the traceback of an error, too",
+}
+"""The options of every command, which may stand before the command, too."""
+_METAVARS = {"--plugin": "MODULE", "--allow-base": "URL"}
+
+
+class CommonOptions(NamedTuple):
+    """The values of the options of every command. plugins, bases: those of --plugin and of --allow-base, in order."""
+
+    plugins: Sequence[str] = ()
+    bases: Sequence[str] = ()
+    json: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+def take_common_options(words: Sequence[str]) -> tuple[list[str], CommonOptions]:
+    """The words without the options of every command, wherever they stand, and their values."""
+    rest, plugins = _without_option("--plugin", [*words])
+    rest, bases = _without_option("--allow-base", rest)
+    flags = {flag: flag in rest for flag in COMMON_OPTIONS if flag not in _METAVARS}
+    return [word for word in rest if word not in flags], CommonOptions(plugins, bases, *flags.values())
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Show the options of every command in the help of one. `take_common_options` has taken them."""
+    group = parser.add_argument_group("options of every command")
+    for option, text in COMMON_OPTIONS.items():
+        if option in _METAVARS:
+            group.add_argument(option, metavar=_METAVARS[option], help=text)
+        else:
+            group.add_argument(option, action="store_true", help=text)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -23,17 +62,25 @@ class CommandParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        """Print the message in one line. Raises SystemExit with the status 2 and the `message`."""
+        self._print_message(f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        left = SystemExit(2)
+        left.message = message  # pyright: ignore[reportAttributeAccessIssue]
+        raise left
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's own suppresses errors: help that found no room would be a success."""
         (file or sys.stderr).write(message)
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """The options that a word may be short for. Those of every command are written in full."""
+        return [match for match in super()._get_option_tuples(option_string) if match[1] not in COMMON_OPTIONS]
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = list(action.choices or [])
         if choices and value not in choices:
             name = action.metavar if isinstance(action.metavar, str) else "/".join(action.option_strings)
-            what = "command" if name == "COMMAND" else f"value of {name}"
+            what = name.lower() if name in ("COMMAND", "ACTION") else f"value of {name}"
             raise argparse.ArgumentError(None, f"no {what} is {value!r}{_nearest(str(value), choices)}")
 
     def advice(self, word: str) -> str:
@@ -58,6 +105,20 @@ class CommandParser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 return action.choices[getattr(parsed, action.dest)]
         return self
+
+
+def _without_option(option: str, words: list[str]) -> tuple[list[str], list[str]]:
+    """The words without `OPTION VALUE`, wherever it stands, and the values."""
+    rest, values = [], []
+    while words:
+        word = words.pop(0)
+        if word == option and words:
+            values.append(words.pop(0))
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return rest, values
 
 
 def _is_override(word: str) -> bool:

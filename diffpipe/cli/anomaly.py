@@ -45,6 +45,6 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         out = args.out or run.score_file("anomaly", result.n, result.protocol)
         picture = out.with_suffix(".png")
-        protocol.write_json(result.tree(), out)
+        protocol.write_json(tree := result.tree(), out)
         save(most_and_least_anomalous(result.scores, result.pixels), picture)
-        options.print_result(result.table(), out, picture)
+        options.print_result(result.table(), out, picture, run=args.run, n=result.n, **tree)

@@ -40,5 +40,5 @@ def run(args: argparse.Namespace) -> None:
         result = run.move_attribute(args.shards, **how)
     if is_main_process():
         save(attribute_grid(result.pair, result.moved, args.rows, run.title), args.out)
-        protocol.write_json(result.tree(), args.out.with_suffix(".json"))
-        options.print_result(result.text(), args.out)
+        protocol.write_json(tree := result.tree(), figures := args.out.with_suffix(".json"))
+        options.print_result(result.text(), args.out, figures, run=args.run, **tree)

@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         out = args.out or run.score_file("classify", result.classification.n, result.protocol)
         plot = out.with_suffix(".png")
-        protocol.write_json(result.tree(), out)
+        protocol.write_json(tree := result.tree(), out)
         save(plot_classification(result.classification, result.classes, run.title), plot)
-        options.print_result(result.classification.table(), out, plot)
+        n = result.classification.n
+        options.print_result(result.classification.table(), out, plot, run=args.run, n=n, **tree)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from diffpipe.cli import options
 from diffpipe.files import user_path
@@ -67,5 +66,5 @@ def run(args: argparse.Namespace) -> None:
     settings = ComparisonSettings(metrics=args.metrics.split(","), **shared)
     comparison = compare(comparison_rows(args.runs, args.row), settings, args.out)
     if comparison is not None:  # rank 0 of several processes
-        print(markdown(comparison), flush=True)
-        print(f"{args.out}/index.html, compare.json, table.md, samples.png", file=sys.stderr)
+        files = [args.out / name for name in ("index.html", "compare.json", "table.md", "samples.png")]
+        options.print_result(markdown(comparison), *files, **comparison.tree())

@@ -28,20 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.config import dump_yaml, load_config
-    from diffpipe.config.reference import as_markdown, as_text
+    from diffpipe.config.reference import as_markdown, as_text, sections
     from diffpipe.experiment.config import Experiment
 
     if args.action == "show":
-        print(dump_yaml(load_config(Experiment, args.config, args.overrides)), end="")
+        config = load_config(Experiment, args.config, args.overrides)
+        options.print_result(dump_yaml(config).rstrip("\n"), config=config.model_dump(mode="json"))
     elif args.action == "schema":
-        print(json.dumps(_schema(args.config), indent=2, ensure_ascii=False))
-    elif args.markdown:
-        print(as_markdown(Experiment), end="")
+        schema = _schema(args.config)
+        options.print_result(json.dumps(schema, indent=2, ensure_ascii=False), schema=schema)
     else:
-        text = as_text(Experiment, args.prefix)
-        if not text:
+        keys = [key for section in sections(Experiment) for key in section.keys if key.name.startswith(args.prefix)]
+        if not keys:
             raise UserError(f"no key begins with {args.prefix}; `diffpipe config keys` lists all")
-        print(text, end="")
+        text = as_markdown(Experiment) if args.markdown else as_text(Experiment, args.prefix)
+        options.print_result(text.rstrip("\n"), keys=[key._asdict() for key in keys])
 
 
 def _schema(path: str | None) -> dict[str, Any]:

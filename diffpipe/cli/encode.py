@@ -28,7 +28,6 @@ def run(args: argparse.Namespace) -> None:
         shards = encode_shards(codec, checkpoint.manifest_sha256, args.shards, args.out, runtime)
     if is_main_process():
         shape = "x".join(map(str, codec.vae.latent_shape))
-        options.print_result(
-            f"{plural(shards.total, 'image')} as latents of {shape} in {plural(len(shards.shards), 'shard')}: "
-            f"{args.out}"
-        )
+        text = f"{plural(shards.total, 'image')} as latents of {shape} in {plural(len(shards.shards), 'shard')}"
+        about = {"run": args.run, "n": shards.total, "latent_shape": codec.vae.latent_shape}
+        options.print_result(f"{text}: {args.out}", **about, folder=args.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
@@ -68,4 +69,4 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         if out is not None:
             protocol.write(result, out)
-        options.print_result(table(result), *([] if out is None else [out]))
+        options.print_result(table(result), *([] if out is None else [out]), images=args.images, **asdict(result))

@@ -35,4 +35,5 @@ def run(args: argparse.Namespace) -> None:
         notes = run.export(args.out, args.to)
     if is_main_process():
         options.print_notes(notes)
-        options.print_result(f"{run.weights} weights of step {run.step}: {args.out}")
+        about = {"run": args.run, "step": run.step, "weights": run.weights}
+        options.print_result(f"{run.weights} weights of step {run.step}: {args.out}", args.out, **about)

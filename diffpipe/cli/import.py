@@ -55,4 +55,6 @@ def run(args: argparse.Namespace) -> None:
         shape = imported.shape
         size = f"{shape.resolution.height}x{shape.resolution.width}x{shape.channels}"
         parameters = f"{imported.parameters / 1e6:.2f} M parameters"
-        options.print_result(f"{imported.experiment.stage.describe()}, {parameters}, images of {size}: {args.run}")
+        text = f"{imported.experiment.stage.describe()}, {parameters}, images of {size}: {args.run}"
+        about = {"stage": imported.experiment.stage.describe(), "parameters": imported.parameters}
+        options.print_result(text, run=args.run, **about)

@@ -66,4 +66,5 @@ def run(args: argparse.Namespace) -> None:
 def _report(folder: Path, names: list[str] | None) -> None:
     from diffpipe.data.index.summary import describe, notes
 
-    print("\n".join([describe(folder, names), *notes(folder)]))
+    shards, remarks = describe(folder, names), notes(folder)
+    options.print_result("\n".join([str(shards), *remarks]), shards=[shards._asdict()], remarks=remarks)

@@ -32,6 +32,5 @@ def run(args: argparse.Namespace) -> None:
         interpolation = run.interpolate(args.n, args.columns, **how)
     if is_main_process():
         save(interpolation_grid(interpolation, run.title), args.out)
-        options.print_result(
-            f"{plural(args.n, 'pair')}, {plural(args.columns, 'point')} from one to the other: {args.out}"
-        )
+        text = f"{plural(args.n, 'pair')}, {plural(args.columns, 'point')} from one to the other: {args.out}"
+        options.print_result(text, args.out, run=args.run, step=run.step, n=args.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from diffpipe.cli import options
 from diffpipe.process import is_main_process
@@ -60,4 +61,4 @@ def run(args: argparse.Namespace) -> None:
         if nll.likelihoods.vlb_by_timestep:
             files.append(out.with_suffix(".png"))
             save(plot_vlb(nll, run.title), files[-1])
-        options.print_result(nll.table(), *files)
+        options.print_result(nll.table(), *files, run=args.run, n=nll.likelihoods.n, **asdict(nll.result))

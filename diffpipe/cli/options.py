@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from diffpipe import output
 from diffpipe.experiment import sampling_options
 from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
@@ -24,17 +24,15 @@ def example(*commands: str, notes: str = "") -> str:
     return "\n".join([*textwrap.wrap(notes, 100), *([""] if notes else []), *lines])
 
 
-def print_result(text: str, *files: Path) -> None:
-    """Print the result on stdout, and on stderr the files that hold it."""
-    print(text, flush=True)
-    for path in files:
-        print(path, file=sys.stderr, flush=True)
+def print_result(text: str, *files: Path, **values: Any) -> None:
+    """Print the result on stdout, and on stderr the files that hold it. values: the same result for --json."""
+    output.current.result(text, *files, **values)
 
 
 def print_notes(notes: Iterable[str]) -> None:
     """Print remarks on a result, on stderr."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        output.current.note(note)
 
 
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def worker_processes(args: argparse.Namespace) -> int:
     if args.workers is None:
         return processor_count()
     for sentence in process_warnings("--workers", args.workers):
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        output.current.remark(f"warning: {sentence}")
     return args.workers
 
 

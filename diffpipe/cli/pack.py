@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
+from diffpipe import output
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.cli.interrupts import stop_cleanly
@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> None:
     how |= {"workers": options.worker_processes(args), "max_bad_samples": args.max_bad}
     with stop_cleanly(f"stopped by a signal; {args.out} was not made, and nothing is left of it"):
         source = open_source(args.src, **of_source)
-        lines, notes, bad = pack_as(args.to, source, args.out, encoding=encoding, split=split, **how)
-    print("\n".join([*lines, *(f"{args.src}: {note}" for note in notes)]), flush=True)
+        packed, notes, bad = pack_as(args.to, source, args.out, encoding=encoding, split=split, **how)
+    shards = [] if isinstance(packed, str) else packed
+    lines = [*map(str, shards or [packed]), *(f"{args.src}: {note}" for note in notes)]
+    about = {"shards": [summary._asdict() for summary in shards], "remarks": notes, "skipped": bad}
+    options.print_result("\n".join(lines), *([] if shards else [args.out]), **about)
     for reason in bad:
-        print(f"skipped: {reason}", file=sys.stderr)
+        output.current.remark(f"warning: skipped: {reason}")

@@ -39,8 +39,11 @@ def run(args: argparse.Namespace) -> None:
         trajectory = run.trajectory(min(args.n, 8), **how) if args.trajectory else None
         run.write_samples(args.out, args.n, **how)
     if is_main_process():
-        written = f"{args.out}/grid.png"
+        files = [args.out / "grid.png"]
         if trajectory is not None:
-            save(trajectory_grid(trajectory, f"{run.title}, {run.weights} weights"), args.out / "trajectory.png")
-            written += f" and {args.out}/trajectory.png"
-        options.print_result(f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {written}")
+            files.append(args.out / "trajectory.png")
+            save(trajectory_grid(trajectory, f"{run.title}, {run.weights} weights"), files[-1])
+        written = " and ".join(map(str, files))
+        text = f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {written}"
+        about = {"run": args.run, "step": run.step, "weights": run.weights}
+        options.print_result(text, *files, **about, n=args.n, folder=args.out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from diffpipe.cli import options
+from diffpipe.cli.options import print_result
 from diffpipe.files import user_path
 
 _EPILOG = """
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
 
     options = {"steps": args.steps, "worlds": args.worlds, "kills": args.kills, "seed": args.seed}
     verdict = verify(ResumePlan.make(args.config, args.overrides, **options), args.out, keep=args.keep)
-    print(verdict.text())
+    print_result(verdict.text(), **verdict.tree())
     return 0 if verdict.exact else 1

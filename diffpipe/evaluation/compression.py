@@ -27,8 +27,8 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.experiment.run import Run
+from diffpipe.progress_bar import progress_bar
 from diffpipe.rng import fold_in
-from diffpipe.train.logs import progress_bar
 from diffpipe.train.runtime import Runtime
 
 BLOCK, BATCH = 256, 32
@@ -231,7 +231,7 @@ def _map_blocks(
             with torch.no_grad(), runtime.autocast(), _one_thread():
                 results[number] = work(number, lambda done: bar.update(min(done * runtime.world, n - bar.n)))
 
-    with progress_bar(title, "image", n, runtime) as bar:
+    with progress_bar(title, "image", n, shown=runtime.main) as bar:
         runtime.comm.raise_on_all_ranks(share)
     by_number = {number: result for part in runtime.comm.gather(results) for number, result in part.items()}
     return [by_number[number] for number in range(len(blocks))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffpipe.evaluation.compression import Compression
 from diffpipe.evaluation.image_formats import FormatSizes
@@ -41,6 +41,14 @@ class CompressionReport(NamedTuple):
         width = max(len(name) for name, *_ in lines)
         rows = [f"{name:>{width}}  {value} ({about})" for name, value, about in lines]
         return "\n".join([f"{plural(n, 'image')}, {self.bytes:,} bytes", *rows])
+
+    def tree(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        tree: dict[str, Any] = {"n": len(self.compression.file.header.keys), "bytes": self.bytes}
+        scores = {"bits_per_dim": self.compression.bits_per_dim}
+        if self.likelihoods is not None:
+            scores["nll"] = self.likelihoods.mean("score")
+        return tree | {"scores": scores, "formats": None if self.formats is None else self.formats.bits_per_dim()}
 
     def _about_bytes(self, pixels: int) -> str:
         initial = self.compression.initial_bits // 8

@@ -18,8 +18,8 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.map_over_ranks import on_rank_zero
 from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import chunks
+from diffpipe.progress_bar import progress_bar
 from diffpipe.stages.latents import LatentCodec
-from diffpipe.train.logs import progress_bar
 from diffpipe.train.runtime import Runtime
 
 
@@ -33,7 +33,7 @@ def encode_shards(codec: LatentCodec, sha256: str, patterns: str, out: Path, run
     temporary = out.parent.absolute() / f".{out.absolute().name}.tmp"
     try:
         on_rank_zero(runtime, lambda: _make_empty(temporary))
-        with progress_bar("encode", "image", shards.total, runtime) as bar:
+        with progress_bar("encode", "image", shards.total, shown=runtime.main) as bar:
 
             def write_share() -> None:
                 for number in range(runtime.rank, len(shards.shards), runtime.world):

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from diffpipe.metrics.feature_sets import chunks
-from diffpipe.train.logs import progress_bar
+from diffpipe.progress_bar import progress_bar
 from diffpipe.train.runtime import Runtime
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def map_over_ranks(n: int, function: Callable[[range], T], runtime: Runtime, tit
                 results[chunk.start] = function(chunk)
             bar.update(min(len(chunk) * runtime.world, n - bar.n))
 
-    with progress_bar(title, "image", n, runtime) as bar:
+    with progress_bar(title, "image", n, shown=runtime.main) as bar:
         runtime.comm.raise_on_all_ranks(work)
     parts = {start: part for of_rank in runtime.comm.gather(results) for start, part in of_rank.items()}
     return [parts[start] for start in sorted(parts)]

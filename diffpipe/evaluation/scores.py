@@ -9,7 +9,7 @@ from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import ImageSource, build_extractors, evaluate
 from diffpipe.metrics.features import Extractor
 from diffpipe.metrics.protocol import Result
-from diffpipe.train.logs import progress_bar
+from diffpipe.progress_bar import progress_bar
 from diffpipe.train.runtime import Runtime
 
 
@@ -35,7 +35,7 @@ def score(
         raise UserError(f"n is {generated.n}; a score needs at least 2 images")
     extractors = extractors or load_extractors(metrics, runtime, inception_weights)
     total = generated.n + reference.n + (floor.n if floor else 0)
-    with progress_bar("score", "image", total, runtime) as bar:
+    with progress_bar("score", "image", total, shown=runtime.main) as bar:
 
         def progress(done: int, share: int) -> None:
             bar.update(total * done // share - bar.n)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -102,16 +101,9 @@ def _write(comparison: Comparison, measured: Mapping[str, MeasuredRun], runner: 
             figures[name] = (rows[-1].note, row_image(images))
     by_class = any(summary.conditional for summary in comparison.summaries)
     headings = [str(i % runner.classes) for i in range(len(runner.real))] if by_class else []
-    tree = {
-        "scores": comparison.scores(),
-        "families": [dataclasses.asdict(summary) for summary in comparison.summaries],
-        "floor": comparison.floor or {},
-        "formats": comparison.formats,
-        "protocol": comparison.protocol,
-    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        atomic_write(out / "compare.json", json.dumps(tree, indent=2, allow_nan=False) + "\n")
+        atomic_write(out / "compare.json", json.dumps(comparison.tree(), indent=2, allow_nan=False) + "\n")
         atomic_write(out / "table.md", markdown(comparison) + "\n")
         atomic_write(out / "index.html", comparison_page(comparison, figures))
         save_png(stack_rows(rows, headings), out / "samples.png", optimize=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 from diffpipe.metrics.names import parse_metric
@@ -14,7 +14,7 @@ REAL_IMAGES = "real images"
 
 
 class Comparison(NamedTuple):
-    """The contents of compare.json.
+    """The figures of compared runs.
 
     floor: the real images' scores by metric; None where no run generates. formats: bits/dim on disk by file format,
     each image a file; None where no compression was asked for.
@@ -32,6 +32,16 @@ class Comparison(NamedTuple):
             bits = {"bits_per_dim": run.bits_per_dim["value"]} if run.bits_per_dim else {}
             scores |= {f"{run.name}: {metric}": value for metric, value in {**(run.scores or {}), **bits}.items()}
         return scores
+
+    def tree(self) -> dict[str, Any]:
+        """The contents of compare.json as JSON values."""
+        return {
+            "scores": self.scores(),
+            "families": [asdict(summary) for summary in self.summaries],
+            "floor": self.floor or {},
+            "formats": self.formats,
+            "protocol": self.protocol,
+        }
 
 
 @dataclass(frozen=True)

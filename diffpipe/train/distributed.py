@@ -81,14 +81,14 @@ class Communicator:
 
         Otherwise the ranks without an error would wait in their next collective for the one that has left.
         """
-        result, message = None, None
+        result, message, cause = None, None, None
         try:
             result = action()
         except (UserError, OSError) as error:
-            message = str(os_error(error) if isinstance(error, OSError) else error)
+            message, cause = str(os_error(error) if isinstance(error, OSError) else error), error
         for other in self.gather(message):
             if other is not None:
-                raise UserError(other)
+                raise UserError(other) from cause  # on its own rank the traceback is whole
         return result  # pyright: ignore[reportReturnType]
 
     def on_rank_zero(self, action: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""The log files of a run, the tracker and the progress bar."""
+"""The log files of a run, and the tracker."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from diffpipe import output
 from diffpipe.files import atomic_write, open_writable, read_regular
 from diffpipe.interfaces import Batch
 from diffpipe.plural import plural
@@ -156,19 +157,6 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
     return values if isinstance(values, dict) and type(values.get("step")) is int else None
 
 
-def progress_bar(name: str | None, unit: str, total: int, runtime: Runtime, first: int = 0) -> tqdm:
-    """A progress bar on rank 0. name: None shows none. unit: what is counted. first: the count it begins with."""
-    return tqdm(
-        initial=first,
-        total=total,
-        disable=name is None or not runtime.main,
-        unit=unit,
-        desc=name,
-        dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 15,  # in a log file, each redraw is a line
-    )
-
-
 def print_on_rank_zero(runtime: Runtime, message: str) -> None:
     """Print a line to stderr, on rank 0 only."""
     if runtime.main:
@@ -180,5 +168,5 @@ def _warn(runtime: Runtime, message: str) -> None:
 
 
 def _print(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)  # above a progress bar, and not behind it
-    sys.stderr.flush()
+    with tqdm.external_write_mode(sys.stderr):  # above a progress bar, and not behind it
+        output.current.remark(message)

@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffpipe.train.logs import print_on_rank_zero, progress_bar
+from tqdm import tqdm
+
+from diffpipe.plural import duration
+from diffpipe.progress_bar import progress_bar
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 SECONDS = 10.0  # between two lines
@@ -33,7 +37,9 @@ class TrainProgress:
         self._total, self._runtime, self._clock = total, runtime, clock
         self._next = clock()
         terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar = progress_bar("train" if terminal else None, "step", total, runtime, first=first)
+        self._bar = progress_bar(
+            "train" if terminal else None, "step", total, first=first, shown=runtime.main, terminal=terminal
+        )
 
     def step_done(self) -> None:
         self._bar.update()
@@ -43,6 +49,7 @@ class TrainProgress:
         self._total = total or self._total
         words = [f"loss {values['loss']:.4f}", f"{values['images_per_second']:.0f} images/s"]
         if not self._bar.disable:
+            assert isinstance(self._bar, tqdm)
             self._bar.total = self._total
             self._bar.set_postfix_str(", ".join(words))
             return
@@ -59,14 +66,3 @@ class TrainProgress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units, such as `1 h 20 min` or `45 s`."""
-    whole = round(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

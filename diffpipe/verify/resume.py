@@ -11,12 +11,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
+from diffpipe import output
 from diffpipe.errors import UserError
 from diffpipe.files import atomic_write
+from diffpipe.progress_bar import progress_bar
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.distributed import Communicator
 from diffpipe.verify.resume_plan import KillPoint, PlannedRun, ResumePlan
@@ -71,7 +70,7 @@ def _train(plan: ResumePlan, run: PlannedRun, runs: Path, seconds_per_step: floa
         if kill_point is not None:
             resumed_from = _newest_step(run_dir)
             kills.append(KillEvent(world, *kill_point, step, resumed_from, run.worlds[i + 1]))
-            print(f"{run.name}: {kills[-1]}", file=sys.stderr, flush=True)
+            output.current.remark(f"{run.name}: {kills[-1]}")
     checkpoint, _ = checkpoints.newest_valid(run_dir / "checkpoints", Communicator())
     assert checkpoint is not None, "a training that ends well has saved its last step"
     return FinishedRun(run.name, run.worlds, tuple(kills), attempts, checkpoint, seconds_per_step)
@@ -89,8 +88,7 @@ def _attempt(
     """One job, to its end or until it is killed: the last step it was in, and its seconds per step."""
     log = run_dir.with_suffix(".log")
     watcher, clock = StepWatcher(run_dir), _StepClock(seconds_per_step)
-    settings: Any = {"unit": "step", "dynamic_ncols": True, "mininterval": 1 if sys.stderr.isatty() else 15}
-    bar = tqdm(desc=f"{name}, world {world}", initial=_newest_step(run_dir), total=plan.steps, **settings)
+    bar = progress_bar(f"{name}, world {world}", "step", plan.steps, first=_newest_step(run_dir))
     with contextlib.closing(bar), start(plan.train_command(run_dir), world, log, plan.threads) as job:
         while (status := job.status()) is None:
             step = watcher.look()

@@ -18,10 +18,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from diffpipe.errors import UserError
+from diffpipe.run_folder import committed
 from diffpipe.train.checkpoint import write as module
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.checkpoint.format import committed
 from diffpipe.train.checkpoint.read import load, open_checkpoint
 from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.distributed import Communicator

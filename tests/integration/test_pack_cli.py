@@ -137,7 +137,7 @@ def test_bad_files_are_skipped_with_a_warning_for_each(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.splitlines()[1] == f"{tmp_path}/src: skipped 1 bad sample"
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"skipped: {tmp_path}/src/2.png: not an image")
+    assert line.startswith(f"warning: skipped: {tmp_path}/src/2.png: not an image")
 
 
 def test_a_split_by_group_makes_two_sets(tmp_path: Path) -> None:

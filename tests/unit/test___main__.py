@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 import diffpipe
-from diffpipe import __main__, plugins
+from diffpipe import __main__, files, output, plugins
 from diffpipe.__main__ import COMMANDS, main
 from diffpipe.data.remote import allowed_bases
 from diffpipe.errors import LostPeerError, UserError
+from diffpipe.train.distributed import Communicator
 
 REMEDY = "; lower the batch size, or the number of workers"
 
@@ -102,10 +104,101 @@ def test_another_rank_leaves_the_message_to_rank_zero(
     assert capsys.readouterr().err == ""
 
 
-def test_a_bug_of_a_process_alone_has_its_traceback(command: SimpleNamespace) -> None:
-    command.action = raising(ZeroDivisionError("a bug"))
-    with pytest.raises(ZeroDivisionError):
-        main(["index", "a"])
+def test_a_bug_is_one_line_with_its_place_and_with_debug_the_whole_traceback(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.action = lambda: plugins.find("stages", "a") or files.sha256_of(3)  # pyright: ignore[reportArgumentType]
+    assert main(["index", "a"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("diffpipe index: error: unexpected TypeError at diffpipe/files.py:")
+    assert line.endswith("; run the same command with --debug for the traceback, and report it")
+    assert main(["index", "a", "--debug"]) == 1
+    first, *frames, last = capsys.readouterr().err.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert any(frame.endswith(", in sha256_of") for frame in frames)
+    assert last.startswith("diffpipe index: error: unexpected TypeError at diffpipe/files.py:")
+
+
+def test_debug_shows_where_a_rank_raised_an_error_that_all_ranks_raise(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> None:
+        raise UserError("no such file")
+
+    command.action = lambda: Communicator().raise_on_all_ranks(absent)
+    assert main(["--debug", "index", "a"]) == 2
+    shown = capsys.readouterr().err
+    assert ", in absent\n" in shown
+    assert shown.splitlines()[-1] == "diffpipe index: error: no such file"
+
+
+def test_json_is_one_document_and_all_the_rest_is_on_stderr(
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def action() -> int:
+        print("of a library")
+        output.current.note("it is small")
+        output.current.result("a table", Path("a.json"), n=3)
+        return 75
+
+    command.action = action
+    assert main(["index", "a", "--json"]) == 75
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {
+        "command": "index",
+        "status": 75,
+        "n": 3,
+        "files": ["a.json"],
+        "notes": ["it is small"],
+    }
+    assert shown.err == "of a library\nnote: it is small\n"
+    assert main(["index", "a"]) == 75
+    assert capsys.readouterr().out == "of a library\na table\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "status"),
+    [
+        (["index", "a"], UserError("no such file"), 2),
+        (["index", "a"], LostPeerError("gone"), 1),
+        (["index", "a"], KeyboardInterrupt(), 130),
+        (["index"], None, 2),
+        (["indx", "a"], None, 2),
+    ],
+)
+def test_json_has_the_error(
+    command: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    error: BaseException | None,
+    status: int,
+) -> None:
+    if error is not None:
+        command.action = raising(error)
+    if error is None:
+        with pytest.raises(SystemExit, match=str(status)):
+            main(["--json", *words])
+    else:
+        assert main(["--json", *words]) == status
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert document["status"] == status
+    assert document["error"] in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
+def test_quiet_leaves_results_warnings_and_errors(command: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    def action() -> None:
+        output.current.note("it is small")
+        output.current.remark("warning: the disk is nearly full")
+        output.current.result("a table", Path("a.json"))
+        raise UserError("no such file")
+
+    command.action = action
+    assert main(["index", "a", "--quiet"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "a table\n"
+    assert shown.err == "warning: the disk is nearly full\ndiffpipe index: error: no such file\n"
 
 
 def test_plugins_are_loaded_in_order_wherever_they_stand(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffpipe.__main__ import main
-from diffpipe.parser import CommandParser
+from diffpipe.parser import CommandParser, CommonOptions, add_common_options, take_common_options
 
 CASES = {
     "a mistyped command": (["trian"], "no command is 'trian'; did you mean train?"),
@@ -23,6 +23,8 @@ CASES = {
         "data.batch_size=5: this command takes no config keys",
     ),
     "a mistyped option": (["sample", "runs/x", "out", "--sampeler", "ddim"], "did you mean --sampler"),
+    "a mistyped option of every command": (["sample", "runs/x", "out", "--qiet"], "did you mean --quiet"),
+    "a mistyped action": (["config", "shwo", "config.yaml"], "no action is 'shwo'; did you mean show?"),
     "an option of another tool": (["sample", "runs/x", "out", "--n_samples", "4"], "no option is --n_samples"),
     "a wrong choice": (["sample", "runs/x", "out", "--precision", "fp23"], "'fp23'; did you mean fp32"),
     "one word too many": (["sample", "runs/x", "out", "more"], "'more' is one argument too many"),
@@ -46,3 +48,21 @@ def test_config_keys_may_stand_behind_an_option() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--n", type=int)
     assert parser.parse_args(["a=1", "--n", "2", "b.c=3"]).overrides == ["a=1", "b.c=3"]
+
+
+def test_the_options_of_every_command_may_stand_anywhere() -> None:
+    words = ["--json", "pack", "--plugin", "a", "photos", "--quiet", "--allow-base=s3://b", "shards", "--plugin=b.py"]
+    assert take_common_options(words) == (
+        ["pack", "photos", "shards"],
+        CommonOptions(["a", "b.py"], ["s3://b"], json=True, quiet=True),
+    )
+    assert take_common_options(["train", "--debug"]) == (["train"], CommonOptions([], [], debug=True))
+
+
+def test_an_option_may_be_short_for_one_of_its_command_but_not_of_every_command() -> None:
+    parser = CommandParser()
+    add_common_options(parser)
+    parser.add_argument("--device")
+    assert parser.parse_args(["--de", "cpu"]).device == "cpu"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--js"])

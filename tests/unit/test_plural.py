@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import diffpipe
-from diffpipe.plural import plural
+from diffpipe.plural import duration, plural
 
 PACKAGE = Path(diffpipe.__file__).parent
 COUNTED = """batch class group image label latent member micro-batch pair point position process sample score shard step
@@ -60,3 +60,11 @@ def test_no_message_has_only_the_plural() -> None:
         f"{path}: {text}" for path in PACKAGE.rglob("*.py") for text in counted_plurals(path) if text not in RIGHT
     ]
     assert not places
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(45.2, "45 s"), (61.0, "1 min 1 s"), (3600.0 * 5 + 60 * 7, "5 h 7 min"), (86400.0 * 3 + 3600, "3 d 1 h")],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

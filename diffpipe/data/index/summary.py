@@ -1,10 +1,11 @@
-"""A summary of an index, in a few lines."""
+"""A summary of an index, in numbers and a few lines."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,15 +17,26 @@ from diffpipe.plural import plural
 _PICKLES = {"pickle", "pkl", "pt", "pth", "pyd"}
 
 
-def describe(folder: Path, names: list[str] | None) -> str:
-    """One line on the named shards of an indexed folder, or on all shards of its index."""
+class ShardsSummary(NamedTuple):
+    """The numbers of shards, samples and bytes in a folder, and the fingerprint."""
+
+    folder: Path
+    shards: int
+    samples: int
+    bytes: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        counts = f"{plural(self.shards, 'shard')}, {plural(self.samples, 'sample')}, {plural(self.bytes, 'byte')}"
+        return f"{self.folder}: {counts}, fingerprint {self.fingerprint}"
+
+
+def describe(folder: Path, names: list[str] | None) -> ShardsSummary:
+    """The named shards of an indexed folder, or all shards of its index, in numbers."""
     patterns = str(folder) if names is None else [str(folder / name) for name in names]
     shards = load(patterns, verify_limit=0)  # they were hashed a moment ago
     size = sum(shard.bytes for shard in shards.shards)
-    return (
-        f"{folder}: {plural(len(shards.paths), 'shard')}, {plural(shards.total, 'sample')}, {plural(size, 'byte')}, "
-        f"fingerprint {shards.fingerprint}"
-    )
+    return ShardsSummary(folder, len(shards.paths), shards.total, size, shards.fingerprint)
 
 
 def notes(folder: Path) -> list[str]:

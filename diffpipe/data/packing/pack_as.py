@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from diffpipe.data.index.summary import describe
+from diffpipe.data.index.summary import ShardsSummary, describe
 from diffpipe.data.packing.choose import Split
 from diffpipe.data.packing.edm_zip import pack_edm_zip
 from diffpipe.data.packing.encode import Encoding
@@ -20,11 +20,11 @@ _ONLY_OF_SHARDS = ("shard_samples", "prefix")
 
 def pack_as(
     form: Form, source: Source, out: Path, *, encoding: Encoding, split: Split | None, **options: Any
-) -> tuple[list[str], list[str], list[str]]:
+) -> tuple[list[ShardsSummary] | str, list[str], list[str]]:
     """Write `out`. options: those of `pack`; an archive has no shards, and leaves their names and sizes out.
 
-    Returns lines on the output, notes on the source, and the reason for each bad sample that was skipped. Raises
-    UserError.
+    Returns a summary of each folder of shards, or a line on the archive; notes on the source; and the reason for each
+    bad sample that was skipped. Raises UserError.
     """
     if form == "edm-zip":
         if split is not None:
@@ -32,11 +32,10 @@ def pack_as(
                 "--split-by writes shards; pack each part into a zip of its own, with --only or a labels file"
             )
         options = {name: value for name, value in options.items() if name not in _ONLY_OF_SHARDS}
-        line, bad = pack_edm_zip(source, out, encoding=encoding, **options)
-        lines = [line]
+        packed, bad = pack_edm_zip(source, out, encoding=encoding, **options)
     else:
         bad = pack(source, out, encoding=encoding, split=split, **options)
         folders = [out] if split is None else [out / "train", out / "test"]
-        lines = [describe(folder, sorted(path.name for path in folder.glob("*.tar"))) for folder in folders]
+        packed = [describe(folder, sorted(path.name for path in folder.glob("*.tar"))) for folder in folders]
     labels = describe_labels(source)
-    return lines, [*([] if labels is None else [labels]), *unpacked_files(source, bad)], bad
+    return packed, [*([] if labels is None else [labels]), *unpacked_files(source, bad)], bad

@@ -1,9 +1,7 @@
-"""The files of a checkpoint: their names, and the manifest with their sizes and hashes."""
+"""The files of a checkpoint: the manifest with their sizes and hashes."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -13,11 +11,8 @@ from diffpipe.train.checkpoint.state import FORMAT
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-DAMAGED = "damaged-"
-"""The prefix of a quarantined checkpoint's name."""
 MANIFEST_LIMIT, STATE_LIMIT = 1 << 26, 1 << 28
 """The most bytes that the two JSON files may have."""
-NAME = re.compile("step-[0-9]+")
 
 
 class FileEntry(BaseModel, extra="forbid", strict=True):
@@ -33,29 +28,6 @@ class Manifest(BaseModel, extra="forbid", strict=True):
     format: int = Field(ge=1, le=FORMAT)
     step: int = Field(ge=0)
     files: dict[str, FileEntry]
-
-
-def step_name(step: int) -> str:
-    """The name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(path.name.removeprefix("step-"))
-
-
-def committed(directory: Path) -> list[Path]:
-    """The committed checkpoints under `directory`, newest (highest step) first. Damaged ones are among them.
-
-    Raises OSError where the directory cannot be read: it may hold checkpoints.
-    """
-    try:
-        with os.scandir(directory) as entries:
-            paths = [Path(entry.path) for entry in entries if NAME.fullmatch(entry.name) and entry.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(paths, key=lambda p: (step_of(p), p.name), reverse=True)
 
 
 def manifest_sha256(path: Path) -> str | None:

@@ -13,14 +13,10 @@ import shutil
 from pathlib import Path
 
 from diffpipe.errors import UserError
+from diffpipe.run_folder import DAMAGED, LATEST, OLD, TEMPORARY, committed, step_of
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.checkpoint.format import DAMAGED, committed, step_of
 from diffpipe.train.checkpoint.read import Checkpoint, newest_valid
 from diffpipe.train.distributed import Communicator
-
-TEMPORARY, OLD = ".tmp-", ".old-"
-LATEST = "latest"
-"""The file that names the newest checkpoint, for people."""
 
 
 def recover(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, list[str]]:

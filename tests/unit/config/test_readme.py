@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from diffpipe.__main__ import COMMANDS, _add_common_options, _module
+from diffpipe.__main__ import COMMANDS, _module
 from diffpipe.config.reference import as_markdown, sections
 from diffpipe.experiment.config import Experiment
-from diffpipe.parser import CommandParser
+from diffpipe.parser import CommandParser, add_common_options
 
 HOME = Path(__file__).parents[3]
 PAGES = ["README.md", "configs/README.md", "eval/README.md", "launch/README.md"]
@@ -46,7 +46,7 @@ def test_every_option_that_a_page_names_exists() -> None:
     known = set(launch_command_parser()._option_string_actions)
     for name in COMMANDS:
         parser = CommandParser(prog=name)
-        _add_common_options(parser)
+        add_common_options(parser)
         _module(name).add_arguments(parser)
         known |= set(parser._option_string_actions)
     for page in PAGES:

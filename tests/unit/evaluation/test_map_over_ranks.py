@@ -46,6 +46,4 @@ def test_the_bar_is_shown_where_it_has_a_title(capfd: pytest.CaptureFixture[str]
     assert map_over_ranks(60, len, runtime) == [50, 10]
     assert capfd.readouterr().err == ""
     map_over_ranks(60, len, runtime, "count")
-    shown = capfd.readouterr().err
-    assert "count: 100%" in shown
-    assert "60/60" in shown
+    assert capfd.readouterr().err.startswith("count: 60/60 images in ")

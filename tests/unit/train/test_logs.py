@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from diffpipe import output
 from diffpipe.train import logs
 from diffpipe.train.distributed import Communicator
-from diffpipe.train.logs import LogFile, MetricsLog, SampleLog, print_on_rank_zero, progress_bar
+from diffpipe.train.logs import LogFile, MetricsLog, SampleLog, print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 from tests.support.toy_stages import batch
 
@@ -45,11 +46,9 @@ def test_another_rank_writes_no_metrics_and_shows_nothing(
     log.close()
     assert not (tmp_path / "metrics.jsonl").exists()
     print_on_rank_zero(second, "a warning")
-    assert progress_bar("train", "step", 3, second).disable
     assert capsys.readouterr().err == ""
     print_on_rank_zero(runtime, "a warning")
     assert capsys.readouterr().err == "a warning\n"
-    assert progress_bar(None, "step", 3, runtime).disable
 
 
 def test_the_sample_log_has_the_samples_of_all_micro_batches_of_a_step(tmp_path: Path) -> None:
@@ -153,3 +152,12 @@ def test_a_tracker_that_fails_is_left_out_with_a_warning(
     )
     assert capsys.readouterr().err == f"{message}\n"
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_quiet_command_prints_only_the_warnings(
+    runtime: Runtime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "current", output.Output(quiet=True))
+    print_on_rank_zero(runtime, "trained to step 3")
+    print_on_rank_zero(runtime, "warning: the disk is nearly full")
+    assert capsys.readouterr().err == "warning: the disk is nearly full\n"

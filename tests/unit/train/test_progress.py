@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffpipe.train.progress import TrainProgress, duration
+from diffpipe.train.progress import TrainProgress
 from diffpipe.train.runtime import Runtime
 
 
@@ -35,11 +35,3 @@ def test_a_terminal_has_a_bar(runtime: Runtime, capsys: pytest.CaptureFixture[st
     written = capsys.readouterr().err
     assert "train:" in written
     assert "step 1/2" not in written
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(45.2, "45 s"), (61.0, "1 min 1 s"), (3600.0 * 5 + 60 * 7, "5 h 7 min"), (86400.0 * 3 + 3600, "3 d 1 h")],
-)
-def test_a_duration_has_its_two_largest_units(seconds: float, words: str) -> None:
-    assert duration(seconds) == words

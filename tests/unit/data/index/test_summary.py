@@ -38,7 +38,7 @@ def test_one_line_describes_the_folder_or_the_named_shards(tmp_path: Path) -> No
     paths = write_shards(tmp_path, [2, 3])
     write_index(tmp_path)
     sizes = [path.stat().st_size for path in paths]
-    whole, second = describe(tmp_path, None), describe(tmp_path, [paths[1].name])
+    whole, second = str(describe(tmp_path, None)), str(describe(tmp_path, [paths[1].name]))
     assert whole.startswith(f"{tmp_path}: 2 shards, 5 samples, {sum(sizes)} bytes, fingerprint ")
     assert second.startswith(f"{tmp_path}: 1 shard, 3 samples, {sizes[1]} bytes, fingerprint ")
     assert second.endswith(load(str(paths[1])).fingerprint)

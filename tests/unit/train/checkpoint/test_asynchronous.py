@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from diffpipe.errors import RankError, UserError
+from diffpipe.run_folder import committed
 from diffpipe.train.checkpoint import asynchronous
 from diffpipe.train.checkpoint import write as module
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.checkpoint.format import committed
 from diffpipe.train.distributed import Communicator
 from tests.support.run_states import run_state
 

@@ -1,4 +1,4 @@
-"""The names and the manifest of checkpoints."""
+"""The manifest of checkpoints."""
 
 from __future__ import annotations
 
@@ -8,24 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from diffpipe.train.checkpoint.format import Manifest, committed, describe, manifest_sha256, step_name, step_of
+from diffpipe.train.checkpoint.format import Manifest, describe, manifest_sha256
 from diffpipe.train.checkpoint.state import FORMAT
-
-
-def test_a_name_gives_its_step_and_names_sort_as_steps() -> None:
-    steps = [0, 9, 10, 99_999_999]
-    names = [step_name(step) for step in steps]
-    assert names == sorted(names)
-    assert [step_of(Path("runs") / name) for name in names] == steps
-    assert step_of(Path(step_name(123_456_789))) == 123_456_789
-
-
-def test_only_folders_named_after_a_step_are_committed_newest_first(tmp_path: Path) -> None:
-    for name in (".tmp-step-00000009", "damaged-step-00000008", "step-2", "step-00000010", "step-x", "step-00000003"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "step-00000011").touch()
-    assert [path.name for path in committed(tmp_path)] == ["step-00000010", "step-00000003", "step-2"]
-    assert committed(tmp_path / "none") == []
 
 
 def test_a_file_is_described_by_its_size_and_hashlibs_hash(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from diffpipe.errors import UserError
+from diffpipe.run_folder import committed
 from diffpipe.train.checkpoint import verify
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.checkpoint.format import committed, describe
+from diffpipe.train.checkpoint.format import describe
 from diffpipe.train.checkpoint.read import newest_valid, open_checkpoint
 from diffpipe.train.checkpoint.retention import recover
 from diffpipe.train.checkpoint.verify import damage

@@ -1,0 +1,94 @@
+"""The output of a command: its result on stdout, as text or as one JSON document, and all the rest on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Output:
+    """What a command prints. A command adds to it; `main` prints the document at the end.
+
+    as_json: the result is a JSON document instead of text. Until it is written, whatever is printed on stdout, by a
+    library say, goes to stderr. quiet: of all that goes to stderr, only warnings and errors are printed.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False):
+        self.as_json, self.quiet = as_json, quiet
+        self._values: dict[str, Any] = {}
+        self._files: list[str] = []
+        self._notes: list[str] = []
+        self._stdout, self._descriptor = sys.stdout, None
+
+    def redirect(self, *, process: bool) -> None:
+        """Send stdout to stderr where the result is a JSON document. process: that of compiled code, too."""
+        if not self.as_json:
+            return
+        self._stdout.flush()
+        sys.stdout = sys.stderr
+        if process:
+            self._descriptor = os.dup(1)
+            os.dup2(2, 1)
+
+    def restore(self) -> None:
+        """End what `redirect` did."""
+        sys.stdout = self._stdout
+        if self._descriptor is not None:
+            os.dup2(self._descriptor, 1)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def result(self, text: str, *files: Path, **values: Any) -> None:
+        """Print a result, and on stderr the files that hold it and that it does not name.
+
+        values: the result as JSON. With the files they are added to the document, where there is one; a list to the
+        list of that name.
+        """
+        for name, value in values.items():
+            self._values[name] = self._values.get(name, []) + value if isinstance(value, list) else value
+        self._files += map(str, files)
+        if not self.as_json:
+            print(text, flush=True)  # noqa: T201
+            for path in filter(lambda path: path not in text, map(str, files)):
+                self.remark(path)
+
+    def note(self, text: str) -> None:
+        """Print a remark on the result on stderr, and add it to the document."""
+        self._notes.append(text)
+        self.remark(f"note: {text}")
+
+    def remark(self, text: str) -> None:
+        """Print a line on stderr. A quiet command prints only those that begin with `warning: `."""
+        if not self.quiet or text.startswith("warning: "):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def document(self, command: str | None, status: int, error: str | None) -> str:
+        """The JSON document: the command, its exit status, the error where there is one, and the result."""
+        head = {"command": command, "status": status} | ({} if error is None else {"error": error})
+        tree = {**head, **self._values, "files": self._files, "notes": self._notes}
+        return json.dumps(_plain(tree), indent=2, allow_nan=False)
+
+
+def printable(text: str) -> str:
+    """The text as a terminal shows it as it is: a name of a file may hold control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: a path as text, and null for a number that is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+current = Output()
+"""The output of the command that runs; that of a Python program is plain text."""
