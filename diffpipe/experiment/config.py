@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from diffpipe.config import Config
 from diffpipe.config.kinds import Kinds, default_kind
@@ -32,6 +32,9 @@ class RunConfig(Config):
 
     dir: str
     """The run directory, such as runs/photos. Training in a directory that holds checkpoints resumes from them."""
+    init: str | None = None
+    """The weights that a new run starts from: a run directory, one of its checkpoints, a diffusers folder, or a file of
+    `diffpipe export`. The section init says which of them. A resume does not read them again."""
     allow_changes: tuple[str, ...] = ()
     """Keys or sections that a resume may change, such as [optimizer.lr]. A resume with any other change to the seed,
     the order of the data, the optimizer or the average is refused, and one of train.steps once the learning rate decays
@@ -57,6 +60,21 @@ class RunConfig(Config):
     def interrupted(self) -> Path:
         """A file that exists from the stop of a job by a signal, after its save, to the next job's start."""
         return self.path / ".interrupted"
+
+
+class InitConfig(Config):
+    """The weights that a new run takes from run.init. All else starts afresh: optimizer, average, place in the data."""
+
+    weights: Literal["ema", "raw"] = "ema"
+    """The averaged weights of a run or checkpoint, or the trained ones (raw)."""
+    networks: tuple[str, ...] | None = None
+    """Names of the networks to load, such as [denoiser]; null: all networks of the stage."""
+    fresh: tuple[str, ...] = ()
+    """Tensors or modules that are not loaded, such as [denoiser.label] for other classes."""
+    strict: bool = True
+    """Refuse weights that do not fit the networks. false: load those that fit; the others start fresh."""
+    sha256: str | None = None
+    """Hash of the checkpoint's manifest.json, or of the file of weights; null: whatever is there. A run stores it."""
 
 
 class SampleConfig(Config):
@@ -101,6 +119,8 @@ class Experiment(Config):
 
     run: RunConfig
     """Where the run lives, and what a resume may change."""
+    init: InitConfig = InitConfig()
+    """Which weights a new run takes from run.init."""
     seed: int = Field(default=0, ge=0)
     """The one seed for everything: initial weights, order of the data, augmentation, timesteps, noise."""
     data: DataConfig
@@ -133,3 +153,9 @@ class Experiment(Config):
     """Losses on held-out images during training."""
     eval: EvalConfig = EvalConfig()
     """Scores during training."""
+
+    @model_validator(mode="after")
+    def _init_has_a_source(self) -> Experiment:
+        if self.run.init is None and self.init != InitConfig():
+            raise ValueError("init says which weights a run takes from run.init, which is null; set run.init")
+        return self

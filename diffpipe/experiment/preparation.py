@@ -8,8 +8,9 @@ from typing import NamedTuple
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.initial_weights import InitialWeights, initial_weights
 from diffpipe.experiment.preflight import require_fit, with_class_names
-from diffpipe.experiment.resume_compat import with_order_version
+from diffpipe.experiment.resume_compat import with_order_version, with_stored_init
 from diffpipe.experiment.run import build_stage
 from diffpipe.experiment.start import start_function
 from diffpipe.experiment.stored_config import with_stored_correction, with_stored_network
@@ -23,13 +24,15 @@ from diffpipe.train.runtime import Runtime
 class PreparedStage(NamedTuple):
     """The stage of a run, and the run's experiment with all that was left open in it.
 
-    runs: the checkpoints of other runs that the stage needs, by their role.
+    runs: the checkpoints of other runs that the stage needs, by their role. initial: the weights of `run.init`, for a
+    new run.
     """
 
     experiment: Experiment
     stage: Stage
     runs: Mapping[str, Checkpoint]
     validation: Validation | None
+    initial: InitialWeights | None = None
 
 
 def prepare_stage(
@@ -43,18 +46,28 @@ def prepare_stage(
     if checkpoint is not None:
         experiment = with_stored_network(experiment, checkpoint)
         experiment = with_stored_correction(experiment, checkpoint)
+        experiment = with_stored_init(experiment, checkpoint)
     experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
     runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
     experiment = with_class_names(experiment, shards)
     validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
-    return PreparedStage(experiment, stage, runs, validation)
+    initial = None
+    if checkpoint is None and experiment.run.init is not None:
+        initial = initial_weights(experiment, stage, shape, runtime)
+        init = experiment.init.model_copy(update={"sha256": initial.sha256})
+        experiment = experiment.model_copy(update={"init": init})
+    return PreparedStage(experiment, stage, runs, validation, initial)
 
 
 def build_trainer(
     prepared: PreparedStage, shards: ShardSet, checkpoint: Checkpoint | None, runtime: Runtime
 ) -> Trainer:
     """The stage's trainer at step 0. A collective. Raises UserError. checkpoint: the one that the run resumes from."""
-    experiment, stage = prepared.experiment, prepared.stage
+    experiment, stage, start = prepared.experiment, prepared.stage, None
+    if checkpoint is None:
+        start = start_function(stage, experiment, shards, runtime)
+        if prepared.initial is not None:
+            start = prepared.initial.start_function(start)
     return Trainer(
         stage,
         runtime,
@@ -65,7 +78,7 @@ def build_trainer(
         batch_size=experiment.data.batch_size,
         max_bad_samples=experiment.data.max_bad_samples,
         samples_per_epoch=shards.total,
-        start=start_function(stage, experiment, shards, runtime) if checkpoint is None else None,
+        start=start,
     )
 
 

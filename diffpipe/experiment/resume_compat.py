@@ -11,6 +11,7 @@ from diffpipe.data.loader.order import VERSION
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.stored_config import stored_config
+from diffpipe.files import user_path
 from diffpipe.interfaces import ImageShape
 from diffpipe.train.checkpoint.read import Checkpoint
 
@@ -39,6 +40,35 @@ def with_order_version(experiment: Experiment, checkpoint: Checkpoint | None) ->
     return experiment.model_copy(update={"data": data})
 
 
+def with_stored_init(experiment: Experiment, checkpoint: Checkpoint) -> Experiment:
+    """The experiment to resume, with the record of the weights that its run started from.
+
+    Raises UserError where it names others: a resume does not start again.
+    """
+    stored = stored_config(checkpoint)
+    given, recorded = experiment.run.init, stored.run.init
+    if given is not None:
+        init, sha256 = experiment.init, stored.init.sha256
+        same_place = recorded is not None and user_path(given) == user_path(recorded)
+        same = init.sha256 == sha256 if init.sha256 else same_place
+        if not same or init.model_copy(update={"sha256": sha256}) != stored.init:
+            raise UserError(
+                f"{checkpoint.path}: its run started {_described(stored)}, and the config is {_described(experiment)}; "
+                f"leave run.init and init out to resume it, or give another run.dir to start again"
+            )
+    run = experiment.run.model_copy(update={"init": recorded})
+    return experiment.model_copy(update={"run": run, "init": stored.init})
+
+
+def _described(experiment: Experiment) -> str:
+    """The weights that a run starts with, in words."""
+    if experiment.run.init is None:
+        return "without run.init"
+    keys = experiment.init.model_dump(mode="json", exclude_defaults=True)
+    words = [f"run.init={experiment.run.init}", *(f"init.{key}={value}" for key, value in keys.items())]
+    return f"with {' '.join(words)}"
+
+
 def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
     """The part of the config that a resume keeps: the seed, the order of the stream, the model, the optimizer.
 
@@ -47,18 +77,29 @@ def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
     data = experiment.data
     order = data.model_dump(include={"interleave", "shuffle_window", "order_version"})
     augmentation = {"flip": data.flip, "crop": data.crop}
-    stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True})
-    for dependency in experiment.stage.dependencies():
-        # The hash of its checkpoint counts, not its path. A guide belongs to the sampler.
-        if dependency.kind == "run" and dependency.needed != "generation":
-            del stage[dependency.section.removeprefix("stage.")]["run"]
     return {
         "seed": experiment.seed,
         "data": order | augmentation | shape._asdict(),
-        "stage": stage,
+        "stage": _stage(experiment),
         "optimizer": experiment.optimizer.model_dump(mode="json"),
         "ema": experiment.ema.model_dump(mode="json", exclude={"snapshot_every", "keep_snapshots"}),
     }
+
+
+def _stage(experiment: Experiment) -> dict[str, Any]:
+    """The stage without its sampler. Of a run that it depends on, the hash of its checkpoint counts, not its path."""
+    stage = experiment.stage.model_dump(mode="json", exclude={"sampler": True})
+    for dependency in experiment.stage.dependencies():
+        if dependency.kind == "run" and dependency.needed != "generation":  # a guide belongs to the sampler
+            del stage[dependency.section.removeprefix("stage.")]["run"]
+    return stage
+
+
+def changed_stage(before: Experiment, now: Experiment) -> list[Change]:
+    """The keys of the stage, without its sampler and its rates of dropout, that have other values now."""
+    was, is_ = (_flatten({"stage": _stage(experiment)}) for experiment in (before, now))
+    keys = [key for key in sorted(was.keys() | is_.keys()) if not key.endswith("dropout")]
+    return [Change(key, was.get(key), is_.get(key)) for key in keys if was.get(key) != is_.get(key)]
 
 
 def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: ImageShape) -> list[Change]:

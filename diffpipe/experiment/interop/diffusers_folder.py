@@ -70,6 +70,16 @@ def weights_path(part: str) -> str:
     return f"{part}/diffusion_pytorch_model.safetensors"
 
 
+def weights_file(folder: Path) -> Path:
+    """The file of the network's weights in a folder. Raises UserError where there is none."""
+    paths = [folder / weights_path(part) for part in _NETWORKS]
+    path = next((path for path in paths if path.exists()), None)
+    if path is not None:
+        return path
+    read_folder(folder)  # raises
+    raise UserError(f"{folder}: no {' or '.join(map(weights_path, _NETWORKS))} in it")
+
+
 def write_configs(
     folder: Path,
     model: Model,

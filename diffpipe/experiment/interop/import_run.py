@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,20 @@ class ImportedRun(NamedTuple):
     notes: list[str]
 
 
+class OpenSource(NamedTuple):
+    """The config of a run of a source's weights, and the tensors of its networks.
+
+    blank: the tensors without values. read: reads them; it raises UserError where the source holds others. notes: as in
+    `ImportedRun`.
+    """
+
+    experiment: Experiment
+    shape: ImageShape
+    blank: Tensors
+    read: Callable[[], Tensors]
+    notes: list[str]
+
+
 def import_run(
     source: str | Path,
     run: str | Path,
@@ -60,20 +74,32 @@ def import_run(
     size = None if resolution is None else parse_resolution(resolution)
     options = ImportOptions(classes, Path(codec) if codec else None, size, attention_order)
     with Runtime.start("fp32", "cpu") as runtime:
-        imported = read_source(path, options, runtime)
-        tree = imported.tree | {"run": {"dir": str(run)}}
-        for word in words:
-            override(Experiment, tree, word)
-        named = {word.partition("=")[0] for word in words}
-        config = validate(Experiment, tree, str(path))
-        try:
-            experiment, stage, _ = build_stage(config, imported.shape, runtime, named=named)
-        except UserError as error:  # it speaks of our keys, whose values are the source's
-            raise UserError(f"{path}: {error}") from error
-        tensors = imported.tensors(stage, {name: net.state_dict() for name, net in without_values(stage).items()})
-        _write(home, experiment, imported.shape, tensors, str(path), runtime.comm)
+        opened = open_source(path, run, words, options, runtime)
+        tensors = opened.read()
+        _write(home, opened.experiment, opened.shape, tensors, str(path), runtime.comm)
     count = sum(tensor.numel() for state in tensors.values() for tensor in state.values())
-    return ImportedRun(experiment, imported.shape, count, imported.notes)
+    return ImportedRun(opened.experiment, opened.shape, count, opened.notes)
+
+
+def open_source(
+    path: Path, run: str | Path, words: Sequence[str], options: ImportOptions, runtime: Runtime
+) -> OpenSource:
+    """The config of a run of a source's weights, and the weights, unread. A collective. Raises UserError.
+
+    run: the directory of that run. words: `key=value` words laid over its config.
+    """
+    imported = read_source(path, options, runtime)
+    tree = imported.tree | {"run": {"dir": str(run)}}
+    for word in words:
+        override(Experiment, tree, word)
+    named = {word.partition("=")[0] for word in words}
+    config = validate(Experiment, tree, str(path))
+    try:
+        experiment, stage, _ = build_stage(config, imported.shape, runtime, named=named)
+    except UserError as error:  # it speaks of our keys, whose values are the source's
+        raise UserError(f"{path}: {error}") from error
+    blank = {name: net.state_dict() for name, net in without_values(stage).items()}
+    return OpenSource(experiment, imported.shape, blank, lambda: imported.tensors(stage, blank), imported.notes)
 
 
 def _write(

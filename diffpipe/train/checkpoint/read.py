@@ -49,8 +49,20 @@ class Checkpoint:
 
     def stored_name(self, tensor: str) -> str:
         """The name under which its files hold a tensor, `net.denoiser.stem.weight` say."""
-        names = RENAMED_PARTS.get(self.format, {})
-        return ".".join(names.get(part, part) if i in (1, 2, 3) else part for i, part in enumerate(tensor.split(".")))
+        return _renamed(tensor, RENAMED_PARTS.get(self.format, {}))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that it holds, by today's names, without values. Raises UserError."""
+        names = {old: new for new, old in RENAMED_PARTS.get(self.format, {}).items()}
+        return {
+            _renamed(name, names): torch.empty(about.size, dtype=about.properties.dtype, device="meta")
+            for name, about in _metadata(self.path).items()
+        }
+
+
+def _renamed(tensor: str, names: Mapping[str, str]) -> str:
+    """A tensor's name with the names of its network, and of parts in it, replaced."""
+    return ".".join(names.get(part, part) if i in (1, 2, 3) else part for i, part in enumerate(tensor.split(".")))
 
 
 def newest_valid(directory: Path, comm: Communicator) -> tuple[Checkpoint | None, list[Damage]]:
