@@ -231,7 +231,7 @@ def test_the_demo_trains_samples_scores_and_says_where_the_grid_is(tmp_path: Pat
     venv = tmp_path / ".venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "accelerate").symlink_to(Path(sys.executable).parent / "accelerate")
-    (venv / ".installed").touch()
+    (venv / ".installed-dev").touch()
     with_few_test_images(tmp_path, few_test_images)
     env = os.environ | {"OMP_NUM_THREADS": "1", "RUN": "runs/x", "N": "20"}
     result = subprocess.run(
@@ -252,7 +252,7 @@ def recorded(script: str, home: Path) -> list[list[str]]:
     shutil.copy(HOME / "pyproject.toml", home)
     recorder = home / ".venv" / "bin" / "diffpipe"
     recorder.parent.mkdir(parents=True)
-    (home / ".venv" / ".installed").touch()
+    (home / ".venv" / ".installed-dev").touch()
     recorder.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:], file=open('asked', 'a'))\n")
     recorder.chmod(0o755)
     subprocess.run([f"./launch/{script}"], cwd=home, check=True, capture_output=True)
@@ -290,19 +290,22 @@ def test_the_objectives_script_compares_runs_that_differ_in_the_objective_alone(
     *trained, comparison = recorded("objectives.sh", tmp_path)
     trees: dict[str, list[str]] = {}
     others: list[dict[str, Any]] = []
+    demo_config = HOME / "configs/fashion_mnist/demo.yaml"
     for train, path, *overrides in trained:
-        assert (train, path) == ("train", "configs/fashion_mnist/demo.yaml")
-        config = load_config(Experiment, HOME / path, overrides)
+        assert (train, HOME / path) == ("train", demo_config)
+        config = load_config(Experiment, demo_config, overrides)
         trees[config.run.dir] = overrides
         objective = {"prediction", "schedule", "timesteps", "weighting", "one_sided_ends", "sampler"}
         others.append(config.model_dump(exclude={"run": {"dir"}, "stage": objective}))
-    *same, smaller, wide = others  # the last two differ in the batch, and one in its network
+    *same, momentum, demo = others  # the last two differ in Muon's momentum, and the demo in its network
     assert all(other == same[0] for other in same)
-    assert smaller["stage"] == same[0]["stage"] != wide["stage"]
+    assert momentum["stage"] == same[0]["stage"] != demo["stage"]
+    whole = load_config(Experiment, demo_config, ["train.minutes=null"])
+    assert load_config(Experiment, demo_config, [*trained[-1][2:], f"run.dir={whole.run.dir}"]) == whole
     assert all(other["data"]["batch_size"] * other["train"]["steps"] == 48_000 for other in others)
     rows = rows_of(comparison, tmp_path)
     assert {row.path.as_posix() for row in rows} == trees.keys()
     for row in rows:
         settings = [*trees[row.path.as_posix()], *row.overrides]
-        config = load_config(Experiment, HOME / "configs/fashion_mnist/demo.yaml", settings)
+        config = load_config(Experiment, demo_config, settings)
         config.stage.build(ImageShape(1, square(28), 10))  # what does not go together is refused
