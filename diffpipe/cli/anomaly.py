@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.evaluation.score_files import require_own_folder
     from diffpipe.metrics import protocol
     from diffpipe.report.anomaly_grid import most_and_least_anomalous
-    from diffpipe.report.labelled_grid import save
+    from diffpipe.report.picture_file import save
 
     if args.out is None:
         require_own_folder(args.run)

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
     from diffpipe.metrics import protocol
     from diffpipe.report.attribute_grid import attribute_grid
-    from diffpipe.report.labelled_grid import require_png, save
+    from diffpipe.report.picture_file import require_png, save
 
     if args.rows < 1:
         raise UserError(f"--rows {args.rows}: give 1 or more")

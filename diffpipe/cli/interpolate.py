@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
     from diffpipe.report.interpolation_grid import interpolation_grid
-    from diffpipe.report.labelled_grid import require_png, save
+    from diffpipe.report.picture_file import require_png, save
 
     require_png(args.out)
     runtime = options.values(args, "precision", "device")

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
-    from diffpipe.report.labelled_grid import require_png, save
     from diffpipe.report.latent_map_plot import plot_latent_map
+    from diffpipe.report.picture_file import require_png, save
 
     require_png(args.out)
     with load(args.run, raw=args.raw, ema=args.ema, **options.values(args, "precision", "device")) as run:

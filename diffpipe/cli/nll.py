@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
     from diffpipe.evaluation.score_files import require_own_folder
     from diffpipe.metrics import protocol
-    from diffpipe.report.labelled_grid import save
+    from diffpipe.report.picture_file import save
     from diffpipe.report.vlb_plot import plot_vlb
 
     if args.out is None:

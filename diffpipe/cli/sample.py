@@ -29,20 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
-    from diffpipe.report.labelled_grid import save
-    from diffpipe.report.trajectory_grid import trajectory_grid
+    from diffpipe.report.picture_file import save
 
     if args.n < 1:
         raise UserError(f"--n {args.n}: give 1 or more")
     runtime, how = options.values(args, "precision", "device"), options.values(args, "seed", "label")
     with load(args.run, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime) as run:
-        trajectory = run.trajectory(min(args.n, 8), **how) if args.trajectory else None
+        trajectory = None
+        if args.trajectory:
+            from diffpipe.report.trajectory_grid import trajectory_grid
+
+            title = f"{run.title}, {run.weights} weights"
+            trajectory = trajectory_grid(run.trajectory(min(args.n, 8), **how), title)
         run.write_samples(args.out, args.n, **how)
     if is_main_process():
         files = [args.out / "grid.png"]
         if trajectory is not None:
             files.append(args.out / "trajectory.png")
-            save(trajectory_grid(trajectory, f"{run.title}, {run.weights} weights"), files[-1])
+            save(trajectory, files[-1])
         written = " and ".join(map(str, files))
         text = f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {written}"
         about = {"run": args.run, "step": run.step, "weights": run.weights}

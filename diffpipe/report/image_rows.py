@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 from einops import rearrange
 from jaxtyping import UInt8
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from diffpipe.extras import from_extra
+
+with from_extra("report"):
+    from matplotlib import font_manager
 
 CELL = 56  # about the size of an image in pixels: smaller ones are enlarged by an integer factor
 LARGEST = 112  # larger images are shrunk to this size

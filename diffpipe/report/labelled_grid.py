@@ -1,21 +1,19 @@
-"""Image grids with a title and labels of rows and columns, and files of images and plots."""
+"""Image grids with a title and labels of rows and columns."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxtyping import UInt8
-from matplotlib import font_manager
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from diffpipe.errors import UserError
 from diffpipe.evaluation.image_grid import grid
-from diffpipe.files import atomic_write
+from diffpipe.extras import from_extra
+
+with from_extra("report"):
+    from matplotlib import font_manager
 
 CELL = 64  # the least width of an image in pixels: room for the number above it
 TEXT, LINE = 13, 26  # the height of the font and of a line, in pixels
@@ -41,23 +39,3 @@ def labelled_grid(
         middle = 2 * LINE + (i + 0.5) * cells.height / len(rows)
         pen.text((left - TEXT / 2, middle), label, fill="black", font=font, anchor="rm")
     return picture
-
-
-def require_png(out: Path) -> None:
-    """Raise UserError unless `out` is the name of a PNG in a folder that can be made."""
-    if out.suffix.lower() != ".png":
-        raise UserError(f"{out}: the image is written as a PNG; give a name that ends in .png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; give a place that can be written") from error
-
-
-def save(picture: Image.Image | Figure, out: Path) -> None:
-    """Write the image or plot as a PNG, whole or not at all. Raises UserError where this fails."""
-    try:
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png") if isinstance(picture, Figure) else picture.save(buffer, "PNG")
-        atomic_write(out, buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); give another name") from error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from diffpipe.evaluation.image_grid import grid
 from diffpipe.evaluation.latent_map import SIDE, Map, Plane
+from diffpipe.extras import from_extra
+
+with from_extra("report"):
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
 
 
 def plot_latent_map(latents: Map, title: str) -> Figure:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
-from matplotlib.figure import Figure
 
 from diffpipe.evaluation.nll import NLL
+from diffpipe.extras import from_extra
+
+with from_extra("report"):
+    from matplotlib.figure import Figure
 
 
 def plot_vlb(nll: NLL, title: str) -> Figure:

