@@ -9,9 +9,9 @@ from diffpipe.cli import options
 from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
-_NOTES = """A VAE and a diffusion of pixels code by bits-back, an autoregressive run by its conditional distributions.
-The file is decoded by the same run on the same kind of machine, by any number of processes. The images must have the
-run's size."""
+_NOTES = """A VAE, a flow and a diffusion of pixels code by bits-back, an autoregressive run by its conditional
+distributions. The file is decoded by the same run on the same kind of machine, by any number of processes. The images
+must have the run's size."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,11 +15,11 @@ from diffpipe.coding.message import Message
 class ImageCoder(Protocol):
     """Images as bits, by a model of them. Encoder and decoder call the networks on tensors of the same shapes.
 
-    pops_first: whether it pops from the message before it has pushed (bits-back coding). Then the first groups of
-    images are small, so that they take few initial bits.
+    images_before: how many images are encoded before each image of a group, whose bits draw that one's noise (bits-back
+    coding). So the first groups are small, and take few initial bits. 0: it pops nothing before it has pushed.
     """
 
-    pops_first: bool
+    images_before: int
 
     def encode(self, message: Message, images: UInt8[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None) -> None:
         """Push the images."""

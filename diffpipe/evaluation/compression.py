@@ -61,11 +61,9 @@ class Compression(NamedTuple):
 def coder_of(run: Run) -> ImageCoder:
     """The run's coder. Raises UserError where its stage has none."""
     if not isinstance(run.stage, Compresses):
-        kind = run.experiment.stage.kind
-        reason = "a flow in float32 is not exactly invertible" if kind == "flow" else "it has no likelihood of images"
         raise UserError(
-            f"a run of stage.kind {kind} cannot compress: {reason}; give an autoregressive run, a VAE or a diffusion "
-            f"of pixels"
+            f"a run of stage.kind {run.experiment.stage.kind} cannot compress: it has no likelihood of images; give an "
+            f"autoregressive run, a flow, a VAE or a diffusion of pixels"
         )
     return run.stage.image_coder(run.nets)
 
@@ -90,7 +88,7 @@ def compress_images(
 
     def work(number: int, advance: Callable[[int], object]) -> CompressedBlock:
         pixels, labels = images.images(blocks[number]), _labels(run, images, blocks[number], runtime)
-        groups = group_sizes(len(pixels), batch, growing=coder.pops_first)
+        groups = group_sizes(len(pixels), batch, coder.images_before)
         message = Message(_key(seed, number))
         for part in _slices(groups):
             coder.encode(message, pixels[part].to(runtime.device), None if labels is None else labels[part])
@@ -163,14 +161,14 @@ def decode_block(
     )
 
 
-def group_sizes(n: int, batch: int, *, growing: bool) -> list[int]:
+def group_sizes(n: int, batch: int, images_before: int) -> list[int]:
     """How many of n images are encoded together, in order: at most `batch`.
 
-    growing: each group has at most half as many images as there are before it, whose bits draw its latents.
+    images_before: as `ImageCoder` has it. A group of n has images_before * n images before it, unless n is 1.
     """
     sizes: list[int] = []
     while (done := sum(sizes)) < n:
-        sizes.append(min(batch, max(1, done // 2) if growing else batch, n - done))
+        sizes.append(min(batch, max(1, done // images_before) if images_before else batch, n - done))
     return sizes
 
 

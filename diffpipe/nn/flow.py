@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -33,12 +33,12 @@ def bounded(raw: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return BOUND * torch.tanh(raw / BOUND)
 
 
-def squeeze(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 4*c h2 w2"]:
+def squeeze(x: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b 4*c h2 w2"]:
     """Half the resolution, four times the channels (Dinh et al. 2017, section 3.6)."""
     return rearrange(x, "b c (h s1) (w s2) -> b (c s1 s2) h w", s1=2, s2=2)
 
 
-def unsqueeze(x: Float[Tensor, "b c4 h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
+def unsqueeze(x: Shaped[Tensor, "b c4 h w"]) -> Shaped[Tensor, "b c 2*h 2*w"]:
     return rearrange(x, "b (c s1 s2) h w -> b c (h s1) (w s2)", s1=2, s2=2)
 
 
@@ -111,7 +111,8 @@ class InvertibleConv(nn.Module):
         self.register_buffer("permutation", permutation)
         self.register_buffer("sign", upper.diagonal().sign().clone())
 
-    def _factors(self) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
+    def factors(self) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
+        """L and U + diag(s)."""
         eye = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
         return self.lower.tril(-1) + eye, self.upper.triu(1) + torch.diag(self.sign * self.log_scale.exp())
 
@@ -119,14 +120,14 @@ class InvertibleConv(nn.Module):
         self, x: Float[Tensor, "b c h w"], context: Context = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
         with full_precision(x):
-            lower, upper = self._factors()
+            lower, upper = self.factors()
             weight = self.permutation @ lower @ upper
             log_det = self.log_scale.sum() * (x.shape[2] * x.shape[3])
             return F.conv2d(x, weight[:, :, None, None]), log_det.expand(len(x))
 
     def inverse(self, y: Float[Tensor, "b c h w"], context: Context = None) -> Float[Tensor, "b c h w"]:
         with full_precision(y):
-            lower, upper = self._factors()
+            lower, upper = self.factors()
             half = torch.linalg.solve_triangular(lower, self.permutation.mT, upper=False, unitriangular=True)
             weight = torch.linalg.solve_triangular(upper, half, upper=True)
             return F.conv2d(y, weight[:, :, None, None])
@@ -148,7 +149,10 @@ class Coupling(nn.Module):
         self.middle = nn.Conv2d(hidden, hidden, 1)
         self.out = zero_init(nn.Conv2d(hidden, channels, 3, padding=1))
 
-    def _affine(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def affine(
+        self, x: Float[Tensor, "b c1 h w"], context: Context
+    ) -> tuple[Float[Tensor, "b c2 h w"], Float[Tensor, "b c2 h w"]]:
+        """The log-scale and the shift of the second half of the channels, by the first half x."""
         h = self.stem(x)
         if self.context is not None:
             assert context is not None, "a conditional flow takes a context"
@@ -162,12 +166,12 @@ class Coupling(nn.Module):
         self, x: Float[Tensor, "b c h w"], context: Context = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
         first, second = x.chunk(2, dim=1)
-        log_scale, shift = self._affine(first, context)
+        log_scale, shift = self.affine(first, context)
         return torch.cat([first, second * log_scale.exp() + shift], dim=1), log_scale.sum((1, 2, 3))
 
     def inverse(self, y: Float[Tensor, "b c h w"], context: Context = None) -> Float[Tensor, "b c h w"]:
         first, second = y.chunk(2, dim=1)
-        log_scale, shift = self._affine(first, context)
+        log_scale, shift = self.affine(first, context)
         return torch.cat([first, (second - shift) * (-log_scale).exp()], dim=1)
 
 
@@ -211,7 +215,8 @@ class Prior(nn.Module):
         self.given = zero_init(nn.Conv2d(c_given, 2 * channels, 3, padding=1)) if c_given else None
         self.context = zero_init(nn.Conv2d(c_context, 2 * channels, 1)) if c_context else None
 
-    def _gaussian(self, given: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+    def gaussian(self, given: Tensor | None, context: Context) -> tuple[Tensor, Tensor]:
+        """Mean and log-scale, which broadcast over the images."""
         h = self.constant[None]
         with full_precision(h):
             if self.given is not None:
@@ -224,13 +229,13 @@ class Prior(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], given: Float[Tensor, "b cg h w"] | None, context: Context = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        mean, log_scale = self._gaussian(given, context)
+        mean, log_scale = self.gaussian(given, context)
         return (x - mean) * (-log_scale).exp(), -log_scale.expand_as(x).sum((1, 2, 3))
 
     def inverse(
         self, z: Float[Tensor, "b c h w"], given: Float[Tensor, "b cg h w"] | None, context: Context = None
     ) -> Float[Tensor, "b c h w"]:
-        mean, log_scale = self._gaussian(given, context)
+        mean, log_scale = self.gaussian(given, context)
         return z * log_scale.exp() + mean
 
 

@@ -63,7 +63,8 @@ class Glow(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return [*(layer for chain in self.chains for layer in cast(Chain, chain).layers), *self.priors]
 
-    def _context(self, x: Tensor, labels: Tensor | None) -> Context:
+    def context(self, x: Tensor, labels: Tensor | None) -> Context:
+        """The layers' context, of x's type and on its device."""
         if not self.classes:
             return None
         assert labels is not None, "a class-conditional network takes labels"
@@ -72,7 +73,7 @@ class Glow(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        context = self._context(x, labels)
+        context = self.context(x, labels)
         log_det, h, parts = x.new_zeros(len(x)), x, []
         for chain, prior in zip(self.chains, self.priors, strict=True):
             leaves, term = chain(squeeze(h), context)
@@ -85,7 +86,7 @@ class Glow(nn.Module):
         return _join(parts), log_det
 
     def inverse(self, z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b c h w"]:
-        context, h = self._context(z, labels), None
+        context, h = self.context(z, labels), None
         for part, chain, prior in zip(
             reversed(_part(z, len(self.chains))), reversed(self.chains), reversed(self.priors), strict=True
         ):

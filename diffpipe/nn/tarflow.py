@@ -6,7 +6,7 @@ from typing import Annotated, Literal, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -105,14 +105,15 @@ class AutoregressiveBlock(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.out = zero_init(nn.Linear(config.width, 2 * dim))
 
-    def _offsets(self, labels: Tensor | None) -> Float[Tensor, "... n width"]:
+    def offsets(self, labels: Tensor | None) -> Float[Tensor, "... n width"]:
         """The embeddings that are added to the tokens: of their positions and of the label."""
         if self.label is None:
             return self.position[None]
         assert labels is not None, "a class-conditional network takes labels"
         return self.position + self.label(labels)[:, None]
 
-    def _affine(self, h: Float[Tensor, "b n width"], like: Tensor) -> tuple[Tensor, Tensor]:
+    def affine(self, h: Float[Tensor, "b n width"], like: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-scale and the shift of tokens, in the type of `like`."""
         with full_precision(h):
             log_scale, shift = self.out(self.norm(h.to(like.dtype))).chunk(2, dim=-1)
         return log_scale, shift
@@ -121,26 +122,48 @@ class AutoregressiveBlock(nn.Module):
         self, x: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, " b"]]:
         start = self.start.expand(len(x), 1, -1)
-        h = torch.cat([start, self.embed(x[:, :-1])], dim=1) + self._offsets(labels)
+        h = torch.cat([start, self.embed(x[:, :-1])], dim=1) + self.offsets(labels)
         for layer in self.layers:
             h = layer(h)
-        log_scale, shift = self._affine(h, x)
+        log_scale, shift = self.affine(h, x)
         return (x - shift) * (-log_scale).exp(), -log_scale.sum((1, 2))
 
     def inverse(self, z: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b n d"]:
-        """Token by token. Each layer keeps the keys and values of the tokens before."""
-        caches = [KVCache() for _ in self.layers]
-        offsets = self._offsets(labels)
-        h = self.start.expand(len(z), 1, -1)
+        """Token by token."""
+        maps = self.begin(z, labels)
         tokens: list[Tensor] = []
-        for i in range(z.shape[1]):
-            h = h + offsets[:, i : i + 1]
-            for layer, cache in zip(self.layers, caches, strict=True):
-                h = layer(h, cache)
-            log_scale, shift = self._affine(h, z)
-            tokens.append(z[:, i : i + 1] * log_scale.exp() + shift)
-            h = self.embed(tokens[-1])
+        for token in z.split(1, dim=1):
+            log_scale, shift = maps.next()
+            tokens.append(token * log_scale.exp() + shift)
+            maps.push(tokens[-1])
         return torch.cat(tokens, dim=1)
+
+    def begin(self, like: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None) -> TokenMaps:
+        """The maps of tokens, one after the other. like: of the tokens' shape and type."""
+        return TokenMaps(self, like, labels)
+
+
+class TokenMaps:
+    """The affine maps of a block's tokens, of which each needs the tokens before it."""
+
+    def __init__(self, block: AutoregressiveBlock, like: Float[Tensor, "b n d"], labels: Int[Tensor, " b"] | None):
+        self._block, self._like = block, like
+        self._caches = [KVCache() for _ in block.layers]
+        self._offsets = block.offsets(labels).split(1, dim=1)
+        self._h = block.start.expand(len(like), 1, -1)
+        self._pushed = 0
+
+    def next(self) -> tuple[Float[Tensor, "b 1 d"], Float[Tensor, "b 1 d"]]:
+        """The log-scale and the shift of the token that comes next."""
+        h = self._h + self._offsets[self._pushed]
+        for layer, cache in zip(self._block.layers, self._caches, strict=True):
+            h = layer(h, cache)
+        return self._block.affine(h, self._like)
+
+    def push(self, token: Float[Tensor, "b 1 d"]) -> None:
+        """Add the next token."""
+        self._h = self._block.embed(token)
+        self._pushed += 1
 
 
 class TarFlow(nn.Module):
@@ -172,21 +195,23 @@ class TarFlow(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        tokens, log_det = self._tokens(x), x.new_zeros(len(x))
+        tokens, log_det = self.tokens(x), x.new_zeros(len(x))
         for block in self.flow_blocks:
             tokens, term = block(tokens, labels)
             tokens, log_det = tokens.flip(1), log_det + term
-        return self._image(tokens), log_det
+        return self.image(tokens), log_det
 
     def inverse(self, z: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, "b c h w"]:
-        tokens = self._tokens(z)
+        tokens = self.tokens(z)
         for block in reversed(self.flow_blocks):
             tokens = block.inverse(tokens.flip(1), labels)  # pyright: ignore[reportCallIssue]
-        return self._image(tokens)
+        return self.image(tokens)
 
-    def _tokens(self, x: Tensor) -> Float[Tensor, "b n d"]:
+    def tokens(self, x: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "b n d"]:
+        """The patches of images."""
         return rearrange(x, "b c (h p1) (w p2) -> b (h w) (c p1 p2)", p1=self.patch, p2=self.patch)
 
-    def _image(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b c h w"]:
+    def image(self, tokens: Shaped[Tensor, "b n d"]) -> Shaped[Tensor, "b c h w"]:
+        """The images of patches."""
         p = self.patch
         return rearrange(tokens, "b (h w) (c p1 p2) -> b c (h p1) (w p2)", h=self.rows, p1=p, p2=p)

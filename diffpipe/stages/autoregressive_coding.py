@@ -22,7 +22,7 @@ class ValueCoder:
     distributions. A pass over the whole image would round otherwise.
     """
 
-    pops_first = False
+    images_before = 0
 
     def __init__(self, stage: AutoregressiveStage, nets: Mapping[str, nn.Module]):
         self._stage, self._nets = stage, nets

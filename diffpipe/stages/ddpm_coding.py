@@ -34,7 +34,7 @@ class ChainCoder:
     pushed. The bound factors q as q(x_{t-1} | x_t, x_0); the product is the same, and so is the mean length.
     """
 
-    pops_first = True
+    images_before = 2
 
     def __init__(
         self,

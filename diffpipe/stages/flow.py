@@ -21,7 +21,10 @@ from diffpipe.nn.tarflow import TarFlow, TarFlowConfig
 from diffpipe.precision import float32_products
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.config import StageConfig
+from diffpipe.stages.flow_coding import CODE, FlowCoder
+from diffpipe.stages.glow_coding import GlowCoder
 from diffpipe.stages.labels import conditional_classes, required_labels
+from diffpipe.stages.tarflow_coding import TarFlowCoder
 
 START_SAMPLES = 256
 """Images that the ActNorms start from."""
@@ -167,6 +170,22 @@ class FlowStage:
             unit = f"bits/dim of images with noise of std {self.config.dequantization.noise_std}"
             return Score(total, unit, "exact", terms)
         return Score(total, "bits/dim", "bound", terms)
+
+    def image_coder(self, nets: Mapping[str, nn.Module]) -> FlowCoder:
+        """Local bits-back coding in the bits of `score`. Raises UserError for other noise than uniform."""
+        flow, noise = nets["flow"], self.config.dequantization.kind
+        if noise != "uniform":
+            raise UserError(
+                f"stage.dequantization.kind={noise} has no code of images: compression draws the noise within a pixel "
+                f"value's bin uniformly; give a flow that was trained with uniform dequantization"
+            )
+        if isinstance(flow, Glow):
+            return FlowCoder(GlowCoder(flow, CODE, self.shape.resolution))
+        if isinstance(flow, TarFlow):
+            return FlowCoder(TarFlowCoder(flow, CODE, self.shape.channels, self.shape.resolution))
+        raise UserError(
+            f"stage.network.kind={self.config.network.kind} has no code of images; give a run of glow or tarflow"
+        )
 
     def evaluations(self) -> int | None:
         return None

@@ -29,7 +29,7 @@ class VAECoder:
     decoder pops z and x and gives back the bits that drew z, which it knows once it has x.
     """
 
-    pops_first = True
+    images_before = 2
 
     def __init__(self, stage: VAE, nets: Mapping[str, nn.Module]):
         self._stage, self._nets = stage, nets

@@ -17,7 +17,13 @@ from tests.support.commands import HOME, refused, succeeds, train
 from tests.support.runs import indexed_shards
 
 FASHION = HOME / "configs" / "fashion_mnist"
-KINDS = {"vae": (), "ddpm": ("stage.schedule.steps=8",), "autoregressive": ("train.minutes=null",)}
+KINDS = {
+    "vae": (),
+    "ddpm": ("stage.schedule.steps=8",),
+    "autoregressive": ("train.minutes=null",),
+    "flow": (),
+    "tarflow": (),
+}
 N = 13
 
 
@@ -97,6 +103,10 @@ def test_what_cannot_be_compressed_is_one_line(runs: dict[str, Path], shards: st
     assert "cannot be written" in refused("compress", runs["vae"], shards, tmp_path)
     train(tmp_path / "gan", "train.steps=2", "data.resolution=8", config=FASHION / "gan.yaml")
     assert "a run of stage.kind gan cannot compress" in refused("compress", tmp_path / "gan", shards, out)
+    words = ("train.steps=2", "data.resolution=8", "stage.dequantization={kind: variational, steps: 1, hidden: 4}")
+    train(tmp_path / "flow", *words, config=FASHION / "flow.yaml")
+    line = refused("compress", tmp_path / "flow", shards, out)
+    assert "stage.dequantization.kind=variational has no code of images" in line
     assert not out.exists()
 
 

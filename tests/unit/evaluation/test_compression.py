@@ -90,17 +90,17 @@ def test_another_machine_or_precision_is_refused(run: Run, images: ShardImages, 
 
 
 def test_a_stage_without_a_coder_is_refused(tmp_path: Path) -> None:
-    for kind, reason in {"gan": "it has no likelihood of images", "flow": "not exactly invertible"}.items():
-        run = opened_run(Noise(), tmp_path, case=kind)
-        with pytest.raises(UserError, match=rf"a run of stage\.kind {kind} cannot compress: .*{reason}"):
-            coder_of(run)
+    run = opened_run(Noise(), tmp_path, case="gan")
+    with pytest.raises(UserError, match=r"a run of stage\.kind gan cannot compress: it has no likelihood of images"):
+        coder_of(run)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 100, 333])
 def test_groups_grow_with_the_bits_before_them(n: int) -> None:
-    sizes = group_sizes(n, 32, growing=True)
-    assert sum(sizes) == n
-    assert all(size <= max(1, sum(sizes[:i]) // 2) and size <= 32 for i, size in enumerate(sizes))
-    whole = group_sizes(n, 32, growing=False)
+    for before in (2, 6):
+        sizes = group_sizes(n, 32, images_before=before)
+        assert sum(sizes) == n
+        assert all(size <= max(1, sum(sizes[:i]) // before) and size <= 32 for i, size in enumerate(sizes))
+    whole = group_sizes(n, 32, images_before=0)
     assert sum(whole) == n
     assert set(whole[:-1]) <= {32}

@@ -65,7 +65,7 @@ def test_blocks_read_in_alternating_order() -> None:
     for blocks, seen in ((1, False), (2, True)):
         net = randomized(TarFlow(SMALL.model_copy(update={"blocks": blocks}), 1, square(8)))
         with torch.no_grad():
-            change = net._tokens(net(moved)[0] - net(x)[0]).abs().amax((0, 2))  # pyright: ignore[reportCallIssue]
+            change = net.tokens(net(moved)[0] - net(x)[0]).abs().amax((0, 2))  # pyright: ignore[reportCallIssue]
         first = change if blocks % 2 == 0 else change.flip(0)  # each block leaves the tokens in the other order
         assert first[last] > 0
         assert (first[0] > 0) == seen
