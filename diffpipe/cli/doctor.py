@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from diffpipe.cli import options
 from diffpipe.cli.argument_types import positive
@@ -23,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--machines", type=positive, help="machines of the rehearsed job (default: as many as its GPUs need)"
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,5 +31,5 @@ def run(args: argparse.Namespace) -> int:
 
     diagnosis = diagnose(args.config, args.overrides, **options.values(args, "world", "machines"))
     if is_main_process():
-        print(json.dumps(diagnosis.as_dict(), indent=2, ensure_ascii=False) if args.json else diagnosis.text())
+        options.print_result(diagnosis.text(), **diagnosis.as_dict())
     return 1 if diagnosis.errors else 0

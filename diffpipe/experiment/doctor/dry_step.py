@@ -47,7 +47,7 @@ def dry_step(
         if as_user_error(error) is not None:
             raise
         words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        raise UserError(f"a step fails with {words}; run `diffpipe train` to see where") from error
+        raise UserError(f"a step fails with {words}; `diffpipe train --debug` shows where") from error
 
 
 def _dry_step(

@@ -69,7 +69,9 @@ def test_an_error_of_the_stage_is_told_and_a_refusal_is_passed_on(
         raise RuntimeError("mat1 and mat2\ndo not fit")
 
     monkeypatch.setattr(Trainer, "train_step", fails)
-    with pytest.raises(UserError, match=r"a step fails with RuntimeError: mat1 and mat2 do not fit; run `diffpipe tr"):
+    with pytest.raises(
+        UserError, match=r"a step fails with RuntimeError: mat1 and mat2 do not fit; `diffpipe train --debug`"
+    ):
         step(tmp_path, runtime, "ddpm")
 
     def refuses(*_: Any) -> None:
