@@ -49,6 +49,8 @@ NOT_RUN = {
     "./launch/demo.sh": "a test below",
     "./launch/test.sh": "it runs this suite",
     "curl": "no network: write_cifar makes a smaller archive of the same form",
+    "docker": "no Docker",
+    "kubectl": "no Kubernetes",
     "sbatch": "no Slurm: test_launch.py runs the script with a stand-in",
 }
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
