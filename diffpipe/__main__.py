@@ -30,6 +30,8 @@ COMMANDS = {
     "index": "index existing tars",
     "encode": "encode images to shards of latents by a VAE, to train a latent diffusion on",
     "train": "train, or resume where the run directory has checkpoints",
+    "status": "the runs below a folder: their steps, losses and scores, where they train, and why they ended",
+    "runs": "list what may be removed from the runs below a folder, with its size, and remove it",
     "sample": "images and a grid from a run or a checkpoint",
     "verify-resume": "check that a killed and resumed run equals an uninterrupted one",
     "export": "the weights of a run as safetensors files or a diffusers pipeline",
@@ -45,6 +47,7 @@ COMMANDS = {
     "config": "the resolved config, its JSON schema, or every key with its meaning",
     "compress": "images as one file, losslessly, by the likelihood of a run",
     "decompress": "the images of such a file as shards, by the same run",
+    "completion": "the script that completes commands, options and config keys in bash, zsh or fish",
     "nll": "the likelihood of images under a run, in bits/dim or as a bound, with its terms",
 }
 
@@ -107,10 +110,11 @@ def _run(words: list[str], common: CommonOptions) -> int:
             description=summary[0].upper() + summary[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines of the example
         )
-        if name in words[:1]:
+        if words[:1] in ([name], ["completion"]):  # which completes the options of all
             command.register("type", Path, user_path)  # every argument of `type=Path` takes a ~
             add_common_options(command)
             _module(name).add_arguments(command)
+    parser.set_defaults(parser=parser)
     args = parser.parse_args(words)
     for module in common.plugins:
         plugins.load(module)
@@ -201,9 +205,9 @@ def _say(message: str) -> None:
 
 
 def _one_line(message: str) -> str:
-    """The message on one line that a terminal shows as it is: a name in a file may hold its control characters."""
+    """The message on one line, of bounded length."""
     words = " ".join(message.split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in words)
+    shown = output.printable(words)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
 
 

@@ -46,16 +46,19 @@ class Output:
     def result(self, text: str, *files: Path, **values: Any) -> None:
         """Print a result, and on stderr the files that hold it and that it does not name.
 
-        values: the result as JSON. With the files they are added to the document, where there is one; a list to the
-        list of that name.
+        values: the result as JSON; see `add`.
         """
-        for name, value in values.items():
-            self._values[name] = self._values.get(name, []) + value if isinstance(value, list) else value
-        self._files += map(str, files)
+        self.add(*files, **values)
         if not self.as_json:
             print(text, flush=True)  # noqa: T201
             for path in filter(lambda path: path not in text, map(str, files)):
                 self.remark(path)
+
+    def add(self, *files: Path, **values: Any) -> None:
+        """Add files and values to the document. A list is added to the list of the same name."""
+        for name, value in values.items():
+            self._values[name] = self._values.get(name, []) + value if isinstance(value, list) else value
+        self._files += map(str, files)
 
     def note(self, text: str) -> None:
         """Print a remark on the result on stderr, and add it to the document."""

@@ -131,4 +131,4 @@ def _nearest(word: str, known: Iterable[Any]) -> str:
     near = difflib.get_close_matches(word, names, n=2) or [name for name in names if word.startswith(name + "-")][:1]
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return f"; choose from {', '.join(names)}" if len(names) <= 20 else ""
+    return f"; choose from {', '.join(names)}" if len(names) <= 30 else ""

@@ -85,6 +85,15 @@ def as_markdown(model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
+def choices(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+    """Every key, with the words that its value may be; empty where it may be others."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key in [key for section in sections(model) for key in section.keys]:
+        words = tuple(key.type.split(" | "))
+        found[key.name] = found.get(key.name, ()) + (words if all(map(str.isidentifier, words)) and words[1:] else ())
+    return found
+
+
 def _line(text: str | None) -> str:
     return " ".join((text or "").split())
 

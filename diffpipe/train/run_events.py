@@ -14,10 +14,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffpipe.run_folder import EVENTS
 from diffpipe.train.logs import LogFile, print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
-EVENTS = "events.jsonl"
 _LONGEST = 2000  # characters of an error
 
 

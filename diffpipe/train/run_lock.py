@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
-import struct
 import sys
 import threading
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from diffpipe.errors import UserError
 from diffpipe.files import has_name, lock, open_regular, open_writable, why_unwritable
+from diffpipe.run_folder import CHECKPOINTS, LOCK, PRUNED, lock_holder
 from diffpipe.train.distributed import Communicator
 
 PATIENCE = 120.0
@@ -44,7 +43,7 @@ def locked(
     with ExitStack() as stack:
 
         def hold() -> None:
-            path = folder / ".lock"
+            path = folder / LOCK
             if use_lock:
                 stack.enter_context(_exclude_threads(path))
             stack.enter_context(_hold(path, warn, patience, use_lock=use_lock))
@@ -64,7 +63,7 @@ def lock_refusal(folder: Path, *, use_lock: bool = True) -> str | None:
 
     use_lock: see `locked`. Without it, a directory that cannot be written is a reason alone.
     """
-    path = folder / ".lock"
+    path = folder / LOCK
     if (reason := why_unwritable(folder)) is not None:
         return _unwritable(folder, reason)
     if not use_lock or not os.path.lexists(path):
@@ -73,7 +72,7 @@ def lock_refusal(folder: Path, *, use_lock: bool = True) -> str | None:
         return _refusal(path, _own_name())
     try:
         with FileIO(open_regular(path)) as file:
-            process, holder = _locked_by(file), _holder(file)
+            process, holder = lock_holder(file.fileno()), _holder(file)
     except OSError as error:
         return _unwritable(folder, error.strerror)
     if process is None:
@@ -83,7 +82,7 @@ def lock_refusal(folder: Path, *, use_lock: bool = True) -> str | None:
 
 def _remove_unused(folder: Path, before: Set[Path], made: Sequence[Path]) -> None:
     """Remove the lock and the empty folders of a job that wrote nothing else. Its lock is still held."""
-    checkpoints, lock_file = folder / "checkpoints", folder / ".lock"
+    checkpoints, lock_file = folder / CHECKPOINTS, folder / LOCK
     new = set(folder.iterdir()) - before
     if not new <= {checkpoints, lock_file}:
         return
@@ -137,9 +136,12 @@ def _hold(path: Path, warn: Callable[[str], object], patience: float, *, use_loc
 
 def _acquire(file: FileIO, path: Path, warn: Callable[[str], object], patience: float) -> None:
     """Lock the file. Waits where the holder may be a dead node, whose lock a file server still keeps."""
-    deadline = None
+    start, deadline = time.monotonic(), None
     while not _try(file, path):
         holder = _holder(file)
+        if holder.startswith(PRUNED) and time.monotonic() < start + patience:
+            time.sleep(_POLL / 10)  # `runs prune` holds it for a moment
+            continue
         if _held_on_this_machine(file):
             raise UserError(_refusal(path, holder))
         if deadline is None:
@@ -192,21 +194,8 @@ def _held_on_this_machine(file: FileIO) -> bool:
     """Whether a live process of this machine holds the lock, as far as the kernel tells."""
     if sys.platform != "linux":
         return True
-    process = _locked_by(file)
+    process = lock_holder(file.fileno())
     return process is not None and _is_alive(process)
-
-
-def _locked_by(file: FileIO) -> int | None:
-    """The other process that holds the lock; None where nobody does, or where the system does not tell.
-
-    0 or a negative number: a process of another machine, or of another container.
-    """
-    if sys.platform != "linux":
-        return None
-    layout = "hhqqi4x"  # struct flock: type, whence, start, length, process
-    answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    kind, _, _, _, process = struct.unpack(layout, answer)
-    return None if kind == fcntl.F_UNLCK else process
 
 
 def _is_alive(process: int) -> bool:

@@ -19,6 +19,7 @@ WITHOUT_TESTS = {
 
 # Test files of one property over many modules, or of something that is no module.
 OF_THE_WHOLE = {
+    "cli/test_json.py",
     "cli/test_start.py",
     "config/test_readme.py",
     "data/decode/test_bad_images.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -42,13 +43,22 @@ def test_every_key_that_a_page_names_exists(page: str) -> None:
     assert page != "launch/README.md" or len(named) > 10
 
 
+def options(parser: CommandParser) -> set[str]:
+    """The options of a command and of its actions."""
+    known = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            known |= {option for below in action.choices.values() for option in options(below)}
+    return known
+
+
 def test_every_option_that_a_page_names_exists() -> None:
     known = set(launch_command_parser()._option_string_actions)
     for name in COMMANDS:
         parser = CommandParser(prog=name)
         add_common_options(parser)
         _module(name).add_arguments(parser)
-        known |= set(parser._option_string_actions)
+        known |= options(parser)
     for page in PAGES:
         text = text_of(page).partition("## Every key")[0]
         assert sorted(set(OPTION.findall(text)) - known) == [], page

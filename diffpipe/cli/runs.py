@@ -1,0 +1,53 @@
+"""`diffpipe runs prune [DIR]`."""
+
+from __future__ import annotations
+
+import argparse
+
+from diffpipe import output
+from diffpipe.cli import argument_types as types
+from diffpipe.cli import options
+from diffpipe.files import user_path
+from diffpipe.output import printable
+from diffpipe.plural import plural
+from diffpipe.process import is_main_process
+
+_NOTES = """What may go: checkpoints older than the newest valid ones that a run keeps, those that were found damaged,
+and what killed jobs have left. What stays: a run that trains, two valid checkpoints in any case, those at multiples of
+checkpoint.keep_every, those that another run here needs, and whatever is not known."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = options.example(
+        "diffpipe runs prune runs", "diffpipe runs prune runs --keep-last 2 --yes", notes=_NOTES
+    )
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    prune = actions.add_parser(
+        "prune", help="list what may be removed from runs, with its size, and remove it with --yes"
+    )
+    text = "the folder whose runs are looked at, at any depth (default: runs)"
+    prune.add_argument("folder", nargs="?", type=user_path, default="runs", metavar="DIR", help=text)
+    text = "newest valid checkpoints that stay, 2 or more (default: checkpoint.keep_last of each run)"
+    prune.add_argument("--keep-last", type=types.natural, metavar="N", help=text)
+    prune.add_argument("--yes", action="store_true", help="remove what is listed")
+
+
+def run(args: argparse.Namespace) -> None:
+    from diffpipe.experiment.prune import prunable_runs, remove
+
+    if not is_main_process():
+        return
+    runs = prunable_runs(args.folder, args.keep_last)
+    if args.yes:
+        runs = [remove(run) for run in runs]
+    entries = [entry for run in runs for entry in run.removable]
+    for run in runs:
+        if run.left is not None:
+            output.current.note(f"{printable(str(run.run))} is left as it is: {run.left}")
+    total = sum(entry.bytes for entry in entries)
+    lines = [f"{entry.bytes / 1e6:>10,.1f} MB  {printable(str(entry.path))}: {entry.reason}" for entry in entries]
+    what = f"{plural(len(entries), 'file or directory', 'files and directories')}, {total / 1e6:,.1f} MB"
+    remedy = "" if args.yes or not entries else "; --yes removes them"
+    lines.append(f"{what}{' removed' if args.yes else ' may go'}{remedy}")
+    about = {"removable": [entry._asdict() for entry in entries], "bytes": total, "removed": args.yes}
+    options.print_result("\n".join(lines), folder=args.folder, **about)

@@ -1,0 +1,196 @@
+"""What may be removed from the runs below a folder, and its removal.
+
+Only what a run is known to need no more: checkpoints beyond those that are kept, and what killed jobs have left. A run
+that trains is never touched. Neither are the newest valid checkpoints, nor those that another run here has pinned.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
+from typing import NamedTuple
+
+from diffpipe.errors import UserError
+from diffpipe.experiment.find_runs import find_runs
+from diffpipe.files import open_locked
+from diffpipe.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    DAMAGED,
+    LOCK,
+    OLD,
+    PRUNED,
+    SNAPSHOTS,
+    TEMPORARY,
+    committed,
+    config_value,
+    holder,
+    read_head,
+    step_of,
+)
+
+_FEWEST = 2
+"""Valid checkpoints that stay in any case."""
+_TRAINS = "a job trains in it"
+_HASH = re.compile(r"\b[0-9a-f]{64}\b")
+_UNFINISHED_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""The name of a file that `atomic_file` has not finished."""
+_OLD_FILE = 3600
+"""Seconds after which nobody is writing such a file any more."""
+
+
+class Removable(NamedTuple):
+    """A file or directory that may go, its size, and why."""
+
+    path: Path
+    bytes: int
+    reason: str
+
+
+class PrunableRun(NamedTuple):
+    """A run, and what may go. left: why nothing in it is touched. checkpoints: those that it had at that moment."""
+
+    run: Path
+    removable: Sequence[Removable] = ()
+    left: str | None = None
+    checkpoints: Sequence[Path] = ()
+
+
+def prunable_runs(folder: Path, keep_last: int | None = None) -> list[PrunableRun]:
+    """The runs below a folder, with what may go.
+
+    keep_last: the newest valid checkpoints that stay, 2 or more; None: as the run's config says. Raises UserError.
+    """
+    if keep_last is not None and keep_last < _FEWEST:
+        raise UserError(f"--keep-last {keep_last}: give {_FEWEST} or more, since a disk can lose part of the newest")
+    configs = {path: _config(path) for path, is_run, _ in find_runs(folder) if is_run}
+    pinned = {digest for config in configs.values() for digest in _HASH.findall(config)}
+    return [_prunable(run, config, keep_last, pinned) for run, config in configs.items() if config]
+
+
+def remove(run: PrunableRun) -> PrunableRun:
+    """Remove what may go of a run. Returns the run, or why it is left as it is.
+
+    The run is locked while its directories are renamed, which takes no time: a job that starts then waits for it.
+    """
+    if not run.removable:
+        return run
+    try:
+        _remove(run)
+    except (OSError, UserError) as error:
+        return PrunableRun(run.run, left=_reason(error))
+    return run
+
+
+def _remove(run: PrunableRun) -> None:
+    """Raises OSError, and UserError where a job has taken the run since."""
+    lock = run.run / LOCK
+    made = not lock.exists()
+    descriptor = open_locked(lock)
+    if descriptor is None:
+        raise UserError(_TRAINS)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{PRUNED} process {os.getpid()} on {socket.gethostname()}\n".encode())
+        if committed(run.run / CHECKPOINTS) != run.checkpoints:
+            raise UserError("a job has trained in it meanwhile; run the same command again")
+        renamed = [_take_away(entry.path) for entry in run.removable]
+        if made:
+            lock.unlink()
+    finally:
+        os.close(descriptor)
+    for path in filter(None, renamed):
+        shutil.rmtree(path)
+
+
+def _take_away(path: Path) -> Path | None:
+    """Remove a file, or rename a directory to a name that no job knows. Returns the name."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return None
+    return path if path.name.startswith(PRUNED) else path.rename(path.with_name(f"{PRUNED}{path.name}"))
+
+
+def _config(run: Path) -> str:
+    """The config.yaml of a run; empty where it cannot be read: such a directory is left as it is."""
+    try:
+        config = read_head(run / CONFIG)
+    except OSError:
+        return ""
+    return config if config_value(config, "train", "steps") else ""
+
+
+def _prunable(run: Path, config: str, keep_last: int | None, pinned: Set[str]) -> PrunableRun:
+    try:
+        if run.is_symlink():
+            return PrunableRun(run, left="a symbolic link; give the folder that it leads to")
+        if config_value(config, "run", "lock") == "false":
+            return PrunableRun(run, left="run.lock=false: nothing says whether a job trains in it")
+        if holder(run / LOCK)[0] is not None:
+            return PrunableRun(run, left=_TRAINS)
+        checkpoints = committed(run / CHECKPOINTS)
+        entries = [*_leftovers(run), *_old_checkpoints(run, checkpoints, config, keep_last, pinned)]
+        removable = [Removable(path, _size(path), reason) for path, reason in entries]
+        return PrunableRun(run, removable, checkpoints=checkpoints)
+    except (OSError, ValueError) as error:  # a config that was written by hand may hold no numbers
+        return PrunableRun(run, left=_reason(error))
+
+
+def _leftovers(run: Path) -> Iterator[tuple[Path, str]]:
+    """What jobs and prunes that were killed have left. A command that holds no lock may be writing a young file."""
+    for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS, run / "samples", run / "scores"):
+        of_checkpoints = folder in (run / CHECKPOINTS, run / SNAPSHOTS)
+        for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
+            if of_checkpoints and path.name.startswith(f"{TEMPORARY}step-"):
+                yield path, "a save that was never finished"
+            elif of_checkpoints and path.name.startswith((f"{OLD}step-", PRUNED)):
+                yield path, "partly removed"
+            elif _UNFINISHED_FILE.fullmatch(path.name) and _is_old_file(path):
+                yield path, "a file that was never finished"
+
+
+def _is_old_file(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > _OLD_FILE
+
+
+def _old_checkpoints(
+    run: Path, checkpoints: Sequence[Path], config: str, keep_last: int | None, pinned: Set[str]
+) -> Iterator[tuple[Path, str]]:
+    """Checkpoints older than the newest valid ones that stay, and those that were found damaged before."""
+    damaged = sorted((run / CHECKPOINTS).glob(f"{DAMAGED}step-*"))
+    keep = keep_last or max(_FEWEST, int(config_value(config, "checkpoint", "keep_last") or _FEWEST))
+    if (run / CHECKPOINTS).is_symlink() or (len(checkpoints) <= keep and not damaged):
+        return
+    from diffpipe.train.checkpoint import manifest_sha256  # noqa: PLC0415 (imports torch)
+    from diffpipe.train.checkpoint.verify import damage  # noqa: PLC0415
+    from diffpipe.train.distributed import Communicator  # noqa: PLC0415
+
+    valid, older = 0, iter(checkpoints)
+    for path in older:
+        valid += damage(path, Communicator()) is None
+        if valid == keep:
+            break
+    if valid >= _FEWEST:
+        yield from ((path, "found damaged by a job") for path in damaged)
+    every = int(config_value(config, "checkpoint", "keep_every") or 0)
+    for path in older:
+        if (not every or step_of(path) % every) and manifest_sha256(path) not in pinned and not path.is_symlink():
+            yield path, "an old checkpoint"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file, or of all files in a directory."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
