@@ -13,7 +13,7 @@ from types import ModuleType
 from diffpipe import __version__, output
 from diffpipe.errors import RankError, UserError, as_user_error, os_error
 from diffpipe.files import user_path
-from diffpipe.parser import CommandParser, CommonOptions, add_common_options, take_common_options
+from diffpipe.parser import CommandParser, CommonOptions, UsageError, add_common_options, take_common_options
 from diffpipe.process import (
     INTERRUPTED,
     Interrupts,
@@ -78,9 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.current.redirect(process=argv is None)
         status = _run(words, common)
         status = _finished(words, status) or status
-    except SystemExit as left:  # of the parser, after --help or a wrong option
-        status = left.code if isinstance(left.code, int) else 1
-        status = _finished(words, status, getattr(left, "message", None))
+    except UsageError as error:
+        if is_main_process():
+            _say(error.line)
+        _finished(words, UserError.status, error.message)
+        raise
+    except SystemExit:  # of --help
+        status = _finished(words, 0)
         if not status:
             raise
     except KeyboardInterrupt:

@@ -48,6 +48,15 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(option, action="store_true", help=text)
 
 
+class UsageError(SystemExit):
+    """A wrong command line. It exits with status 2. `main` prints `line`, on rank 0 alone."""
+
+    def __init__(self, prog: str, message: str):
+        super().__init__(2)
+        self.message = message
+        self.line = f"{prog}: error: {message}; see {prog} --help"
+
+
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser whose refusals say in one line what is wrong and what to write instead."""
 
@@ -62,11 +71,7 @@ class CommandParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """Print the message in one line. Raises SystemExit with the status 2 and the `message`."""
-        self._print_message(f"{self.prog}: error: {message}; see {self.prog} --help\n")
-        left = SystemExit(2)
-        left.message = message  # pyright: ignore[reportAttributeAccessIssue]
-        raise left
+        raise UsageError(self.prog, message)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's own suppresses errors: help that found no room would be a success."""

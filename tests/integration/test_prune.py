@@ -46,7 +46,9 @@ def test_a_run_in_progress_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_trainings_that_start_while_runs_are_pruned_are_not_disturbed(tmp_path: Path) -> None:
     run, ended = tmp_path / "run", threading.Event()
-    train(run, *SMALL, "train.steps=4", "checkpoint.keep_last=4")
+    words = ["train", CONFIG, f"run.dir={run}", *TINY, *SMALL, "train.steps=4", "checkpoint.keep_last=4", "--json"]
+    trained = json.loads(diffpipe(*words).stdout)
+    assert (trained["run"], trained["step"], trained["signal"]) == (str(run), 4, None)
     removed: list[str] = []
 
     def prune_again_and_again() -> None:

@@ -125,6 +125,13 @@ def test_json_is_one_document_of_all_processes(tmp_path: Path, made: dict[str, P
     assert result.stderr.splitlines() == [f"diffpipe sample: error: {document['error']}"]
 
 
+def test_a_wrong_command_line_is_refused_once_by_two_processes(tmp_path: Path) -> None:
+    result = diffpipe("sample", "runs/a", "out", "--sampeler", "ddim", processes=2, cwd=tmp_path)
+    assert result.returncode == 1  # that of the launcher
+    (line,) = result.stderr.splitlines()
+    assert "did you mean --sampler" in line
+
+
 @pytest.mark.parametrize("processes", [0, 2])
 def test_debug_prints_the_traceback_before_the_line(tmp_path: Path, made: dict[str, Path], processes: int) -> None:
     result = diffpipe("sample", made["run"], "out", "--label", "10", "--debug", processes=processes, cwd=tmp_path)
