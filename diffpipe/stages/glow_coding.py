@@ -67,7 +67,7 @@ def encode_layer(
     context: Context,
     stream: int,
 ) -> Int64[Tensor, "b c h w"]:
-    """The layer's output. It takes as many bits as the layer's log-determinant is below zero."""
+    """The layer's output. It takes -log2|det| bits of the layer's Jacobian."""
     if isinstance(layer, ActNorm):
         return code.encode_affine(message, k, *_act_norm(layer), stream)
     if isinstance(layer, InvertibleConv):

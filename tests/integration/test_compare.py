@@ -23,7 +23,7 @@ OPTIONS = ["--n", "8", "--nll-n", "6", "--metrics", "fd_efficientnet_lite0"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A conditional DDPM, a VAE and an autoencoder, and three images of each of ten classes as the reference."""
+    """A conditional DDPM, a VAE, a flow and an autoencoder, and a reference: three images of each of ten classes."""
     home = tmp_path_factory.mktemp("runs")
     for i in range(30):
         folder = home / "images" / str(i % 10)
@@ -32,6 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pack(FolderSource(home / "images"), home / "reference")
     train(home / "ddpm", *SMALL)
     train(home / "vae", *SMALL, config=FASHION / "vae.yaml")
+    train(home / "flow", *SMALL, config=FASHION / "flow.yaml")
     train(home / "coder", "data.resolution=16", "train.steps=1", config=FASHION / "autoencoder.yaml")
     return home
 
@@ -128,12 +129,12 @@ def test_rows_that_cannot_be_compared_are_refused_in_one_line(
 
 
 def test_sizes_on_disk_stand_beside_bits_per_dim_where_they_are_asked_for(runs: Path, tmp_path: Path) -> None:
-    families, printed, _ = compare(runs, tmp_path / "out", runs / "vae", "--compress")
-    (vae,) = families["families"]
-    assert vae["compressed"]["n"] == vae["bits_per_dim"]["n"] == 6
-    assert vae["compressed"]["value"] == vae["compressed"]["bytes"] * 8 / (6 * 64)
-    overhead = (8 * vae["compressed"]["initial_bytes"] + 64) / (6 * 64)
-    assert vae["compressed"]["value"] == pytest.approx(vae["bits_per_dim"]["value"] + overhead, rel=0.05)
+    families, printed, _ = compare(runs, tmp_path / "out", runs / "vae", runs / "flow", "--compress")
+    for row in families["families"]:
+        assert row["compressed"]["n"] == row["bits_per_dim"]["n"] == 6
+        assert row["compressed"]["value"] == row["compressed"]["bytes"] * 8 / (6 * 64)
+        overhead = (8 * row["compressed"]["initial_bytes"] + 64) / (6 * 64)
+        assert row["compressed"]["value"] == pytest.approx(row["bits_per_dim"]["value"] + overhead, rel=0.05)
     assert list(families["formats"]) == FORMATS
     assert all(f"| *{name}* | lossless, each image a file |" in printed for name in FORMATS)
     page = (tmp_path / "out" / "index.html").read_text()

@@ -73,18 +73,19 @@ def test_two_processes_write_the_same_bytes(
     assert (tmp_path / "two.dpi").read_bytes() == files[kind].read_bytes()
 
 
+@pytest.mark.parametrize(("kind", "other"), [("vae", "ddpm"), ("flow", "tarflow")])
 def test_damaged_files_and_other_runs_are_one_line(
-    runs: dict[str, Path], files: dict[str, Path], tmp_path: Path
+    runs: dict[str, Path], files: dict[str, Path], tmp_path: Path, kind: str, other: str
 ) -> None:
-    content, out = files["vae"].read_bytes(), tmp_path / "out"
+    content, out = files[kind].read_bytes(), tmp_path / "out"
     cut, changed = tmp_path / "cut.dpi", bytearray(content)
     cut.write_bytes(content[:-10])
-    assert "it ends too early" in refused("decompress", cut, runs["vae"], out)
+    assert "it ends too early" in refused("decompress", cut, runs[kind], out)
     changed[-10] ^= 1
     cut.write_bytes(changed)
-    assert "block 2 has other bytes than were written" in refused("decompress", cut, runs["vae"], out)
-    assert "give the run that it was made with" in refused("decompress", files["vae"], runs["ddpm"], out)
-    assert "no such directory" in refused("decompress", files["vae"], tmp_path / "none", out)
+    assert "block 2 has other bytes than were written" in refused("decompress", cut, runs[kind], out)
+    assert "give the run that it was made with" in refused("decompress", files[kind], runs[other], out)
+    assert "no such directory" in refused("decompress", files[kind], tmp_path / "none", out)
     assert not out.exists()
 
 

@@ -27,13 +27,17 @@ from tests.support.stage_cases import CASES, SHAPE
 FILE = Path("images.dpi")
 
 
+def untrained(case: str, home: Path) -> Run:
+    """A run as it is before any training."""
+    torch.manual_seed(0)
+    stage = CASES[case].experiment().stage.build(SHAPE, {})
+    run = opened_run(stage, home, case=case, classes=10)
+    return dataclasses.replace(run, nets={name: net.eval() for name, net in run.nets.items()})
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A VAE as it is before any training."""
-    torch.manual_seed(0)
-    stage = CASES["vae"].experiment().stage.build(SHAPE, {})
-    run = opened_run(stage, tmp_path / "run", case="vae", classes=10)
-    return dataclasses.replace(run, nets={name: net.eval() for name, net in run.nets.items()})
+    return untrained("vae", tmp_path / "run")
 
 
 @pytest.fixture
@@ -62,12 +66,15 @@ def test_the_same_images_give_the_same_messages(run: Run, images: ShardImages, r
     assert other.header.blocks != first.header.blocks
 
 
-@pytest.mark.parametrize("network", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("case", "network"), [("vae", "encoder"), ("vae", "decoder"), ("flow", "flow"), ("tarflow", "flow")]
+)
 @pytest.mark.parametrize("change", [1e-3, 0.3])
 def test_networks_that_compute_other_bits_are_noticed(
-    run: Run, images: ShardImages, runtime: Runtime, network: str, change: float
+    tmp_path: Path, images: ShardImages, runtime: Runtime, case: str, network: str, change: float
 ) -> None:
     """By a large change, the encoder's posterior does not reach the latents that the message has."""
+    run = untrained(case, tmp_path / "run")
     file = compress_images(run, images, runtime, block=5).file
     with torch.no_grad():
         for parameter in run.nets[network].parameters():
