@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
-from collections.abc import Iterable
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.commands import HOME, SHARDS, TINY
+from tests.support.licenses import PAGE, declared, dependencies, holding
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,15 @@ def test_all_extras_are_in_all(dist: Path) -> None:
     texts = metadata.get_all("Requires-Dist", [])
     names = {extra: {one.name for one in holding(texts, extra)} for extra in metadata.get_all("Provides-Extra", [])}
     users = names.keys() - {"all", "test", "dev"}
-    assert names["all"] == {name for extra in users for name in names[extra]}
+    assert names["all"] == {name for extra in users - {"jxl"} for name in names[extra]}  # jxl is under the GPL
     assert names["all"] <= names["test"] <= names["dev"]
+
+
+def test_the_page_of_licenses_names_every_library_that_is_declared() -> None:
+    rows = re.findall(r"^\| .* \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    listed = {name for row in rows for name in row.split(", ")}
+    names = {canonicalize_name(Requirement(text).name) for part in declared() for text in part} - {"diffpipe"}
+    assert names <= listed, "write it again with: python -m tests.support.licenses > launch/licenses.md"
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +84,6 @@ def metadata_of(dist: Path) -> Message:
     with zipfile.ZipFile(wheel) as file:
         (name,) = (name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
         return message_from_bytes(file.read(name))
-
-
-def holding(requirements: Iterable[str], extra: str = "") -> list[Requirement]:
-    """The requirements that hold on this machine with one extra."""
-    parsed = map(Requirement, requirements)
-    return [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": extra})]
-
-
-def dependencies(requirements: Iterable[str]) -> set[str]:
-    """The libraries that are required, and those that they require, by name."""
-    seen: set[tuple[str, frozenset[str]]] = set()
-    stack = holding(requirements)
-    while stack:
-        one = stack.pop()
-        library = (canonicalize_name(one.name), frozenset(one.extras))
-        if library not in seen:
-            seen.add(library)
-            texts = importlib.metadata.requires(one.name) or []
-            stack += [required for extra in ("", *one.extras) for required in holding(texts, extra)]
-    return {name for name, _ in seen}
 
 
 def link(library: str, site: Path) -> None:
