@@ -161,14 +161,19 @@ def _members(locations: MemberLocations) -> list[Member]:
     return [Member(*row) for row in zip(*(column.tolist() for column in locations), strict=True)]
 
 
-def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:
-    """Raise UserError where the shards or the batch size do not fit the config."""
+def check_split(config: DataConfig, world: int, accumulate: int) -> None:
+    """Raise UserError where a batch has fewer samples than there are micro-batches on all processes."""
     if config.batch_size < world * accumulate:
         raise UserError(
             f"data.batch_size={config.batch_size} cannot be split over {plural(world, 'process', 'processes')} and "
             f"{plural(accumulate, 'micro-batch', 'micro-batches')} (train.accumulate); make it {world * accumulate} or "
             "more"
         )
+
+
+def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:
+    """Raise UserError where the shards or the batch size do not fit the config."""
+    check_split(config, world, accumulate)
     latents = are_latents(shard_set)
     if latents and (config.flip or config.crop != "center"):
         path = shard_set.paths[0]

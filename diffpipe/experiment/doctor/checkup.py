@@ -15,6 +15,7 @@ import torch
 from diffpipe.config import load_config
 from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.data.loader.dataset import check_split
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.doctor import (
     disk,
@@ -112,7 +113,10 @@ class Checkup:
         self.diagnosis.checked["processes"] = (
             f"{size.world} on {machines}, micro-batches of {plural(size.micro_batch(experiment), 'image')}"
         )
-        opened = self.diagnosis.attempt("data", lambda: open_data(experiment, size.world))
+        if size.world > 1:
+            accumulate = experiment.train.accumulate
+            self.diagnosis.attempt("processes", lambda: check_split(experiment.data, size.world, accumulate))
+        opened = self.diagnosis.attempt("data", lambda: open_data(experiment, 1))
         if opened is None:
             return None
         shards, _ = opened
@@ -165,6 +169,8 @@ class Checkup:
         prepared = attempt("stage", lambda: prepare_stage(self.experiment, shards, shape, checkpoint, runtime))
         if prepared is None:
             return
+        if prepared.initial is not None:
+            self.diagnosis.checked["resume"] += f", from the weights of {prepared.initial.name}"
         if checkpoint is not None:
             changed = attempt("resume", lambda: resume.changes(checkpoint, prepared.experiment, shape, shards))
             if changed:
@@ -215,8 +221,7 @@ class Checkup:
         lacks = attempt("memory", lambda: memory_warnings(experiment, shards, size, on_host))
         add("memory", *(Finding("warning", sentence) for sentence in lacks or ()))
         self.diagnosis.checked["memory"] = memory.in_words(whole, sharded, activations, size, micro_batch)
-        room = {"saved": disk.saved_bytes(experiment), "free": disk.free_bytes(experiment.run.path)}
-        add("disk", *disk.too_little_room(experiment, shape, whole.checkpoint, whole.averages, **room))
-        self.diagnosis.checked["disk"] = (
-            f"{memory.megabytes(whole.checkpoint)} per checkpoint, {gigabytes(room['free'])} free"
-        )
+        free, saved = disk.free_bytes(experiment.run.path), attempt("disk", lambda: disk.saved_bytes(experiment))
+        sizes = whole.checkpoint, whole.averages
+        add("disk", *disk.too_little_room(experiment, shape, *sizes, saved=saved or [], free=free))
+        self.diagnosis.checked["disk"] = f"{memory.megabytes(whole.checkpoint)} per checkpoint, {gigabytes(free)} free"

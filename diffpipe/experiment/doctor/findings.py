@@ -25,10 +25,12 @@ class Finding(NamedTuple):
 
     @property
     def problem(self) -> str:
+        """What is wrong."""
         return self._parts()[0]
 
     @property
     def remedy(self) -> str:
+        """What to do about it."""
         return self._parts()[1]
 
     def _parts(self) -> tuple[str, str]:
@@ -53,7 +55,7 @@ class Diagnosis:
     def attempt(self, subject: str, action: Callable[[], T]) -> T | None:
         """The result of `action`, or None where it raises a UserError, which is an error on the subject. A collective.
 
-        Memory that cannot be had and a disk that fails count, too.
+        An OSError, such as that of a disk that fails, counts, too.
         """
         try:
             return self.comm.raise_on_all_ranks(action)
@@ -63,6 +65,7 @@ class Diagnosis:
 
     @property
     def errors(self) -> int:
+        """The number of errors."""
         return sum(finding.level == "error" for _, finding in self.findings)
 
     def text(self) -> str:
@@ -75,6 +78,7 @@ class Diagnosis:
         return "\n".join([*lines, ", ".join(named) or "nothing is wrong"])
 
     def as_dict(self) -> dict[str, Any]:
+        """The same for programs: `ok`, `findings` and `checked`."""
         rows = [
             {"level": f.level, "subject": subject, "problem": f.problem, "remedy": f.remedy}
             for subject, f in self._sorted()

@@ -46,7 +46,7 @@ def not_shared(path: Path, size: JobSize, mounts: str) -> Finding | None:
     if kind not in _LOCAL:
         return None
     level, where = ("error", "in the memory") if kind in _IN_MEMORY else ("warning", "on a disk")
-    return Finding(level, f"{path}: is {where} of this machine ({kind}), and the job is of {size.machines}; {remedy}")
+    return Finding(level, f"{path} is {where} of this machine ({kind}), and the job is of {size.machines}; {remedy}")
 
 
 def file_system(path: Path, mounts: str) -> str | None:

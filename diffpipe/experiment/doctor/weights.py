@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
@@ -23,6 +24,13 @@ def missing_weights(experiment: Experiment) -> Iterator[Finding]:
         return  # a wrong name is refused with the rest of the config
     for extractor in extractors:
         path = inception_path()
+        if extractor == "inception" and find_spec("cleanfid") is None:
+            yield Finding(
+                "error",
+                f"at step {experiment.eval.every}, eval.metrics needs clean-fid, which is not installed; install it "
+                f"with: pip install 'diffpipe[eval]'",
+            )
+            continue
         if extractor == "inception" and not path.exists() and not os.environ.get(INCEPTION_VARIABLE):
             yield Finding(
                 "warning",

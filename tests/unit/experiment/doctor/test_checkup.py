@@ -28,6 +28,13 @@ def test_several_troubles_are_found_together(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_that_cannot_be_split_does_not_hide_the_rest(tmp_path: Path) -> None:
+    words = [*TINY_WORDS, f"data.train={indexed_shards(tmp_path / 'images', 12)}", f"run.dir={tmp_path / 'run'}"]
+    diagnosis = diagnose(CONFIG, [*words, "data.batch_size=4"], world=8, machines=1)
+    assert [(subject, finding.level) for subject, finding in diagnosis.findings] == [("processes", "error")]
+    assert "fsdp" in diagnosis.checked["memory"]
+
+
 def test_a_config_that_cannot_be_read_ends_the_checks(tmp_path: Path) -> None:
     diagnosis = diagnose(tmp_path / "none.yaml", [])
     assert [subject for subject, _ in diagnosis.findings] == ["config"]

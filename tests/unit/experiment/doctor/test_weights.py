@@ -21,6 +21,13 @@ def test_weights_that_are_here_or_not_needed_are_no_finding() -> None:
     assert messages("eval.metrics=[fid]", "eval.every=0") == []
 
 
+def test_a_library_that_an_extra_brings_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffpipe.experiment.doctor.weights.find_spec", lambda name: None)
+    ((level, message),) = messages("eval.metrics=[fid]")
+    assert level == "error"
+    assert message.endswith("pip install 'diffpipe[eval]'")
+
+
 def test_weights_that_would_be_downloaded_are_a_warning_and_wrong_ones_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
