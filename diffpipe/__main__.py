@@ -44,7 +44,7 @@ COMMANDS = {
     "anomaly": "how well a run's score separates abnormal images from normal ones",
     "classify": "classify images by the likelihoods of a class-conditional run, with calibration",
     "doctor": "what would break a training or make it slow, before it starts",
-    "config": "the resolved config, its JSON schema, or every key with its meaning",
+    "config": "the resolved config, the keys in which two differ, the JSON schema, or every key with its meaning",
     "compress": "images as one file, losslessly, by the likelihood of a run",
     "decompress": "the images of such a file as shards, by the same run",
     "completion": "the script that completes commands, options and config keys in bash, zsh or fish",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from diffpipe import plugins
@@ -51,6 +51,12 @@ class Kinds:
             ),
         )
 
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The built-in classes, and those of the plug-ins that are known now."""
+        union = handler(schema)
+        union["oneOf"] += [handler(model.__pydantic_core_schema__) for model in self.models()]
+        return union
+
     def find(self, kind: Any, known: list[type[BaseModel]]) -> type[BaseModel]:
         """The plug-in's config class of this kind."""
         model = plugins.find(self.group, kind) if isinstance(kind, str) else None
@@ -82,6 +88,9 @@ class Names:
             return name
 
         return core_schema.no_info_after_validator_function(validate, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": self.all()}
 
     def all(self) -> list[str]:
         """The known names, and those of plug-ins."""

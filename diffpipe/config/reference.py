@@ -7,12 +7,12 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import annotated_types
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import Names, kinds_of
+from diffpipe.config.yaml_values import one_line
 
 
 class Key(NamedTuple):
@@ -102,8 +102,7 @@ def _default(field: FieldInfo) -> str | None:
     if field.is_required():
         return None
     value = field.get_default(call_default_factory=True)
-    value = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+    return one_line(list(value) if isinstance(value, tuple) else value)
 
 
 def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:

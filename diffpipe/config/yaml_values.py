@@ -52,6 +52,12 @@ def parse_override(text: str) -> Any:
         loader.dispose()
 
 
+def one_line(value: Any) -> str:
+    """A plain value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _parse(text: str) -> tuple[Any, int]:
     """The value, and the index of the character after it."""
     if len(text) > MAX_CHARACTERS:

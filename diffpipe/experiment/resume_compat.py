@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffpipe.config.differences import flatten
 from diffpipe.data.index.dataset_diff import describe_changes
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import VERSION
@@ -97,7 +98,7 @@ def _stage(experiment: Experiment) -> dict[str, Any]:
 
 def changed_stage(before: Experiment, now: Experiment) -> list[Change]:
     """The keys of the stage, without its sampler and its rates of dropout, that have other values now."""
-    was, is_ = (_flatten({"stage": _stage(experiment)}) for experiment in (before, now))
+    was, is_ = (flatten({"stage": _stage(experiment)}) for experiment in (before, now))
     keys = [key for key in sorted(was.keys() | is_.keys()) if not key.endswith("dropout")]
     return [Change(key, was.get(key), is_.get(key)) for key in keys if was.get(key) != is_.get(key)]
 
@@ -111,7 +112,7 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
     """
     allowed = experiment.run.allow_changes
     before = fixed_config(stored_config(checkpoint), ImageShape(**dict(checkpoint.state.shape)))
-    was, is_ = _flatten(before), _flatten(fixed_config(experiment, shape))
+    was, is_ = flatten(before), flatten(fixed_config(experiment, shape))
     changed = [Change(key, was.get(key), is_.get(key)) for key in sorted(was.keys() | is_.keys())]
     changed = [change for change in changed if change.before != change.now]
     changed += _changed_decay(checkpoint, stored_config(checkpoint), experiment)
@@ -171,10 +172,3 @@ def _of_model(key: str) -> bool:
     """Whether the stored tensors fit no other value of this key."""
     data = {f"data.{name}" for name in ImageShape._fields}
     return key.startswith("stage.") or key in {"ema.kind", "ema.sigma_rel"} | data
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

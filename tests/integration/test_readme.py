@@ -182,8 +182,7 @@ def test_every_command_block_runs(page: str, tmp_path: Path, few_test_images: Pa
     for language, text in blocks(page):
         if language == "python":
             run_python(text, tmp_path)
-            continue
-        for line in commands(text):
+        for line in commands(text) if language == "sh" else []:
             run(line, tmp_path, real=ran == 0)
             ran += 1
     assert ran >= 3
@@ -193,7 +192,17 @@ def test_every_command_block_runs(page: str, tmp_path: Path, few_test_images: Pa
 
 def test_every_block_is_of_a_language_that_is_tested() -> None:
     for page in BEFORE:
-        assert {language for language, _ in blocks(page)} <= {"sh", "python"}, page
+        assert {language for language, _ in blocks(page)} <= {"sh", "python", "yaml"}, page
+
+
+def test_the_config_with_defaults_on_the_page_is_the_one_in_the_folder(tmp_path: Path) -> None:
+    (text,) = [text for page in BEFORE for language, text in blocks(page) if language == "yaml"]
+    for path in (HOME / "configs" / "imagenet256").glob("*.yaml"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "page.yaml").write_text(text)
+    shown, whole = (read_merged(Experiment, tmp_path / name).tree for name in ("page.yaml", "dit_b2.yaml"))
+    assert shown["run"] == whole["run"]
+    assert shown["stage"]["network"] == whole["stage"]["network"]
 
 
 def test_the_readme_is_short() -> None:
