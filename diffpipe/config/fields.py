@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from diffpipe.config.kinds import Kinds, models_in
+from diffpipe.config.kinds import Kinds, Names, models_in
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -39,6 +39,17 @@ def takes_words(field: FieldInfo) -> tuple[bool, bool, bool]:
     others = [member for member in members if member not in lists and member is not NoneType]
     words = str in others and all(member is str or _is_choice(member) for member in others)
     return words, NoneType in members, bool(lists)
+
+
+def takes_free_text(field: FieldInfo) -> bool:
+    """Whether a field takes any text, such as a path, and not only one of a few words."""
+    return str in _members(field.annotation) and not any(isinstance(mark, Names) for mark in field.metadata)
+
+
+def takes_scalars(field: FieldInfo) -> bool:
+    """Whether a field takes a value that is neither a list nor a mapping."""
+    others = (member for member in _members(field.annotation) if get_origin(member) not in (list, tuple, dict))
+    return any(member is not NoneType and not models_in(member) for member in others)
 
 
 def _members(annotation: Any) -> list[Any]:

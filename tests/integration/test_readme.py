@@ -51,7 +51,8 @@ NOT_RUN = {
     "curl": "no network: write_cifar makes a smaller archive of the same form",
     "docker": "no Docker",
     "kubectl": "no Kubernetes",
-    "sbatch": "no Slurm: test_launch.py runs the script with a stand-in",
+    "sbatch": "no Slurm: test_launch.py and test_sweep.py run the scripts with a stand-in",
+    "diffpipe train configs/fashion_mnist/ddpm.yaml optimizer.lr=5e-4,1e-3 seed=0,1 run.dir=": "test_sweep.py, in bash",
 }
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
 LAUNCH = shlex.split("accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe")

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from diffpipe.config import Config
-from diffpipe.config.fields import fields_at, takes_words
+from diffpipe.config.fields import fields_at, takes_free_text, takes_scalars, takes_words
 from diffpipe.experiment.config import Experiment
 
 
@@ -47,3 +47,25 @@ def test_a_key_is_looked_up_in_all_kinds_of_its_section() -> None:
     assert len(fields_at(Experiment, ["train", "steps"])) == 1
     assert fields_at(Experiment, ["train", "no"]) == []
     assert fields_at(Experiment, ["no", "steps"]) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "free_text", "scalars"),
+    [
+        ("run.dir", True, True),
+        ("data.train", True, True),
+        ("data.resolution", False, True),
+        ("data.sources", False, False),
+        ("data.order_version", False, True),
+        ("stage.sampler.kind", False, True),
+        ("stage.prediction", False, True),
+        ("optimizer.lr", False, True),
+        ("optimizer.betas", False, False),
+        ("optimizer.lr_factors", False, False),
+        ("ema", False, False),
+    ],
+)
+def test_which_keys_take_free_text_and_which_take_scalars(key: str, free_text: bool, scalars: bool) -> None:
+    fields = fields_at(Experiment, key.split("."))
+    assert {takes_free_text(field) for field in fields} == {free_text}
+    assert {takes_scalars(field) for field in fields} == {scalars}
