@@ -19,7 +19,8 @@ from diffpipe.rng import RNG, KeyedRNG
 class Batch(NamedTuple):
     """The samples of one micro-batch on one rank.
 
-    images: uint8 [b, c, h, w]. From shards of latents: float32 [b, 2c, h, w], mean and log-variance of q(z|x).
+    images: uint8 [b, c, h, w]. From shards of latents: float32 [b, 2c, h, w], mean and log-variance of q(z|x). From
+    shards of codes: int32 [b, 1, 1, n].
     labels: int64 [b]. None where the shards have no classes or the config does not ask for them.
     positions: int64 [b], each sample's position in the stream. It keys all of the sample's randomness.
     keys: the samples' names in their shards.
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
     errors: an error message for each sample that is not valid.
     """
 
-    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"]
+    images: UInt8[Tensor, "b c h w"] | Float[Tensor, "b c h w"] | Int[Tensor, "b 1 1 n"]
     labels: Int[Tensor, " b"] | None
     positions: Int[Tensor, " b"]
     keys: Sequence[str]

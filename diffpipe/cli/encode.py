@@ -12,7 +12,7 @@ from diffpipe.process import is_main_process
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe encode runs/vae shards/photos shards/latents")
-    options.add_run(parser, "a run of stage.kind=vae, or one checkpoint in it")
+    options.add_run(parser, "a run of stage.kind=vae or vq, or one checkpoint in it")
     options.add_shards(parser, "images to encode; read at the run's resolution")
     parser.add_argument("out", type=user_path, metavar="OUT", help="folder for the shards of latents and their index")
     options.add_runtime(parser)
@@ -21,13 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.evaluation.encode import encode_shards
     from diffpipe.experiment.run import open_codec
+    from diffpipe.stages.latents import LatentCodec
     from diffpipe.train.runtime import Runtime
 
     with Runtime.start(args.precision, args.device) as runtime:
         codec, checkpoint = open_codec(args.run, runtime)
         shards = encode_shards(codec, checkpoint.manifest_sha256, args.shards, args.out, runtime)
     if is_main_process():
-        shape = "x".join(map(str, codec.vae.latent_shape))
-        text = f"{plural(shards.total, 'image')} as latents of {shape} in {plural(len(shards.shards), 'shard')}"
-        about = {"run": args.run, "n": shards.total, "latent_shape": codec.vae.latent_shape}
-        options.print_result(f"{text}: {args.out}", **about, folder=args.out)
+        if isinstance(codec, LatentCodec):
+            shape = codec.vae.latent_shape
+            encoded, about = f"latents of {'x'.join(map(str, shape))}", {"latent_shape": shape}
+        else:
+            encoded, about = f"{plural(codec.grid.tokens, 'code')} each", {"codes": codec.grid.tokens}
+        text = f"{plural(shards.total, 'image')} as {encoded} in {plural(len(shards.shards), 'shard')}"
+        options.print_result(f"{text}: {args.out}", run=args.run, n=shards.total, **about, folder=args.out)

@@ -1,4 +1,4 @@
-"""Encode shards of images to shards of latents, to train a latent diffusion on."""
+"""Encode shards of images to shards of latents or codes, to train a latent diffusion or a model of codes on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from diffpipe.evaluation.map_over_ranks import on_rank_zero
 from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import chunks
 from diffpipe.progress_bar import progress_bar
+from diffpipe.stages.codes import CodeCodec
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.train.runtime import Runtime
 
 
-def encode_shards(codec: LatentCodec, sha256: str, patterns: str, out: Path, runtime: Runtime) -> ShardSet:
+def encode_shards(codec: LatentCodec | CodeCodec, sha256: str, patterns: str, out: Path, runtime: Runtime) -> ShardSet:
     """Write one shard of latents to `out` for each shard of images: whole and indexed, or not at all. A collective.
 
     sha256: of the codec's checkpoint, which the latents name. Returns the shards of images. Raises UserError where a
@@ -66,10 +67,10 @@ def _make_empty(folder: Path) -> None:
         raise UserError(f"{folder}: {error.strerror}; give a folder that can be written") from error
 
 
-def _write_shard(codec: LatentCodec, shards: ShardSet, number: int, folder: Path, runtime: Runtime) -> None:
+def _write_shard(codec: LatentCodec | CodeCodec, shards: ShardSet, number: int, folder: Path, runtime: Runtime) -> None:
     """Encode one shard: the same samples in the same order, with their labels."""
     shard, reader = shards.shards[number], Reader(shards)
-    first, shape = int(shards.counts[:number].sum()), codec.vae.shape
+    first, shape = int(shards.counts[:number].sum()), codec.images
     try:
         with TarWriter(folder / f"latents-{number:06d}.tar", tarfile.GNU_FORMAT) as tar:
             for chunk in chunks(shard.samples):

@@ -85,7 +85,7 @@ def require_codec_of_latents(experiment: Experiment, shards: ShardSet) -> None:
     encoded_by = encoder(shards)
     if sha256 is None:
         raise UserError(
-            f"{shards.paths[0]} and its set hold latents, and the stage takes images; set stage.codec to the VAE that "
+            f"{shards.paths[0]} and its set hold latents, and the stage takes images; set stage.codec to the run that "
             f"encoded them, of the checkpoint with sha256 {encoded_by}, or data.train to the images"
         )
     if encoded_by != sha256:

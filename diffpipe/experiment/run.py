@@ -21,7 +21,9 @@ from diffpipe.experiment.dependencies import resolve
 from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.interfaces import ImageShape, Stage
+from diffpipe.stages.codes import CodeCodec, code_codec
 from diffpipe.stages.latents import LatentCodec, latent_codec
+from diffpipe.stages.vq import VQ
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint, limited_to
 from diffpipe.train.distributed import Communicator
@@ -207,10 +209,14 @@ def build_stage(
     return Built(resolved.experiment, stage, resolved.runs)
 
 
-def open_codec(path: Path, runtime: Runtime) -> tuple[LatentCodec, Checkpoint]:
-    """The codec made of the VAE at `path`, and its checkpoint. A collective. Raises UserError where it can be none."""
+def open_codec(path: Path, runtime: Runtime) -> tuple[LatentCodec | CodeCodec, Checkpoint]:
+    """The codec made of the VAE or the vector-quantized autoencoder at `path`, and its checkpoint. A collective.
+
+    Raises UserError where it can be none.
+    """
     run = open_run(path, [], runtime)
-    return latent_codec(run.as_dependency()), run.checkpoint
+    codec = code_codec if isinstance(run.stage, VQ) else latent_codec
+    return codec(run.as_dependency()), run.checkpoint
 
 
 def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | str | None) -> GeneratedImages:

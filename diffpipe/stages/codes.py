@@ -52,26 +52,32 @@ class CodeTokensConfig(Config):
 
 
 class CodeCodec:
-    """A frozen vector-quantized autoencoder: images to codes, and back."""
+    """A frozen vector-quantized autoencoder: images to codes, and back. images: the shape of those that it encodes."""
 
     def __init__(self, vq: VQ, nets: Mapping[str, nn.Module]):
         self.vq = vq
+        self.images = vq.shape
         self.nets = {name: net.requires_grad_(False).eval() for name, net in nets.items()}
         self.grid = CodeGrid(vq.codes, vq.latent_shape[0], tuple(vq.sizes))
 
     def check(self, images: ImageShape) -> None:
         """Raises UserError where it does not take such images."""
-        ours = self.vq.shape
+        ours = self.images
         if (ours.channels, ours.resolution) != (images.channels, images.resolution):
             raise UserError(
                 f"stage.codec: its autoencoder takes images of {' × '.join(map(str, ours.chw))}, and data.channels is "
                 f"{images.channels} and data.resolution {images.resolution}; make them the autoencoder's"
             )
 
+    def encode(self, images: UInt8[Tensor, "b c h w"] | Int[Tensor, "b 1 1 n"]) -> Int[Tensor, "b n"]:
+        """The codes of images. images: uint8 images, or the result of `describe`, without the encoder."""
+        described = self.describe(images) if images.dtype == torch.uint8 else images
+        return described[:, 0, 0].long()
+
     @torch.no_grad()
-    def encode(self, images: UInt8[Tensor, "b c h w"]) -> Int[Tensor, "b n"]:
-        """The codes of images."""
-        return self.vq.quantize(self.nets, images).codes
+    def describe(self, images: UInt8[Tensor, "b c h w"]) -> Int[Tensor, "b 1 1 n"]:
+        """The codes in one row, int32: shards hold them in the axes of an image."""
+        return self.vq.quantize(self.nets, images).codes[:, None, None].int()
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "b n"]) -> UInt8[Tensor, "b c h w"]:

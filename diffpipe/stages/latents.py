@@ -20,6 +20,7 @@ class LatentCodec:
 
     The noise of a sample is keyed by its position ("codec"): fresh each time that an image comes round, and the same on
     any process. scale: mean and standard deviation of each channel where the VAE's checkpoint has them (format 1).
+    images: the shape of those that it encodes.
     """
 
     latent = True
@@ -29,11 +30,12 @@ class LatentCodec:
         """nets: the VAE's averaged networks, placed."""
         assert codec_problem(vae) is None, "the caller has asked"
         self.vae = vae
+        self.images = vae.shape
         self.nets = {name: net.requires_grad_(False).eval() for name, net in nets.items()}
         self.scale = scale
 
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
-        ours = self.vae.shape
+        ours = self.images
         if (ours.channels, ours.resolution) != (images.channels, images.resolution):
             raise UserError(
                 f"stage.codec: its VAE takes images of {' × '.join(map(str, ours.chw))}, and "

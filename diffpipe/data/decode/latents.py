@@ -1,4 +1,7 @@
-"""Shards of latents: `latents.npy` instead of an image in each sample, and `codec.json`, which names the encoder."""
+"""Shards of latents: `latents.npy` instead of an image in each sample, and `codec.json`, which names the encoder.
+
+Latents are float32 [c h w]. Where a vector-quantized autoencoder encoded them they are codes, int32 [1 1 n].
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.remote.storage import MissingError, RemoteFile
@@ -17,6 +20,8 @@ from diffpipe.files import parse_json, read_regular
 LATENTS = "latents.npy"
 CODEC = "codec.json"
 _LONGEST = 1 << 16  # bytes of that file
+
+Latents = Float32[np.ndarray, "c h w"] | Int32[np.ndarray, "1 1 n"]
 
 
 def are_latents(shard_set: ShardSet) -> bool:
@@ -54,14 +59,14 @@ def _read(path: str) -> bytes:
     return data
 
 
-def to_bytes(latents: Float32[np.ndarray, "c h w"]) -> bytes:
+def to_bytes(latents: Latents) -> bytes:
     """The content of a `latents.npy` member."""
     buffer = io.BytesIO()
     np.save(buffer, latents, allow_pickle=False)
     return buffer.getvalue()
 
 
-def from_bytes(data: bytes, where: str) -> Float32[np.ndarray, "c h w"]:
+def from_bytes(data: bytes, where: str) -> Latents:
     """The latents in a `latents.npy` member. Raises BadSampleError, which begins with `where`."""
     try:
         latents = np.load(io.BytesIO(data), allow_pickle=False)
@@ -69,6 +74,9 @@ def from_bytes(data: bytes, where: str) -> Float32[np.ndarray, "c h w"]:
         raise BadSampleError(
             f"{where}: not a readable .npy file ({str(error)[:200]}); encode the shard again"
         ) from error
-    if latents.dtype != np.float32 or latents.ndim != 3:
-        raise BadSampleError(f"{where}: not float32 [c h w], as diffpipe encode writes; encode the shard again")
+    codes = latents.dtype == np.int32 and latents.shape[:-1] == (1, 1)
+    if not codes and (latents.dtype != np.float32 or latents.ndim != 3):
+        raise BadSampleError(
+            f"{where}: neither float32 [c h w] nor int32 [1 1 n], as diffpipe encode writes; encode the shard again"
+        )
     return latents

@@ -1,4 +1,4 @@
-"""Shards of latents: the codec's own description of each image, with keys and labels; whole or not at all."""
+"""Shards of latents or codes: the codec's own description of each image, with keys and labels; whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from diffpipe.data.loader.reader import Reader
 from diffpipe.errors import UserError
 from diffpipe.evaluation.encode import encode_shards
 from diffpipe.resolution import square
+from diffpipe.stages.codes import CodeCodec
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.stages.vae import VAE
+from diffpipe.stages.vq import VQ
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import indexed_shards
 from tests.support.stage_cases import CASES
@@ -25,18 +27,25 @@ from tests.support.tars import png, random_pixels, write_tar
 SHA256 = "ab" * 32
 
 
-@pytest.fixture(scope="module")
-def codec() -> LatentCodec:
-    vae = CASES["latent_vae"].stage()
-    assert isinstance(vae, VAE)
+def untrained(name: str) -> LatentCodec | CodeCodec:
+    stage = CASES[name].stage()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LatentCodec(vae, vae.networks(), None)
+        nets = stage.networks()
+    if isinstance(stage, VAE):
+        return LatentCodec(stage, nets, None)
+    assert isinstance(stage, VQ)
+    return CodeCodec(stage, nets)
 
 
-def test_each_shard_of_images_becomes_one_of_their_latents(
-    tmp_path: Path, runtime: Runtime, codec: LatentCodec
-) -> None:
+@pytest.fixture(scope="module")
+def codec() -> LatentCodec | CodeCodec:
+    return untrained("latent_vae")
+
+
+@pytest.mark.parametrize("name", ["latent_vae", "vq", "vq, fsq", "vq, scales"])
+def test_each_shard_of_images_becomes_one_of_their_latents(tmp_path: Path, runtime: Runtime, name: str) -> None:
+    codec = untrained(name)
     images = encode_shards(codec, SHA256, indexed_shards(tmp_path / "images", 3, 2), tmp_path / "out", runtime)
     encoded = shard_set.load(str(tmp_path / "out"))
     assert are_latents(encoded)
@@ -53,7 +62,7 @@ def test_each_shard_of_images_becomes_one_of_their_latents(
 
 
 def test_an_image_that_cannot_be_read_leaves_no_partial_output(
-    tmp_path: Path, runtime: Runtime, codec: LatentCodec
+    tmp_path: Path, runtime: Runtime, codec: LatentCodec | CodeCodec
 ) -> None:
     (tmp_path / "images").mkdir()
     write_tar(tmp_path / "images" / "0.tar", {"0.png": png(random_pixels(0)), "1.png": b"no image"})
@@ -64,7 +73,7 @@ def test_an_image_that_cannot_be_read_leaves_no_partial_output(
 
 
 def test_shards_without_images_and_a_folder_with_files_are_refused(
-    tmp_path: Path, runtime: Runtime, codec: LatentCodec
+    tmp_path: Path, runtime: Runtime, codec: LatentCodec | CodeCodec
 ) -> None:
     images, out = indexed_shards(tmp_path / "images", 2), tmp_path / "out"
     encode_shards(codec, SHA256, images, out, runtime)

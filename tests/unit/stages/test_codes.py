@@ -96,6 +96,15 @@ def test_the_loss_is_the_bits_of_a_code(quantizer: dict[str, Any]) -> None:
     torch.testing.assert_close(loss, bits, rtol=1e-5, atol=1e-5)
 
 
+@every_order
+def test_the_codes_of_shards_are_those_of_their_images(quantizer: dict[str, Any]) -> None:
+    codec, images = build(quantizer).codec, batch().images
+    described = codec.describe(images)
+    assert described.dtype == torch.int32
+    assert described.shape == (len(images), 1, 1, codec.grid.tokens)
+    assert torch.equal(codec.encode(described), codec.encode(images))
+
+
 def test_by_scales_a_token_sees_the_sum_of_the_smaller_scales() -> None:
     """Tian et al. 2024, algorithm 2: what the smaller scales have, at the size of the token's own."""
     stage = build(QUANTIZERS["scales"])
