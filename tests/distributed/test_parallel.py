@@ -22,7 +22,7 @@ from diffpipe.train.optimizer import OptimizerConfig
 from diffpipe.train.parallel import Parallel, ParallelStrategy, full_tensor
 from diffpipe.train.runtime import Runtime
 from tests.support.gloo_processes import run
-from tests.support.stage_cases import CASES, real_batch
+from tests.support.stage_cases import CASES, TOKENS, real_batch
 from tests.support.toy_stages import OneBlock, Toy, batch
 
 BATCH, STEPS = 12, 4
@@ -99,7 +99,7 @@ def test_sharded_processes_train_as_one_and_each_holds_its_shards(
             assert rank[name].held <= 0.55 * one.held, name
 
 
-RESUMED = ("gan",)  # two networks, three phases; every stage is resumed in integration/test_all_stages.py
+RESUMED = ("gan", *TOKENS)  # every stage is resumed in integration/test_all_stages.py
 
 
 def resumed(parallel: str) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

@@ -22,8 +22,9 @@ from diffpipe.metrics.feature_sets import CHUNK
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.integration.recorded import shown
+from tests.support.checkpoint_tensors import parts
 from tests.support.commands import SHARDS, diffpipe, metrics, seen, succeeds, tensors
-from tests.support.stage_cases import CASES, RUNS, Case, real_batch
+from tests.support.stage_cases import CASES, RUNS, TOKENS, Case, real_batch
 
 STEPS, KILLED_IN, RESUMED_AT = 7, 5, 4
 LAST = f"checkpoints/step-{STEPS:08d}"
@@ -47,9 +48,9 @@ class Trained:
     def generates(self) -> bool:
         return isinstance(self.case.stage(), Generates)
 
-    def train(self, run: Path, steps: int, processes: int = 0, **env: object) -> tuple[int, str]:
+    def train(self, run: Path, steps: int, processes: int = 0, *more: str, **env: object) -> tuple[int, str]:
         """Exit status and stderr."""
-        words = ["train", self.case.path, f"run.dir={run}", f"train.steps={steps}", *self.words]
+        words = ["train", self.case.path, f"run.dir={run}", f"train.steps={steps}", *self.words, *more]
         told = {key.upper(): str(value) for key, value in env.items()}
         result = diffpipe(*words, processes=processes, module="tests.integration.recorded", env=told)
         return result.returncode, result.stderr
@@ -132,12 +133,34 @@ def test_two_one_two_processes_draw_the_samples_and_the_noise_of_one(trained: Tr
         assert elastic[where].keys() == rows.keys()
         for position, row in rows.items():
             np.testing.assert_allclose(elastic[where][position], row, rtol=1e-4, atol=1e-4, err_msg=where)
-    ours = losses(tmp_path / "run")
+    assert_trained_alike(tmp_path / "run", trained)
+
+
+def assert_trained_alike(run: Path, trained: Trained) -> None:
+    """The losses and the weights are those of one unbroken process, but for the order of sums."""
+    ours = losses(run)
     for step, line in losses(trained.run).items():
         assert ours[step] == pytest.approx(line, abs=1e-4, rel=1e-4), step
-    last = tensors(tmp_path / "run" / LAST)
+    last = tensors(run / LAST)
     for name, tensor in tensors(trained.checkpoint).items():
         assert last[name] == pytest.approx(tensor, abs=1e-3), name
+
+
+@pytest.mark.parametrize("trained", TOKENS, indirect=True)
+def test_killed_under_fsdp_on_two_processes_and_on_one_it_trains_as_one_unbroken(
+    trained: Trained, tmp_path: Path
+) -> None:
+    for processes, killed_in in ((2, 3), (0, KILLED_IN)):
+        status, _ = trained.train(tmp_path, STEPS, processes, "train.parallel=fsdp", killed_in_step=killed_in)
+        assert status != 0
+        assert sorted(metrics(tmp_path)) == list(range(1, killed_in + 1))
+    status, stderr = trained.train(tmp_path, STEPS, 2, "train.parallel=fsdp")
+    assert status == 0, stderr
+    assert f"resuming from {tmp_path}/checkpoints/step-{RESUMED_AT:08d}" in stderr
+    names = [part.name for part in parts(tmp_path / LAST)]
+    assert len({*names}) < len(names), "no tensor is in shards"
+    assert seen(tmp_path) == seen(trained.run)
+    assert_trained_alike(tmp_path, trained)
 
 
 def test_what_it_makes_does_not_depend_on_the_number_of_processes(

@@ -22,10 +22,10 @@ from diffpipe.verify import resume
 from diffpipe.verify.resume_plan import ResumePlan
 from diffpipe.verify.verdict import ResumeVerdict, check_bits
 from tests.support.commands import CONFIG, HOME, TINY, server
-from tests.support.stage_cases import EDM
+from tests.support.stage_cases import CASES, EDM
 
 # Enough steps that the kills, which the seed draws, come long before the end on a slow machine, too.
-SMALL = [*TINY, "data.resolution=8", "data.workers=0", "checkpoint.async=false"]
+SMALL = [*TINY, "data.resolution=8", "data.workers=0"]
 STEPS = 60
 
 
@@ -64,10 +64,17 @@ class ForkedJob:
 
 
 def verify(
-    *overrides: str, worlds: str, out: Path | None = None, steps: int = STEPS, kills: int | None = None, **job: str
+    *overrides: str,
+    worlds: str,
+    config: Path = CONFIG,
+    out: Path | None = None,
+    steps: int = STEPS,
+    kills: int | None = None,
+    **job: str,
 ) -> ResumeVerdict:
     """The verdict on trainings that are forked. job: options of ForkedJob."""
-    plan = ResumePlan.make(str(CONFIG), [*SMALL, *overrides], steps=steps, worlds=worlds, kills=kills, seed=0)
+    words = [*(SMALL if config == CONFIG else ()), "checkpoint.async=false", *overrides]
+    plan = ResumePlan.make(str(config), words, steps=steps, worlds=worlds, kills=kills, seed=0)
     return resume.verify(plan, out, start=functools.partial(ForkedJob, **job))
 
 
@@ -101,6 +108,13 @@ def test_edm_with_a_transformer_is_exact_and_elastic_under_fsdp() -> None:
     """Sharded over two processes and, after a kill, over one and over two again."""
     network = "stage.network={kind: dit, patch: 2, width: 16, depth: 2, heads: 2, qk_norm: true}"
     result = verify(*EDM, network, "train.parallel=fsdp", worlds="2,1", steps=24)
+    assert result.text().splitlines()[-1] == "verdict: exact and elastic"
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "vq, patch"])
+def test_a_model_of_tokens_is_exact_and_elastic_under_fsdp(name: str) -> None:
+    case = CASES[name]
+    result = verify(*case.overrides(), "train.parallel=fsdp", config=case.path, worlds="2,1", steps=24)
     assert result.text().splitlines()[-1] == "verdict: exact and elastic"
 
 

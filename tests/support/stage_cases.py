@@ -135,6 +135,9 @@ RUNS = CASES | {
 }
 """The cases, and those that differ from one of them in how they are trained or in the size of their images."""
 
+TOKENS = tuple(name for name in CASES if name.startswith(("autoregressive", "vq")))
+"""The cases of tokens: autoregressive models of pixels and of codes, and the autoencoders whose codes they are."""
+
 
 @functools.cache
 def real_batch(n: int, resolution: Resolution = SHAPE.resolution) -> Batch:
