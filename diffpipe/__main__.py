@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _interrupted(words) if stopped else _failed(words, error, debug=common.debug)
     finally:
         output.current.restore()
+        output.current = output.Output()
         interrupts.end()
     return status
 
@@ -159,6 +160,7 @@ def _unexpected(error: Exception, *, debug: bool) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = [frame for frame in frames if frame.filename.startswith(package)][-1]
     where = f"diffpipe{place.filename.removeprefix(package)}:{place.lineno}"
+    where += f" on rank {os.environ['RANK']}" if "RANK" in os.environ else ""
     remedy = "please report it" if debug else "run the same command with --debug for the traceback, and report it"
     return f"unexpected {type(error).__name__} at {where}: {error}; {remedy}"
 

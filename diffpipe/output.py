@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 class Output:
@@ -23,21 +23,23 @@ class Output:
         self._values: dict[str, Any] = {}
         self._files: list[str] = []
         self._notes: list[str] = []
-        self._stdout, self._descriptor = sys.stdout, None
+        self._stdout: TextIO | None = None
+        self._descriptor: int | None = None
 
     def redirect(self, *, process: bool) -> None:
         """Send stdout to stderr where the result is a JSON document. process: that of compiled code, too."""
         if not self.as_json:
             return
-        self._stdout.flush()
-        sys.stdout = sys.stderr
+        sys.stdout.flush()
+        self._stdout, sys.stdout = sys.stdout, sys.stderr
         if process:
             self._descriptor = os.dup(1)
             os.dup2(2, 1)
 
     def restore(self) -> None:
         """End what `redirect` did."""
-        sys.stdout = self._stdout
+        if self._stdout is not None:
+            sys.stdout, self._stdout = self._stdout, None
         if self._descriptor is not None:
             os.dup2(self._descriptor, 1)
             os.close(self._descriptor)

@@ -105,7 +105,7 @@ def test_another_rank_leaves_the_message_to_rank_zero(
 
 
 def test_a_bug_is_one_line_with_its_place_and_with_debug_the_whole_traceback(
-    command: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+    command: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command.action = lambda: plugins.find("stages", "a") or files.sha256_of(3)  # pyright: ignore[reportArgumentType]
     assert main(["index", "a"]) == 1
@@ -117,6 +117,9 @@ def test_a_bug_is_one_line_with_its_place_and_with_debug_the_whole_traceback(
     assert first == "Traceback (most recent call last):"
     assert any(frame.endswith(", in sha256_of") for frame in frames)
     assert last.startswith("diffpipe index: error: unexpected TypeError at diffpipe/files.py:")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["index", "a"]) == 1
+    assert " on rank 0: " in capsys.readouterr().err
 
 
 def test_debug_shows_where_a_rank_raised_an_error_that_all_ranks_raise(
