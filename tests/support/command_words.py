@@ -11,6 +11,7 @@ ARGUMENTS = {
     "attribute": ["runs/none", "shards", "--from", "0", "--to", "1", "out.png"],
     "classify": ["runs/none", "shards"],
     "compare": ["runs/none", "--reference", "shards", "--out", "out"],
+    "completion": ["bash"],
     "compress": ["runs/none", "shards", "out.dpi"],
     "config": ["schema"],
     "decompress": ["none.dpi", "runs/none", "out"],
@@ -24,7 +25,9 @@ ARGUMENTS = {
     "latent-map": ["runs/none", "shards", "out.png"],
     "nll": ["runs/none", "shards"],
     "pack": ["images", "shards"],
+    "runs": ["prune", "."],
     "sample": ["runs/none", "out"],
+    "status": ["."],
     "train": [str(CONFIG), *TINY],
     "verify-resume": [str(CONFIG), *TINY],
 }
