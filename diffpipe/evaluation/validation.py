@@ -7,6 +7,7 @@ between two steps, or between two runs of a stage, comes from the weights alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ class Validation(NamedTuple):
         values = {}
         for name in dict.fromkeys(name for sums in partial_sums for name in sums):
             sums, counts = zip(*(part[name] for part in partial_sums), strict=True)
-            values[name] = sum(sums) / max(sum(counts), 1)
+            values[name] = sum(sums) / sum(counts) if sum(counts) else math.nan
         if "validation_loss" not in values:  # several phases: their sum, as in training
             values["validation_loss"] = sum(v for name, v in values.items() if name.endswith("/validation_loss"))
         return values
@@ -105,15 +106,16 @@ class Validation(NamedTuple):
             with torch.set_grad_enabled(phase.penalizes):  # a penalty needs gradients with respect to the images
                 loss = self.stage.loss(phase, nets, batch, KeyedRNG(SEED, batch.positions))
             prefix = f"{phase.name}/" if several else ""
-            for name, value in {"loss": loss.per_sample, **loss.metrics}.items():
-                sums[f"{prefix}validation_{name}"] = _sum(value.detach(), batch.valid)
+            valid = torch.ones_like(loss.per_sample, dtype=torch.bool) if batch.valid is None else batch.valid
+            sums[f"{prefix}validation_loss"] = _sum(loss.per_sample.detach(), valid)
+            for name, value in loss.metrics.items():  # as in training, a metric is nan for samples that it is not about
+                sums[f"{prefix}validation_{name}"] = _sum(value.detach(), valid & torch.isfinite(value))
         return sums, [*batch.errors]
 
 
-def _sum(value: Tensor, valid: Tensor | None) -> tuple[float, int]:
-    if valid is not None:
-        value = value[valid]
-    return value.double().sum().item(), len(value)
+def _sum(value: Tensor, counts: Tensor) -> tuple[float, int]:
+    chosen = value[counts].double()
+    return chosen.sum().item(), len(chosen)
 
 
 def _on_device(batch: Batch, runtime: Runtime) -> Batch:

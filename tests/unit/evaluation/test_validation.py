@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from diffpipe.evaluation.validation import Validation
-from diffpipe.interfaces import Stage
+from diffpipe.interfaces import Batch, Loss, Phase, Stage
+from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import indexed_shards
 from tests.support.stage_cases import CASES
@@ -39,6 +42,24 @@ def test_a_loss_is_the_mean_over_all_held_out_images_at_any_step(tmp_path: Path,
     assert validation.measure(nets, 5, runtime) == values
     assert validation.about().n == N
     assert validation.about().fingerprint == validation.dataset.reader.shard_set.fingerprint
+
+
+def test_a_metric_is_the_mean_over_the_samples_that_it_is_about(tmp_path: Path, runtime: Runtime) -> None:
+    class Bright(Toy):
+        def loss(self, phase: Phase, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Loss:
+            loss = super().loss(phase, nets, batch, rng)
+            pixel = loss.metrics["pixel"]
+            nothing = torch.full_like(pixel, torch.nan)
+            return Loss(loss.per_sample, {"bright": pixel.where(pixel > 0.5, nothing), "nothing": nothing})
+
+    shards = indexed_shards(tmp_path / "test", N)
+    validation = opened(Bright(), tmp_path, f"data.test={shards}", f"validate.n={N}")
+    assert validation is not None
+    values = validation.measure(Bright().networks(), 0, runtime)
+    assert 0 < (PIXELS > 0.5).sum() < N
+    assert values["validation_bright"] == pytest.approx(PIXELS[PIXELS > 0.5].mean(), rel=1e-6)
+    assert np.isnan(values["validation_nothing"])
+    assert np.isfinite(values["validation_loss"])
 
 
 def test_each_due_phase_has_its_loss_and_the_total_is_their_sum(tmp_path: Path, runtime: Runtime) -> None:
