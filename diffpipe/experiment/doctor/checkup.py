@@ -33,8 +33,9 @@ from diffpipe.experiment.doctor.findings import Diagnosis, Finding
 from diffpipe.experiment.preflight import cache_warning, open_data
 from diffpipe.experiment.preparation import PreparedStage, prepare_stage
 from diffpipe.experiment.resources import JobSize, memory_warnings
+from diffpipe.files import user_path
 from diffpipe.interfaces import ImageShape
-from diffpipe.machine import gigabytes, processor_count
+from diffpipe.machine import available_memory, gigabytes, processor_count
 from diffpipe.plural import plural
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.blocks import require_blocks
@@ -107,7 +108,7 @@ class Checkup:
     def check_data(self) -> tuple[ShardSet, ImageShape] | None:
         """The shards, and how the processes share them. None where they cannot be opened."""
         add, experiment, size = self.diagnosis.add, self.experiment, self.size
-        add("data", *storage.access(storage.remote_urls(experiment), os.environ, Path.home()))
+        add("data", *storage.access(storage.remote_urls(experiment), os.environ, user_path("~")))
         add("processes", processes.uneven_shares(experiment, size))
         machines = plural(size.machines, "machine")
         self.diagnosis.checked["processes"] = (
@@ -204,23 +205,26 @@ class Checkup:
         attempt("stage", require_options)
         add("processes", memory.padded(nets, shared_by))
         whole, held, sharded = (memory.model_bytes(nets, experiment, n) for n in (1, shared_by, size.world))
-        available = torch.cuda.mem_get_info(runtime.device)[0] if runtime.device.type == "cuda" else 0
+        on_gpu = runtime.device.type == "cuda"
+        available = torch.cuda.mem_get_info(runtime.device)[0] if on_gpu else available_memory()
         activations = None
-        if not are_latents(shards) and memory.fits_twice(whole):
+        if not are_latents(shards) and memory.can_be_measured(whole, available):
             activations = attempt(
                 "memory", lambda: memory.activations_per_sample(experiment, prepared.stage, shape, runtime)
             )
         micro_batch = size.micro_batch(experiment)
         need = memory.needs(held, activations or 0, micro_batch)
         on_host = {"the copy of a checkpoint that is being saved": whole.checkpoint // size.world}
-        if runtime.device.type == "cuda":
+        if on_gpu:
             smaller = sum(memory.needs(sharded, activations or 0, micro_batch).values())
             add("memory", memory.too_little_on_device(need, available, smaller))
         else:
             on_host |= need
         lacks = attempt("memory", lambda: memory_warnings(experiment, shards, size, on_host))
         add("memory", *(Finding("warning", sentence) for sentence in lacks or ()))
-        self.diagnosis.checked["memory"] = memory.in_words(whole, sharded, activations, size, micro_batch)
+        of_process = memory.in_words(whole, sharded, activations, size, micro_batch)
+        where = "a GPU" if on_gpu else "this machine"
+        self.diagnosis.checked["memory"] = f"{of_process}; {gigabytes(available)} of {where} are free"
         free, saved = disk.free_bytes(experiment.run.path), attempt("disk", lambda: disk.saved_bytes(experiment))
         sizes = whole.checkpoint, whole.averages
         add("disk", *disk.too_little_room(experiment, shape, *sizes, saved=saved or [], free=free))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, as_user_error
 from diffpipe.plural import plural
 from diffpipe.train.distributed import Communicator
 
@@ -55,10 +55,20 @@ class Diagnosis:
     def attempt(self, subject: str, action: Callable[[], T]) -> T | None:
         """The result of `action`, or None where it raises a UserError, which is an error on the subject. A collective.
 
-        An OSError, such as that of a disk that fails, counts, too.
+        Memory that cannot be had and a disk that fails count, too.
         """
+
+        def reported() -> T:
+            try:
+                return action()
+            except Exception as error:
+                user_error = as_user_error(error)
+                if user_error is None or user_error is error:
+                    raise
+                raise user_error from error
+
         try:
-            return self.comm.raise_on_all_ranks(action)
+            return self.comm.raise_on_all_ranks(reported)
         except UserError as error:
             self.add(subject, Finding("error", " ".join(str(error).split())))
             return None

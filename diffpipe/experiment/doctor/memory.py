@@ -15,7 +15,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.doctor.findings import Finding
 from diffpipe.experiment.resources import JobSize, blank_samples
 from diffpipe.interfaces import ImageShape, Stage
-from diffpipe.machine import available_memory, gigabytes
+from diffpipe.machine import gigabytes
 from diffpipe.train.activation_memory import activation_bytes
 from diffpipe.train.blocks import checkpoint_activations
 from diffpipe.train.initialization import initial_networks
@@ -123,16 +123,13 @@ def in_words(whole: ModelBytes, sharded: ModelBytes, activations: int | None, si
     listed = ", ".join(f"{name} {megabytes(n)}" for name, n in parts.items())
     total = megabytes(sum(whole) + rest)
     if size.world == 1:
-        return f"{total} per process ({listed}); {gigabytes(available_memory())} of the machine's are free"
-    return (
-        f"{total} per process under ddp ({listed}), {megabytes(sum(sharded) + rest)} under fsdp; "
-        f"{gigabytes(available_memory())} of this machine's are free"
-    )
+        return f"{total} per process ({listed})"
+    return f"{total} per process under ddp ({listed}), {megabytes(sum(sharded) + rest)} under fsdp"
 
 
-def fits_twice(model: ModelBytes) -> bool:
+def can_be_measured(model: ModelBytes, available: int) -> bool:
     """Whether there is room enough to draw the networks, and to measure their activations on a copy."""
-    return 3 * model.networks < 0.5 * available_memory()
+    return 3 * model.networks < 0.5 * available
 
 
 def _shard_bytes(tensor: Tensor, shards: int) -> int:

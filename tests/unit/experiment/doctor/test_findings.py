@@ -17,6 +17,10 @@ def test_a_refusal_is_an_error_and_the_report_begins_with_what_is_worst() -> Non
     def refuse() -> None:
         raise UserError("no index;\nwrite one")
 
+    def fill() -> None:
+        raise MemoryError
+
+    assert Diagnosis().attempt("memory", fill) is None
     diagnosis = Diagnosis()
     diagnosis.add("device", None, Finding("warning", "slow; be quick"), Finding("warning", "slow; be quick"))
     assert diagnosis.attempt("data", lambda: 3) == 3

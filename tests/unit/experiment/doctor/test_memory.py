@@ -89,5 +89,5 @@ def test_the_memory_is_told_for_ddp_and_for_fsdp() -> None:
     assert words.startswith("19.0 MB per process under ddp (parameters 4.0 MB, ")
     assert "activations of 3 3.0 MB), 11.0 MB under fsdp" in words
     assert "fsdp" not in memory.in_words(whole, whole, None, JobSize(1, 1), 3)
-    assert memory.fits_twice(whole)
-    assert not memory.fits_twice(ModelBytes(1 << 50, 0, 0, 0))
+    assert memory.can_be_measured(whole, 25 * MB)
+    assert not memory.can_be_measured(whole, 24 * MB)
