@@ -30,7 +30,7 @@ BUILT_IN: dict[Group, frozenset[str]] = {
     "networks": frozenset({"adm", "dit", "edm2", "glow", "tarflow", "unet"}),
     "samplers": frozenset({"ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "edm", "euler", "heun", "unipc"}),
     "packing_sources": frozenset({"hf"}),
-    "trackers": frozenset({"tensorboard"}),
+    "trackers": frozenset({"mlflow", "tensorboard", "trackio", "wandb"}),
     "feature_networks": frozenset({"efficientnet_lite0", "inception"}),
 }
 """The names of diffpipe's own parts, which no plug-in may take."""

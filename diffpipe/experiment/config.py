@@ -35,6 +35,10 @@ class RunConfig(Config):
     init: str | None = None
     """The weights that a new run starts from: a run directory, one of its checkpoints, a diffusers folder, or a file of
     `diffpipe export`. The section init says which of them. A resume does not read them again."""
+    project: str = Field(default="diffpipe", min_length=1)
+    """The project of the run at its trackers (train.trackers); an experiment in MLflow's words."""
+    name: str | None = Field(default=None, min_length=1)
+    """The name of the run at its trackers; null: that of the run directory. A run that has begun keeps both."""
     allow_changes: tuple[str, ...] = ()
     """Keys or sections that a resume may change, such as [optimizer.lr]. A resume with any other change to the seed,
     the order of the data, the optimizer or the average is refused, and one of train.steps once the learning rate decays

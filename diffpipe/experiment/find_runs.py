@@ -11,7 +11,7 @@ from diffpipe.errors import UserError
 from diffpipe.run_folder import CHECKPOINTS, CONFIG, EVENTS, LOCK, METRICS, SNAPSHOTS
 
 _SIGNS = {CHECKPOINTS, CONFIG, EVENTS, LOCK, METRICS}
-_OF_A_RUN = {CHECKPOINTS, SNAPSHOTS, "samples", "scores", "seen", "tensorboard"}
+_OF_A_RUN = {CHECKPOINTS, SNAPSHOTS, "samples", "scores", "seen", "tensorboard", "wandb", "mlruns"}
 """Directories of a run that hold no other runs."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpipe.config import dump_yaml
+from diffpipe.config.differences import flatten
 from diffpipe.data.index.dataset_diff import save_listing
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.stream import batches
@@ -41,6 +42,7 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.run_events import recorded_events
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.stop import StopConsensus
+from diffpipe.train.tracker_kinds import TrackedRun
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Job:
             callback.on_log(values, step)
 
     def _write_config(self) -> None:
-        """The run directory says what is trained: config.yaml, the listing of the shards, the tracker."""
+        """The run directory says what is trained: config.yaml, the listing of the shards, the trackers."""
         config, run = dump_yaml(self.experiment), self.experiment.run
 
         def write() -> None:
@@ -167,8 +169,12 @@ class Job:
                 ) from error
 
         self.runtime.comm.on_rank_zero(write)
-        for complaint in self.runtime.start_tracking({"config": config}):
-            print_on_rank_zero(self.runtime, f"warning: {complaint}")
+        tracked = TrackedRun(run.path, run.project, run.name or run.path.resolve().name, self.trainer.step)
+        self.runtime.trackers.start(
+            tracked,
+            flatten(self.experiment.model_dump(mode="json")),
+            lambda message: print_on_rank_zero(self.runtime, f"warning: {message}"),
+        )
 
     def _stream(self) -> Generator[Batch, None, None]:
         experiment, runtime = self.experiment, self.runtime

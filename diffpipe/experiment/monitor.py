@@ -28,6 +28,7 @@ from diffpipe.train.callbacks import Callback
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
+from diffpipe.train.tracker_kinds import grid_path
 
 
 class Monitor(NamedTuple):
@@ -50,10 +51,12 @@ class Monitor(NamedTuple):
         else:
             images = self._reconstructed(n)
         if self.runtime.main and images is not None:
-            path = self.experiment.run.path / "samples" / f"step-{self.trainer.step:08d}.png"
+            path = grid_path(self.experiment.run.path, self.trainer.step)
+            picture = grid(images, self.shape.classes or None)
+            self.runtime.trackers.log_grid(picture, self.trainer.step)
             try:
                 path.parent.mkdir(exist_ok=True)
-                save_png(grid(images, self.shape.classes or None), path)
+                save_png(picture, path)
             except OSError as error:  # a picture never stops a run
                 print_on_rank_zero(self.runtime, f"warning: {path}: {error.strerror}: the grid is not written")
                 return
@@ -78,6 +81,7 @@ class Monitor(NamedTuple):
         floor = ShardImages(self.shards, shape.channels, shape.resolution, n=config.n)
         floor = floor_or_halves(floor, reference, self.runtime)
         result = score(self._generated(config.n), reference, floor, config.metrics, self.runtime)
+        self.runtime.trackers.log(result.scores, self.trainer.step)
         if self.runtime.main:
             path = score_file(self.experiment.run.path, "train", self.trainer.step, config.n, result.protocol)
             try:

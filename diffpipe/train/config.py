@@ -10,6 +10,7 @@ from diffpipe.config import Config
 from diffpipe.config.kinds import Names
 from diffpipe.train.parallel import Parallel
 from diffpipe.train.runtime import Device, Precision
+from diffpipe.train.tracker_kinds import KINDS
 
 
 class TrainConfig(Config):
@@ -56,8 +57,10 @@ class TrainConfig(Config):
     next log step names its samples. stop: the run ends there. skip: it goes on."""
     max_skips: int = Field(default=10, ge=1)
     """Updates that a run with train.non_finite=skip may skip; one more ends it."""
-    trackers: tuple[Annotated[str, Names("trackers", ("tensorboard",))], ...] = ("tensorboard",)
-    """Where the values of metrics.jsonl are sent, too. Others than tensorboard come with plug-ins; []: nowhere."""
+    trackers: tuple[Annotated[str, Names("trackers", tuple(KINDS))], ...] = ("tensorboard",)
+    """Where the values of metrics.jsonl, grids of samples and scores are sent, too: any of tensorboard, wandb, mlflow
+    and trackio, or what plug-ins have; []: nowhere. The first needs the extra diffpipe[tensorboard], the other three
+    diffpipe[trackers]."""
     record_samples: bool = False
     """Write the keys and positions of every step's samples to seen/ in the run directory."""
 

@@ -1,4 +1,4 @@
-"""The log files of a run, and the tracker."""
+"""The log files of a run, and what trackers get."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,7 +97,7 @@ class LogFile:
 
 
 class MetricsLog:
-    """metrics.jsonl and the tracker, written by rank 0, one line per log step.
+    """metrics.jsonl and the trackers, written by rank 0, one line per log step.
 
     step: the step that training resumes from. Lines of later steps, from a killed run, are dropped: these steps are
     trained again. on_log: called with the values of each line, without the step, and the step.
@@ -114,13 +114,13 @@ class MetricsLog:
         self._file = None
         if runtime.main:
             self._file = LogFile(path, lambda values: values["step"] <= step, functools.partial(_warn, runtime))
+            runtime.trackers.replay(lambda: _lines(path))
 
     def write(self, values: dict[str, Any]) -> None:
         if self._file is not None:
             self._file.write(values)
             tracked = {k: v for k, v in values.items() if k != "step"}
-            for complaint in self.runtime.track(tracked, step=values["step"]):
-                _warn(self.runtime, complaint)
+            self.runtime.trackers.log(tracked, values["step"])
             if self._on_log is not None:
                 self._on_log(tracked, values["step"])
 
@@ -155,6 +155,12 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) and type(values.get("step")) is int else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The values of each line of a log file; none where it cannot be read."""
+    with contextlib.suppress(OSError):
+        yield from filter(None, map(parse_line, read_regular(path, follow_links=True).splitlines()))
 
 
 def print_on_rank_zero(runtime: Runtime, message: str) -> None:

@@ -6,9 +6,7 @@ The same command runs alone, under `accelerate launch` and under torchrun, on CP
 from __future__ import annotations
 
 import os
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -29,6 +27,7 @@ from diffpipe.process import raise_file_limit
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.launcher import launched_for_fsdp
 from diffpipe.train.rendezvous import init_method
+from diffpipe.train.trackers import Trackers, require_installed
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -48,6 +47,7 @@ class Runtime:
     accelerator: Accelerator
     dtype: torch.dtype
     comm: Communicator
+    trackers: Trackers
     launched_for_fsdp: bool = False
 
     @classmethod
@@ -65,7 +65,8 @@ class Runtime:
         log_dir: where trackers write; None: nothing is tracked. timeout: the seconds that a collective waits for a
         process. trackers: names of accelerate's or of plug-ins'. deterministic: see `TrainConfig`.
 
-        Raises UserError for a device that the machine does not have, and for a launcher option without effect here.
+        Raises UserError for a device that the machine does not have, for a tracker that is not installed, and for a
+        launcher option without effect here.
         """
         if device not in get_args(Device):
             raise UserError(f"device {device!r} is unknown; give {', '.join(get_args(Device))}")
@@ -77,11 +78,15 @@ class Runtime:
         raise_file_limit()
         _set_determinism(deterministic)
         limit = timedelta(seconds=timeout)
+        services = {}
+        if log_dir is not None:
+            require_installed(trackers)
+            services = {name: _tracker(name, log_dir) for name in trackers}
         fsdp = launched_for_fsdp()
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # its autocast patches the module's forward: `autocast` below instead
-            log_with=[_tracker(name, log_dir) for name in trackers] if log_dir and trackers else None,
+            log_with=[*services.values()] or None,
             project_config=ProjectConfiguration(project_dir=str(log_dir), logging_dir=str(log_dir))
             if log_dir
             else None,
@@ -90,7 +95,7 @@ class Runtime:
         set_float32_products(tf32=False)  # after accelerate, which allows TF32 under its --dynamo_backend
         dtype = _DTYPES[resolve_precision(precision, accelerator.device)]
         comm = Communicator(accelerator.process_index, accelerator.num_processes, timeout=limit)
-        return cls(accelerator, dtype, comm, fsdp)
+        return cls(accelerator, dtype, comm, Trackers(accelerator, services), fsdp)
 
     @property
     def rank(self) -> int:
@@ -143,30 +148,6 @@ class Runtime:
         with nullcontext() if float32 else torch.autocast(self.device.type, self.dtype), float32_products(tf32=False):
             yield
 
-    def start_tracking(self, config: Mapping[str, Any]) -> list[str]:
-        """Start the trackers. Returns a sentence for each that fails: the run goes on without it."""
-        _keep_tensorboard_threads_quiet()
-        try:
-            self.accelerator.init_trackers("tensorboard", config=None)
-        except Exception as error:  # noqa: BLE001 (a log never stops a run)
-            self.accelerator.trackers.clear()
-            return [_lost("the trackers", error)]
-        return self._on_trackers(lambda tracker: tracker.store_init_configuration(dict(config)))
-
-    def track(self, values: Mapping[str, Any], step: int) -> list[str]:
-        """Send values to the trackers. Returns a sentence for each that fails: the run goes on without it."""
-        return self._on_trackers(lambda tracker: tracker.log(dict(values), step=step)) if self.main else []
-
-    def _on_trackers(self, act: Callable[[Any], object]) -> list[str]:
-        lost = []
-        for tracker in [*self.accelerator.trackers]:
-            try:
-                act(tracker)
-            except Exception as error:  # noqa: BLE001 (a log never stops a run)
-                self.accelerator.trackers.remove(tracker)
-                lost.append(_lost(f"the tracker {tracker.name}", error))
-        return lost
-
     def __enter__(self) -> Runtime:
         return self
 
@@ -177,31 +158,10 @@ class Runtime:
         leaving the group would wait for them: the launcher ends them when this process dies.
         """
         if kind is None or (issubclass(kind, UserError) and not issubclass(kind, RankError)):
-            for complaint in self._on_trackers(lambda tracker: tracker.finish()):
-                sys.stderr.write(f"warning: {complaint}\n")
-            self.accelerator.trackers.clear()
+            self.trackers.finish()
             self.accelerator.end_training()
             if dist.is_initialized():
                 dist.destroy_process_group()
-
-
-def _lost(what: str, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return f"{' '.join(str(reason).split())[:300]}: {what} gets no more values; the run goes on without"
-
-
-def _keep_tensorboard_threads_quiet() -> None:
-    """Print no traceback for a thread of TensorBoard whose disk fails: the next write raises the same error."""
-    if getattr(threading.excepthook, "about_tensorboard", False):
-        return
-    shown = threading.excepthook
-
-    def excepthook(args: threading.ExceptHookArgs) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
-            shown(args)
-
-    excepthook.about_tensorboard = True
-    threading.excepthook = excepthook
 
 
 def _tracker(name: str, log_dir: str | Path) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 from diffpipe.errors import UserError
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.runtime import Runtime, resolve_precision
+from diffpipe.train.tracker_kinds import TrackedRun
 from tests.support.toy_stages import batch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -56,11 +57,11 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_tracker_gets_the_logged_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runtime.start("fp32", "cpu", tmp_path) as runtime:
-        runtime.start_tracking({"seed": 3})
+        runtime.trackers.start(TrackedRun(tmp_path, "project", "name", 0), {"seed": 3}, pytest.fail)
         values = []
-        (tracker,) = runtime.accelerator.trackers
-        monkeypatch.setattr(tracker, "log", lambda row, step, **_: values.append((row, step)))
-        runtime.track({"loss": 0.5}, step=7)
+        (tracker,) = runtime.trackers.running
+        monkeypatch.setattr(tracker.handle, "log", lambda row, step, **_: values.append((row, step)))
+        runtime.trackers.log({"loss": 0.5}, step=7)
     assert values == [({"loss": 0.5}, 7)]
 
 
@@ -87,20 +88,22 @@ def test_a_launcher_option_does_not_allow_tf32() -> None:
 def test_a_tracker_without_a_disk_never_stops_a_run(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    warnings = []
     with Runtime.start("fp32", "cpu", tmp_path) as runtime:
         if place == "start":
             (tmp_path / "tensorboard").write_text("a file in its place")
-            (sentence,) = runtime.start_tracking({"seed": 3})
-        else:
-            assert runtime.start_tracking({"seed": 3}) == []
+        runtime.trackers.start(TrackedRun(tmp_path, "project", "name", 0), {"seed": 3}, warnings.append)
+        if place != "start":
+            assert warnings == []
 
             def full(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            monkeypatch.setattr(runtime.accelerator.trackers[0], "log", full)
-            (sentence,) = runtime.track({"loss": 0.5}, step=7)
+            monkeypatch.setattr(runtime.trackers.running[0].handle, "log", full)
+        for step in (7, 8):
+            runtime.trackers.log({"loss": 0.5}, step)
+        (sentence,) = warnings
         assert sentence.endswith("the run goes on without")
-        assert runtime.track({"loss": 0.5}, step=8) == []
     assert capsys.readouterr().err == ""
 
 
