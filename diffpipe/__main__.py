@@ -40,6 +40,7 @@ COMMANDS = {
     "attribute": "images moved in latent space along the direction from one class to another",
     "interpolate": "images between two images, through their latents, or between two noises",
     "latent-map": "a map of the latents of images, coloured by class",
+    "report": "a page of one run: curves, samples, scores, what happened and the config, also while it trains",
     "compare": "runs side by side: samples, scores, likelihoods, speed and size, as a page, a table and a picture",
     "anomaly": "how well a run's score separates abnormal images from normal ones",
     "classify": "classify images by the likelihoods of a class-conditional run, with calibration",

@@ -53,6 +53,7 @@ NOT_RUN = {
     "kubectl": "no Kubernetes",
     "sbatch": "no Slurm: test_launch.py and test_sweep.py run the scripts with a stand-in",
     "diffpipe train configs/fashion_mnist/ddpm.yaml optimizer.lr=5e-4,1e-3 seed=0,1 run.dir=": "test_sweep.py, in bash",
+    "diffpipe report runs/photos --watch": "it serves until Ctrl-C: test_report.py looks at what it serves",
 }
 SMALL = [*TINY_RUN, "data.resolution=8", "data.workers=0", "train.steps=2", "sample.every=0"]
 LAUNCH = shlex.split("accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe")

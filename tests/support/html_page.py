@@ -25,7 +25,8 @@ class Page(HTMLParser):
             self._texts.append((tag, ""))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        if tag not in _EMPTY:
+            assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         if self.open[-1:] == ["script"]:

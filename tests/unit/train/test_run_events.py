@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from diffpipe.errors import UserError
+from diffpipe.run_folder import EVENTS
 from diffpipe.train.distributed import Communicator
-from diffpipe.train.run_events import EVENTS, recorded_events
+from diffpipe.train.run_events import recorded_events
 from diffpipe.train.runtime import Runtime
 
 

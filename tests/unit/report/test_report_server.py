@@ -1,0 +1,86 @@
+"""The server of a run's page: for this machine alone, and for its own name alone."""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from diffpipe.errors import UserError
+from diffpipe.report import report_server as module
+from diffpipe.report.report_server import LivePage, report_server
+from tests.support.report_runs import log_line, write_config, write_lines
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    home = tmp_path / "run"
+    home.mkdir()
+    write_config(home)
+    return home
+
+
+@pytest.fixture
+def server(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    monkeypatch.setattr(module, "_SHARE", 1.0)
+    with report_server(run) as started:
+        thread = threading.Thread(target=started.serve_forever, args=[0.01])
+        thread.start()
+        yield started
+        started.shutdown()
+        thread.join()
+
+
+def get(server: ThreadingHTTPServer, path: str, host: str | None = None) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    try:
+        connection.request("GET", path, headers={} if host is None else {"Host": host})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_the_page_and_its_version_are_served_to_this_machine_alone(server: ThreadingHTTPServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    status, page = get(server, "/")
+    assert status == 200
+    status, version = get(server, "/version")
+    assert status == 200
+    assert f'data-version="{version}"' in page
+    assert "connect-src 'self'" in page
+    assert get(server, "/", host=f"localhost:{server.server_port}")[0] == 200
+    assert get(server, "/", host="example.com")[0] == 403
+    assert get(server, "/../config.yaml")[0] == 404
+
+
+def test_the_version_changes_with_the_run(run: Path, server: ThreadingHTTPServer) -> None:
+    before = get(server, "/version")[1]
+    assert get(server, "/version")[1] == before
+    write_lines(run / "metrics.jsonl", [log_line(10)])
+    after = get(server, "/version")[1]
+    assert after != before
+    assert "images seen" in get(server, "/")[1]
+    shutil.rmtree(run)
+    assert get(server, "/version")[0] == 503
+
+
+def test_a_page_that_takes_long_is_not_made_again_at_once(run: Path) -> None:
+    live = LivePage(run)
+    before = live.version()
+    write_lines(run / "metrics.jsonl", [log_line(10)])
+    assert live.version() == before  # made within the last moments
+
+
+def test_a_wrong_directory_and_a_taken_port_are_refused(run: Path, server: ThreadingHTTPServer) -> None:
+    with pytest.raises(UserError, match="no such directory"):
+        report_server(run / "absent")
+    with pytest.raises(UserError, match=rf"port {server.server_port}: .*; give another --port"):
+        report_server(run, server.server_port)
+    with pytest.raises(UserError, match=r"port 99999: .*; give another --port"):
+        report_server(run, 99999)

@@ -1,0 +1,48 @@
+"""The scores of a run: only those of one protocol are one curve, and a file that is no score is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffpipe.report.run_scores import letter_of, read_scores, series_of
+from tests.support.report_runs import write_score
+
+
+def test_scores_of_one_protocol_are_one_curve_over_the_images_seen(tmp_path: Path) -> None:
+    for step, value in ((200, 3.0), (100, 5.0), (300, 2.0)):
+        write_score(tmp_path, step, value)
+    write_score(tmp_path, 300, 9.0, sampler="heun")
+    (tmp_path / "scores" / "broken.json").write_text('{"scores": ')
+    scores = read_scores(tmp_path / "scores")
+    assert [(file.step, file.protocol) for file in scores.files] == [(100, "A"), (200, "A"), (300, "A"), (300, "B")]
+    assert scores.unreadable == ["broken.json"]
+    first, second = series_of(scores.files)
+    assert [(point.images, point.value) for point in first.points] == [(1600, 5), (3200, 3), (4800, 2)]
+    assert (first.metric, first.name, first.floor) == ("fd_efficientnet_lite0", "A", 120.0)
+    assert second.curve().mean.tolist() == [9.0]
+    assert first.curve().last == 2.0
+
+
+def test_other_images_or_another_reference_are_another_protocol(tmp_path: Path) -> None:
+    write_score(tmp_path, 100, 1.0)
+    write_score(tmp_path, 200, 1.0, n=50)
+    write_score(tmp_path, 300, 1.0, weights="raw")
+    assert [file.protocol for file in read_scores(tmp_path / "scores").files] == ["A", "B", "C"]
+
+
+def test_a_score_whose_images_are_unknown_is_listed_but_not_drawn(tmp_path: Path) -> None:
+    write_score(tmp_path, 100, 1.0, images_seen="<many>")
+    scores = read_scores(tmp_path / "scores")
+    assert [(file.step, file.images) for file in scores.files] == [(100, None)]
+    assert series_of(scores.files) == []
+
+
+def test_a_link_and_a_missing_folder_hold_no_scores(tmp_path: Path) -> None:
+    write_score(tmp_path, 100, 1.0)
+    (tmp_path / "link").symlink_to(tmp_path / "scores")
+    assert read_scores(tmp_path / "link").files == []
+    assert read_scores(tmp_path / "absent").files == []
+
+
+def test_letters_go_on_after_z() -> None:
+    assert [letter_of(i) for i in (0, 25, 26, 27, 52)] == ["A", "Z", "AA", "AB", "BA"]
