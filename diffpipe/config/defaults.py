@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ def read_merged(model: type[BaseModel], path: str | Path) -> MergedYaml:
 
     A later one overrides an earlier one, and the file itself overrides all. Sections are merged key by key; a list or
     any other value is replaced. A section that names another `kind` replaces the inherited one whole, because its keys
-    belong to its kind. Raises UserError with the chain of files.
+    belong to its kind. An inherited section without `kind` is of the default one; where there is none, it is merged.
+    Raises UserError with the chain of files.
     """
     return _read(model, user_path(path), [])
 
@@ -41,7 +43,7 @@ def read_merged(model: type[BaseModel], path: str | Path) -> MergedYaml:
 def _read(model: type[BaseModel], path: Path, above: list[Path]) -> MergedYaml:
     """above: the files whose `defaults` lead to this one."""
     chain = " → ".join(map(str, [*above, path]))
-    if any(path.resolve() == other.resolve() for other in above):
+    if os.path.realpath(path) in map(os.path.realpath, above):
         raise UserError(f"{chain}: these files inherit from each other; remove `{DEFAULTS}` from one of them")
     own = _read_file(path, chain, named_by=above[-1] if above else None)
     tree: dict[str, Any] = {}
@@ -82,7 +84,8 @@ def _base_names(value: Any, chain: str) -> list[str]:
 
 def _merge(base: dict[str, Any], over: dict[str, Any], models: Sequence[type[BaseModel]]) -> dict[str, Any]:
     """`over` laid over `base`. models: the config classes that the section may be of."""
-    if "kind" in over and base and over["kind"] != base.get("kind", _default_kind(models)):
+    inherited = base.get("kind", _default_kind(models))
+    if "kind" in over and inherited is not None and over["kind"] != inherited:
         return over
     models = [model for model in models if _may_be(model, over.get("kind", base.get("kind")))]
     merged = {**base, **over}

@@ -91,6 +91,17 @@ def test_the_kind_of_a_section_is_known_wherever_it_is_named(tmp_path: Path) -> 
     assert read_merged(Experiment, path).tree["stage"] == {"kind": "flow", "dequantization": {"kind": "uniform"}}
 
 
+def test_a_section_without_a_kind_is_of_the_default_one_and_merged_where_there_is_none(tmp_path: Path) -> None:
+    network = {"width": 768}
+    write(tmp_path / "base.yaml", {"stage": {"network": network, "timesteps": {"low_discrepancy": True}}})
+    of_child = {"kind": "ddpm", "timesteps": {"kind": "log_normal"}}
+    path = write(tmp_path / "child.yaml", {"defaults": "base.yaml", "stage": of_child})
+    timesteps = {"kind": "log_normal", "low_discrepancy": True}
+    assert read_merged(Experiment, path).tree["stage"] == {"kind": "ddpm", "network": network, "timesteps": timesteps}
+    write(tmp_path / "child.yaml", {"defaults": "base.yaml", "stage": {"network": {"kind": "dit"}}})
+    assert read_merged(Experiment, path).tree["stage"]["network"] == {"kind": "dit"}  # the base's is a UNet
+
+
 def test_a_list_of_files_is_merged_in_order_and_each_is_relative_to_its_own(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", BASE)
     write(tmp_path / "size/large.yaml", {"defaults": "parts/wide.yaml", "stage": {"network": {"blocks": 4}}})
@@ -120,6 +131,17 @@ def test_two_files_may_inherit_from_the_same_one(tmp_path: Path) -> None:
     write(tmp_path / "b.yaml", {"defaults": "base.yaml", "train": {"steps": 7}})
     path = write(tmp_path / "c.yaml", {"defaults": ["a.yaml", "b.yaml"]})
     assert read_merged(Experiment, path).tree == BASE | {"seed": 1, "train": {"steps": 7}}
+
+
+def test_files_that_name_each_other_in_other_words_are_a_cycle(tmp_path: Path) -> None:
+    path = write(tmp_path / "child.yaml", {"defaults": f"../{tmp_path.name}/base.yaml"})
+    write(tmp_path / "base.yaml", {"defaults": str(path)})
+    with pytest.raises(UserError, match="these files inherit from each other"):
+        load_config(Experiment, path)
+    (tmp_path / "base.yaml").unlink()
+    (tmp_path / "base.yaml").symlink_to("base.yaml")
+    with pytest.raises(UserError, match=r"base\.yaml: cannot read the config \(Too many levels of symbolic links\)"):
+        load_config(Experiment, path)
 
 
 @pytest.mark.parametrize(
