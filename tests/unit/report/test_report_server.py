@@ -54,8 +54,9 @@ def test_the_page_and_its_version_are_served_to_this_machine_alone(server: Threa
     assert status == 200
     assert f'data-version="{version}"' in page
     assert "connect-src 'self'" in page
-    assert get(server, "/", host=f"localhost:{server.server_port}")[0] == 200
+    assert get(server, "/", host="localhost:8000")[0] == 200  # through a tunnel
     assert get(server, "/", host="example.com")[0] == 403
+    assert get(server, "/", host=f"example.com:{server.server_port}")[0] == 403
     assert get(server, "/../config.yaml")[0] == 404
 
 
