@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from diffpipe.__main__ import main
 from tests.support.run_folders import run_folder
 
+PAGE = Path(__file__).parents[3] / "launch" / "README.md"
 CONFIG = str(Path(__file__).parents[3] / "configs" / "fashion_mnist" / "flow.yaml")
 
 
@@ -22,6 +24,8 @@ def document(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, An
     shown = capsys.readouterr()
     tree = json.loads(shown.out)
     assert (tree["command"], tree["status"]) == (words[0], status)
+    page = PAGE.read_text(encoding="utf-8").partition("### --json")[2].partition("\n### ")[0]
+    assert set(tree) <= set(re.findall("`([a-z_]+)`", page))
     return tree
 
 
@@ -49,6 +53,7 @@ def test_pack_and_index_say_which_shards_they_wrote_and_what_they_left_out(
 def test_config_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert document(capsys, "config", "show", CONFIG, "train.steps=7")["config"]["train"]["steps"] == 7
     assert "discriminator" in document(capsys, "config", "schema")["schema"]["properties"]["stage"]
+    assert document(capsys, "config", "diff", CONFIG, CONFIG)["differences"] == []
     (key,) = document(capsys, "config", "keys", "train.steps")["keys"]
     assert (key["name"], key["type"], key["default"]) == ("train.steps", "int ≥ 1", None)
 
@@ -65,3 +70,8 @@ def test_status_lists_the_runs_and_imports_nothing_heavy(tmp_path: Path, capsys:
     program = "import sys; from diffpipe.__main__ import main; main(); print('torch' in sys.modules)"
     words = [sys.executable, "-c", program, "status", str(tmp_path)]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "False"
+
+
+def test_a_sweep_is_a_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = document(capsys, "train", CONFIG, "seed=0,1")["commands"]
+    assert [any(word == f"seed={seed}" for word in words) for seed, words in enumerate(commands)] == [True, True]
