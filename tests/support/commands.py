@@ -43,7 +43,7 @@ TINY_STAGE = {
     "glow": ["stage.network.levels=1", "stage.network.steps=2", "stage.network.hidden=8"],
     "gan": [*_DISCRIMINATOR, "stage.generator.channels=8", "stage.generator.channel_mult=[1,2]"],
     "tarflow": ["stage.network.width=16", "stage.network.blocks=2", "stage.network.layers=1"],
-    "vq": [*_CODER, "stage.quantizer.codes=16"],
+    "vq": [*_CODER, "stage.quantizer.codes=16", "eval.reconstruction=0"],
     "vae": [*_CODER, "eval.reconstruction=0"],
 }
 
