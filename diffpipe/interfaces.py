@@ -142,7 +142,11 @@ class Stage(Protocol):
     """
 
     def networks(self) -> dict[str, nn.Module]:
-        """Fresh networks by name. The names are those of optimizer groups, averages and tensors in checkpoints."""
+        """Fresh networks by name. The names are those of optimizer groups, averages and tensors in checkpoints.
+
+        A parameter that is built without `requires_grad` is never trained. Averages have the same, and a checkpoint
+        holds it once.
+        """
         ...
 
     def phases(self) -> Sequence[Phase]:

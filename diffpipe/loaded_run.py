@@ -223,17 +223,17 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         options = {"n": n, "seed": seed, "block": block, "batch": batch, "verify": verify, "compare": compare}
         return compress_shards(self._run, shards, Path(out), self._runtime.in_precision("fp32"), **options)
 
-    def export(self, out: str | Path, to: ExportFormat = "safetensors") -> list[str]:
+    def export(self, out: str | Path, to: ExportFormat = "safetensors", *, merge: bool = False) -> list[str]:
         """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.
 
         safetensors: one file per network and the config in the folder `out`, or all in one file, where its name ends in
         .safetensors: `diffpipe.import_run` reads it. diffusers: a folder for DDPMPipeline, DDIMPipeline or
-        DiTPipeline.
+        DiTPipeline; of a run with `lora` its adapter, or with `merge` that folder with the adapter in its weights.
 
         >>> run.export("weights/tiny.safetensors")
         []
         """
-        return self._runtime.comm.on_rank_zero(lambda: export(self._run, Path(out), to))
+        return self._runtime.comm.on_rank_zero(lambda: export(self._run, Path(out), to, merge=merge))
 
 
 def load(

@@ -19,20 +19,25 @@ ExportFormat = Literal["safetensors", "diffusers"]
 SINGLE_FILE = ".safetensors"
 
 
-def export(run: Run, out: Path, to: ExportFormat) -> list[str]:
+def export(run: Run, out: Path, to: ExportFormat, *, merge: bool = False) -> list[str]:
     """Write the run's weights. Returns sentences on what the files do not say. Raises UserError.
 
     safetensors: one file per network, named for it, and the run's config.yaml, in the folder `out`; or the one file
-    `out` where its name ends so. diffusers: a folder that a pipeline of diffusers loads.
+    `out` where its name ends so. diffusers: a folder that a pipeline of diffusers loads; of a run with
+    `lora` the adapter alone, or with `merge` the whole folder with the adapter in its weights.
     """
     if to not in get_args(ExportFormat):
         raise UserError(f"to is {to!r}; give {' or '.join(get_args(ExportFormat))}")
+    if merge and (to != "diffusers" or run.experiment.lora is None):
+        raise UserError(
+            "--merge is for `--to diffusers` and a run with lora; elsewhere weights are whole: leave it out"
+        )
     single = out.suffix == SINGLE_FILE and not out.is_dir()
     if to == "diffusers" and single:
         raise UserError(f"{out}: a diffusers pipeline is a folder; give a name without {SINGLE_FILE}")
     try:
         if to == "diffusers":
-            return export_diffusers(run, out)
+            return export_diffusers(run, out, merge=merge)
         if single:
             _export_file(run, out)
         else:

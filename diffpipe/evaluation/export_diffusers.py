@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from diffpipe.errors import UserError
+from diffpipe.evaluation.export_adapter import export_adapter
 from diffpipe.experiment.interop.autoencoder_kl import DECODES_ONLY, their_vae, to_autoencoder_kl
 from diffpipe.experiment.interop.diffusers_folder import VAE, Labels, network_folder, weights_path, write_configs
 from diffpipe.experiment.interop.dit_transformer import DiTTransformer, to_dit_transformer
@@ -28,8 +29,8 @@ _PIXELS = (
 )
 
 
-def export_diffusers(run: Run, folder: Path) -> list[str]:
-    """Write the folder. Returns sentences on what it does not say.
+def export_diffusers(run: Run, folder: Path, *, merge: bool = False) -> list[str]:
+    """Write the folder. Returns sentences on what it does not say. merge: see `export`.
 
     Raises UserError where diffusers has no class for the run, OSError or SafetensorError where it cannot be written.
     """
@@ -54,6 +55,8 @@ def export_diffusers(run: Run, folder: Path) -> list[str]:
     else:
         model = DiTTransformer(stage.network, channels, outputs, resolution, classes or 1)
         network, scheduler = to_dit_transformer(model), to_scheduler(stage, learned_variance=False)
+    if run.experiment.lora is not None and not merge:
+        return export_adapter(run, model, folder)
     names = run.experiment.data.class_names
     labels = Labels(classes, stage.label_dropout, names if len(names) == classes else ())
     vae, tensors = None, {network_folder(model): model.their_tensors(run.nets[DENOISER].state_dict())}

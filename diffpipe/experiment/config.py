@@ -22,6 +22,7 @@ from diffpipe.stages.vq import VQConfig
 from diffpipe.train.checkpoint.config import CheckpointConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig, PowerEMAConfig
+from diffpipe.train.lora import LoRAConfig
 from diffpipe.train.optimizer import OptimizerConfig
 
 
@@ -144,6 +145,8 @@ class Experiment(Config):
     """The model family: its networks, its loss, how it samples."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW or Muon, and its learning rate."""
+    lora: LoRAConfig | None = None
+    """Adapters that are trained in the place of the weights of run.init; null: none."""
     ema: Annotated[EMAConfig | PowerEMAConfig, Field(discriminator="kind"), default_kind("classical")] = EMAConfig()
     """The moving average of the weights, which samples and scores use."""
     train: TrainConfig
@@ -159,7 +162,9 @@ class Experiment(Config):
     """Scores during training."""
 
     @model_validator(mode="after")
-    def _init_has_a_source(self) -> Experiment:
+    def _init_and_lora_have_weights(self) -> Experiment:
         if self.run.init is None and self.init != InitConfig():
             raise ValueError("init says which weights a run takes from run.init, which is null; set run.init")
+        if self.run.init is None and self.lora is not None:
+            raise ValueError("lora trains adapters of the weights of run.init, which is null; set run.init")
         return self

@@ -11,6 +11,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.resume_compat import Change, changed_stage
 from diffpipe.plural import plural
+from diffpipe.train.lora import adapted_networks
 
 _NAMED = 3
 _ARCHITECTURE = ("stage.network.", "stage.generator.", "stage.discriminator.")
@@ -66,7 +67,20 @@ def fit(there: Mapping[str, Tensor], nets: Mapping[str, nn.Module], source: Expe
         if architecture:
             listed.append(f"config: {_listed(map(str, architecture))}")
         raise UserError(f"the weights do not fit the networks; {'; '.join(listed)}; {_remedy(loaded, unfit)}")
-    return Fit(loaded, [name for name in here if name not in loaded], unused, changes)
+    result = Fit(loaded, [name for name in here if name not in loaded], unused, changes)
+    if experiment.lora is not None:
+        _require_frozen_loaded(result, adapted_networks(experiment.lora, nets), init.fresh)
+    return result
+
+
+def _require_frozen_loaded(result: Fit, networks: Sequence[str], fresh: Sequence[str]) -> None:
+    """Raise UserError where weights that lora freezes would stay as they were drawn."""
+    drawn = [name for name in result.fresh if name.partition(".")[0] in networks and not _is_in(name, fresh)]
+    if drawn:
+        raise UserError(
+            f"lora freezes all weights but those of init.fresh, and these start fresh: {_listed(drawn)}; name their "
+            f"modules in init.fresh, or leave lora out"
+        )
 
 
 def _remedy(loaded: Sequence[str], unfit: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +20,12 @@ from diffpipe.experiment.interop.single_file import METADATA, single_file_tensor
 from diffpipe.experiment.interop.source import ImportOptions
 from diffpipe.experiment.interop.weights_file import WeightsFile
 from diffpipe.experiment.stored_config import stored_config
+from diffpipe.experiment.stored_tensors import blank_tensors, load_networks, load_part
 from diffpipe.files import sha256_of, user_path
 from diffpipe.interfaces import ImageShape, Stage
-from diffpipe.train import checkpoint as checkpoints
-from diffpipe.train.distributed import Communicator
 from diffpipe.train.ema import prefix
 from diffpipe.train.initialization import StartFunction
+from diffpipe.train.lora import plain_name
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.sharded_networks import without_values
 
@@ -51,8 +52,8 @@ class InitialWeights(NamedTuple):
                 start(nets)
             for name, net in nets.items():
                 for key, tensor in net.state_dict().items():
-                    if f"{name}.{key}" in self.values:
-                        tensor.copy_(self.values[f"{name}.{key}"])
+                    if (value := self.values.get(f"{name}.{plain_name(key)}")) is not None:
+                        tensor.copy_(value)
 
         return load
 
@@ -99,16 +100,14 @@ def _of_run(path: Path, experiment: Experiment, runtime: Runtime) -> _Source:
     else:
         found = find_pinned_checkpoint(path, init.sha256, runtime, role="initial weights", place="run.init=PATH")
     part = "net" if init.weights == "raw" else prefix(0)
-    blank = {
-        name.removeprefix(f"{part}."): tensor for name, tensor in found.tensors().items() if name.startswith(f"{part}.")
-    }
+    stored, blank = stored_config(found), blank_tensors(found)
 
     def read(names: list[str]) -> dict[str, Tensor]:
         tensors = {name: torch.empty_like(blank[name], device="cpu") for name in names}
-        checkpoints.load(found, {f"{part}.{name}": tensor for name, tensor in tensors.items()}, Communicator())
+        load_networks(found, tensors, part, functools.partial(load_part, found, part), stored.lora)
         return tensors
 
-    return _Source(f"{found.path} ({init.weights})", stored_config(found), found.manifest_sha256, blank, read)
+    return _Source(f"{found.path} ({init.weights})", stored, found.manifest_sha256, blank, read)
 
 
 def _of_file(path: Path, experiment: Experiment, shape: ImageShape, runtime: Runtime) -> _Source:

@@ -85,9 +85,9 @@ class Job:
         lacks = runtime.comm.raise_on_all_ranks(lambda: resource_warnings(prepared.experiment, trainer, shards, shape))
         for sentence in lacks:
             print_on_rank_zero(runtime, f"warning: {sentence}")
-        experiment, stage, runs, validation, initial = prepared
-        for sentence in initial.sentences() if initial else []:
+        for sentence in prepared.initial.sentences() if prepared.initial else []:
             print_on_rank_zero(runtime, sentence)
+        experiment, stage, runs, validation = prepared.experiment, prepared.stage, prepared.runs, prepared.validation
         return cls(experiment, runtime, shards, shape, stage, trainer, checkpoint, runs, validation, callbacks)
 
     def run(self, stop_consensus: StopConsensus) -> signal.Signals | None:

@@ -18,18 +18,21 @@ from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.loop import Trainer
+from diffpipe.train.lora import with_adapters
 from diffpipe.train.runtime import Runtime
+from diffpipe.train.sharded_networks import without_values
 
 
 class PreparedStage(NamedTuple):
     """The stage of a run, and the run's experiment with all that was left open in it.
 
-    runs: the checkpoints of other runs that the stage needs, by their role. initial: the weights of `run.init`, for a
-    new run.
+    trained: the same with the adapters of `lora`. runs: the checkpoints of other runs that the stage needs, by their
+    role. initial: the weights of `run.init`, for a new run.
     """
 
     experiment: Experiment
     stage: Stage
+    trained: Stage
     runs: Mapping[str, Checkpoint]
     validation: Validation | None
     initial: InitialWeights | None = None
@@ -51,12 +54,15 @@ def prepare_stage(
     runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
     experiment = with_class_names(experiment, shards)
     validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
-    initial = None
+    trained, initial = stage, None
+    if experiment.lora is not None:
+        trained = with_adapters(stage, experiment.lora, experiment.init.fresh)
+        without_values(trained)  # what cannot have adapters is refused here
     if checkpoint is None and experiment.run.init is not None:
         initial = initial_weights(experiment, stage, shape, runtime)
         init = experiment.init.model_copy(update={"sha256": initial.sha256})
         experiment = experiment.model_copy(update={"init": init})
-    return PreparedStage(experiment, stage, runs, validation, initial)
+    return PreparedStage(experiment, stage, trained, runs, validation, initial)
 
 
 def build_trainer(
@@ -69,7 +75,7 @@ def build_trainer(
         if prepared.initial is not None:
             start = prepared.initial.start_function(start)
     return Trainer(
-        stage,
+        prepared.trained,
         runtime,
         experiment.train,
         experiment.optimizer,
@@ -88,6 +94,7 @@ def load_progress(trainer: Trainer, checkpoint: Checkpoint) -> None:
     if state.imported_from is not None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
     checkpoints.load(checkpoint, tensors, trainer.runtime.comm, updates=trainer.updates_per_step)
+    trainer.loaded()
     trainer.step, trainer.position, trainer.skipped = state.step, state.position, state.skipped
     trainer.bad.known = state.bad_samples
     trainer.budget.restore(state.time, state.step)

@@ -20,6 +20,7 @@ from diffpipe.machine import WORKER_BYTES, available_memory, gigabytes, process_
 from diffpipe.plural import plural
 from diffpipe.train.activation_memory import activation_bytes
 from diffpipe.train.loop import Trainer
+from diffpipe.train.parallel import trainable_parameters
 
 _LARGEST_GROWTH = 10_000  # a network's activations are at most so many times as large as its input
 _WARN_FROM = 0.8
@@ -49,7 +50,7 @@ def resource_warnings(experiment: Experiment, trainer: Trainer, shards: ShardSet
     """Sentences about what the job will lack. Raises UserError where it cannot work on this machine."""
     size, networks = JobSize.launched(trainer.runtime.world), {}
     if trainer.runtime.device.type == "cpu":
-        weights = sum(p.numel() * p.element_size() for net in trainer.nets.values() for p in net.parameters())
+        weights = sum(p.numel() * p.element_size() for net in trainer.nets.values() for p in trainable_parameters(net))
         networks["gradients and moments"] = 3 * weights
         if not are_latents(shards):
             micro_batch = size.micro_batch(experiment)

@@ -82,6 +82,7 @@ def fixed_config(experiment: Experiment, shape: ImageShape) -> dict[str, Any]:
         "seed": experiment.seed,
         "data": order | augmentation | shape._asdict(),
         "stage": _stage(experiment),
+        "lora": experiment.lora and experiment.lora.model_dump(mode="json"),
         "optimizer": experiment.optimizer.model_dump(mode="json"),
         "ema": experiment.ema.model_dump(mode="json", exclude={"snapshot_every", "keep_snapshots"}),
     }
@@ -171,4 +172,4 @@ def _changed_decay(checkpoint: Checkpoint, before: Experiment, now: Experiment) 
 def _of_model(key: str) -> bool:
     """Whether the stored tensors fit no other value of this key."""
     data = {f"data.{name}" for name in ImageShape._fields}
-    return key.startswith("stage.") or key in {"ema.kind", "ema.sigma_rel"} | data
+    return key.startswith(("stage.", "lora.")) or key in {"ema.kind", "ema.sigma_rel"} | data

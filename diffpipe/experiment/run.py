@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,13 +21,13 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.dependencies import resolve
 from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.stored_config import stored_config
+from diffpipe.experiment.stored_tensors import Adapters, load_networks, load_part
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.codes import CodeCodec, code_codec
 from diffpipe.stages.latents import LatentCodec, latent_codec
 from diffpipe.stages.vq import VQ
-from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint, limited_to
-from diffpipe.train.distributed import Communicator
+from diffpipe.train.ema import prefix
 from diffpipe.train.runtime import Runtime
 
 # The option of a command, and argument of a method, for a key of the config, and the stages that have it. Others refuse
@@ -54,7 +55,7 @@ class Run:
     """A trained stage: its config as it was trained (with what the command line overrode) and its networks.
 
     weights: `raw`, `ema`, or `ema 0.1`, a power-function average and its length. about_weights: the part of a score's
-    protocol about an average that was made from snapshots.
+    protocol about an average that was made from snapshots. adapters: of a run with `lora`; the networks contain them.
     """
 
     checkpoint: Checkpoint
@@ -64,6 +65,7 @@ class Run:
     nets: dict[str, nn.Module]
     weights: str
     about_weights: dict[str, Any] = field(default_factory=dict)
+    adapters: Adapters = field(default_factory=dict)
 
     @property
     def home(self) -> Path:
@@ -138,13 +140,11 @@ def _opened(
     with torch.random.fork_rng(devices=[]), limited_to(found):
         nets = {name: runtime.place(net).requires_grad_(False).eval() for name, net in stage.networks().items()}
     tensors = {f"{name}.{key}": tensor for name, net in nets.items() for key, tensor in net.state_dict().items()}
-    if raw:
-        checkpoints.load(found, {f"net.{name}": tensor for name, tensor in tensors.items()}, Communicator())
-        _require_finite(found, nets, "raw")
-        return Run(found, experiment, shape, stage, nets, "raw")
-    average.load(tensors)
-    _require_finite(found, nets, average.name)
-    return Run(found, experiment, shape, stage, nets, average.name, average.describe())
+    weights, about = ("raw", {}) if raw else (average.name, average.describe())
+    load = functools.partial(load_part, found, "net") if raw else average.load
+    adapters = load_networks(found, tensors, "net" if raw else prefix(0), load, experiment.lora)
+    _require_finite(found, nets, weights)
+    return Run(found, experiment, shape, stage, nets, weights, about, adapters)
 
 
 def _require_finite(found: Checkpoint, nets: Mapping[str, nn.Module], weights: str) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from diffpipe.experiment.config import Experiment
 from diffpipe.interfaces import ImageShape
 from diffpipe.plural import plural
+from diffpipe.train.parallel import trainable_parameters
 from diffpipe.train.runtime import Runtime
 
 
@@ -32,7 +33,7 @@ def start_summary(
     where = f"{plural(runtime.world, 'process', 'processes')} on {device}, {precision}"
     if runtime.world > 1:
         where += f", {parallel}"
-    sizes = [f"{name} {_millions(sum(p.numel() for p in net.parameters()))}" for name, net in nets.items()]
+    sizes = [f"{name} {_size(net)}" for name, net in nets.items()]
     size, classes = shape.resolution, f", {plural(shape.classes, 'class', 'classes')}" if shape.classes else ""
     data = f"{plural(f'{total:,}', 'image')} at {size.height}x{size.width}x{shape.channels}{classes}"
     epoch = f"{plural(f'{total / batch:.4g}', 'step')} of {plural(batch, 'image')} per epoch"
@@ -45,6 +46,14 @@ def start_summary(
             f"{data}; {epoch}; steps {step} to {until}; {saves}",
         ]
     )
+
+
+def _size(net: nn.Module) -> str:
+    """The number of parameters, and of those that are trained where some are frozen."""
+    total, trained = (
+        sum(p.numel() for p in parameters) for parameters in (net.parameters(), trainable_parameters(net))
+    )
+    return _millions(total) if trained == total else f"{_millions(total)} ({_millions(trained)} trained)"
 
 
 def _millions(n: int) -> str:

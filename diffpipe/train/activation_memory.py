@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from diffpipe.interfaces import Batch, Phase, Stage
 from diffpipe.rng import KeyedRNG
+from diffpipe.train.parallel import trainable_parameters
 from diffpipe.train.runtime import Runtime
 
 
@@ -22,16 +23,25 @@ def activation_bytes(
     samples: a batch of so many. It is measured on copies of the networks, since a forward pass may change buffers.
     """
     copies = {name: copy.deepcopy(net).train() for name, net in nets.items()}
+    trainable = {name: trainable_parameters(net) for name, net in copies.items()}
     with torch.random.fork_rng(devices=[]):
-        return max(_per_sample(stage, phase, copies, [samples(1), samples(2)], runtime) for phase in stage.phases())
+        return max(
+            _per_sample(stage, phase, copies, trainable, [samples(1), samples(2)], runtime) for phase in stage.phases()
+        )
 
 
 def _per_sample(
-    stage: Stage, phase: Phase, nets: Mapping[str, nn.Module], batches: Sequence[Batch], runtime: Runtime
+    stage: Stage,
+    phase: Phase,
+    nets: Mapping[str, nn.Module],
+    trainable: Mapping[str, Sequence[nn.Parameter]],
+    batches: Sequence[Batch],
+    runtime: Runtime,
 ) -> int:
     """The difference between two samples and one: copies of weights do not grow with the batch."""
-    for name, net in nets.items():
-        net.requires_grad_(name in phase.trains)
+    for name, parameters in trainable.items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in phase.trains)
     one, two = (_saved_bytes(stage, phase, nets, batch, runtime) for batch in batches)
     return max(0, two - one)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from ema_pytorch import EMA
 from pydantic import Field, field_validator
 from torch import nn
@@ -93,8 +95,8 @@ def prefix(index: int) -> str:
 class ModelEMA:
     """The moving averages of one network's parameters and buffers.
 
-    nets: one averaged network for each of the config's decays, frozen and in evaluation mode. They must be sharded as
-    the trained one is.
+    nets: one averaged network for each of the config's decays, in evaluation mode. They must be sharded as the trained
+    one is. frozen: the names of the parameters that are not trained, and not averaged.
     """
 
     def __init__(self, config: EMAConfig | PowerEMAConfig, net: nn.Module, averaged: Sequence[nn.Module] | None = None):
@@ -103,14 +105,20 @@ class ModelEMA:
         averaged: networks that hold the averages, sharded as the first one is; None: copies of the first.
         """
         self._decays = config.decays
-        copies = averaged or [None] * len(self._decays)
-        self._emas: list[Any] = [EMA(net, copy, include_online_model=False, use_foreach=True) for copy in copies]
+        frozen = {name: p for name, p in net.named_parameters() if not p.requires_grad}
+        self.frozen = frozen.keys()
+        # A deep copy shares what its memo has: one frozen network is enough.
+        copies = averaged or [copy.deepcopy(net, {id(p): p for p in frozen.values()}) for _ in self._decays]
+        self._emas: list[Any] = [
+            EMA(net, average, include_online_model=False, use_foreach=True, ignore_names={*frozen})
+            for average in copies
+        ]
         self.nets: list[nn.Module] = [ema.ema_model for ema in self._emas]
         trained = dict(net.named_parameters())
         for ema, average in zip(self._emas, self.nets, strict=True):
             ema.copy_params_from_model_to_ema()
-            for copy, value in zip(average.buffers(), net.buffers(), strict=True):
-                copy.copy_(value)  # ema-pytorch leaves out integers
+            for buffer, value in zip(average.buffers(), net.buffers(), strict=True):
+                buffer.copy_(value)  # ema-pytorch leaves out integers
             average.requires_grad_(False).eval()
             names = dict(average.named_parameters()).keys()
             assert trained.keys() == names, "an average with other parameters would never move"
@@ -119,6 +127,15 @@ class ModelEMA:
     def net(self) -> nn.Module:
         """The averaged network that samples and scores use."""
         return self.nets[0]
+
+    @torch.no_grad()
+    def copy_frozen(self) -> None:
+        """Give the averages the network's frozen parameters, of which sharded averages have copies."""
+        trained = dict(self._emas[0].model.named_parameters())
+        for average in self.nets:
+            for name, parameter in average.named_parameters():
+                if name in self.frozen:
+                    parameter.copy_(trained[name])
 
     def update(self, step: int) -> None:
         """Move towards the weights after `step`. ema-pytorch's own step counter would wait for the device."""

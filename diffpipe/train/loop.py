@@ -30,7 +30,7 @@ from diffpipe.train.logs import MetricsLog, SampleLog
 from diffpipe.train.meter import Meter
 from diffpipe.train.nonfinite import handle_nonfinite
 from diffpipe.train.optimizer import OptimizerConfig, build_optimizers
-from diffpipe.train.parallel import ParallelStrategy
+from diffpipe.train.parallel import ParallelStrategy, trainable_parameters
 from diffpipe.train.progress import TrainProgress
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.sharded_networks import (
@@ -86,6 +86,7 @@ class Trainer:
             self.averages = {
                 name: ModelEMA(ema, net, [nets[name] for nets in averaged]) for name, net in self.nets.items()
             }
+        self.trainable = {name: trainable_parameters(net) for name, net in self.nets.items()}
         self.wrapped = {name: self.strategy.wrap(net.train()) for name, net in self.nets.items()}
         self.optimizer_config = optimizer
         scaled = runtime.dtype == torch.float16
@@ -121,11 +122,17 @@ class Trainer:
         for name, net in self.nets.items():
             tensors |= {f"net.{name}.{key}": value for key, value in net.state_dict().items()}
             for i, average in enumerate(self.averages[name].nets):
-                tensors |= {f"{prefix(i)}.{name}.{key}": value for key, value in average.state_dict().items()}
+                own = {key: t for key, t in average.state_dict().items() if key not in self.averages[name].frozen}
+                tensors |= {f"{prefix(i)}.{name}.{key}": value for key, value in own.items()}
         names = {p: f"{name}.{key}" for name, net in self.nets.items() for key, p in net.named_parameters()}
         for trains, optimizer in self.optimizers.items():
             tensors |= {f"optimizer.{'+'.join(trains)}.{key}": t for key, t in optimizer.state(names).items()}
         return tensors
+
+    def loaded(self) -> None:
+        """Make the averages whole after a checkpoint has been loaded into `state`: they share frozen parameters."""
+        for average in self.averages.values():
+            average.copy_frozen()
 
     def ema_networks(self) -> dict[str, nn.Module]:
         """The averaged networks, unsharded, to generate and to score. A collective where they are sharded."""
@@ -218,8 +225,9 @@ class Trainer:
         # A network that the phase does not train passes gradients on to those that it trains. It runs without its
         # wrapper, which would wait for gradients that never come.
         nets = {name: self.wrapped[name] if name in phase.trains else self.nets[name] for name in self.nets}
-        for name, net in self.nets.items():
-            net.requires_grad_(name in phase.trains)
+        for name, parameters in self.trainable.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in phase.trains)
         eager = uncompiled(apply=phase.penalizes and self.config.compile)
         with self.strategy.update([*self.wrapped.values()], penalizes=phase.penalizes), eager:
             if self.strategy.in_buckets and not self._buckets_settled.issuperset(phase.trains):

@@ -22,7 +22,7 @@ _LARGEST_ROUND = 1 << 24
 
 
 def hidden_matrices(net: nn.Module, *, convolutions: bool = False) -> list[Tensor]:
-    """The parameters that Muon is made for: the weights of linear layers within the network's blocks.
+    """The parameters that Muon is made for: the trained weights of linear layers within the network's blocks.
 
     convolutions: those of convolutions, too. A matrix of one row or one column is none: its orthogonalized update would
     be its normalized gradient.
@@ -30,7 +30,7 @@ def hidden_matrices(net: nn.Module, *, convolutions: bool = False) -> list[Tenso
     kinds = (nn.Linear, nn.modules.conv._ConvNd) if convolutions else (nn.Linear,)
     layers = [layer for block in blocks(net) for layer in block.modules() if isinstance(layer, kinds)]
     weights = [layer.weight for layer in layers]
-    return [weight for weight in weights if min(_matrix_shape(weight)) > 1]
+    return [weight for weight in weights if weight.requires_grad and min(_matrix_shape(weight)) > 1]
 
 
 class Muon(torch.optim.Optimizer):

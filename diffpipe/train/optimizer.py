@@ -20,7 +20,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Phase, Projects
 from diffpipe.train.distributed import Communicator
 from diffpipe.train.muon import Muon, hidden_matrices
-from diffpipe.train.parallel import full_tensor
+from diffpipe.train.parallel import full_tensor, trainable_parameters
 
 
 class OptimizerConfig(Config):
@@ -103,7 +103,7 @@ class Optimizer:
         comm: Communicator = Communicator(),  # noqa: B008 (frozen)
     ):
         self.config = config
-        self.parameters = [p for net in networks.values() for p in net.parameters()]
+        self.parameters = [p for net in networks.values() for p in trainable_parameters(net)]
         beta1, beta2, momentum = (beta ** (1 / updates_per_step) for beta in (*config.betas, config.muon_momentum))
         find = partial(hidden_matrices, convolutions=config.muon_convolutions)
         matrices = {name: find(net) if config.kind == "muon" else [] for name, net in networks.items()}
@@ -230,7 +230,7 @@ def build_optimizers(
 def _groups(net: nn.Module, left_out: Sequence[Tensor], config: OptimizerConfig) -> list[dict[str, Any]]:
     """The network's parameters without those that are left out, in groups of one weight decay."""
     others = {*left_out}
-    parameters = [p for p in net.parameters() if p not in others]
+    parameters = [p for p in trainable_parameters(net) if p not in others]
     if config.weight_decay_on == "all":
         return [{"params": parameters}]
     own = [(module, p) for module in net.modules() for p in module.parameters(recurse=False)]

@@ -128,6 +128,11 @@ def has_parameters(net: nn.Module) -> bool:
     return any(True for _ in net.parameters())
 
 
+def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes: not those that the network is built with as frozen ones."""
+    return [p for p in net.parameters() if p.requires_grad]
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with the shards of all processes. A collective where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -190,7 +190,7 @@ class Checkup:
     def check_memory(self, runtime: Runtime, prepared: PreparedStage, shards: ShardSet, shape: ImageShape) -> None:
         """Parameters and what comes with them on a process, and their files on the disk."""
         add, attempt, size, experiment = self.diagnosis.add, self.diagnosis.attempt, self.size, prepared.experiment
-        train, nets = experiment.train, without_values(prepared.stage)
+        train, nets = experiment.train, without_values(prepared.trained)
         fsdp = runtime.launched_for_fsdp
         layout = attempt(
             "processes",
@@ -210,7 +210,7 @@ class Checkup:
         activations = None
         if not are_latents(shards) and memory.can_be_measured(whole, available):
             activations = attempt(
-                "memory", lambda: memory.activations_per_sample(experiment, prepared.stage, shape, runtime)
+                "memory", lambda: memory.activations_per_sample(experiment, prepared.trained, shape, runtime)
             )
         micro_batch = size.micro_batch(experiment)
         need = memory.needs(held, activations or 0, micro_batch)

@@ -20,6 +20,7 @@ from diffpipe.train.activation_memory import activation_bytes
 from diffpipe.train.blocks import checkpoint_activations
 from diffpipe.train.initialization import initial_networks
 from diffpipe.train.muon import hidden_matrices
+from diffpipe.train.parallel import trainable_parameters
 from diffpipe.train.runtime import Runtime
 
 _PADDED = 1.25
@@ -46,16 +47,17 @@ def model_bytes(nets: Mapping[str, nn.Module], experiment: Experiment, shards: i
     """
     optimizer = experiment.optimizer
     parameters = [p for net in nets.values() for p in net.parameters()]
+    trained = [p for net in nets.values() for p in trainable_parameters(net)]
     persistent = {id(value) for net in nets.values() for value in net.state_dict(keep_vars=True).values()}
     buffers = sum(b.nbytes for net in nets.values() for b in net.buffers() if id(b) in persistent)
     matrices = set[Tensor]()
     if optimizer.kind == "muon":
         found = [hidden_matrices(net, convolutions=optimizer.muon_convolutions) for net in nets.values()]
         matrices = {p for of_net in found for p in of_net}
-    weights = sum(_shard_bytes(p, shards) for p in parameters)
-    moments = sum(_shard_bytes(p, shards) * (1 if p in matrices else 2) for p in parameters)
-    averages = len(experiment.ema.decays) * (weights + buffers)
-    return ModelBytes(weights + buffers, weights, moments, averages)
+    weights, gradients = (sum(_shard_bytes(p, shards) for p in some) for some in (parameters, trained))
+    moments = sum(_shard_bytes(p, shards) * (1 if p in matrices else 2) for p in trained)
+    averages = len(experiment.ema.decays) * (gradients + buffers)
+    return ModelBytes(weights + buffers, gradients, moments, averages)
 
 
 def activations_per_sample(experiment: Experiment, stage: Stage, shape: ImageShape, runtime: Runtime) -> int:

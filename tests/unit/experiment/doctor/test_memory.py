@@ -14,7 +14,7 @@ from diffpipe.experiment.preparation import build_trainer, prepare_stage
 from diffpipe.experiment.resources import JobSize
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.sharded_networks import without_values
-from tests.support.runs import indexed_shards
+from tests.support.runs import indexed_shards, saved_run
 from tests.support.stage_cases import CASES, SHAPE
 
 MB = 10**6
@@ -29,20 +29,23 @@ MB = 10**6
         ("gan", ()),
         ("vae", ()),
         ("flow", ()),
+        ("ddpm", ("run.init={home}/source", "lora.rank=2", "init.fresh=[denoiser.label]")),
     ],
 )
 def test_the_bytes_of_a_checkpoint_are_those_of_the_trainers_state(
     tmp_path: Path, runtime: Runtime, case: str, words: tuple[str, ...]
 ) -> None:
     images = indexed_shards(tmp_path / "images", 12)
+    saved_run(tmp_path / "source")
+    words = tuple(word.replace("{home}", str(tmp_path)) for word in words)
     words = ("data.batch_size=4", "data.test=null", f"run.dir={tmp_path}", f"data.train={images}", *words)
     experiment = CASES[case].experiment(*words)
     shards, shape = open_data(experiment, 1)
     prepared = prepare_stage(experiment, shards, shape, None, runtime)
     trainer = build_trainer(prepared, shards, None, runtime)
     state = {name: tensor for name, tensor in trainer.state().items() if not name.endswith(".step")}
-    assert model_bytes(without_values(prepared.stage), experiment).checkpoint == sum(t.nbytes for t in state.values())
-    assert memory.activations_per_sample(experiment, prepared.stage, shape, runtime) > 0
+    assert model_bytes(without_values(prepared.trained), experiment).checkpoint == sum(t.nbytes for t in state.values())
+    assert memory.activations_per_sample(experiment, prepared.trained, shape, runtime) > 0
 
 
 def test_a_shard_has_as_many_rows_as_the_largest_one() -> None:
