@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,11 @@ def other_version(site: Site) -> None:
     site.patch.setattr(importlib.metadata, "version", lambda name: "1.2.3" if name == "einops" else version(name))
 
 
+def no_wandb(site: Site) -> None:
+    find = importlib.util.find_spec
+    site.patch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+
+
 class Trouble(NamedTuple):
     """A trouble: what plants it, the words that `doctor` gets, and its finding.
 
@@ -124,6 +130,14 @@ TROUBLES = {
         "ACCELERATE_MIXED_PRECISION=bf16",
         "use train.precision instead",
         env("ACCELERATE_MIXED_PRECISION", "bf16"),
+        refused=True,
+    ),
+    "a tracker that is not installed": Trouble(
+        "error",
+        "wandb is not installed",
+        "diffpipe[trackers]",
+        no_wandb,
+        words=("train.trackers=[wandb]",),
         refused=True,
     ),
     "no index": Trouble("error", "index", "diffpipe index", no_index, refused=True),

@@ -45,6 +45,7 @@ from diffpipe.train.optimizer import build_optimizers
 from diffpipe.train.parallel import copy_size
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.sharded_networks import without_values
+from diffpipe.train.trackers import require_installed
 
 
 def diagnose(
@@ -62,6 +63,7 @@ def diagnose(
     if experiment is None:
         return diagnosis
     train = experiment.train
+    diagnosis.attempt("trackers", lambda: require_installed(train.trackers))
     runtime = diagnosis.attempt(
         "device",
         lambda: Runtime.start(train.precision, train.device, timeout=train.timeout, deterministic=train.deterministic),
