@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -119,7 +119,6 @@ class WandB(Tracker):
     def options(self) -> dict[str, Any]:
         import wandb  # noqa: PLC0415 (an extra)
 
-        os.environ.setdefault("WANDB_DIR", str(self.run.directory))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # else a job without a network waits at its end, for good
         online = wandb.setup().settings.mode not in ("offline", "dryrun", "disabled")
         if online and not wandb.login(prompt=False, verify=False):
@@ -128,7 +127,8 @@ class WandB(Tracker):
             )
         if not self.continued:
             self.identity = {"project": self.project, "name": self.title, "id": secrets.token_hex(4)}
-        return {"id": self.identity["id"], "name": self.title, "resume": "allow"}
+        folder = os.environ.get("WANDB_DIR", str(self.run.directory))
+        return {"id": self.identity["id"], "name": self.title, "resume": "allow", "dir": folder}
 
     def attach(self, handle: Any) -> None:
         super().attach(handle)
@@ -143,9 +143,12 @@ class WandB(Tracker):
 class MLflow(Tracker):
     """MLflow. Where MLFLOW_TRACKING_URI is not set, a file store in the run directory."""
 
+    _own: ClassVar[str | None] = None
+    """The place that the last run of this process has set, for MLflow takes it from the environment."""
+
     def options(self) -> dict[str, Any]:
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            os.environ["MLFLOW_TRACKING_URI"] = (self.run.directory.absolute() / "mlruns").as_uri()
+        if os.environ.get("MLFLOW_TRACKING_URI") in (None, MLflow._own):
+            MLflow._own = os.environ["MLFLOW_TRACKING_URI"] = (self.run.directory.absolute() / "mlruns").as_uri()
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         # Its calls wait for the server: without a network, all processes would wait for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

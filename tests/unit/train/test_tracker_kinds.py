@@ -52,6 +52,8 @@ def test_mlflow_writes_into_the_run_directory_unless_it_is_told_where(monkeypatc
         monkeypatch.delenv(name)
     assert MLflow("mlflow", RUN, {}).options() == {"run_name": "cats", "run_id": None}
     assert os.environ["MLFLOW_TRACKING_URI"] == (Path.cwd() / "runs/cats/mlruns").as_uri()
+    MLflow("mlflow", RUN._replace(directory=Path("runs/dogs")), {}).options()  # a second run of the same program
+    assert os.environ["MLFLOW_TRACKING_URI"] == (Path.cwd() / "runs/dogs/mlruns").as_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
     stored = {"project": "old", "name": "dogs", "run_id": "5"}
     assert MLflow("mlflow", RUN, stored).options() == {"run_name": "dogs", "run_id": "5"}
