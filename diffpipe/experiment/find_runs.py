@@ -13,8 +13,6 @@ from diffpipe.run_folder import CHECKPOINTS, CONFIG, EVENTS, LOCK, METRICS, SNAP
 _SIGNS = {CHECKPOINTS, CONFIG, EVENTS, LOCK, METRICS}
 _OF_A_RUN = {CHECKPOINTS, SNAPSHOTS, "samples", "scores", "seen", "tensorboard", "wandb", "mlruns"}
 """Directories of a run that hold no other runs."""
-
-
 _DEEPEST = 30
 
 
@@ -36,7 +34,7 @@ def find_runs(folder: Path) -> list[Place]:
         what = "a file, and no folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder that holds your runs")
     places = _search(folder, set(), _DEEPEST)
-    return [place for place in places if place.is_run or place.error or place.path != folder]
+    return sorted(place for place in places if place.is_run or place.error or place.path != folder)
 
 
 def _search(folder: Path, seen: set[tuple[int, int]], depth: int, *, link: bool = False) -> list[Place]:
@@ -51,7 +49,8 @@ def _search(folder: Path, seen: set[tuple[int, int]], depth: int, *, link: bool 
         return []
     seen.add((status.st_dev, status.st_ino))
     below: list[Place] = []
-    for name, is_link in sorted(folders.items()) if depth and not link else ():
+    # A run comes under its own name rather than that of a link beside it.
+    for name, is_link in sorted(folders.items(), key=lambda item: (item[1], item[0])) if depth and not link else ():
         if not (is_run and name in _OF_A_RUN):
             below += _search(folder / name, seen, depth - 1, link=is_link)
     runs = [place for place in below if place.is_run or place.error]

@@ -47,6 +47,7 @@ def test_links_are_followed_to_runs_alone_and_loops_end(tmp_path: Path) -> None:
     make(tmp_path / "elsewhere" / "run")
     (runs / "linked").symlink_to(tmp_path / "elsewhere" / "run")
     (runs / "again").symlink_to(tmp_path / "elsewhere" / "run")
+    (runs / "_link_to_a").symlink_to("a")
     (runs / "up").symlink_to(tmp_path)
     (runs / "a" / "loop").symlink_to(runs)
     (runs / "itself").symlink_to("itself")
