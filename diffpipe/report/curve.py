@@ -123,7 +123,7 @@ class Plot:
                 ends.append(f"{curve.name} from {first} to {last}")
         return f"{self.title}: {', '.join(ends) or 'no finite value'}"
 
-    def percent_marks(self, curve: Curve) -> list[float]:
+    def mark_places(self, curve: Curve) -> list[float]:
         """The places of the values that were not finite, in percent of the width."""
         return [round(100 * self.x_axis.place(x), 2) for x in curve.nonfinite]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -137,7 +137,7 @@ def _add_marks(jobs: Sequence[RunJob], log: MetricsLog) -> None:
         job.marks = [mark for mark in marks if job.first < mark.step <= end][:_MOST_MARKS]
 
 
-def _increases(log: MetricsLog, kind: Literal["skipped", "bad"], text: Any) -> list[Mark]:
+def _increases(log: MetricsLog, kind: Literal["skipped", "bad"], text: Callable[[str], str]) -> list[Mark]:
     if kind not in log.columns:
         return []
     steps, values = log.columns[kind]

@@ -118,7 +118,9 @@ def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
         metric, value = next(iter(file.result.scores.items()), (None, 0.0))
         if metric is not None:
             floor = file.result.floor.get(metric)
-            figures.append((metric, score_text(value), "" if floor is None else f"{score_text(floor)} for real images"))
+            figures.append(
+                (metric, _score_text(value), "" if floor is None else f"{_score_text(floor)} for real images")
+            )
     return figures
 
 
@@ -135,7 +137,7 @@ def _grids_note(record: RunRecord) -> str:
     return " ".join(notes)
 
 
-def score_text(value: float) -> str:
+def _score_text(value: float) -> str:
     """A score in four digits, or as many as a small one needs."""
     return decimals(1)(value) if abs(value) >= 100 else f"{value:.4g}".replace("-", "−")
 
@@ -154,7 +156,7 @@ def _score_row(file: ScoreFile) -> dict[str, Any]:
         "sampler": " ".join(str(sampler[key])[:_LONGEST_WORD] for key in ("kind", "steps") if key in sampler),
         "weights": str(generated.get("weights", ""))[:_LONGEST_WORD],
         "scores": [
-            (metric, score_text(value), None if metric not in floor else score_text(floor[metric]))
+            (metric, _score_text(value), None if metric not in floor else _score_text(floor[metric]))
             for metric, value in file.result.scores.items()
         ],
     }

@@ -74,7 +74,7 @@ def test_a_plot_without_a_finite_value_is_drawn_all_the_same() -> None:
     plot = plot_of("Loss", [curve_of("loss", column([math.nan, math.inf]))], 2.0, log=True)
     assert plot.paths(plot.curves[0])["line"] == ""
     assert plot.description == "Loss: no finite value"
-    assert len(plot.percent_marks(plot.curves[0])) == 2
+    assert len(plot.mark_places(plot.curves[0])) == 2
 
 
 def test_a_plot_tells_its_ends_in_words() -> None:
