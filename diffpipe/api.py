@@ -138,8 +138,8 @@ def decompress(file: str | Path, run: str | Path, out: str | Path, *, device: De
     compressed images. Raises UserError where the file is damaged, the run is another one, or networks may compute other
     bits on this machine.
 
-    >>> report = diffpipe.load("runs/tiny").compress(shards, "images.dpi", n=2, compare=False)
-    >>> diffpipe.decompress("images.dpi", "runs/tiny", "decompressed")
+    >>> report = diffpipe.load("runs/tiny").compress(shards, "photos.dpi", n=2, compare=False)
+    >>> diffpipe.decompress("photos.dpi", "runs/tiny", "decompressed")
     2
     """
     with Runtime.start("fp32", device) as runtime:

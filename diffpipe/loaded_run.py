@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -221,7 +222,10 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         2
         """
         options = {"n": n, "seed": seed, "block": block, "batch": batch, "verify": verify, "compare": compare}
-        return compress_shards(self._run, shards, Path(out), self._runtime.in_precision("fp32"), **options)
+        runtime = self._runtime.in_precision("fp32")
+        # `decompress` places the networks for float32, and bits depend on the memory format.
+        run = replace(self._run, nets={name: runtime.place(copy.deepcopy(net)) for name, net in self.networks.items()})
+        return compress_shards(run, shards, Path(out), runtime, **options)
 
     def export(self, out: str | Path, to: ExportFormat = "safetensors", *, merge: bool = False) -> list[str]:
         """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffpipe.coding.compressed_file import CompressedFile, Header, read_compressed, write_compressed
+from diffpipe.data.decode.image import loss_in_decoding
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.packing.output_folder import output_folder
@@ -27,6 +28,7 @@ from diffpipe.evaluation.likelihood import labelled_images, score_images
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.find_checkpoint import checkpoint_of_file
 from diffpipe.experiment.run import Run, open_run
+from diffpipe.files import why_unwritable
 from diffpipe.train.runtime import Runtime
 
 _SHARD_SAMPLES = 1000
@@ -41,18 +43,16 @@ def compress_shards(
     """
 
     def prepare() -> ShardImages:
-        if out.is_dir() or not out.absolute().parent.is_dir():
-            raise UserError(f"{out}: cannot be written (its folder is missing, or it is one); give a file name")
+        if out.exists():
+            raise UserError(f"{out} exists already; remove it or give another name")
+        if not out.absolute().parent.is_dir():
+            raise UserError(f"{out}: its folder is missing; make it first, or give another name")
+        require_writable(out)
         coder_of(run)
         return stored_images(shards, run, n)
 
-    def require_grey(indices: range) -> None:
-        if not torch.equal(images.in_colour(indices), images.images(indices).expand(-1, 3, -1, -1)):
-            raise UserError(f"{shards}: holds images in colour, and the run's are grey; compression loses none")
-
     images = runtime.comm.raise_on_all_ranks(prepare)
-    if run.shape.channels == 1:
-        map_over_ranks(images.n, require_grey, runtime)
+    map_over_ranks(images.n, lambda indices: require_exact(images, indices), runtime)
     compression = compress_images(run, images, runtime, seed=seed, **options)
     size = runtime.comm.on_rank_zero(lambda: write_compressed(out, compression.file))
     if not compare:
@@ -66,7 +66,22 @@ def read_for(path: Path, out: Path) -> CompressedFile:
     file = read_compressed(path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; remove it or give another name")
+    require_writable(out)
     return file
+
+
+def require_writable(out: Path) -> None:
+    """Raise UserError where a file or folder of this name cannot be made. Nothing is written."""
+    reason = None
+    try:
+        reason = why_unwritable(out.absolute().parent)
+        out.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # such as a name that is too long
+        reason = error.strerror
+    if reason is not None:
+        raise UserError(f"{out}: cannot be written ({reason}); give another name")
 
 
 def decompress_to_shards(path: Path, run: Run, file: CompressedFile, out: Path, runtime: Runtime) -> None:
@@ -101,6 +116,22 @@ def stored_images(shards: str, run: Run, n: int | None) -> ShardImages:
             f"compression resizes none: pack them with --resolution {size}"
         )
     return images
+
+
+def require_exact(images: ShardImages, indices: range) -> None:
+    """Raise UserError where decoding would change one of these images, or make it grey."""
+    for place, data in images.encoded(indices):
+        if (loss := loss_in_decoding(data, place)) is not None:
+            raise UserError(
+                f"{place}: {loss}; compression loses nothing, so pack the images with `diffpipe pack` first"
+            )
+    if images.channels == 1:
+        grey = images.images(indices).expand(-1, 3, -1, -1)
+        if not torch.equal(images.in_colour(indices), grey):
+            raise UserError(
+                f"{images.place}: holds images in colour, and the run's are grey; compression loses nothing, so give "
+                f"grey images, or a run of data.channels=3"
+            )
 
 
 def write_shards(header: Header, images: UInt8[Tensor, "n c h w"], out: Path) -> None:

@@ -83,6 +83,9 @@ def compress_images(
     seed: of the initial bits. block: the most images of a message. batch: the most images that go through the networks
     together. verify: decode each block again, and raise UserError where it is not what was encoded.
     """
+    for name, size in {"block": block, "batch": batch}.items():
+        if size < 1:
+            raise UserError(f"{name} is {size}; give 1 or more images")
     coder = runtime.comm.raise_on_all_ranks(lambda: coder_of(run))
     blocks = _blocks(images.n, block)
 

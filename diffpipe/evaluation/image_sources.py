@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,10 @@ class ShardImages(StoredImages):
         return sequential_reader.images(
             self.shards, self._indices[indices.start : indices.stop], self.resolution, channels=3
         )
+
+    def encoded(self, indices: range) -> Iterator[tuple[str, bytes]]:
+        """The place, in words, and the file of each of these images."""
+        return sequential_reader.encoded_images(self.shards, self._indices[indices.start : indices.stop])
 
     def keys(self) -> list[str]:
         """The names of all images in their shards."""

@@ -64,7 +64,8 @@ def checkpoint_of_file(path: Path, sha256: str, file: Path, runtime: Runtime) ->
         if sha256 not in by_hash:
             raise UserError(
                 f"{file}: was made with the checkpoint whose manifest.json has sha256 {sha256}, and {path} has "
-                f"{'another' if by_hash else 'none'}; give the run that it was made with"
+                f"{'another' if by_hash else 'none'}; give the run that it was made with; a run that has been "
+                f"trained further removes old checkpoints: give a copy (see checkpoint.keep_every)"
             )
         return by_hash[sha256]
 

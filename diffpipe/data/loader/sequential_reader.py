@@ -25,12 +25,14 @@ def images(
     They are resized and cropped at the centre to `resolution`. If it is None, they keep their size, which must be the
     same for all. Raises UserError.
     """
+    return stack_images(encoded_images(shard_set, indices), resolution, channels)
+
+
+def encoded_images(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """The place, in words, and the image file of each of these samples."""
     reader = Reader(shard_set)
-    encoded = (
-        (f"{shard_set.paths[shard]}: {sample.key}", reader.image(shard, sample))
-        for shard, sample in _samples(shard_set, indices)
-    )
-    return stack_images(encoded, resolution, channels)
+    for shard, sample in _samples(shard_set, indices):
+        yield f"{shard_set.paths[shard]}: {sample.key}", reader.image(shard, sample)
 
 
 def labels(shard_set: ShardSet, indices: Sequence[int] | np.ndarray) -> Int[Tensor, " b"]:

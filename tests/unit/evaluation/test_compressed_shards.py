@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from diffpipe.coding.compressed_file import Header
 from diffpipe.data.index import shard_set
+from diffpipe.data.index.write_index import write_index
 from diffpipe.data.packing.folder import FolderSource
 from diffpipe.data.packing.pack import pack
 from diffpipe.errors import UserError
 from diffpipe.evaluation import compressed_shards
-from diffpipe.evaluation.compressed_shards import compress_shards, open_run_of, read_for, stored_images, write_shards
+from diffpipe.evaluation.compressed_shards import (
+    compress_shards,
+    open_run_of,
+    read_for,
+    require_writable,
+    stored_images,
+    write_shards,
+)
 from diffpipe.evaluation.image_sources import ShardImages
+from diffpipe.experiment.run import Run
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.runtime import Runtime
 from tests.support.commands import SHARDS
 from tests.support.runs import Noise, indexed_shards, opened_run, saved_run
 from tests.support.stage_cases import CASES, SHAPE
+from tests.support.tars import write_tar
 
 HEADER = Header(
     stage="ddpm",
@@ -35,6 +47,12 @@ HEADER = Header(
     seed=0,
     blocks=[],
 )
+
+
+def unconditional_vae(home: Path) -> Run:
+    words = ("stage.conditional=false",)
+    stage = CASES["vae"].experiment(*words).stage.build(SHAPE, {})
+    return opened_run(stage, home, *CASES["vae"].words, *words, case="vae")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -73,11 +91,51 @@ def test_images_in_colour_are_refused_by_a_grey_run(tmp_path: Path, runtime: Run
     (tmp_path / "colour").mkdir()
     Image.new("RGB", (8, 8), (200, 10, 0)).save(tmp_path / "colour" / "a.png")
     pack(FolderSource(tmp_path / "colour"), tmp_path / "packed")
-    words = ("stage.conditional=false",)
-    stage = CASES["vae"].experiment(*words).stage.build(SHAPE, {})
-    run = opened_run(stage, tmp_path / "run", *CASES["vae"].words, *words, case="vae")
+    run = unconditional_vae(tmp_path / "run")
     with pytest.raises(UserError, match="holds images in colour, and the run's are grey"):
         compress_shards(run, str(tmp_path / "packed"), tmp_path / "a.dpi", runtime, n=None, seed=0, compare=False)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.fromarray(np.full((8, 8), 700, np.uint16)), "it has 16 bits per channel"),
+        (Image.new("LA", (8, 8), (3, 100)), "it has transparent pixels"),
+        (Image.new("RGBA", (8, 8), (1, 2, 3, 4)), "it has transparent pixels"),
+    ],
+)
+def test_images_that_decoding_would_change_are_refused(
+    tmp_path: Path, runtime: Runtime, image: Image.Image, reason: str
+) -> None:
+    (tmp_path / "shards").mkdir()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    write_tar(tmp_path / "shards" / "0.tar", {"a.png": buffer.getvalue(), "a.cls": b"1"})
+    write_index(tmp_path / "shards")
+    run = unconditional_vae(tmp_path / "run")
+    out = tmp_path / "a.dpi"
+    with pytest.raises(UserError, match=rf"a: {reason}, .*; compression loses nothing, so pack the images"):
+        compress_shards(run, str(tmp_path / "shards"), out, runtime, n=None, seed=0, compare=False)
+    assert not out.exists()
+
+
+def test_an_output_that_exists_or_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, runtime: Runtime
+) -> None:
+    run, shards = unconditional_vae(tmp_path / "run"), indexed_shards(tmp_path / "shards", 3)
+    (tar,) = (tmp_path / "shards").glob("*.tar")
+    before = tar.read_bytes()
+    for out, reason in (
+        (tar, "exists already"),
+        (tmp_path, "exists already"),
+        (tmp_path / "none" / "a.dpi", "its folder is missing"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            compress_shards(run, shards, out, runtime, n=None, seed=0, compare=False)
+    assert tar.read_bytes() == before
+    with pytest.raises(UserError, match="cannot be written"):
+        require_writable(tar / "out")
 
 
 def test_the_images_are_those_that_a_likelihood_draws(tmp_path: Path) -> None:

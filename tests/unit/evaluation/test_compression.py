@@ -111,3 +111,9 @@ def test_groups_grow_with_the_bits_before_them(n: int) -> None:
     whole = group_sizes(n, 32, images_before=0)
     assert sum(whole) == n
     assert set(whole[:-1]) <= {32}
+
+
+@pytest.mark.parametrize(("block", "batch"), [(0, 1), (-1, 1), (1, 0)])
+def test_sizes_below_one_are_refused(run: Run, images: ShardImages, runtime: Runtime, block: int, batch: int) -> None:
+    with pytest.raises(UserError, match=r"is (0|-1); give 1 or more images"):
+        compress_images(run, images, runtime, block=block, batch=batch)
