@@ -102,7 +102,8 @@ class CommandParser(argparse.ArgumentParser):
         if equals and not name.startswith("-"):
             return f"{word}: this command takes no config keys; they are of the run's config"
         if name.startswith("-"):
-            return f"no option is {name}{_nearest(option, known)}"
+            example = "; a key of the config is written as train.steps=100" if takes_overrides else ""
+            return f"no option is {name}{_nearest(option, known)}{example}"
         return f"{word!r} is one argument too many"
 
     def _command(self, parsed: argparse.Namespace) -> CommandParser:

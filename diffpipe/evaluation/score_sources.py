@@ -8,6 +8,7 @@ from typing import NamedTuple
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_index import INDEX_NAME
 from diffpipe.data.packing.hub import SCHEME
+from diffpipe.data.remote.urls import is_remote
 from diffpipe.errors import UserError
 from diffpipe.evaluation.counts import DEFAULT_COUNT
 from diffpipe.evaluation.file_images import FileImages
@@ -42,6 +43,10 @@ def open_images(
         )
     if _are_files(place):
         return FileImages(place, channels, resolution, n=n)
+    if not (is_remote(place) or set(place) & set("*?[{") or user_path(place).exists()):
+        raise UserError(
+            f"{place}: there is nothing of this name; give a run, a folder of images, a zip, an npz, or shards"
+        )
     return ShardImages(shard_set.load(place), channels, resolution, n=n)
 
 

@@ -79,6 +79,8 @@ class Run:
 
     def class_label(self, label: int | str | None) -> int | None:
         """The number of a class that is given by its number or its name. Raises UserError for an unknown name."""
+        if label is not None and not self.shape.classes:
+            raise UserError(f"label {label}: this run was trained without labels; give none")
         if label is None or isinstance(label, int):
             return label
         if label.isascii() and label.isdigit() and str(int(label[:CLASS_DIGITS])) == label:

@@ -110,7 +110,10 @@ class UNetConfig(UNetShapeConfig):
     def self_attention(self, channels: int) -> nn.Module:
         width = self.head_channels
         if width is not None and channels % width:
-            raise UserError(f"stage.network.head_channels {width} does not divide the width {channels} of an attention")
+            raise UserError(
+                f"stage.network.head_channels {width} does not divide the width {channels} of an attention, which the "
+                f"middle of the network always has; set it to a divisor, or to null for stage.network.heads"
+            )
         heads = self.heads if width is None else channels // width
         return SelfAttention(channels, heads, self.groups, self.norm_eps)
 

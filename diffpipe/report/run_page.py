@@ -44,6 +44,7 @@ def run_page(record: RunRecord, *, version: str | None = None) -> str:
         progress=_progress(record),
         grids=grids.grids,
         grids_note=_grids_note(record),
+        grid_every=None if record.config.experiment is None else record.config.experiment.sample.every,
         plots=plots,
         log_notes=log_notes(record.log, plots),
         score_plots=scores,

@@ -51,7 +51,7 @@ USES: dict[str, tuple[list[str], str]] = {
     "an unknown sampler": (["sample", "{run}", "{out}", "--sampler", "ddmi"], "ddmi"),
     "more steps than there are": (["sample", "{run}", "{out}", "--steps", "2000"], "1 to 1000"),
     "a class that is not there": (["sample", "{run}", "{out}", "--label", "10"], "0 to 9"),
-    "no such reference": (["eval", "{run}", "--reference", "absent"], "no such shards"),
+    "no such reference": (["eval", "{run}", "--reference", "absent"], "there is nothing of this name"),
     "a mistyped metric": (["eval", "{run}", "--reference", "{shards}", "--metrics", "fids"], "'fids'"),
     "one image to score": (["eval", "{run}", "--reference", "{shards}", "--n", "1"], "at least 2"),
     "likelihoods of no shards": (["nll", "{run}", "absent"], "no such shards"),

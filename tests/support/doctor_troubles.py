@@ -19,6 +19,8 @@ from tests.support.commands import CONFIG
 from tests.support.runs import TINY_WORDS, indexed_shards
 from tests.support.tars import write_tar
 
+WARMUP = "optimizer.warmup=1"
+
 
 class Site(NamedTuple):
     """A healthy set-up to plant a trouble in: shards of 12 images, and a run of two steps on them."""
@@ -32,7 +34,7 @@ class Site(NamedTuple):
         return max((self.run / "checkpoints").glob("step-*"))
 
     def words(self, *words: str) -> list[str]:
-        mine = [f"data.train={self.images}", f"run.dir={self.run}", "data.batch_size=4", "train.steps=9"]
+        mine = [f"data.train={self.images}", f"run.dir={self.run}", "data.batch_size=4", "train.steps=9", WARMUP]
         return [str(CONFIG), *TINY_WORDS, *mine, *words]
 
 

@@ -296,5 +296,5 @@ def _verify(shard: Shard) -> None:
     if sha256_of(Path(shard.path)) != shard.sha256:
         raise UserError(
             f"{shard.path} was changed after indexing: its sha256 is not the index's; restore it, "
-            f"or run: diffpipe index {Path(shard.path).parent}"
+            f"or, if the change was meant, run: diffpipe index {Path(shard.path).parent}"
         )

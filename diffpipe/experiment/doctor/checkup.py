@@ -25,6 +25,7 @@ from diffpipe.experiment.doctor import (
     processes,
     resume,
     run_directory,
+    schedule,
     storage,
     weights,
 )
@@ -63,6 +64,7 @@ def diagnose(
     if experiment is None:
         return diagnosis
     train = experiment.train
+    diagnosis.add("schedule", *schedule.too_few_steps(experiment))
     diagnosis.attempt("trackers", lambda: require_installed(train.trackers))
     runtime = diagnosis.attempt(
         "device",

@@ -15,7 +15,7 @@ import pytest
 from diffpipe.__main__ import main
 from diffpipe.metrics import features
 from tests.support.commands import CONFIG
-from tests.support.doctor_troubles import TROUBLES, Site, Trouble
+from tests.support.doctor_troubles import TROUBLES, WARMUP, Site, Trouble
 from tests.support.runs import TINY_WORDS, indexed_shards
 
 HOLD = """
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, and a run that was trained on them for two steps."""
     home = tmp_path_factory.mktemp("doctor")
     indexed_shards(home / "images", 6, 6)
-    words = [f"data.train={home / 'images'}", f"run.dir={home / 'run'}", "data.batch_size=4", "train.steps=2"]
+    words = [f"data.train={home / 'images'}", f"run.dir={home / 'run'}", "data.batch_size=4", "train.steps=2", WARMUP]
     assert main(["train", str(CONFIG), *TINY_WORDS, "checkpoint.every=1", *words]) == 0
     return home
 

@@ -63,3 +63,8 @@ def test_unlike_sizes_are_refused_without_a_resolution(tmp_path: Path) -> None:
 def test_the_default_number_of_images_is_that_of_a_smaller_floor(tmp_path: Path) -> None:
     assert floor_count(None) == floor_count("split") == 1000
     assert floor_count(indexed_shards(tmp_path, 3)) == 3
+
+
+def test_a_name_of_nothing_is_refused_with_all_that_may_be_given() -> None:
+    with pytest.raises(UserError, match=r"^runs/nope: there is nothing of this name; give a run, a folder of images"):
+        open_images("runs/nope", 3, None)

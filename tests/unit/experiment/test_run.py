@@ -76,6 +76,11 @@ def test_a_class_is_given_by_its_number_or_its_name(home: Path, runtime: Runtime
     assert [unnamed.class_label(label) for label in (None, 3, "3")] == [None, 3, 3]
     with pytest.raises(UserError, match=r"^label cat: .* has no names of classes; give the class's number"):
         unnamed.class_label("cat")
+    unlabelled = replace(unnamed, shape=unnamed.shape._replace(classes=0))
+    assert unlabelled.class_label(None) is None
+    for label in ("cat", "1", 1):
+        with pytest.raises(UserError, match=rf"^label {label}: this run was trained without labels; give none"):
+            unlabelled.class_label(label)
     run = open_run(home, ["data.class_names=[cat, dog, '007']"], runtime)
     assert [run.class_label(label) for label in ("cat", "dog", "1", "007")] == [0, 1, 1, 2]
     with pytest.raises(UserError, match=r"^label dogs: no class .*did you mean dog\?"):

@@ -65,7 +65,7 @@ def test_the_page_of_a_finished_run_has_all_sections_and_loads_nothing(tmp_path:
 def test_a_run_that_has_just_begun_says_what_is_to_come(tmp_path: Path) -> None:
     write_config(tmp_path)
     _, page = page_of(tmp_path)
-    for words in ("not started", "No sample grids yet", "No values yet", "No scores yet", "No job has trained"):
+    for words in ("not started", "it is 0: never", "No values yet", "No scores yet", "No job has trained"):
         assert words in page.text
     assert not page.all("img")
 
