@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.nn.levels import Positive
-from diffpipe.nn.quantizer import Quantized, Usage, averaged, count, token_weights, usage
+from diffpipe.nn.quantizer import MAX_CODES, Quantized, Usage, averaged, count, token_weights, usage
 from diffpipe.precision import float32_products
 from diffpipe.resolution import Resolution
 from diffpipe.rng import RNG
@@ -31,7 +31,7 @@ class EMAQuantizerConfig(Config):
 
     kind: Literal["ema"] = "ema"
     """Vector quantization, whose codebook follows the encoder's vectors by moving averages."""
-    codes: int = Field(default=512, ge=2)
+    codes: int = Field(default=512, ge=2, le=MAX_CODES)
     """Vectors in the codebook."""
     decay: float = Field(default=0.99, gt=0, lt=1)
     """Share of the codebook's averages that each step keeps."""

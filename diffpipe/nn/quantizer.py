@@ -12,13 +12,15 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from diffpipe.config import Config
 from diffpipe.resolution import Resolution
 from diffpipe.rng import RNG
 
+MAX_CODES = 2**20  # more than any published codebook; their logits alone are 4 MB per token
+_MAX_LEVELS = 1000  # from 1,001 levels on, the thousandth by which the paper widens the bound is half a level
 _USAGE_DECAY = 0.99
 _FEWEST = 1e-12  # counts below it are as good as zero, and above it no average of float32 vanishes
 
@@ -30,7 +32,16 @@ class FSQConfig(Config):
     """Finite scalar quantization (Mentzer et al. 2023). It has no auxiliary losses."""
     levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(8, 5, 5, 5), min_length=1)
     """Values of each channel; stage.network.latent_channels is how many channels there are. The codebook has their
-    product: the default is the paper's for 1,000 codes."""
+    product: the default is the paper's for 1,000 codes. Each is at most 1,000, and the product at most 2^20."""
+
+    @field_validator("levels", mode="after")
+    @classmethod
+    def _few_enough(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if max(levels) > _MAX_LEVELS:
+            raise ValueError(f"a channel has at most {_MAX_LEVELS} values; give smaller levels, and more of them")
+        if math.prod(levels) > MAX_CODES:
+            raise ValueError(f"their product is above {MAX_CODES}, the most codes; give smaller levels, or fewer")
+        return levels
 
     @property
     def codes(self) -> int:

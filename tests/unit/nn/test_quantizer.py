@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from diffpipe.nn.quantizer import FSQConfig, FSQuantizer, usage
+from diffpipe.nn.codebook import EMAQuantizerConfig
+from diffpipe.nn.quantizer import MAX_CODES, FSQConfig, FSQuantizer, usage
 from diffpipe.resolution import Resolution
 from diffpipe.rng import KeyedRNG
 from tests.support.randomized import normal
@@ -76,7 +77,22 @@ def test_usage_is_the_perplexity_of_the_counts(counts: list[float], perplexity: 
     assert found.used.item() == pytest.approx(used)
 
 
-def test_levels_below_two_are_refused() -> None:
+def test_every_allowed_number_of_levels_has_its_codes_from_first_to_last() -> None:
+    ends = torch.tensor([-1e4, 1e4])[:, None, None, None]
+    for n in range(2, 1001):
+        assert quantizer((n,))(ends).codes.flatten().tolist() == [0, n - 1]
+
+
+def test_levels_below_two_or_too_many_are_refused() -> None:
+    assert FSQConfig(kind="fsq", levels=(2,) * 20).codes == MAX_CODES
     for levels in ([5, 1], [], [0]):
         with pytest.raises(ValidationError):
             FSQConfig.model_validate({"kind": "fsq", "levels": levels})
+    for levels in ((1001,), (99999999, 99999999), (3000,) * 8):
+        with pytest.raises(ValidationError, match="a channel has at most 1000 values; give smaller levels, and more"):
+            FSQConfig(kind="fsq", levels=levels)
+    for levels in ((1000, 1000, 2), (1000,) * 5000):
+        with pytest.raises(ValidationError, match="their product is above 1048576, the most codes; give smaller"):
+            FSQConfig(kind="fsq", levels=levels)
+    with pytest.raises(ValidationError, match="less than or equal to 1048576"):
+        EMAQuantizerConfig(codes=99999999999)
