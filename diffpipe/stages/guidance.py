@@ -15,6 +15,8 @@ from diffpipe.diffusion.process import NoiseLevel
 from diffpipe.diffusion.sampler_config import SamplerConfig
 from diffpipe.errors import UserError
 
+MAX_GUIDANCE = 1000.0  # papers stay below 20
+
 
 class GuideConfig(Config):
     """The run that guides another one."""
@@ -31,7 +33,7 @@ class GuidedSamplerConfig(SamplerConfig):
 
     renamed: ClassVar[dict[str, str]] = {"bound_steps": "vlb_steps"}
 
-    guidance: float = Field(default=1.0, ge=0)
+    guidance: float = Field(default=1.0, ge=0, le=MAX_GUIDANCE)
     """Classifier-free guidance (Ho & Salimans 2022): 1 samples P(X|Y), more exaggerates the label. Each step then costs
     two network evaluations."""
     guide: GuideConfig | None = None

@@ -10,7 +10,10 @@ from torch import Tensor
 from diffpipe.config import Config
 from diffpipe.errors import UserError
 from diffpipe.plural import plural
-from diffpipe.stages.guidance import check_label_guidance
+from diffpipe.stages.guidance import MAX_GUIDANCE, check_label_guidance
+
+_LARGEST = 1e35  # of logits that guidance extrapolates: by the largest factor they stay within float32
+_COLDEST = 1e-200  # a temperature at which float32 logits stay within float64, and the likeliest value is certain
 
 
 class TokenSamplerConfig(Config):
@@ -23,7 +26,7 @@ class TokenSamplerConfig(Config):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw among the fewest likeliest values that have this probability together (Holtzman et al. 2020, nucleus
     sampling), after temperature and top_k. 1: among all."""
-    guidance: float = Field(default=1.0, ge=0)
+    guidance: float = Field(default=1.0, ge=0, le=MAX_GUIDANCE)
     """Classifier-free guidance on the logits: 1 samples P(X|Y), more exaggerates the label, and each token then costs
     two network evaluations. It needs conditional=true and a label_dropout."""
 
@@ -39,7 +42,8 @@ def check_sampler(sampler: TokenSamplerConfig, levels: int, *, conditional: bool
 def guided(
     conditional: Float[Tensor, "b levels"], unconditional: Float[Tensor, "b levels"], guidance: float
 ) -> Float[Tensor, "b levels"]:
-    """The logits, extrapolated from those without the label (Ho & Salimans 2022, equation 6)."""
+    """The logits, extrapolated from those without the label (Ho & Salimans 2022, equation 6): finite ones."""
+    conditional, unconditional = (logits.clamp(-_LARGEST, _LARGEST) for logits in (conditional, unconditional))
     return unconditional + guidance * (conditional - unconditional)
 
 
@@ -62,10 +66,10 @@ def draw(logits: Float[Tensor, "n levels"], u: Float[Tensor, " b"], sampler: Tok
         logits = guided(conditional, unconditional, sampler.guidance)
     if sampler.temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits.double() / sampler.temperature
+    logits = logits.clamp(max=torch.finfo(logits.dtype).max).double() / max(sampler.temperature, _COLDEST)
     if sampler.top_k is not None:
-        lowest = logits.topk(sampler.top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < lowest, -torch.inf)
+        order = logits.sort(dim=1, descending=True, stable=True).indices  # equal ones in order
+        logits = logits.scatter(1, order[:, sampler.top_k :], -torch.inf)
     probabilities = logits.softmax(dim=1)
     if sampler.top_p < 1:
         probabilities = _nucleus(probabilities, sampler.top_p)

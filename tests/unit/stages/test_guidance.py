@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from diffpipe.diffusion.process import NoiseLevel
@@ -67,6 +68,8 @@ def test_the_interval_is_of_sigma_over_alpha() -> None:
 
 
 def test_guidance_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        GuidedSamplerConfig(guidance=1e39)
     check_guidance(GuidedSamplerConfig(), conditional=False, label_dropout=0.0)
     check_guidance(GuidedSamplerConfig(guidance=2), conditional=True, label_dropout=0.1)
     with pytest.raises(UserError, match=r"needs labels to guide by; set stage\.conditional=true"):

@@ -63,6 +63,34 @@ def test_guidance_extrapolates_the_logits() -> None:
     torch.testing.assert_close(guided(conditional, unconditional, 3.0), torch.tensor([[2.0, -0.4]]))
 
 
+def test_a_tiny_temperature_takes_the_likeliest_value() -> None:
+    for temperature in (1e-320, 1e-200, 1e-30, 1e-9):
+        assert counts(50, temperature=temperature).tolist() == [0, 50, 0, 0, 0]
+    logits = torch.tensor([[3e38, -3e38, 2e38], [-1e-45, 0.0, -torch.inf], [0.0, torch.inf, 1.0]])
+    for temperature in (0, 1e-320):
+        assert draw(logits, torch.full((3,), 0.99), TokenSamplerConfig(temperature=temperature)).tolist() == [0, 1, 1]
+
+
+def test_top_k_draws_among_so_many_even_of_equal_values() -> None:
+    u = torch.linspace(1e-7, 1 - 1e-7, 101)
+    logits = torch.tensor([1.0, 2, 2, 2, 0]).expand(101, -1)
+    for k, values in ((1, [1]), (2, [1, 2]), (4, [0, 1, 2, 3])):
+        assert draw(logits, u, TokenSamplerConfig(top_k=k)).unique().tolist() == values
+
+
+def test_guidance_of_extreme_logits_takes_what_only_the_label_makes_likely() -> None:
+    infinite = torch.inf
+    conditional = torch.tensor([[0.0, -infinite, 1.0], [-infinite, 2.0, -infinite], [0.0, 3e38, -3e38]])
+    unconditional = torch.tensor([[0.5, -infinite, 0.0], [0.0, -infinite, -infinite], [0.0, -3e38, 3e38]])
+    logits = torch.cat([conditional, unconditional])
+    for guidance in (1.5, 1000.0):
+        assert guided(conditional, unconditional, guidance).isfinite().all()
+        for u in (0.01, 0.99):
+            sampler = TokenSamplerConfig(guidance=guidance, top_k=1)
+            assert draw(logits, torch.full((3,), u), sampler).tolist() == [2, 1, 1]
+    assert draw(logits, torch.full((3,), 0.5), TokenSamplerConfig(guidance=0.0)).tolist() == [0, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
@@ -71,6 +99,7 @@ def test_guidance_extrapolates_the_logits() -> None:
         ({"top_k": 0}, "greater than or equal to 1"),
         ({"temperature": -0.1}, "greater than or equal to 0"),
         ({"guidance": -1.0}, "greater than or equal to 0"),
+        ({"guidance": 1e39}, "less than or equal to 1000"),
     ],
 )
 def test_numbers_out_of_range_are_refused(sampler: dict[str, Any], message: str) -> None:
