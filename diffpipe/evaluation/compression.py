@@ -62,8 +62,8 @@ def coder_of(run: Run) -> ImageCoder:
     """The run's coder. Raises UserError where its stage has none."""
     if not isinstance(run.stage, Compresses):
         raise UserError(
-            f"a run of stage.kind {run.experiment.stage.kind} cannot compress: it has no likelihood of images; give an "
-            f"autoregressive run, a flow, a VAE or a diffusion of pixels"
+            f"a run of stage.kind {run.experiment.stage.kind} cannot compress: it has no likelihood of images; give a "
+            f"flow, a VAE, or an autoregressive run or a diffusion of pixels"
         )
     return run.stage.image_coder(run.nets)
 

@@ -23,6 +23,7 @@ from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, Generates, Score, Scores
 from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
+from diffpipe.stages.codes import CodeAutoregressiveStage
 from diffpipe.train.runtime import Runtime
 
 
@@ -135,6 +136,12 @@ def scoring_stage(run: Run, *, likelihood: bool = False) -> Scores:
     likelihood: refuse also a stage whose score is no likelihood.
     """
     kind = run.experiment.stage.kind
+    if isinstance(run.stage, CodeAutoregressiveStage):
+        raise UserError(
+            f"{run.home} models the codes of a vector-quantized autoencoder, and their probability is no likelihood of "
+            f"images; give a run with stage.tokens.kind=pixels, or give its autoencoder to diffpipe anomaly, which "
+            f"measures the error of reconstruction"
+        )
     if not isinstance(run.stage, Scores):
         raise UserError(f"a run of stage.kind {kind} has no likelihood and no error; give a run of another kind")
     if likelihood and not isinstance(run.stage, Generates):  # without samples there is no distribution

@@ -5,10 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from diffpipe.data.decode.latents import are_latents, encoder
+import numpy as np
+
+from diffpipe.data.decode.latents import LATENTS, are_latents, encoder, from_bytes
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet, number_of_classes
 from diffpipe.data.loader import mixture
+from diffpipe.data.loader.reader import Reader
 from diffpipe.data.loader.stream import check
 from diffpipe.errors import UserError
 from diffpipe.evaluation.reconstruction import originals
@@ -83,16 +86,26 @@ def require_codec_of_latents(experiment: Experiment, shards: ShardSet) -> None:
     hashes = {dependency.role: dependency.sha256 for dependency in experiment.stage.dependencies()}
     sha256 = hashes.get("codec")
     encoded_by = encoder(shards)
-    if sha256 is None:
+    if encoded_by == sha256:
+        return
+    holds, kind, codec = ("codes", "autoregressive", "vq") if _are_codes(shards) else ("latents", "ddpm", "vae")
+    if sha256 is None or experiment.stage.kind != kind:
         raise UserError(
-            f"{shards.paths[0]} and its set hold latents, and the stage takes images; set stage.codec to the run that "
-            f"encoded them, of the checkpoint with sha256 {encoded_by}, or data.train to the images"
+            f"{shards.paths[0]} and its set hold {holds}, which are for stage.kind={kind} with "
+            f"stage.codec.kind={codec}; set both, and stage.codec.run to the run that encoded them, of the checkpoint "
+            f"with sha256 {encoded_by}, or set data.train to the images"
         )
-    if encoded_by != sha256:
-        raise UserError(
-            f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {encoded_by}, and stage.codec "
-            f"is the one with {sha256}; encode the images again, or set stage.codec.sha256"
-        )
+    raise UserError(
+        f"{shards.paths[0]} and its set were encoded by the checkpoint with sha256 {encoded_by}, and stage.codec "
+        f"is the one with {sha256}; encode the images again, or set stage.codec.sha256"
+    )
+
+
+def _are_codes(shards: ShardSet) -> bool:
+    """Whether shards of latents hold codes, by their first sample."""
+    first = next(number for number, shard in enumerate(shards.shards) if shard.samples)
+    data = Reader(shards).read(first, shards.sample(first, 0), LATENTS)
+    return from_bytes(data, shards.paths[first]).dtype == np.int32
 
 
 def cache_warning(experiment: Experiment, shards: ShardSet, size: JobSize) -> str | None:

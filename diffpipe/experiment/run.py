@@ -25,6 +25,7 @@ from diffpipe.experiment.stored_tensors import Adapters, load_networks, load_par
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.stages.codes import CodeCodec, code_codec
 from diffpipe.stages.latents import LatentCodec, latent_codec
+from diffpipe.stages.vae import VAE
 from diffpipe.stages.vq import VQ
 from diffpipe.train.checkpoint.read import Checkpoint, limited_to
 from diffpipe.train.ema import prefix
@@ -217,6 +218,11 @@ def open_codec(path: Path, runtime: Runtime) -> tuple[LatentCodec | CodeCodec, C
     Raises UserError where it can be none.
     """
     run = open_run(path, [], runtime)
+    if not isinstance(run.stage, VAE | VQ):
+        raise UserError(
+            f"{path} is a run of stage.kind={run.experiment.stage.kind}, which encodes no shards; give one of "
+            f"stage.kind=vae with spatial latents, or of stage.kind=vq"
+        )
     codec = code_codec if isinstance(run.stage, VQ) else latent_codec
     return codec(run.as_dependency()), run.checkpoint
 

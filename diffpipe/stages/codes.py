@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from diffpipe.config import Config
 from diffpipe.dependency import TrainedStage
 from diffpipe.errors import UserError
-from diffpipe.interfaces import Batch, ImageShape, Loss, Phase, Score
+from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.code_transformer import CodeDecoder, CodeGrid, CodeTransformer
 from diffpipe.nn.codebook import EMAQuantizer
 from diffpipe.precision import float32_products
@@ -117,7 +117,8 @@ def code_codec(trained: TrainedStage) -> CodeCodec:
 class CodeAutoregressiveStage:
     """A `Stage` that generates: log P(codes) = Σ log P(group | groups before), a product over the codes of a group.
 
-    A group is a code in raster order, or a scale (Tian et al. 2024, equation 4).
+    A group is a code in raster order, or a scale (Tian et al. 2024, equation 4). It scores no images: the probability
+    of codes is no likelihood of images.
     """
 
     generating = (TRANSFORMER, "codec.decoder")
@@ -157,13 +158,6 @@ class CodeAutoregressiveStage:
         """The log-probability of each code, in nats, by one pass."""
         logits = nets[TRANSFORMER](self.codec.all_inputs(codes), labels)
         return -F.cross_entropy(rearrange(logits, "b n codes -> b codes n"), codes, reduction="none")
-
-    def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
-        """Raises UserError: the probability of codes is no likelihood of images."""
-        raise UserError(
-            "this run models the codes of a vector-quantized autoencoder, and their probability is no likelihood of "
-            "images; score its autoencoder, or a run with stage.tokens.kind=pixels"
-        )
 
     def evaluations(self) -> int | None:
         return None

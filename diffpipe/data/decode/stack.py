@@ -39,7 +39,7 @@ def differ(where: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
     """The message that an image [c h w] has another size than the ones before it."""
     return (
         f"{where}: it has {shape[-2]}x{shape[-1]} pixels (height x width) and the images before it "
-        f"{other[-2]}x{other[-1]}; give a resolution to bring all to one size, or pack them with it"
+        f"{other[-2]}x{other[-1]}; pack them with --resolution to bring all to one size, or give eval its --resolution"
     )
 
 

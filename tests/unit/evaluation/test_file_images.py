@@ -92,7 +92,7 @@ def test_an_image_of_another_size_is_refused_in_whichever_chunk_it_lies(tmp_path
     for i in range(4):
         save(tmp_path / f"{i}.png", size=(9, 7) if i < 3 else (9, 8))
     with pytest.raises(
-        UserError, match=r"8x9 pixels \(height x width\) and the images before it 7x9; give a resolution"
+        UserError, match=r"8x9 pixels \(height x width\) and the images before it 7x9; pack them with --resolution"
     ):
         FileImages(str(tmp_path), 3, None).images(range(3, 4))
 

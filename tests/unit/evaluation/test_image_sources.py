@@ -85,7 +85,7 @@ def test_shards_keep_one_size_over_all_chunks_or_are_brought_to_one(tmp_path: Pa
     native = ShardImages(shards, 1, None)
     assert native.describe().items() >= {"size": [8, 8], "channels": 1, "resize": "none"}.items()
     assert native.images(range(3)).shape == (3, 1, 8, 8)
-    with pytest.raises(UserError, match="give a resolution"):
+    with pytest.raises(UserError, match="pack them with --resolution to bring all to one size"):
         native.images(range(3, 4))
     assert ShardImages(shards, 1, square(6)).images(range(4)).shape == (4, 1, 6, 6)
 

@@ -26,6 +26,7 @@ from diffpipe.interfaces import Batch, Score
 from diffpipe.rng import KeyedRNG
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Coder, indexed_shards, opened_run
+from tests.support.stage_cases import CASES
 from tests.support.tars import png, random_pixels, write_tar
 from tests.support.toy_stages import Toy
 
@@ -90,6 +91,9 @@ def test_a_class_conditional_run_needs_labels_that_it_knows(tmp_path: Path) -> N
 def test_a_run_without_a_likelihood_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stage\.kind ddpm has no likelihood and no error"):
         scoring_stage(opened_run(Toy(), tmp_path))
+    codes = CASES["autoregressive, codes"].stage()
+    with pytest.raises(UserError, match=r"models the codes of .*, and their probability is no likelihood of images"):
+        scoring_stage(opened_run(codes, tmp_path, case="autoregressive, codes"))
     coder = opened_run(Coder("error"), tmp_path)
     assert scoring_stage(coder) is coder.stage
     with pytest.raises(UserError, match="has an error and no likelihood"):

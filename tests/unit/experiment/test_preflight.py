@@ -29,15 +29,19 @@ def images(tmp_path: Path) -> str:
     return indexed_shards(tmp_path / "images", 6, 6)
 
 
+def encoded_shards(folder: Path, row: latents.Latents) -> ShardSet:
+    """Shards that name the checkpoint with SHA256 as their encoder."""
+    folder.mkdir()
+    write_tar(folder / "a.tar", {f"{i}.{latents.LATENTS}": latents.to_bytes(row) for i in range(3)})
+    write_index(folder)
+    (folder / latents.CODEC).write_text(json.dumps({"sha256": SHA256}))
+    return shard_set.load(str(folder))
+
+
 @pytest.fixture
 def encoded(tmp_path: Path) -> ShardSet:
-    """Shards of latents that name the checkpoint with SHA256 as their encoder."""
-    (tmp_path / "latents").mkdir()
-    row = latents.to_bytes(np.zeros((8, 2, 2), dtype=np.float32))
-    write_tar(tmp_path / "latents" / "a.tar", {f"{i}.{latents.LATENTS}": row for i in range(3)})
-    write_index(tmp_path / "latents")
-    (tmp_path / "latents" / latents.CODEC).write_text(json.dumps({"sha256": SHA256}))
-    return shard_set.load(str(tmp_path / "latents"))
+    """Shards of latents."""
+    return encoded_shards(tmp_path / "latents", np.zeros((8, 2, 2), dtype=np.float32))
 
 
 def experiment(home: Path, images: str, *words: str) -> Experiment:
@@ -86,5 +90,16 @@ def test_latents_are_for_the_codec_that_encoded_them(encoded: ShardSet) -> None:
     require_codec_of_latents(codec, encoded)
     with pytest.raises(UserError, match=rf"encoded by the checkpoint with sha256 {SHA256}, .* the one with {'c' * 64}"):
         require_codec_of_latents(CASES["latent_ddpm"].experiment(f"stage.codec.sha256={'c' * 64}"), encoded)
-    with pytest.raises(UserError, match=rf"hold latents, and the stage takes images; .*sha256 {SHA256}"):
-        require_codec_of_latents(CASES["ddpm"].experiment(), encoded)
+    for name in ("ddpm", "vae", "autoregressive, codes"):
+        line = rf"hold latents, which are for stage\.kind=ddpm with stage\.codec\.kind=vae; set both, .*sha256 {SHA256}"
+        with pytest.raises(UserError, match=line):
+            require_codec_of_latents(CASES[name].experiment(), encoded)
+
+
+def test_codes_are_for_an_autoregressive_stage_alone(tmp_path: Path) -> None:
+    codes = encoded_shards(tmp_path / "codes", np.zeros((1, 1, 16), dtype=np.int32))
+    require_codec_of_latents(CASES["autoregressive, codes"].experiment(f"stage.codec.sha256={SHA256}"), codes)
+    for words in (("ddpm",), ("latent_ddpm", f"stage.codec.sha256={'c' * 64}"), ("autoregressive",)):
+        line = rf"hold codes, which are for stage\.kind=autoregressive with stage\.codec\.kind=vq; .*sha256 {SHA256}"
+        with pytest.raises(UserError, match=line):
+            require_codec_of_latents(CASES[words[0]].experiment(*words[1:]), codes)

@@ -11,7 +11,7 @@ import torch
 from diffpipe.errors import UserError
 from diffpipe.experiment import run as run_module
 from diffpipe.experiment.find_checkpoint import find_checkpoint
-from diffpipe.experiment.run import build_stage, generated_images, open_run, reconfigured
+from diffpipe.experiment.run import build_stage, generated_images, open_codec, open_run, reconfigured
 from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.train.runtime import Runtime
@@ -111,6 +111,11 @@ def test_an_option_of_another_kind_of_stage_is_refused(home: Path, runtime: Runt
     ]:
         with pytest.raises(UserError, match=message):
             open_run(home, [word], runtime)
+
+
+def test_a_run_that_encodes_nothing_is_refused_with_the_kinds_that_do(home: Path, runtime: Runtime) -> None:
+    with pytest.raises(UserError, match=r"photos is a run of stage\.kind=ddpm, .* latents, or of stage\.kind=vq"):
+        open_codec(home, runtime)
 
 
 def test_the_images_of_a_run_are_the_stages_with_the_runs_protocol(runtime: Runtime) -> None:

@@ -22,7 +22,8 @@ def test_pixels_come_back_as_they_were() -> None:
 def test_unlike_sizes_are_refused_with_the_option_that_helps() -> None:
     images = [(f"{side}.png", png_bytes(np.zeros((side, 4), np.uint8))) for side in (4, 6)]
     with pytest.raises(
-        UserError, match=r"6\.png: it has 6x4 pixels \(height x width\) and the images before it 4x4; give a"
+        UserError,
+        match=r"6\.png: it has 6x4 pixels \(height x width\) and the images before it 4x4; pack them with --resolution",
     ):
         stack_images(images, None, 3)
     assert stack_images(images, square(2), 3).shape == (2, 3, 2, 2)

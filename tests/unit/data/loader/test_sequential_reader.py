@@ -34,6 +34,6 @@ def test_images_of_several_sizes_need_a_resolution(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.png": png(random_pixels(0)), "b.webp": buffer.getvalue()})
     write_index(tmp_path)
     shards = load(str(tmp_path))
-    with pytest.raises(UserError, match=r"b: .*give a resolution"):
+    with pytest.raises(UserError, match=r"b: .*pack them with --resolution"):
         images(shards, [0, 1], None, 1)
     assert images(shards, [0, 1], square(8), 1).shape == (2, 1, 8, 8)
