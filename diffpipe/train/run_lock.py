@@ -22,6 +22,8 @@ from diffpipe.train.distributed import Communicator
 PATIENCE = 120.0
 """Seconds to wait for a lock that no process of this machine holds: NFS gives up the locks of a dead node in 90."""
 _POLL = 1.0  # seconds
+_INSTANT = 2.0
+"""Seconds in which a process that has locked the file writes its name into it."""
 _held_here: set[Path] = set()
 _guard = threading.Lock()
 
@@ -139,8 +141,10 @@ def _acquire(file: FileIO, path: Path, warn: Callable[[str], object], patience: 
     start, deadline = time.monotonic(), None
     while not _try(file, path):
         holder = _holder(file)
-        if holder.startswith(PRUNED) and time.monotonic() < start + patience:
-            time.sleep(_POLL / 10)  # `runs prune` holds it for a moment
+        # `runs prune` holds it for a moment, and has not written its name in the first instant.
+        wait = patience if holder.startswith(PRUNED) else 0 if _names_its_holder(file, holder) else _INSTANT
+        if time.monotonic() < start + wait:
+            time.sleep(_POLL / 10)
             continue
         if _held_on_this_machine(file):
             raise UserError(_refusal(path, holder))
@@ -153,6 +157,12 @@ def _acquire(file: FileIO, path: Path, warn: Callable[[str], object], patience: 
         if time.monotonic() > deadline:
             raise UserError(_remote_refusal(path, holder))
         time.sleep(_POLL)
+
+
+def _names_its_holder(file: FileIO, holder: str) -> bool:
+    """Whether the process that holds the lock has written its name, as far as the kernel tells."""
+    process = lock_holder(file.fileno()) if sys.platform == "linux" else None
+    return process is None or holder.startswith(f"process {process} on ")
 
 
 def _own_name() -> str:

@@ -27,6 +27,12 @@ RIGHT = {
     "{T} steps": "of 2 to T steps",
     "{len(images)} columns": "0, or 2 and more",
     "{most} values": "of a checkpoint, many",
+    "{log.lines:,} lines": "more than the points of a curve",
+    "{largest} images": "of the larger micro-batches, 2 or more",
+    "{shards} processes": "2 or more that share a copy",
+    "{held / whole:.1f} times": "a ratio",
+    "{named[key]} times": "2 or more",
+    "{images / epoch:,.0f} images": "of an epoch",
     "{values['images_per_second']:.0f} images": "a rate",
 }
 PLURALS = [f"{word}es" if word.endswith(("s", "ch")) else f"{word}s" for word in COUNTED.split()]

@@ -26,12 +26,12 @@ def source(tmp_path: Path) -> FolderSource:
 
 
 def test_shards_and_an_archive_hold_the_same_images(source: FolderSource, tmp_path: Path) -> None:
-    lines, notes, bad = pack_as("shards", source, tmp_path / "shards", encoding=Encoding(), split=None, **OPTIONS)
-    assert "3 samples" in lines[0]
+    summaries, notes, bad = pack_as("shards", source, tmp_path / "shards", encoding=Encoding(), split=None, **OPTIONS)
+    assert "3 samples" in str(summaries[0])
     assert notes[0] == "labels: 0: cat, 1: dog"
     assert len(bad) == 1
-    lines, notes, bad = pack_as("edm-zip", source, tmp_path / "all.zip", encoding=Encoding(), split=None, **OPTIONS)
-    assert lines == [f"{tmp_path}/all.zip: 3 images of 4 x 4 pixels, mode L"]
+    summary, notes, bad = pack_as("edm-zip", source, tmp_path / "all.zip", encoding=Encoding(), split=None, **OPTIONS)
+    assert summary == f"{tmp_path}/all.zip: 3 images of 4 x 4 pixels, mode L"
     assert notes[0] == "labels: 0: cat, 1: dog"
     assert len(bad) == 1
 
