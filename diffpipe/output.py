@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 
 class Output:
-    """What a command prints. A command adds to it; `main` prints the document at the end.
+    """The output of a command. A command adds to it; `main` prints the document at the end.
 
     as_json: the result is a JSON document instead of text. Until it is written, whatever is printed on stdout, by a
     library say, goes to stderr. quiet: of all that goes to stderr, only warnings and errors are printed.

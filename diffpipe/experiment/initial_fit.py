@@ -29,7 +29,7 @@ class Fit(NamedTuple):
     changes: Sequence[Change]
 
     def sentences(self) -> list[str]:
-        """What is loaded and what is not, for the user."""
+        """The tensors that are loaded and those that are not, in words."""
         networks = dict.fromkeys(name.partition(".")[0] for name in self.loaded)
         sentences = [f"{plural(len(self.loaded), 'tensor')} of {', '.join(networks)} loaded"]
         if self.fresh:

@@ -58,7 +58,7 @@ class InitialWeights(NamedTuple):
         return load
 
     def sentences(self) -> list[str]:
-        """What is loaded, and what is not."""
+        """The tensors that are loaded and those that are not."""
         return [f"starting from {self.name}: {sentence}" for sentence in self.fit.sentences()]
 
 

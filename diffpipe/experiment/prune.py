@@ -1,4 +1,4 @@
-"""What may be removed from the runs below a folder, and its removal.
+"""Files and directories that may be removed from the runs below a folder, and their removal.
 
 Only what a run is known to need no more: checkpoints beyond those that are kept, and what killed jobs have left. A run
 that trains is never touched. Neither are the newest valid checkpoints, nor those that another run here has pinned.
@@ -143,7 +143,7 @@ def _prunable(run: Path, config: str, keep_last: int | None, pinned: Set[str]) -
 
 
 def _leftovers(run: Path) -> Iterator[tuple[Path, str]]:
-    """What jobs and prunes that were killed have left. A command that holds no lock may be writing a young file."""
+    """The leftovers of jobs and prunes that were killed. A command that holds no lock may be writing a young file."""
     for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS, run / "samples", run / "scores"):
         of_checkpoints = folder in (run / CHECKPOINTS, run / SNAPSHOTS)
         for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():

@@ -18,7 +18,7 @@ from diffpipe.train.logs import parse_line
 _LONGEST_LINE = 1 << 20
 _MOST_KEYS, _LONGEST_KEY = 200, 100
 LARGEST, SMALLEST = 1e100, 1e-100
-"""What no float32 holds: a value beyond them is infinite, or 0."""
+"""Far beyond float32: a larger value is infinite, and a smaller one 0."""
 _MOST_STEPS = 1 << 53  # a float holds each of them exactly
 
 

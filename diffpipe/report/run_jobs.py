@@ -22,7 +22,7 @@ _MOST_EVENTS = 10_000
 _LONGEST_LINE = 1 << 16
 _MOST_MARKS = 100
 _MOST_SECONDS = 1e11
-"""Of a time: a stranger's file may hold any number."""
+"""The largest time: a stranger's file may hold any number."""
 
 
 class Mark(NamedTuple):

@@ -22,7 +22,7 @@ from diffpipe.report.metrics_log import LARGEST
 _MOST_FILES, _MOST_METRICS, _LONGEST_NAME = 400, 20, 100
 _LONGEST_TEXT = 20_000  # characters of a protocol
 _OF_THE_CHECKPOINT = {"checkpoint", "step", "images_seen"}
-"""What differs between two scores of one run in the course of training."""
+"""Entries that differ between two scores of one run in the course of training."""
 
 
 class ScorePoint(NamedTuple):

@@ -52,7 +52,7 @@ from diffpipe.train.trackers import require_installed
 def diagnose(
     config: str | Path, overrides: Sequence[str] = (), *, world: int | None = None, machines: int | None = None
 ) -> Diagnosis:
-    """What would break a training of this config, or make it slow. A collective that writes nothing.
+    """The findings on a training of this config that would break, or be slow. A collective that writes nothing.
 
     world: the processes of a job that is rehearsed, by arithmetic alone; None: those that are running, which take a
     step. machines: those of the rehearsed job; None: as many as its GPUs need.

@@ -25,12 +25,12 @@ class Finding(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """What is wrong."""
+        """The part before the remedy."""
         return self._parts()[0]
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """The part that says what to do."""
         return self._parts()[1]
 
     def _parts(self) -> tuple[str, str]:

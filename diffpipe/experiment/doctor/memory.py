@@ -70,7 +70,7 @@ def activations_per_sample(experiment: Experiment, stage: Stage, shape: ImageSha
 
 
 def needs(model: ModelBytes, activations: int, micro_batch: int) -> dict[str, int]:
-    """What a process needs for its networks, in words, and the bytes. activations: per sample."""
+    """The needs of a process for its networks, in words, and their bytes. activations: per sample."""
     return {
         "parameters": model.networks,
         "averages": model.averages,

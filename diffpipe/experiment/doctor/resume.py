@@ -20,7 +20,7 @@ def damaged(complaints: list[Damage]) -> Iterator[Finding]:
 
 
 def changes(checkpoint: Checkpoint, experiment: Experiment, shape: ImageShape, shards: ShardSet) -> list[str]:
-    """What has changed since the checkpoint, all of it allowed. Raises UserError where `train` would refuse it."""
+    """The changes since the checkpoint, all of them allowed. Raises UserError where `train` would refuse it."""
     changed = [str(change) for change in allowed_changes(checkpoint, experiment, shape)]
     data = allowed_data_change(checkpoint, experiment, shards, experiment.run.path)
     return [*changed, *([] if data is None else [f"the data: {data}"])]
