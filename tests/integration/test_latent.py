@@ -279,7 +279,7 @@ def test_latents_that_do_not_fit_are_refused(
     ours = str(manifest_sha256(newest(vae)))
     pixels = HOME / "configs" / "fashion_mnist" / "ddpm.yaml"
     line = refusal(capfd, train(pixels, tmp_path / "a", f"data.train={encoded}"))
-    assert "hold latents, and the stage takes images" in line
+    assert "hold latents, which are for stage.kind=ddpm with stage.codec.kind=vae" in line
     assert ours in line
     other = tmp_path / "other"
     assert train(VAE, other, "train.steps=1", "seed=9") == 0
