@@ -5,7 +5,7 @@
 # Arguments override the config: ./launch/demo.sh train.steps=2000
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/setup.sh eval,report
+source launch/setup.sh eval,report,tensorboard
 run="${RUN:-runs/fashion_mnist/demo}"
 diffpipe=(.venv/bin/accelerate launch --config_file launch/cpu.yaml --num_processes 2 -m diffpipe)
 "${diffpipe[@]}" train configs/fashion_mnist/demo.yaml run.dir="$run" "$@"

@@ -3,7 +3,7 @@
 # About an hour on two CPU cores. Run it again to continue from the checkpoints in runs/fashion_mnist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/setup.sh eval,report
+source launch/setup.sh eval,report,tensorboard
 runs=runs/fashion_mnist
 # adversarial starts from ddpm, and latent_ddpm is trained in the latents of latent_vae.
 for family in vae gan flow autoregressive ddpm adversarial latent_vae latent_ddpm; do

@@ -3,7 +3,7 @@
 # and scores what each sampler draws from it. About two and a half hours on two CPU cores. Run it again to continue.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source launch/setup.sh eval,report
+source launch/setup.sh eval,report,tensorboard
 runs=runs/fashion_mnist/objectives
 train() {  # NAME prediction weighting [key=value …]
   .venv/bin/diffpipe train configs/fashion_mnist/demo.yaml run.dir="$runs/$1" train.steps=3000 train.minutes=null \

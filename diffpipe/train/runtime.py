@@ -86,7 +86,6 @@ class Runtime:
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # its autocast patches the module's forward: `autocast` below instead
-            log_with=[*services.values()] or None,
             project_config=ProjectConfiguration(project_dir=str(log_dir), logging_dir=str(log_dir))
             if log_dir
             else None,
@@ -178,6 +177,8 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # of an older processor, or set by ATEN_CPU_CAPABILITY
+        return "fp32"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 

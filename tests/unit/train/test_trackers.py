@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import tracking
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
@@ -69,6 +71,17 @@ def test_a_tracker_that_fails_is_left_out_with_a_warning(runtime: Runtime, tmp_p
     ]
     steps = [call for step in (1, 2) for call in (("log", {"loss": 0.5}, step), ("images", {"samples": [GRID]}, step))]
     assert good.calls == [("start",), ("config", {"seed": 3, "data.train": "['a']"}), *steps, ("finish",)]
+
+
+def test_a_tensorboard_that_is_not_installed_is_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    warnings: list[str] = []
+    with Runtime.start("fp32", "cpu", tmp_path) as runtime:  # a warning of accelerate's would fail the test
+        runtime.trackers.start(TrackedRun(tmp_path, "project", "name", 0), {}, warnings.append)
+        runtime.trackers.log({"loss": 0.5}, 1)
+    (warning,) = warnings
+    assert warning.startswith("tensorboard is not installed; install it with: pip install 'diffpipe[tensorboard]'")
 
 
 def test_other_ranks_track_nothing(runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
