@@ -18,7 +18,8 @@ from diffpipe.nn.dit import DiTConfig
 from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.nn.unet import UNetConfig
 from diffpipe.resolution import Resolution
-from diffpipe.stages.ddpm import DDPM, DENOISER, LATENT_SCALE, DDPMConfig
+from diffpipe.stages.ddpm import DDPM, DENOISER, LATENT_SCALE
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.stages.latents import LatentCodec
 
 _GUIDED_CLASSES = 1000

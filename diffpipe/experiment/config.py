@@ -14,7 +14,7 @@ from diffpipe.files import user_path
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.autoencoder import AutoencoderConfig
 from diffpipe.stages.autoregressive import AutoregressiveConfig
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.stages.flow import FlowConfig
 from diffpipe.stages.gan import GANConfig
 from diffpipe.stages.vae import VAEConfig

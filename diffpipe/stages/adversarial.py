@@ -30,7 +30,8 @@ from diffpipe.plural import plural
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.codec import PixelCodec
 from diffpipe.stages.config import StageConfig
-from diffpipe.stages.ddpm import DENOISER, DDPMConfig
+from diffpipe.stages.ddpm import DENOISER
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.stages.gan import LatentSamplerConfig
 from diffpipe.stages.gan_losses import DISCRIMINATOR, GENERATOR, AdversarialLossConfig, adversarial_loss
 from diffpipe.stages.labels import conditional_classes, labels_to_generate, repeated

@@ -10,7 +10,7 @@ import torch
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.resolution import square
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.asynchronous import AsyncCheckpointer
 from diffpipe.train.checkpoint.config import CheckpointConfig

@@ -19,7 +19,8 @@ from diffpipe.evaluation.scores import score
 from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.ddpm import DDPM, DDPMConfig
+from diffpipe.stages.ddpm import DDPM
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.stages.latents import LatentCodec
 from diffpipe.stages.vae import VAEConfig
 from diffpipe.train.config import TrainConfig

@@ -12,7 +12,7 @@ from diffpipe.diffusion.schedule import DiscreteSchedule, DiscreteScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.nn.levels import Positive
 from diffpipe.plural import plural
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 
 Scheduler = Literal["DDPMScheduler", "DDIMScheduler"]
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}

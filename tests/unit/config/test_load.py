@@ -16,7 +16,7 @@ from diffpipe.config.kinds import kinds_of
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.nn.unet import UNetConfig
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 
 MINIMAL = {
     "run": {"dir": "runs/x"},

@@ -18,7 +18,8 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.ddpm import DDPM, DDPMConfig
+from diffpipe.stages.ddpm import DDPM
+from diffpipe.stages.ddpm_config import DDPMConfig
 from tests.support.ground_truth import LINE, exact_denoiser, first_level, schedule_of
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1

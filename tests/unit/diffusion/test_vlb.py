@@ -28,7 +28,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Scores
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 
 Variance = Literal["small", "large"]
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1

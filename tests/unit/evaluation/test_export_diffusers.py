@@ -14,7 +14,7 @@ from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 import diffpipe
 from diffpipe.__main__ import main
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 from tests.support.random_runs import random_run
 
 DIT = "stage.network={kind: dit, patch: 2, width: 16, depth: 2, heads: 2}"

@@ -19,7 +19,7 @@ from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.adversarial import AdversarialConfig, AdversarialDiffusion
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 from tests.support.tiny_gans import UNET, batch, random_networks, rows_of, trained_unet, trainer
 
 SHAPE = ImageShape(channels=1, resolution=square(8), classes=3)

@@ -18,7 +18,7 @@ from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoguidance import matching_level, unopened_guide
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.stages.guidance import GuideConfig
 
 UNET = {"channels": 8, "channel_mult": (1, 2), "blocks": 1, "attention": (), "groups": 4, "dropout": 0.0}

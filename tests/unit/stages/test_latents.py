@@ -17,7 +17,8 @@ from diffpipe.interfaces import Batch, ImageShape
 from diffpipe.nn.latent_scale import LatentScale
 from diffpipe.resolution import square
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.ddpm import DDPM, DDPMConfig
+from diffpipe.stages.ddpm import DDPM
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.stages.latents import LatentCodec, codec_problem
 from diffpipe.stages.vae import VAE, VAEConfig
 from diffpipe.train.config import TrainConfig

@@ -15,7 +15,7 @@ import torch
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Stage
 from diffpipe.resolution import square
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 from diffpipe.train.config import TrainConfig
 from diffpipe.train.ema import EMAConfig
 from diffpipe.train.hooks import Hook

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig
 from diffpipe.errors import UserError
 from diffpipe.experiment.interop.scheduler import from_scheduler, to_scheduler
-from diffpipe.stages.ddpm import DDPMConfig
+from diffpipe.stages.ddpm_config import DDPMConfig
 
 CLASSES: dict[str, Any] = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}
 
