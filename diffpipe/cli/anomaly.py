@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None:
         require_own_folder(args.run)
     runtime = options.values(args, "precision", "device")
-    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.likelihood_overrides(args), **runtime) as run:
-        images = options.values(args, "normal", "abnormal", "training", "n", "seed", "precision")
+    with load(args.run, raw=args.raw, ema=args.ema, **runtime) as run:
+        images = options.values(args, "normal", "abnormal", "training", "n", "seed", "steps", "precision")
         result = run.detect_anomalies(**images)
     if is_main_process():
         out = args.out or run.score_file("anomaly", result.n, result.protocol)

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out is None:
         require_own_folder(args.run)
     runtime = options.values(args, "precision", "device")
-    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.likelihood_overrides(args), **runtime) as run:
-        result = run.classify(args.shards, **options.values(args, "n", "prior", "seed", "precision"))
+    with load(args.run, raw=args.raw, ema=args.ema, **runtime) as run:
+        result = run.classify(args.shards, **options.values(args, "n", "prior", "seed", "steps", "precision"))
     if is_main_process():
         out = args.out or run.score_file("classify", result.classification.n, result.protocol)
         plot = out.with_suffix(".png")

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from diffpipe.cli import argument_types as types
-from diffpipe.cli import options
+from diffpipe.cli import options, sampling_options
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
 from diffpipe.metrics.names import DEFAULT_METRICS, METRICS, parse_metric
@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n", type=int, help="images to score (default: 1000 of a run, or as many as FLOOR has; all of other images)"
     )
-    options.add_metrics(parser, ",".join(DEFAULT_METRICS), ", ".join(METRICS))
+    defaults, known = ",".join(DEFAULT_METRICS), ", ".join(METRICS)
+    parser.add_argument(
+        "--metrics", default=defaults, help=f"separated by commas (default %(default)s); known: {known}"
+    )
+    parser.add_argument("--inception", metavar="FILE", help="Inception weights for fid and kid (default: downloaded)")
     parser.add_argument(
         "--floor",
         metavar="IMAGES|split",
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side, or height and width, to which all images are resized and cropped (default: a run's, else theirs)",
     )
     options.add_output_file(parser, "the JSON file")
-    options.add_sampling(parser)
+    sampling_options.add_to(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         if args.out is None:
             require_own_folder(user_path(args.images))
         with load(
-            args.images, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime
+            args.images, raw=args.raw, ema=args.ema, overrides=sampling_options.overrides(args), **runtime
         ) as run:
             if args.resolution not in (None, run.config.data.resolution):
                 size = run.config.data.resolution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffpipe.cli import options
+from diffpipe.cli import options, sampling_options
 from diffpipe.files import user_path
 from diffpipe.plural import plural
 from diffpipe.process import is_main_process
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", help="interpolate between these images, by their latents (default: between noises)")
     options.add_count(parser, 8, "pairs, one row each")
     parser.add_argument("--columns", type=int, default=9, help="points from one to the other (default %(default)s)")
-    options.add_sampling(parser)
+    sampling_options.add_to(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
     require_png(args.out)
     runtime = options.values(args, "precision", "device")
-    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime) as run:
+    with load(args.run, raw=args.raw, ema=args.ema, overrides=sampling_options.overrides(args), **runtime) as run:
         how = options.values(args, "shards", "seed", "label")
         interpolation = run.interpolate(args.n, args.columns, **how)
     if is_main_process():

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diffpipe import output
-from diffpipe.experiment import sampling_options
 from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
-from diffpipe.plugins import BUILT_IN
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -84,73 +82,5 @@ def add_runtime(parser: argparse.ArgumentParser, precision: str = "fp32") -> Non
     )
 
 
-def add_metrics(parser: argparse.ArgumentParser, default: str, known: str) -> None:
-    parser.add_argument("--metrics", default=default, help=f"separated by commas (default %(default)s); known: {known}")
-    parser.add_argument("--inception", metavar="FILE", help="Inception weights for fid and kid (default: downloaded)")
-
-
 def add_output_file(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--out", type=user_path, metavar="FILE", help=f"{text} (default: a file in the run's scores/)")
-
-
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that generates. The run's config has the defaults."""
-    add_seed(parser, "image i depends on the seed and i alone")
-    text = "class of all images, by its number or its name (default: image i has class i mod classes)"
-    parser.add_argument("--label", metavar="CLASS", help=text)
-    parser.add_argument(
-        "--sampler",
-        metavar="NAME",
-        help=f"{', '.join(sorted(BUILT_IN['samplers']))} or a plug-in's, for a diffusion",
-    )
-    parser.add_argument("--steps", type=int, help="steps from noise to image")
-    parser.add_argument(
-        "--spacing", help="trailing, leading, linspace, karras or log_snr: which noise levels they visit"
-    )
-    parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")
-    parser.add_argument("--churn", type=float, help="noise of edm over all steps, such as 40; 0 is none")
-    parser.add_argument(
-        "--variance", choices=("small", "large"), help="of the ancestral sampler: the posterior's or beta"
-    )
-    parser.add_argument("--clip", choices=("true", "false"), help="clip each predicted x_0 to [-1, 1]")
-    parser.add_argument(
-        "--dynamic-threshold",
-        type=float,
-        metavar="QUANTILE",
-        help="clip it to this quantile of its own instead, such as 0.995, for large guidance",
-    )
-    parser.add_argument(
-        "--guidance", type=float, help="classifier-free guidance: 1 is none, more exaggerates the label"
-    )
-    parser.add_argument(
-        "--guide",
-        metavar="RUN",
-        help="guide by an earlier checkpoint or a smaller run of the same data instead (autoguidance); none: by no run",
-    )
-    parser.add_argument(
-        "--guidance-interval", metavar="LOW,HIGH", help="guide only where sigma/alpha lies between these two"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        help="factor on the normal noise of a flow, VAE, GAN or adversarial denoiser, divisor of an autoregressive "
-        "model's logits; 0 is no noise",
-    )
-    parser.add_argument(
-        "--top-k", type=int, help="an autoregressive model draws each token from so many likeliest values"
-    )
-    parser.add_argument("--top-p", type=float, help="and from the fewest that have this probability together")
-    parser.add_argument("--codec", metavar="RUN", help="current path of the VAE of a latent diffusion run")
-    add_weights(parser)
-    add_runtime(parser, "auto")
-
-
-def sampling_overrides(args: argparse.Namespace) -> list[str]:
-    """The sampling options on the command line, as overrides of the run's config."""
-    codec = [f"stage.codec.run={args.codec}"] if args.codec else []
-    return [*codec, *sampling_options.sampling_overrides(values(args, *sampling_options.NAMES))]
-
-
-def likelihood_overrides(args: argparse.Namespace) -> list[str]:
-    """--steps on the command line, as an override of the run's config."""
-    return [] if args.steps is None else [f"stage.sampler.vlb_steps={args.steps}"]

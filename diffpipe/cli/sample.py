@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffpipe.cli import options
+from diffpipe.cli import options, sampling_options
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
 from diffpipe.plural import plural
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write trajectory.png: how the first 8 images came about, x_t and the x_0 predicted from it at 10 "
         "noise levels",
     )
-    options.add_sampling(parser)
+    sampling_options.add_to(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise UserError(f"--n {args.n}: give 1 or more")
     runtime, how = options.values(args, "precision", "device"), options.values(args, "seed", "label")
-    with load(args.run, raw=args.raw, ema=args.ema, overrides=options.sampling_overrides(args), **runtime) as run:
+    with load(args.run, raw=args.raw, ema=args.ema, overrides=sampling_options.overrides(args), **runtime) as run:
         trajectory = None
         if args.trajectory:
             from diffpipe.report.trajectory_grid import trajectory_grid

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+import pytest
+
 from diffpipe.cli import options
-from diffpipe.experiment.sampling_options import NAMES
 
 
-def test_a_command_that_samples_has_every_option_of_sampling() -> None:
+def test_a_command_takes_the_trained_weights_or_one_average() -> None:
     parser = argparse.ArgumentParser()
-    options.add_sampling(parser)
-    assert set(NAMES) <= vars(parser.parse_args([])).keys()
+    options.add_weights(parser)
+    assert options.values(parser.parse_args(["--ema", "0.1"]), "raw", "ema") == {"raw": False, "ema": 0.1}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--raw", "--ema", "0.1"])
