@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from diffpipe.coding.compressed_file import CompressedFile, Header, read_compressed, write_compressed
 from diffpipe.data.decode.image import loss_in_decoding
+from diffpipe.data.decode.stack import differ, stack_images
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.packing.output_folder import output_folder
@@ -119,19 +120,24 @@ def stored_images(shards: str, run: Run, n: int | None) -> ShardImages:
 
 
 def require_exact(images: ShardImages, indices: range) -> None:
-    """Raise UserError where decoding would change one of these images, or make it grey."""
-    for place, data in images.encoded(indices):
-        if (loss := loss_in_decoding(data, place)) is not None:
-            raise UserError(
-                f"{place}: {loss}; compression loses nothing, so pack the images with `diffpipe pack` first"
-            )
-    if images.channels == 1:
-        grey = images.images(indices).expand(-1, 3, -1, -1)
-        if not torch.equal(images.in_colour(indices), grey):
-            raise UserError(
-                f"{images.place}: holds images in colour, and the run's are grey; compression loses nothing, so give "
-                f"grey images, or a run of data.channels=3"
-            )
+    """Raise UserError where decoding would change one of these images or make it grey, and where sizes differ."""
+
+    def exact() -> Iterator[tuple[str, bytes]]:
+        for place, data in images.encoded(indices):
+            if (loss := loss_in_decoding(data, place)) is not None:
+                raise UserError(
+                    f"{place}: {loss}; compression loses nothing, so pack the images with `diffpipe pack` first"
+                )
+            yield place, data
+
+    pixels = stack_images(exact(), None, channels=3)
+    if tuple(pixels.shape[2:]) != images.size:
+        raise UserError(differ(images.place, tuple(pixels.shape), images.size))
+    if images.channels == 1 and not (pixels == pixels[:, :1]).all():
+        raise UserError(
+            f"{images.place}: holds images in colour, and the run's are grey; compression loses nothing, so give "
+            f"grey images, or a run of data.channels=3"
+        )
 
 
 def write_shards(header: Header, images: UInt8[Tensor, "n c h w"], out: Path) -> None:

@@ -161,12 +161,6 @@ class ShardImages(StoredImages):
         """The labels of these images. Raises UserError where one is missing."""
         return sequential_reader.labels(self.shards, self._indices[indices.start : indices.stop])
 
-    def in_colour(self, indices: range) -> UInt8[Tensor, "b 3 h w"]:
-        """The images with three channels, grey ones with the same three."""
-        return sequential_reader.images(
-            self.shards, self._indices[indices.start : indices.stop], self.resolution, channels=3
-        )
-
     def encoded(self, indices: range) -> Iterator[tuple[str, bytes]]:
         """The place, in words, and the file of each of these images."""
         return sequential_reader.encoded_images(self.shards, self._indices[indices.start : indices.stop])

@@ -22,6 +22,7 @@ from diffpipe.evaluation.compressed_shards import (
     compress_shards,
     open_run_of,
     read_for,
+    require_exact,
     require_writable,
     stored_images,
     write_shards,
@@ -164,3 +165,19 @@ def test_an_output_that_exists_is_refused_before_anything_is_decoded(tmp_path: P
     (tmp_path / "images.dpi").write_bytes(b"no such file")
     with pytest.raises(UserError, match="not a file of compressed images"):
         read_for(tmp_path / "images.dpi", tmp_path)
+
+
+def test_grey_images_in_colour_files_of_one_size_are_exact(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    members: dict[str, bytes] = {}
+    for name, size in {"a": 8, "b": 8, "c": 4}.items():
+        buffer = io.BytesIO()
+        Image.new("RGB", (size, size), (7, 7, 7)).save(buffer, "PNG")
+        members[f"{name}.png"] = buffer.getvalue()
+    write_tar(tmp_path / "shards" / "0.tar", members)
+    write_index(tmp_path / "shards")
+    images = ShardImages(shard_set.load(str(tmp_path / "shards")), 1, None)
+    require_exact(images, range(2))
+    for indices in (range(1, 3), range(2, 3)):
+        with pytest.raises(UserError, match=r"it has 4x4 pixels \(height x width\) and the images before it 8x8"):
+            require_exact(images, indices)
