@@ -223,9 +223,10 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         """
         options = {"n": n, "seed": seed, "block": block, "batch": batch, "verify": verify, "compare": compare}
         runtime = self._runtime.in_precision("fp32")
-        # `decompress` places the networks for float32, and bits depend on the memory format.
-        run = replace(self._run, nets={name: runtime.place(copy.deepcopy(net)) for name, net in self.networks.items()})
-        return compress_shards(run, shards, Path(out), runtime, **options)
+        nets = self.networks
+        if runtime.memory_format != self._runtime.memory_format:  # `decompress` has float32's, and bits depend on it
+            nets = {name: runtime.place(copy.deepcopy(net)) for name, net in nets.items()}
+        return compress_shards(replace(self._run, nets=nets), shards, Path(out), runtime, **options)
 
     def export(self, out: str | Path, to: ExportFormat = "safetensors", *, merge: bool = False) -> list[str]:
         """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.

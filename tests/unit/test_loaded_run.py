@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import diffpipe
+from diffpipe import loaded_run
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
+from diffpipe.experiment.run import Run
 from diffpipe.resolution import square
 from tests.support.commands import SHARDS
 from tests.support.runs import indexed_shards
@@ -102,3 +104,14 @@ def test_folders_may_be_strings(tiny_run: Path, tmp_path: Path) -> None:
     run.write_samples(str(tmp_path / "samples"), 1)
     assert (tmp_path / "weights" / "denoiser.safetensors").exists()
     assert (tmp_path / "samples" / "000000.png").exists()
+
+
+@pytest.mark.parametrize(("precision", "copied"), [("fp32", False), ("bf16", True)])
+def test_compression_copies_the_networks_only_into_another_memory_format(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, copied: bool
+) -> None:
+    compressed: list[Run] = []
+    monkeypatch.setattr(loaded_run, "compress_shards", lambda run, *_, **__: compressed.append(run))
+    run = diffpipe.load(tiny_run, precision=precision, device="cpu")
+    unchecked(run.compress)("shards", "images.dpi")
+    assert (compressed[0].nets["denoiser"] is not run.networks["denoiser"]) == copied
