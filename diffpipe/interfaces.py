@@ -279,3 +279,11 @@ class Scores(Protocol):
     def score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG) -> Score:
         """The score of each sample. All randomness comes from `rng`. nets: without wrappers, in evaluation mode."""
         ...
+
+
+@runtime_checkable
+class Unscored(Protocol):
+    """A stage that says why it scores no images, such as one that models the codes of another stage."""
+
+    no_likelihood: str
+    """The reason, and which run to give instead: it follows the path of the run in a message."""

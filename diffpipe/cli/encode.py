@@ -21,17 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.evaluation.encode import encode_shards
     from diffpipe.experiment.run import open_codec
-    from diffpipe.stages.latents import LatentCodec
     from diffpipe.train.runtime import Runtime
 
     with Runtime.start(args.precision, args.device) as runtime:
         codec, checkpoint = open_codec(args.run, runtime)
         shards = encode_shards(codec, checkpoint.manifest_sha256, args.shards, args.out, runtime)
     if is_main_process():
-        if isinstance(codec, LatentCodec):
-            shape = codec.vae.latent_shape
-            encoded, about = f"latents of {'x'.join(map(str, shape))}", {"latent_shape": shape}
-        else:
-            encoded, about = f"{plural(codec.grid.tokens, 'code')} each", {"codes": codec.grid.tokens}
+        encoded, about = codec.encoded
         text = f"{plural(shards.total, 'image')} as {encoded} in {plural(len(shards.shards), 'shard')}"
         options.print_result(f"{text}: {args.out}", run=args.run, n=shards.total, **about, folder=args.out)

@@ -25,7 +25,7 @@ from diffpipe.coding.image_coder import Compresses, ImageCoder
 from diffpipe.coding.message import CodingError, Message
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
-from diffpipe.evaluation.likelihood import is_conditional
+from diffpipe.evaluation.likelihood import is_conditional, require_scored
 from diffpipe.experiment.run import Run
 from diffpipe.progress_bar import progress_bar
 from diffpipe.rng import fold_in
@@ -60,6 +60,7 @@ class Compression(NamedTuple):
 
 def coder_of(run: Run) -> ImageCoder:
     """The run's coder. Raises UserError where its stage has none."""
+    require_scored(run)
     if not isinstance(run.stage, Compresses):
         raise UserError(
             f"a run of stage.kind {run.experiment.stage.kind} cannot compress: it has no likelihood of images; give a "

@@ -19,12 +19,11 @@ from diffpipe.evaluation.map_over_ranks import on_rank_zero
 from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import chunks
 from diffpipe.progress_bar import progress_bar
-from diffpipe.stages.codes import CodeCodec
-from diffpipe.stages.latents import LatentCodec
+from diffpipe.stages.shard_codec import ShardCodec
 from diffpipe.train.runtime import Runtime
 
 
-def encode_shards(codec: LatentCodec | CodeCodec, sha256: str, patterns: str, out: Path, runtime: Runtime) -> ShardSet:
+def encode_shards(codec: ShardCodec, sha256: str, patterns: str, out: Path, runtime: Runtime) -> ShardSet:
     """Write one shard of latents to `out` for each shard of images: whole and indexed, or not at all. A collective.
 
     sha256: of the codec's checkpoint, which the latents name. Returns the shards of images. Raises UserError where a
@@ -67,7 +66,7 @@ def _make_empty(folder: Path) -> None:
         raise UserError(f"{folder}: {error.strerror}; give a folder that can be written") from error
 
 
-def _write_shard(codec: LatentCodec | CodeCodec, shards: ShardSet, number: int, folder: Path, runtime: Runtime) -> None:
+def _write_shard(codec: ShardCodec, shards: ShardSet, number: int, folder: Path, runtime: Runtime) -> None:
     """Encode one shard: the same samples in the same order, with their labels."""
     shard, reader = shards.shards[number], Reader(shards)
     first, shape = int(shards.counts[:number].sum()), codec.images

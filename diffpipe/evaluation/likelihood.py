@@ -20,10 +20,9 @@ from diffpipe.evaluation.counts import DEFAULT_COUNT
 from diffpipe.evaluation.image_sources import ShardImages, TensorImages
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run
-from diffpipe.interfaces import Batch, Generates, Score, Scores
+from diffpipe.interfaces import Batch, Generates, Score, Scores, Unscored
 from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.codes import CodeAutoregressiveStage
 from diffpipe.train.runtime import Runtime
 
 
@@ -130,18 +129,19 @@ def is_conditional(run: Run) -> bool:
     return getattr(run.experiment.stage, "conditional", False)
 
 
+def require_scored(run: Run) -> None:
+    """Raise UserError where the run's stage says why it scores no images."""
+    if isinstance(run.stage, Unscored):
+        raise UserError(f"{run.home} {run.stage.no_likelihood}")
+
+
 def scoring_stage(run: Run, *, likelihood: bool = False) -> Scores:
     """The run's stage, if it scores images. Raises UserError where it does not.
 
     likelihood: refuse also a stage whose score is no likelihood.
     """
+    require_scored(run)
     kind = run.experiment.stage.kind
-    if isinstance(run.stage, CodeAutoregressiveStage):
-        raise UserError(
-            f"{run.home} models the codes of a vector-quantized autoencoder, and their probability is no likelihood of "
-            f"images; give a run with stage.tokens.kind=pixels, or give its autoencoder to diffpipe anomaly, which "
-            f"measures the error of reconstruction"
-        )
     if not isinstance(run.stage, Scores):
         raise UserError(f"a run of stage.kind {kind} has no likelihood and no error; give a run of another kind")
     if likelihood and not isinstance(run.stage, Generates):  # without samples there is no distribution

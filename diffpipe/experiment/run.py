@@ -23,10 +23,7 @@ from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.experiment.stored_tensors import Adapters, load_networks, load_part
 from diffpipe.interfaces import ImageShape, Stage
-from diffpipe.stages.codes import CodeCodec, code_codec
-from diffpipe.stages.latents import LatentCodec, latent_codec
-from diffpipe.stages.vae import VAE
-from diffpipe.stages.vq import VQ
+from diffpipe.stages.shard_codec import ShardCodec, shard_codec
 from diffpipe.train.checkpoint.read import Checkpoint, limited_to
 from diffpipe.train.ema import prefix
 from diffpipe.train.runtime import Runtime
@@ -212,19 +209,13 @@ def build_stage(
     return Built(resolved.experiment, stage, resolved.runs)
 
 
-def open_codec(path: Path, runtime: Runtime) -> tuple[LatentCodec | CodeCodec, Checkpoint]:
+def open_codec(path: Path, runtime: Runtime) -> tuple[ShardCodec, Checkpoint]:
     """The codec made of the VAE or the vector-quantized autoencoder at `path`, and its checkpoint. A collective.
 
     Raises UserError where it can be none.
     """
     run = open_run(path, [], runtime)
-    if not isinstance(run.stage, VAE | VQ):
-        raise UserError(
-            f"{path} is a run of stage.kind={run.experiment.stage.kind}, which encodes no shards; give one of "
-            f"stage.kind=vae with spatial latents, or of stage.kind=vq"
-        )
-    codec = code_codec if isinstance(run.stage, VQ) else latent_codec
-    return codec(run.as_dependency()), run.checkpoint
+    return shard_codec(run.as_dependency()), run.checkpoint
 
 
 def generated_images(run: Run, runtime: Runtime, *, n: int, seed: int, label: int | str | None) -> GeneratedImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from einops import rearrange
@@ -20,6 +20,7 @@ from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.code_transformer import CodeDecoder, CodeGrid, CodeTransformer
 from diffpipe.nn.codebook import EMAQuantizer
+from diffpipe.plural import plural
 from diffpipe.precision import float32_products
 from diffpipe.rng import RNG, KeyedRNG
 from diffpipe.stages.labels import conditional_classes, dropped_labels, labels_to_generate, required_labels
@@ -59,6 +60,11 @@ class CodeCodec:
         self.images = vq.shape
         self.nets = {name: net.requires_grad_(False).eval() for name, net in nets.items()}
         self.grid = CodeGrid(vq.codes, vq.latent_shape[0], tuple(vq.sizes))
+
+    @property
+    def encoded(self) -> tuple[str, dict[str, Any]]:
+        """As `ShardCodec` has it."""
+        return f"{plural(self.grid.tokens, 'code')} each", {"codes": self.grid.tokens}
 
     def check(self, images: ImageShape) -> None:
         """Raises UserError where it does not take such images."""
@@ -117,11 +123,15 @@ def code_codec(trained: TrainedStage) -> CodeCodec:
 class CodeAutoregressiveStage:
     """A `Stage` that generates: log P(codes) = Σ log P(group | groups before), a product over the codes of a group.
 
-    A group is a code in raster order, or a scale (Tian et al. 2024, equation 4). It scores no images: the probability
-    of codes is no likelihood of images.
+    A group is a code in raster order, or a scale (Tian et al. 2024, equation 4).
     """
 
     generating = (TRANSFORMER, "codec.decoder")
+    no_likelihood = (
+        "models the codes of a vector-quantized autoencoder, and their probability is no likelihood of images; give a "
+        "run with stage.tokens.kind=pixels, or give its autoencoder to diffpipe anomaly, which measures the error of "
+        "reconstruction"
+    )
 
     def __init__(self, config: AutoregressiveConfig, shape: ImageShape, codec: CodeCodec):
         self.classes = conditional_classes(config.conditional, shape)

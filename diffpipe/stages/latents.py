@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -33,6 +34,12 @@ class LatentCodec:
         self.images = vae.shape
         self.nets = {name: net.requires_grad_(False).eval() for name, net in nets.items()}
         self.scale = scale
+
+    @property
+    def encoded(self) -> tuple[str, dict[str, Any]]:
+        """As `ShardCodec` has it."""
+        shape = self.vae.latent_shape
+        return f"latents of {'x'.join(map(str, shape))}", {"latent_shape": shape}
 
     def shape(self, images: ImageShape) -> tuple[int, int, int]:
         ours = self.images

@@ -100,6 +100,9 @@ def test_a_stage_without_a_coder_is_refused(tmp_path: Path) -> None:
     run = opened_run(Noise(), tmp_path, case="gan")
     with pytest.raises(UserError, match=r"a run of stage\.kind gan cannot compress: it has no likelihood of images"):
         coder_of(run)
+    codes = CASES["autoregressive, codes"].stage()
+    with pytest.raises(UserError, match=r"models the codes of .*, and their probability is no likelihood of images"):
+        coder_of(opened_run(codes, tmp_path, case="autoregressive, codes"))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 100, 333])
