@@ -13,10 +13,14 @@ from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import kinds_of
 from diffpipe.config.yaml_values import MAX_CHARACTERS, YamlError, parse_yaml, shortened
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
+from diffpipe.files import open_regular, user_path
 
 DEFAULTS = "defaults"
 """The key that names the files from which a file inherits. The merged config does not have it."""
+
+_MOST_FILES = 100
+"""Files that are read for one config, each as often as it is named: n files can name one another 2ⁿ times. Together
+they have at most `MAX_CHARACTERS`."""
 
 
 class MergedYaml(NamedTuple):
@@ -37,29 +41,48 @@ def read_merged(model: type[BaseModel], path: str | Path) -> MergedYaml:
     belong to its kind. An inherited section without `kind` is of the default one; where there is none, it is merged.
     Raises UserError with the chain of files.
     """
-    return _read(model, user_path(path), [])
+    return _read(model, user_path(path), [], [])
 
 
-def _read(model: type[BaseModel], path: Path, above: list[Path]) -> MergedYaml:
-    """above: the files whose `defaults` lead to this one."""
+def _read(model: type[BaseModel], path: Path, above: list[Path], lengths: list[int]) -> MergedYaml:
+    """above: the files whose `defaults` lead to this one. lengths: of all files read before; that of this is added."""
     chain = " → ".join(map(str, [*above, path]))
     if os.path.realpath(path) in map(os.path.realpath, above):
         raise UserError(f"{chain}: these files inherit from each other; remove `{DEFAULTS}` from one of them")
-    own = _read_file(path, chain, named_by=above[-1] if above else None)
+    text = _read_text(path, chain, named_by=above[-1] if above else None)
+    lengths.append(len(text))
+    if above and (len(lengths) > _MOST_FILES or sum(lengths) > MAX_CHARACTERS):
+        raise UserError(
+            f"{above[0]}: its `{DEFAULTS}` lead to more than {_MOST_FILES} files or {MAX_CHARACTERS} characters, where "
+            f"a file counts as often as it is named; name fewer files"
+        )
+    own = _parse(text, chain)
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name in _base_names(own.pop(DEFAULTS, []), chain):
-        base = _read(model, path.parent / user_path(name), [*above, path])
+        base = _read(model, path.parent / user_path(name), [*above, path], lengths)
         tree = _merge(tree, base.tree, [model])
         origins |= base.origins
     return MergedYaml(_merge(tree, own, [model]), origins | dict.fromkeys(_dotted(own), chain))
 
 
-def _read_file(path: Path, chain: str, named_by: Path | None) -> dict[str, Any]:
-    """The mapping at the top of one file. chain: names it in errors. named_by: the file whose `defaults` name it."""
+def _open(path: Path, *, regular: bool) -> int:
+    """A descriptor of the file. regular: refuse any other kind; otherwise a pipe is read, as of `train <(…)`.
+
+    A pipe without a writer is empty: it is not waited for.
+    """
+    if regular:
+        return open_regular(path, follow_links=True)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def _read_text(path: Path, chain: str, named_by: Path | None) -> str:
+    """The text of one file, cut where it is too long. chain: names it in errors. named_by: the file that names it."""
     try:
-        with path.open(encoding="utf-8") as file:
-            tree = parse_yaml(file.read(MAX_CHARACTERS + 1))
+        with os.fdopen(_open(path, regular=named_by is not None), encoding="utf-8") as file:
+            return file.read(MAX_CHARACTERS + 1)
     except OSError as error:
         remedy = "give the config first, and key=value words after it" if "=" in str(path) else "give a YAML file"
         if named_by:
@@ -67,6 +90,12 @@ def _read_file(path: Path, chain: str, named_by: Path | None) -> dict[str, Any]:
         raise UserError(f"{chain}: cannot read the config ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{chain}: not valid YAML: {error.reason} at byte {error.start}; write it in UTF-8") from error
+
+
+def _parse(text: str, chain: str) -> dict[str, Any]:
+    """The mapping at the top of one file."""
+    try:
+        tree = parse_yaml(text)
     except YamlError as error:
         raise UserError(f"{chain}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):

@@ -12,7 +12,9 @@ _MAX_DEPTH = 50
 _MAX_NODES = 100_000
 _MAX_INT = 2**64
 _MAX_MESSAGE = 300
+_MAX_NUMBER = 400  # characters; PyYAML takes the square of the length for minutes such as 1:59:59
 _NO_TEXT = re.compile(r"[\0\ud800-\udc7f\udd00-\udfff]")  # the other surrogates stand for bytes of a path
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _SPECIAL_KEYS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =
 
 
@@ -136,6 +138,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
+            if node.tag in _NUMBERS and len(node.value) > _MAX_NUMBER:
+                raise ValueError
             value = super().construct_object(node, deep)
             if isinstance(value, int) and abs(value) > _MAX_INT:
                 raise OverflowError

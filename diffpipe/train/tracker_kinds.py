@@ -8,6 +8,7 @@ keep the first ones, and later steps follow.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import sys
@@ -133,7 +134,7 @@ class WandB(Tracker):
     def attach(self, handle: Any) -> None:
         super().attach(handle)
         if self.continued:
-            folders = Path(handle.tracker.dir).parents[1].glob(f"offline-run-*-{self.identity['id']}")
+            folders = Path(handle.tracker.dir).parents[1].glob(f"offline-run-*-{glob.escape(self.identity['id'])}")
             self.last_step = max([handle.tracker.step - 1, *(last_step(folder) for folder in folders)])
 
     def output(self) -> AbstractContextManager[Any]:

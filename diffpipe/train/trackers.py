@@ -13,11 +13,12 @@ from typing import Any
 from PIL import Image
 
 from diffpipe.errors import UserError
-from diffpipe.files import atomic_write, read_regular
+from diffpipe.files import atomic_write, parse_json, read_regular
 from diffpipe.train.tracker_kinds import KINDS, TrackedRun, Tracker
 
 FILE = "trackers.json"
 """The file in the run directory that names the run at each tracker, so that a resume continues it there."""
+_LONGEST = 1 << 20  # bytes of it
 
 
 class Trackers:
@@ -102,8 +103,8 @@ def require_installed(names: Iterable[str]) -> None:
 def _identities(path: Path, warn: Callable[[str], object]) -> dict[str, dict[str, str]]:
     """The content of trackers.json; nothing where it is missing, or damaged, with a warning."""
     try:
-        content = json.loads(read_regular(path))
-        if not all(isinstance(value, dict) for value in content.values()):
+        content = parse_json(read_regular(path, limit=_LONGEST))
+        if not all(isinstance(text, str) for identity in content.values() for text in identity.values()):
             raise ValueError("not a table of trackers")
     except FileNotFoundError:
         return {}

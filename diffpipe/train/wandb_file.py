@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffpipe.files import read_regular
+
 _BLOCK = 32768
 _HEADER = struct.Struct("<IHB")  # checksum, length, and which part of a record it is
 _WHOLE, _FIRST, _LAST = 1, 2, 4
@@ -22,7 +24,7 @@ def records(file: Path) -> Iterator[Any]:
     """The records of a file, up to where a killed job has left it. Raises OSError."""
     from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 # pyright: ignore (an extra)
 
-    content = file.read_bytes()
+    content = read_regular(file)
     position, record = 7, b""  # after the name and the version of the format
     while True:
         left = _BLOCK - position % _BLOCK

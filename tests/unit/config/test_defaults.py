@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,41 @@ def test_files_that_name_each_other_in_other_words_are_a_cycle(tmp_path: Path) -
     (tmp_path / "base.yaml").symlink_to("base.yaml")
     with pytest.raises(UserError, match=r"base\.yaml: cannot read the config \(Too many levels of symbolic links\)"):
         load_config(Experiment, path)
+
+
+@pytest.mark.parametrize("kind", ["chain", "doubling", "long"])
+def test_too_many_files_are_refused_before_they_are_read(tmp_path: Path, kind: str) -> None:
+    names = {"chain": "{}.yaml", "doubling": "[{0}.yaml, {0}.yaml]", "long": "[{0}.yaml, {0}.yaml]"}[kind]
+    files = {"chain": 2000, "doubling": 30, "long": 2}[kind]
+    for i in range(files):
+        (tmp_path / f"{i}.yaml").write_text(f"defaults: {names.format(i + 1)}\n")
+    write(tmp_path / f"{files}.yaml", BASE)
+    if kind == "long":
+        (tmp_path / "2.yaml").write_text("seed: 1 " + "#" * 600_000)
+    with pytest.raises(
+        UserError, match=r"^[^ ]*0\.yaml: its `defaults` lead to more than 100 files or 1048576 charact"
+    ):
+        load_config(Experiment, tmp_path / "0.yaml")
+
+
+def test_only_a_file_is_inherited_from_and_a_pipe_without_a_writer_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place, what in (("pipe", "a FIFO"), ("/dev/zero", "a device"), (".", "a directory")):
+        path = write(tmp_path / "child.yaml", {"defaults": place})
+        with pytest.raises(
+            UserError, match=rf"cannot read the config \({what}, not a regular file\); correct `defaults`"
+        ):
+            load_config(Experiment, path)
+    with pytest.raises(UserError, match="a config is a mapping of sections"):
+        load_config(Experiment, tmp_path / "pipe")
+
+
+def test_a_config_may_come_through_a_pipe() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, yaml.safe_dump(BASE).encode())
+    os.close(writer)
+    assert load_config(Experiment, f"/dev/fd/{reader}").run.dir == "runs/x"
+    os.close(reader)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ LEVELS = ["x: &0 [" + ",".join("x" * 9) + "]", *(f"y{i}: &{i + 1} [{','.join([f'
         ("a: 2024-02-31", "'2024-02-31' is no valid timestamp"),
         ("a: !!timestamp x", "no valid timestamp"),
         ("a: !!int abc", "'abc' is no valid int; correct it, or quote it"),
+        ("a: 1" + ":59" * 300_000, "is no valid int; correct it, or quote it"),
         ("a: !!int ''", "no valid int"),
         ("a: !!float x", "no valid float"),
         ("a: !!bool x", "no valid bool"),

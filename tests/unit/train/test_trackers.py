@@ -130,7 +130,9 @@ def test_a_resume_continues_the_run_and_sends_what_the_tracker_lacks(
     assert warnings == []
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"numbered": 3}', '{"numbered": "1a"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"good": 3}', '{"good": "1a"}', '{"good": {"project": 3}}', "[" * 10**6]
+)
 def test_a_damaged_file_of_identities_is_a_warning(runtime: Runtime, tmp_path: Path, content: str) -> None:
     (tmp_path / "trackers.json").write_text(content)
     _, warnings = started(runtime, tmp_path, Recorder("good"))
