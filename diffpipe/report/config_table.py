@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from diffpipe.config import validate
 from diffpipe.config.yaml_values import parse_yaml
@@ -17,16 +17,21 @@ from diffpipe.files import read_regular
 
 _LONGEST = 400  # characters of a value
 _LONGEST_FILE = 1 << 20
-_REQUIRED = "none"
+_FILLED_IN = {"class_names", "order_version", "sha256"}
+"""Keys that training fills in where the config leaves them open: names from the index, a version, hashes."""
 
 
 class ConfigRow(NamedTuple):
-    """One key. default: as text, None where it is not known. changed: the value differs from a known default."""
+    """One key. default: as text; None where it has none, or where it is not known.
+
+    changed: it has to be given, or the value differs from the default. filled_in: training may have filled it in.
+    """
 
     key: str
     value: str
     default: str | None
     changed: bool
+    filled_in: bool = False
 
 
 class RunConfigTable(NamedTuple):
@@ -56,17 +61,33 @@ def read_config(path: Path) -> RunConfigTable:
 
 
 def _rows(config: BaseModel, default: object = None, path: str = "") -> Iterator[ConfigRow]:
-    """default: the config that stands here where none is given, if it is known."""
+    """default: the config that stands here where none is given, of this or another kind; None where there is none."""
     for name, field in type(config).model_fields.items():
         key, value = f"{path}{field.alias or name}", getattr(config, name)
-        required = field.is_required()
-        normal = None if required else field.get_default(call_default_factory=True)
-        if type(default) is type(config):
+        if type(default) is type(config) or (name == "kind" and default is not None):
             required, normal = False, getattr(default, name)
+        else:
+            required = field.is_required()
+            normal = None if required else field.get_default(call_default_factory=True)
         if isinstance(value, BaseModel):
+            if type(normal) is not type(value):
+                normal = _default_section(config, name)
+            if normal is None and not required:
+                yield ConfigRow(key, _text(value), _text(None), changed=True)
             yield from _rows(value, normal, f"{key}.")
         else:
-            yield ConfigRow(key, _text(value), _REQUIRED if required else _text(normal), required or value != normal)
+            filled_in = name in _FILLED_IN and value != normal
+            changed = (required or value != normal) and not filled_in
+            yield ConfigRow(key, _text(value), None if required else _text(normal), changed, filled_in)
+
+
+def _default_section(config: BaseModel, name: str) -> BaseModel | None:
+    """The section that a config has where none is given: its kind may depend on other keys. None where it has none."""
+    try:
+        others = config.model_dump(by_alias=True, exclude={name})
+        return getattr(type(config).model_validate(others), name)
+    except ValidationError:
+        return None
 
 
 def _plain_rows(tree: object, path: str = "") -> Iterator[ConfigRow]:
