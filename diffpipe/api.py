@@ -21,6 +21,7 @@ from diffpipe.evaluation import scores
 from diffpipe.evaluation.compressed_shards import decompress_to_shards, open_run_of, read_for
 from diffpipe.evaluation.overlap import overlap_check
 from diffpipe.evaluation.samples import stated_shape
+from diffpipe.evaluation.score_remarks import print_remarks, score_remarks
 from diffpipe.evaluation.score_sources import ScoreSources, open_images, score_sources
 from diffpipe.experiment import training
 from diffpipe.experiment.config import Experiment
@@ -69,7 +70,9 @@ def score(
 
         sources = runtime.comm.raise_on_all_ranks(open_sources)
         check = overlap_check(sources, runtime, floor=floor)
-        return scores.score(*sources, metrics, runtime, inception_weights=inception, on_hashes=check)
+        result = scores.score(*sources, metrics, runtime, inception_weights=inception, on_hashes=check)
+        print_remarks(score_remarks(result.protocol), runtime)
+        return result
 
 
 def stream(

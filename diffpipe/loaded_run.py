@@ -24,6 +24,7 @@ from diffpipe.evaluation.image_sources import TensorImages, require_image_tensor
 from diffpipe.evaluation.nll import NLL, measure_nll
 from diffpipe.evaluation.overlap import overlap_check
 from diffpipe.evaluation.score_files import score_file
+from diffpipe.evaluation.score_remarks import TrainingData, print_remarks, score_remarks
 from diffpipe.evaluation.score_sources import floor_count, score_sources
 from diffpipe.evaluation.scores import score
 from diffpipe.experiment.config import Experiment
@@ -113,7 +114,9 @@ class LoadedRun(LoadedSamples, LoadedLatents):
             lambda: score_sources(generated, str(reference), floor, shape.resolution)
         )
         check = overlap_check(sources, runtime, floor=floor)
-        return score(*sources, metrics, runtime, inception_weights=inception, on_hashes=check)
+        result = score(*sources, metrics, runtime, inception_weights=inception, on_hashes=check)
+        print_remarks(score_remarks(result.protocol, TrainingData.of(self._run)), runtime)
+        return result
 
     def nll(
         self,

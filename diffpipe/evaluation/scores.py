@@ -8,6 +8,7 @@ from typing import Any
 from diffpipe.errors import UserError
 from diffpipe.metrics.evaluate import ImageSource, build_extractors, evaluate
 from diffpipe.metrics.features import Extractor
+from diffpipe.metrics.names import shown_name, shown_value
 from diffpipe.metrics.protocol import Result
 from diffpipe.progress_bar import progress_bar
 from diffpipe.train.runtime import Runtime
@@ -70,10 +71,9 @@ def load_extractors(
 
 
 def table(result: Result) -> str:
-    """One line per metric, with the floor beside the score; kernel distances in thousandths, as papers give them."""
-    lines, width = [], max(map(len, result.scores))
+    """One line per metric, with the floor beside the score."""
+    lines, width = [], max(len(shown_name(name)) for name in result.scores)
     for name, value in result.scores.items():
-        factor, unit = (1000, " x10^-3") if name.startswith("kid") else (1, "")
-        floor = result.floor[name] * factor
-        lines.append(f"{name:>{width}}{value * factor:12.3f}{unit}   (real images against the same: {floor:.3f}{unit})")
+        shown, floor = (shown_value(name, number) for number in (value, result.floor[name]))
+        lines.append(f"{shown_name(name):>{width}}{shown:12.3f}   (real images against the same: {floor:.3f})")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.evaluation.overlap import floor_or_halves
 from diffpipe.evaluation.reconstruction import held_out_images
 from diffpipe.evaluation.score_files import score_file
+from diffpipe.evaluation.score_remarks import score_remarks
 from diffpipe.evaluation.scores import score, table
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
@@ -89,6 +90,9 @@ class Monitor(NamedTuple):
             except UserError as error:  # the table below has the scores
                 print_on_rank_zero(self.runtime, f"warning: {error}")
         print_on_rank_zero(self.runtime, f"step {self.trainer.step}\n{table(result)}")
+        if self.trainer.step <= config.every:  # once in a run; that it trained on the reference, the floor has said
+            for remark in score_remarks(result.protocol):
+                print_on_rank_zero(self.runtime, f"note: {remark}")
 
     def _generated(self, n: int) -> GeneratedImages:
         """The images of the first n sample indices."""

@@ -26,7 +26,24 @@ METRICS = {
     **{f"{kind}_{name}": Metric(kind, name) for name in ("efficientnet_lite0", "inception") for kind in NEIGHBOURS},
 }
 
+KID_FACTOR = 1000
+"""Kernel distances are shown in thousandths, as papers give them. Files, JSON and trackers have them as they are."""
+
 DEFAULT_METRICS = ("fd_efficientnet_lite0", "kid_efficientnet_lite0")  # they work offline
+
+
+def shown_name(name: str) -> str:
+    """The name of a metric where people read its `shown_value`, such as `kid ×10³`."""
+    return f"{name} ×10³" if _is_kid(name) else name
+
+
+def shown_value(name: str, value: float) -> float:
+    """The value that people read: a kernel distance times 1000, all others as they are."""
+    return value * KID_FACTOR if _is_kid(name) else value
+
+
+def _is_kid(name: str) -> bool:
+    return name == "kid" or name.startswith("kid_")
 
 
 def parse_metric(name: str) -> Metric:

@@ -15,6 +15,7 @@ from diffpipe import __version__
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_formats import FormatSizes, format_sizes
 from diffpipe.evaluation.image_grid import save_png
+from diffpipe.evaluation.score_remarks import print_remarks
 from diffpipe.experiment.run import Run, open_run
 from diffpipe.files import atomic_write
 from diffpipe.metrics.feature_sets import CHUNK
@@ -54,6 +55,7 @@ def compare(rows: Sequence[ComparisonRow], settings: ComparisonSettings, out: Pa
         formats = format_sizes(runner.likelihood_images, runtime) if settings.compress else None
         comparison = _comparison(list(measured.values()), runner, formats)
         runtime.comm.raise_on_all_ranks(lambda: _write(comparison, measured, runner, out) if runtime.main else None)
+        print_remarks(comparison.remarks, runtime)
         return comparison if runtime.main else None
 
 
@@ -69,7 +71,16 @@ def _comparison(measured: Sequence[MeasuredRun], runner: ComparisonRunner, forma
     floor = results[0].floor if results else None
     score_protocol = results[0].protocol if results else {"metrics": {}}
     sizes = None if formats is None else formats.bits_per_dim()
-    return Comparison([run.summary for run in measured], floor, _protocol(score_protocol, runner), sizes)
+    summaries = [run.summary for run in measured]
+    return Comparison(summaries, floor, _protocol(score_protocol, runner), sizes, _remarks(measured))
+
+
+def _remarks(measured: Sequence[MeasuredRun]) -> list[str]:
+    """The remarks on all scores; one that is not on each of them names its runs."""
+    scored = [run for run in measured if run.scored]
+    remarks = dict.fromkeys(remark for run in scored for remark in run.remarks)
+    names = {remark: [run.summary.name for run in scored if remark in run.remarks] for remark in remarks}
+    return [r if len(runs) == len(scored) else f"{', '.join(runs)}: {r}" for r, runs in names.items()]
 
 
 def _protocol(score_protocol: Mapping[str, Any], runner: ComparisonRunner) -> dict[str, Any]:
@@ -95,7 +106,7 @@ def _write(comparison: Comparison, measured: Mapping[str, MeasuredRun], runner: 
     """The page, the JSON, the table and the image grid. Raises UserError where a file cannot be written."""
     rows = [ImageRow(REAL_IMAGES, "", runner.real)]
     figures = {REAL_IMAGES: ("of the reference", row_image(runner.real))}
-    for name, (summary, images, caption, _) in measured.items():
+    for name, (summary, images, caption, *_) in measured.items():
         if images is not None:
             rows.append(ImageRow(name, _note(summary, caption, runner.classes), images))
             figures[name] = (rows[-1].note, row_image(images))

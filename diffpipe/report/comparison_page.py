@@ -34,6 +34,7 @@ def comparison_page(comparison: Comparison, figures: Mapping[str, tuple[str, Ima
         title=", ".join(summary.name for summary in summaries),
         summary=_opening_sentence(protocol),
         quality=_quality(comparison),
+        remarks=comparison.remarks,
         formats=comparison.formats,
         likelihood_n=f"{protocol['likelihood_n']:,}",
         figures=[_figure(name, caption, image) for name, (caption, image) in figures.items()],

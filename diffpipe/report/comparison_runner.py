@@ -19,6 +19,7 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import is_conditional
 from diffpipe.evaluation.overlap import check_floor, floor_or_halves
 from diffpipe.evaluation.score_cache import CachedScore, Scorer
+from diffpipe.evaluation.score_remarks import TrainingData, score_remarks
 from diffpipe.evaluation.score_sources import SPLIT
 from diffpipe.experiment.run import Run, generated_images
 from diffpipe.interfaces import Generates, Reconstructs
@@ -70,12 +71,16 @@ class ComparisonSettings:
 
 
 class MeasuredRun(NamedTuple):
-    """A run's summary, its row of images with their caption, and its score file. None where it has none."""
+    """A run's summary, its row of images with their caption, its score file and remarks on it.
+
+    images, scored: None where it has none.
+    """
 
     summary: RunSummary
     images: UInt8[Tensor, "k c h w"] | None
     caption: str
     scored: CachedScore | None
+    remarks: Sequence[str] = ()
 
 
 class ComparisonRunner(NamedTuple):
@@ -155,7 +160,8 @@ class ComparisonRunner(NamedTuple):
             **{key: about[key] for key in ("checkpoint", "step", "images_seen", "weights", "sampler")},
             **measured,
         )
-        return MeasuredRun(summary, images, caption, scored)
+        remarks = () if scored is None else score_remarks(scored.result.protocol, TrainingData.of(run))
+        return MeasuredRun(summary, images, caption, scored, remarks)
 
     def _training_and_likelihood(self, run: Run, missing: dict[str, str]) -> dict[str, Any]:
         """The training speed, the likelihood and the reconstruction error; reasons for absent ones go to `missing`."""

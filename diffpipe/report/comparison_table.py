@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from diffpipe.metrics.names import parse_metric
+from diffpipe.metrics.names import KID_FACTOR, parse_metric
 from diffpipe.report.run_summary import RunSummary
 
 DASH = "—"
@@ -17,13 +17,14 @@ class Comparison(NamedTuple):
     """The figures of compared runs.
 
     floor: the real images' scores by metric; None where no run generates. formats: bits/dim on disk by file format,
-    each image a file; None where no compression was asked for.
+    each image a file; None where no compression was asked for. remarks: sentences on the scores.
     """
 
     summaries: Sequence[RunSummary]
     floor: Mapping[str, float] | None
     protocol: Mapping[str, Any]
     formats: Mapping[str, float] | None = None
+    remarks: Sequence[str] = ()
 
     def scores(self) -> dict[str, float]:
         """Each run's scores and bits/dim, by `RUN: metric`."""
@@ -185,7 +186,7 @@ def markdown(comparison: Comparison) -> str:
 def _score_column(name: str, name_extractor: bool, floor: float | None) -> TableColumn:
     kind, extractor = parse_metric(name)
     title = {"fd": "FID" if extractor == "inception" else "FD", "kid": "KID ×10³"}.get(kind, kind)
-    show = {"fd": decimals(1), "kid": decimals(1, 1000)}.get(kind, decimals(2))
+    show = {"fd": decimals(1), "kid": decimals(1, KID_FACTOR)}.get(kind, decimals(2))
     better = "lower" if kind in {"fd", "kid"} else "higher"
     title += f" ({extractor})" if name_extractor else ""
     return TableColumn(title, lambda run: _get(run.scores, name), show, "scores", better, floor=floor)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from diffpipe.evaluation.score_remarks import TrainingData, score_remarks
+from diffpipe.metrics.names import shown_name, shown_value
 from diffpipe.plural import plural
 from diffpipe.report.comparison_table import decimals, three_digits
 from diffpipe.report.page import render
@@ -20,6 +22,7 @@ from diffpipe.train.progress import duration
 _JOBS_SHOWN = 5
 _SCORES_SHOWN = 10
 _MOST_PROTOCOLS = 20
+_MOST_REMARKS = 5
 _LONGEST_REASON = 2000
 _LONGEST_WORD = 40  # characters of a value in a score's protocol
 _MOST_BAD, _LONGEST_BAD = 100, 500  # messages of samples that could not be read, and characters of one
@@ -51,6 +54,7 @@ def run_page(record: RunRecord, *, version: str | None = None) -> str:
         points=[plot.points() for plot in [*plots, *scores]],
         score_files=[_score_row(file) for file in reversed(record.scores.files)],
         scores_shown=_SCORES_SHOWN,
+        score_remarks=_score_remarks(record),
         protocols=_protocols(record.scores.files),
         unreadable_scores=record.scores.unreadable,
         scores_left_out=record.scores.left_out,
@@ -119,9 +123,8 @@ def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
         metric, value = next(iter(file.result.scores.items()), (None, 0.0))
         if metric is not None:
             floor = file.result.floor.get(metric)
-            figures.append(
-                (metric, _score_text(value), "" if floor is None else f"{_score_text(floor)} for real images")
-            )
+            note = "" if floor is None else f"{_score_text(metric, floor)} for real images"
+            figures.append((shown_name(metric), _score_text(metric, value), note))
     return figures
 
 
@@ -138,8 +141,9 @@ def _grids_note(record: RunRecord) -> str:
     return " ".join(notes)
 
 
-def _score_text(value: float) -> str:
-    """A score in four digits, or as many as a small one needs."""
+def _score_text(metric: str, value: float) -> str:
+    """A score as people read it, in four digits, or as many as a small one needs."""
+    value = shown_value(metric, value)
     return decimals(1)(value) if abs(value) >= 100 else f"{value:.4g}".replace("-", "−")
 
 
@@ -157,10 +161,24 @@ def _score_row(file: ScoreFile) -> dict[str, Any]:
         "sampler": " ".join(str(sampler[key])[:_LONGEST_WORD] for key in ("kind", "steps") if key in sampler),
         "weights": str(generated.get("weights", ""))[:_LONGEST_WORD],
         "scores": [
-            (metric, _score_text(value), None if metric not in floor else _score_text(floor[metric]))
+            (
+                shown_name(metric),
+                _score_text(metric, value),
+                None if metric not in floor else _score_text(metric, floor[metric]),
+            )
             for metric, value in file.result.scores.items()
         ],
     }
+
+
+def _score_remarks(record: RunRecord) -> list[str]:
+    """The remarks on the scores, those of the newest first."""
+    experiment, state = record.config.experiment, record.state
+    trained_on = [] if experiment is None else experiment.data.trained_on
+    trained = TrainingData(None if state is None else state.fingerprint, trained_on)
+    files = reversed(record.scores.files)
+    remarks = dict.fromkeys(remark for file in files for remark in score_remarks(file.result.protocol, trained))
+    return [*remarks][:_MOST_REMARKS]
 
 
 def _protocols(files: Sequence[ScoreFile]) -> list[tuple[str, str, str]]:

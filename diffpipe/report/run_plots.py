@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffpipe.metrics.names import shown_name
 from diffpipe.plural import plural
 from diffpipe.report.curve import Curve, Plot, curve_of, plot_of
 from diffpipe.report.metrics_log import MetricsLog
@@ -64,7 +65,7 @@ def score_plots(series: Sequence[ScoreSeries]) -> list[Plot]:
         floor = floors.pop() if len(floors) == 1 else None
         within = [] if floor is None else [floor]
         line = None if floor is None else ("real images", floor)
-        plots.append(plot_of(metric, curves, last, within=within, unit="image", floor=line))
+        plots.append(plot_of(shown_name(metric), curves, last, within=within, unit="image", floor=line))
     return plots
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from diffpipe.errors import UserError
 from diffpipe.evaluation.score_files import protocol_hash
 from diffpipe.metrics import protocol
+from diffpipe.metrics.names import shown_value
 from diffpipe.metrics.protocol import Result
 from diffpipe.report.curve import Curve
 from diffpipe.report.metrics_log import LARGEST
@@ -34,7 +35,7 @@ class ScorePoint(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoreSeries:
-    """The scores of one metric that follow one protocol, whose letter is `name`."""
+    """The scores of one metric, as people read them, that follow one protocol, whose letter is `name`."""
 
     metric: str
     name: str
@@ -97,13 +98,14 @@ def series_of(files: Sequence[ScoreFile]) -> list[ScoreSeries]:
     groups: dict[tuple[str, str], list[ScoreFile]] = {}
     for file in files:
         for metric, value in file.result.scores.items():
-            if file.images is not None and abs(value) < LARGEST:
+            if file.images is not None and abs(shown_value(metric, value)) < LARGEST:
                 groups.setdefault((metric, file.protocol), []).append(file)
     series = []
     for (metric, letter), group in groups.items():
         by_images = {file.images or 0: file for file in group}
-        points = [ScorePoint(float(images), by_images[images].result.scores[metric]) for images in sorted(by_images)]
-        floor = group[-1].result.floor.get(metric, math.inf)
+        values = {images: shown_value(metric, file.result.scores[metric]) for images, file in by_images.items()}
+        points = [ScorePoint(float(images), values[images]) for images in sorted(values)]
+        floor = shown_value(metric, group[-1].result.floor.get(metric, math.inf))
         series.append(ScoreSeries(metric, letter, floor if abs(floor) < LARGEST else None, points))
     return series
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffpipe.experiment.run_status import RunStatus
+from diffpipe.metrics.names import shown_name, shown_value
 from diffpipe.output import printable
 from diffpipe.plural import duration
 
@@ -23,7 +24,10 @@ def status_table(statuses: Sequence[RunStatus]) -> str:
 
 def _cells(status: RunStatus) -> tuple[str, ...]:
     step = "" if status.step is None else f"{status.step}/{'?' if status.steps is None else status.steps}"
-    score = "" if status.score is None else f"{status.score['name']} {status.score['value']:.4g}"
+    score = ""
+    if status.score is not None:
+        name, value = status.score["name"], status.score["value"]
+        score = f"{shown_name(name)} {shown_value(name, value):.4g}"
     where = "" if status.host is None else f"process {status.process or '?'} on {status.host}"
     return (
         printable(str(status.run)),

@@ -85,11 +85,12 @@ def test_validation_is_measured_and_printed(
 
 
 def test_a_score_is_written_with_the_averaged_weights_in_its_protocol(
-    tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = lambda images: images.float().mean((2, 3))  # noqa: E731
     monkeypatch.setitem(plugins._parts, "feature_networks", {"grey": network})
-    monitor(Noise(), tmp_path, runtime, "eval.n=9", "eval.metrics=[fd_grey]").score()
+    scoring = monitor(Noise(), tmp_path, runtime, "eval.every=7", "eval.n=9", "eval.metrics=[fd_grey]")
+    scoring.score()
     (path,) = (tmp_path / "scores").iterdir()
     assert path.name.startswith("train-step-00000007-n9-")
     result = protocol.read(path)
@@ -98,5 +99,9 @@ def test_a_score_is_written_with_the_averaged_weights_in_its_protocol(
     expected = (greys.mean() - real.mean()) ** 2 + (greys.std(ddof=1) - real.std(ddof=1)) ** 2
     assert result.scores["fd_grey"] == pytest.approx(3 * expected, rel=1e-3)  # on each of three equal channels
     assert (result.protocol["generated"]["step"], result.protocol["generated"]["weights"]) == (7, "ema")
+    assert "note: fd_grey is of 9 images in 3 feature dimensions" in capsys.readouterr().err
+    scoring.trainer.step = 14
+    scoring.score()
+    assert "note:" not in capsys.readouterr().err  # once in a run
     # The held-out images are the training images: a floor of these would be too low.
     assert (result.protocol["reference"]["n"], result.protocol["floor"]["n"]) == (12, [6, 6])

@@ -6,7 +6,7 @@ import pytest
 
 from diffpipe import plugins
 from diffpipe.errors import UserError
-from diffpipe.metrics.names import NEIGHBOURS, parse_metric
+from diffpipe.metrics.names import NEIGHBOURS, parse_metric, shown_name, shown_value
 
 
 def test_metric_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +23,10 @@ def test_names_with_both_feature_networks_are_known() -> None:
     for kind in NEIGHBOURS:
         assert parse_metric(f"{kind}_efficientnet_lite0") == (kind, "efficientnet_lite0")
         assert parse_metric(f"{kind}_inception") == (kind, "inception")
+
+
+def test_people_read_kernel_distances_in_thousandths_and_their_names_say_so() -> None:
+    for name in ("kid", "kid_efficientnet_lite0"):
+        assert (shown_name(name), shown_value(name, 0.268)) == (f"{name} ×10³", 268)
+    for name in ("fid", "nll", "kidney"):
+        assert (shown_name(name), shown_value(name, 0.268)) == (name, 0.268)

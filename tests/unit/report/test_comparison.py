@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from diffpipe.errors import UserError
+from diffpipe.evaluation.score_cache import CachedScore
 from diffpipe.metrics import protocol
+from diffpipe.metrics.protocol import Result
 from diffpipe.report import comparison
 from diffpipe.report.comparison import compare
 from diffpipe.report.comparison_rows import ComparisonRow
-from diffpipe.report.comparison_runner import ComparisonSettings
+from diffpipe.report.comparison_runner import ComparisonSettings, MeasuredRun
+from tests.support.comparisons import summary
 from tests.support.runs import Coder, indexed_shards, opened_run
 from tests.support.tars import random_pixels
 
@@ -47,6 +50,15 @@ def test_the_files_of_a_comparison_hold_every_row(tmp_path: Path, monkeypatch: p
     assert len((out / "table.md").read_text().splitlines()) >= 2 + len(ROWS)
     with Image.open(out / "samples.png") as picture:
         assert picture.height > 3 * 56  # the real images, and a row for each run
+
+
+def test_a_remark_that_is_not_on_every_score_names_its_runs() -> None:
+    result = Result({}, {}, {})
+    measured = [
+        MeasuredRun(summary(name), None, "", CachedScore(result, Path(name), reused=False), remarks)
+        for name, remarks in {"a": ["few", "copies"], "b": ["few", "copies"], "c": ["few"]}.items()
+    ]
+    assert comparison._remarks([*measured, MeasuredRun(summary("vae"), None, "", None)]) == ["few", "a, b: copies"]
 
 
 def test_a_row_that_is_no_run_is_named(tmp_path: Path) -> None:

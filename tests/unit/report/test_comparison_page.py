@@ -13,13 +13,15 @@ from tests.support.html_page import Page
 def test_the_page_needs_no_other_file_and_describes_each_image() -> None:
     images = torch.arange(3 * 8 * 8, dtype=torch.uint8).reshape(3, 1, 8, 8)
     text = comparison_page(
-        comparison(), {"a <b>": ("gan: samples", row_image(images)), "two": ("gan: samples", row_image(images))}
+        comparison()._replace(remarks=["few <images>"]),
+        {"a <b>": ("gan: samples", row_image(images)), "two": ("gan: samples", row_image(images))},
     )
     page = Page()
     page.feed(text)
     page.close()
     assert page.open == []
     assert "a <b>" in page.text
+    assert "few <images>." in page.text
     assert not page.all("b")
     assert [image["alt"] for image in page.all("img")] == ["a <b>: gan: samples", "two: gan: samples"]
     assert all(str(image["src"]).startswith("data:image/png;base64,") for image in page.all("img"))

@@ -62,6 +62,20 @@ def test_the_page_of_a_finished_run_has_all_sections_and_loads_nothing(tmp_path:
     assert all(head["scope"] in {"col", "row"} for head in page.all("th"))
 
 
+def test_scores_are_shown_as_eval_prints_them_with_its_remarks(tmp_path: Path) -> None:
+    write_config(tmp_path, "data.train=shards/photos")
+    about = {"metrics": {"fid": {"dim": 2048, "distance": "frechet"}, "kid": {}}}
+    about |= {"generated": {"n": 1000, "step": 10, "images_seen": 160}}
+    about |= {"reference": {"n": 2000, "shards": ["shards/photos/photos-000000.tar"]}}
+    write(Result({"fid": 297.03, "kid": 0.26849}, {"kid": -0.00092}, about), tmp_path / "scores" / "a.json")
+    _, page = page_of(tmp_path)
+    scores = page.text[page.text.index("Scores") : page.text.index("Timeline")]
+    assert "kid ×10³ 268.5 (−0.92)" in " ".join(scores.split())
+    assert scores.count("kid ×10³") == 2  # the plot and the table
+    assert "fid is of 1,000 images in 2,048 feature dimensions" in scores
+    assert "the reference holds shards that the run was trained on" in scores
+
+
 def test_a_run_that_has_just_begun_says_what_is_to_come(tmp_path: Path) -> None:
     write_config(tmp_path)
     _, page = page_of(tmp_path)

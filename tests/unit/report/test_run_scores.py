@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffpipe.metrics.protocol import Result, write
 from diffpipe.report.run_scores import letter_of, read_scores, series_of
 from tests.support.report_runs import write_score
 
@@ -21,6 +22,13 @@ def test_scores_of_one_protocol_are_one_curve_over_the_images_seen(tmp_path: Pat
     assert (first.metric, first.name, first.floor) == ("fd_efficientnet_lite0", "A", 120.0)
     assert second.curve().mean.tolist() == [9.0]
     assert first.curve().last == 2.0
+
+
+def test_a_curve_shows_a_kernel_distance_as_people_read_it(tmp_path: Path) -> None:
+    about = {"generated": {"step": 10, "images_seen": 160}}
+    write(Result({"kid": 0.268}, {"kid": -0.001}, about), tmp_path / "scores" / "a.json")
+    (series,) = series_of(read_scores(tmp_path / "scores").files)
+    assert (series.metric, series.points[0].value, series.floor) == ("kid", 268, -1)
 
 
 def test_other_images_or_another_reference_are_another_protocol(tmp_path: Path) -> None:

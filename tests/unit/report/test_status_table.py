@@ -18,4 +18,6 @@ def test_each_run_is_one_line_that_a_terminal_shows_as_it_is() -> None:
         "runs/a running 1500/3000 0.0312 41 fd_efficientnet_lite0 282.1 12 s process 77 on n7",
         r"runs/b\x1b[2J\nc failed 3/? the disk\nis full",
     ]
+    kid = running._replace(score={"name": "kid_x", "value": 0.26849, "step": 1500})
+    assert "kid_x ×10³ 268.5 " in status_table([kid])
     assert lines[0].index("state") == lines[1].index("running") == lines[2].index("failed")
