@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import itertools
 import json
 import os
 import sys
@@ -14,7 +16,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from diffpipe import output
-from diffpipe.files import atomic_write, open_writable, read_regular
+from diffpipe.files import atomic_file, open_regular, open_writable
 from diffpipe.interfaces import Batch
 from diffpipe.plural import plural
 from diffpipe.train.runtime import Runtime
@@ -34,64 +36,85 @@ class LogFile:
         self._path, self._warn = path, warn
         self._file: BinaryIO | None = None
         self._pending = b""
-        self._failed = False
+        self._failed, self._lost = False, 0
         try:
             path.parent.mkdir(exist_ok=True)
             self._rewrite(keep)
-            self._file = os.fdopen(open_writable(path), "r+b", buffering=0)
+            self._file = self._open()
             self._end = self._file.seek(0, os.SEEK_END)
         except OSError as error:
             warn(f"{path}: {error.strerror}: this log file is not written; the run goes on without it")
 
     def write(self, values: Mapping[str, Any]) -> None:
-        if self._file is None:
-            return
-        self._pending += json.dumps(values).encode() + b"\n"
+        if self._file is not None:
+            self._pending += json.dumps(values).encode() + b"\n"
+            self._write_pending()
+
+    def _write_pending(self) -> None:
+        assert self._file is not None
         try:
             rest = memoryview(self._pending)
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            self._drop_partial_line()
+            self._drop_partial_line(reopen=error.errno == errno.ESTALE)
             if not self._failed:
                 self._warn(
                     f"{self._path}: {error.strerror}: a line cannot be written; the run goes on, and writes it later"
                 )
-            self._failed, self._pending = True, self._pending[-_PENDING:]
+            self._failed = True
+            if len(self._pending) > _PENDING:
+                cut = self._pending.index(b"\n", len(self._pending) - _PENDING) + 1
+                self._lost += self._pending.count(b"\n", 0, cut)
+                self._pending = self._pending[cut:]
             return
         self._end += len(self._pending)
         self._failed, self._pending = False, b""
 
     def close(self) -> None:
         if self._file is not None:
+            if self._pending:
+                self._write_pending()
+            if lost := self._lost + self._pending.count(b"\n"):
+                self._warn(f"{self._path}: {plural(lost, 'line', 'lines')} could not be written")
             with contextlib.suppress(OSError):  # of a network file system: a warning came with the line
                 self._file.close()
+
+    def _open(self) -> BinaryIO:
+        return os.fdopen(open_writable(self._path), "r+b", buffering=0)
 
     def _rewrite(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines that are not to stay. The file is untouched where all are."""
         try:
-            content = read_regular(self._path, follow_links=True)
+            descriptor = open_regular(self._path, follow_links=True)
         except FileNotFoundError:
             return
-        lines, damaged = [], 0
-        for line in content.splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                continue  # a killed run can leave a partial last line
-            values = parse_line(line)
-            damaged += values is None
-            if values is not None and keep(values):
-                lines.append(line)
-        if damaged:
-            self._warn(
-                f"{self._path}: {plural(damaged, 'damaged line is', 'damaged lines are')} dropped; the run does not "
-                "depend on them"
-            )
-        if b"".join(lines) != content:
-            atomic_write(self._path, b"".join(lines))
+        stays, damaged = bytearray(), 0
+        with os.fdopen(descriptor, "rb") as file:  # line by line: it may not fit into memory
+            for line in file:
+                whole = line.endswith(b"\n")  # a killed run can leave a partial last line
+                values = parse_line(line) if whole else None
+                damaged += whole and values is None
+                stays.append(values is not None and keep(values))
+            if damaged:
+                self._warn(
+                    f"{self._path}: {plural(damaged, 'damaged line is', 'damaged lines are')} dropped; the run does "
+                    "not depend on them"
+                )
+            if not all(stays):
+                file.seek(0)
+                with atomic_file(self._path) as new:
+                    new.writelines(itertools.compress(file, stays))
 
-    def _drop_partial_line(self) -> None:
+    def _drop_partial_line(self, *, reopen: bool) -> None:
+        """Cut the file after its last whole line. reopen: a file server that was restarted no longer knows the file."""
         assert self._file is not None
         with contextlib.suppress(OSError):
+            if reopen:
+                stale, self._file = self._file, self._open()
+                with contextlib.suppress(OSError):
+                    stale.close()
+                self._end = min(self._end, self._file.seek(0, os.SEEK_END))
             self._file.truncate(self._end)
             self._file.seek(self._end)
 
@@ -159,8 +182,8 @@ def parse_line(line: str | bytes) -> dict[str, Any] | None:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The values of each line of a log file; none where it cannot be read."""
-    with contextlib.suppress(OSError):
-        yield from filter(None, map(parse_line, read_regular(path, follow_links=True).splitlines()))
+    with contextlib.suppress(OSError), os.fdopen(open_regular(path, follow_links=True), "rb") as file:
+        yield from filter(None, map(parse_line, file))
 
 
 def print_on_rank_zero(runtime: Runtime, message: str) -> None:

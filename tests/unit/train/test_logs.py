@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import resource
+import tracemalloc
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -99,10 +102,10 @@ def test_what_is_no_file_in_its_place_is_a_warning(
         case _:
             path.write_text('{"step": 1}\n')
 
-            def refused(*_: object, **__: object) -> bytes:
+            def refused(*_: object, **__: object) -> int:
                 raise PermissionError(13, "Permission denied")
 
-            monkeypatch.setattr(logs, "read_regular", refused)
+            monkeypatch.setattr(logs, "open_regular", refused)
     calls = []
     log = MetricsLog(path, runtime, step=4, on_log=lambda values, step: calls.append(step))
     log.write({"step": 5, "loss": 1.0})
@@ -131,6 +134,79 @@ def test_lines_without_room_are_written_later_and_none_is_partial(
     log.close()
     assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
     assert warnings == [f"{path}: File too large: a line cannot be written; the run goes on, and writes it later"]
+
+
+def test_lines_that_found_no_room_are_tried_once_more_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    warnings: list[str] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for lost in (False, True):
+        log = LogFile(path, lambda _: True, warnings.append)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, hard))
+        try:
+            log.write({"step": 1})
+            if lost:
+                log.close()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if not lost:
+            log.close()
+        assert path.read_text() == '{"step": 1}\n'
+    assert warnings[1:] == [warnings[0], f"{path}: 1 line could not be written"]
+
+
+def test_of_more_lines_than_are_kept_the_newest_are_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_PENDING", 30)
+    path = tmp_path / "metrics.jsonl"
+    warnings: list[str] = []
+    log = LogFile(path, lambda _: True, warnings.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for step in range(1, 6):
+            log.write({"step": step})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.close()
+    assert path.read_text() == '{"step": 4}\n{"step": 5}\n'
+    assert warnings[1:] == [f"{path}: 3 lines could not be written"]
+
+
+def test_a_file_that_the_server_no_longer_knows_is_opened_again(tmp_path: Path) -> None:
+    """After the restart of a file server, an open file is stale for good."""
+    path = tmp_path / "metrics.jsonl"
+    warnings: list[str] = []
+    log = LogFile(path, lambda _: True, warnings.append)
+    log.write({"step": 1})
+
+    class Stale(FileIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    assert log._file is not None
+    log._file.close()
+    log._file = Stale(path, "r+")
+    log.write({"step": 2})
+    log.write({"step": 3})
+    log.close()
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3))
+    assert warnings == [f"{path}: Stale file handle: a line cannot be written; the run goes on, and writes it later"]
+
+
+def test_a_log_of_any_length_is_cut_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    text = "".join(f'{{"step": {step}, "loss": {step / 7}}}\n' for step in range(100_000))
+    path.write_text(text)
+    tracemalloc.start()
+    LogFile(path, lambda values: values["step"] < 50_000, lambda _: None).close()
+    assert tracemalloc.get_traced_memory()[1] < len(text) / 4
+    tracemalloc.stop()
+    lines = path.read_text().splitlines()
+    assert lines == text.splitlines()[:50_000]
 
 
 def test_the_trackers_get_each_line_and_before_it_what_they_lack(
