@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+NOT_A_FILE = {errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+"""The errors of `open_regular` where something else is there than a file. Others, of a file server say, may pass."""
 _LONGEST_INT = 4000  # digits of an integer in JSON; Python reads 4300
 _KINDS = {
     stat.S_IFDIR: "a directory",

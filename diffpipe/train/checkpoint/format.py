@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from diffpipe.files import sha256_of
+from diffpipe.files import NOT_A_FILE, sha256_of
 from diffpipe.train.checkpoint.state import FORMAT
 
 MANIFEST = "manifest.json"
@@ -31,11 +32,13 @@ class Manifest(BaseModel, extra="forbid", strict=True):
 
 
 def manifest_sha256(path: Path) -> str | None:
-    """The manifest's hash, which identifies the checkpoint at `path`; None where it cannot be read."""
+    """The manifest's hash, which identifies the checkpoint at `path`; None where there is no file. Raises OSError."""
     try:
         return sha256_of(path / MANIFEST, follow_links=False)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in NOT_A_FILE | {errno.ENOENT}:
+            return None
+        raise
 
 
 def describe(path: Path) -> FileEntry:

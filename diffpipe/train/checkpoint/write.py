@@ -5,6 +5,7 @@ It is written under a temporary name, synced, hashed, and listed in its manifest
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -108,8 +109,15 @@ def _commit(temp: Path, final: Path, step: int, files: dict[str, FileEntry], sta
             retire(final)  # the same step, saved again
         temp.rename(final)
         sync(final.parent)
-        atomic_write(final.parent / LATEST, final.name)
     except OSError as error:
         raise UserError(
             f"{final}: the checkpoint could not be committed: {error}; free some space, or change the rights"
         ) from error
+    latest = final.parent / LATEST
+    try:
+        atomic_write(latest, final.name)
+    except (
+        OSError
+    ):  # the checkpoint is committed, and removing an old one makes room; no name is better than an old one
+        with contextlib.suppress(OSError):
+            latest.unlink(missing_ok=True)

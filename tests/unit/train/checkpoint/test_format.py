@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,17 @@ def test_a_file_is_described_by_its_size_and_hashlibs_hash(tmp_path: Path) -> No
     assert (entry.size, entry.sha256) == (3000, digest)
     assert manifest_sha256(tmp_path) == digest
     assert manifest_sha256(tmp_path / "none") is None
+
+
+def test_a_manifest_that_cannot_be_read_just_now_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "open", stale)
+    with pytest.raises(OSError, match="Stale"):
+        manifest_sha256(tmp_path)
 
 
 def test_a_manifest_comes_back_from_its_json_and_refuses_anything_else() -> None:

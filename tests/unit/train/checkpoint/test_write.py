@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +50,23 @@ def test_the_same_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) 
     assert (tmp_path / "step-00000005" / "state.json").read_text() == "second"
     prune(tmp_path, CheckpointConfig())  # as the checkpointer does after each commit
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"]
+
+
+def test_a_disk_without_room_for_the_name_of_the_newest_has_the_checkpoint_and_no_old_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then old checkpoints are removed, which makes room."""
+    commit(tmp_path, 5, SHARDS, "", ALONE)
+    written = write.atomic_write
+
+    def full(path: Path, content: str) -> None:
+        if path.name == "latest":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written(path, content)
+
+    monkeypatch.setattr(write, "atomic_write", full)
+    commit(tmp_path, 6, SHARDS, "", ALONE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
 
 
 def test_each_rank_has_a_file_and_one_without_tensors_has_none(tmp_path: Path) -> None:
