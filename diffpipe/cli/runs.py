@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     for run in runs:
         if run.left is not None:
             output.current.note(f"{printable(str(run.run))} is left as it is: {run.left}")
+        for complaint in run.complaints:
+            output.current.note(f"{printable(complaint)}: it is not removed; run the same command again")
     total = sum(entry.bytes for entry in entries)
     lines = [f"{entry.bytes / 1e6:>10,.1f} MB  {printable(str(entry.path))}: {entry.reason}" for entry in entries]
     what = f"{plural(len(entries), 'file or directory', 'files and directories')}, {total / 1e6:,.1f} MB"

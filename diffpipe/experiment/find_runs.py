@@ -42,6 +42,8 @@ def _search(folder: Path, seen: set[tuple[int, int]], depth: int, *, link: bool 
     try:
         status = folder.stat()
         signs, folders = _listing(folder)
+    except FileNotFoundError:  # removed meanwhile
+        return []
     except OSError as error:
         return [] if link else [Place(folder, is_run=False, error=error.strerror)]
     is_run = CHECKPOINTS in signs or METRICS in signs or (CONFIG in signs and (LOCK in signs or EVENTS in signs))

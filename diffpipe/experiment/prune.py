@@ -6,6 +6,7 @@ that trains is never touched. Neither are the newest valid checkpoints, nor thos
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -54,59 +55,93 @@ class Removable(NamedTuple):
 
 
 class PrunableRun(NamedTuple):
-    """A run, and what may go. left: why nothing in it is touched. checkpoints: those that it had at that moment."""
+    """A run, and what may go.
+
+    left: why nothing in it is touched. checkpoints: those that it had at that moment. complaints: on what could not be
+    removed.
+    """
 
     run: Path
     removable: Sequence[Removable] = ()
     left: str | None = None
     checkpoints: Sequence[Path] = ()
+    complaints: Sequence[str] = ()
 
 
 def prunable_runs(folder: Path, keep_last: int | None = None) -> list[PrunableRun]:
     """The runs below a folder, with what may go.
 
-    keep_last: the newest valid checkpoints that stay, 2 or more; None: as the run's config says. Raises UserError.
+    keep_last: the newest valid checkpoints that stay, 2 or more; None: as the run's config says. Where a directory
+    cannot be read, all checkpoints stay: a run in it may need them. Raises UserError.
     """
     if keep_last is not None and keep_last < _FEWEST:
         raise UserError(f"--keep-last {keep_last}: give {_FEWEST} or more, since a disk can lose part of the newest")
-    configs = {path: _config(path) for path, is_run, _ in find_runs(folder) if is_run}
-    pinned = {digest for config in configs.values() for digest in _HASH.findall(config)}
-    return [_prunable(run, config, keep_last, pinned) for run, config in configs.items() if config]
+    configs, unread = {}, {}
+    for path, is_run, error in find_runs(folder):
+        if error is not None:
+            unread[path] = error
+        elif is_run:
+            try:
+                configs[path] = read_head(path / CONFIG)
+            except FileNotFoundError:
+                continue
+            except OSError as unreadable:
+                unread[path] = unreadable.strerror
+    pinned = None if unread else {digest for config in configs.values() for digest in _HASH.findall(config)}
+    runs = [run for run, config in configs.items() if config_value(config, "train", "steps")]
+    why = "and may need checkpoints of the others, which stay; make it readable, or give a folder without it"
+    return [
+        *(PrunableRun(path, left=f"it cannot be read ({reason}), {why}") for path, reason in unread.items()),
+        *(_prunable(run, configs[run], keep_last, pinned) for run in runs),
+    ]
 
 
 def remove(run: PrunableRun) -> PrunableRun:
-    """Remove what may go of a run. Returns the run, or why it is left as it is.
+    """Remove what may go of a run. Returns the run with what was removed, or why it is left as it is.
 
     The run is locked while its directories are renamed, which takes no time: a job that starts then waits for it.
     """
     if not run.removable:
         return run
     try:
-        _remove(run)
+        return _remove(run)
     except (OSError, UserError) as error:
         return PrunableRun(run.run, left=_reason(error))
-    return run
 
 
-def _remove(run: PrunableRun) -> None:
+def _remove(run: PrunableRun) -> PrunableRun:
     """Raises OSError, and UserError where a job has taken the run since."""
     lock = run.run / LOCK
     made = not lock.exists()
     descriptor = open_locked(lock)
     if descriptor is None:
         raise UserError(_TRAINS)
+    renamed: dict[Removable, Path | None] = {}
+    complaints: list[str] = []
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{PRUNED} process {os.getpid()} on {socket.gethostname()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk has no room for the name, and room is to be made
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{PRUNED} process {os.getpid()} on {socket.gethostname()}\n".encode())
         if committed(run.run / CHECKPOINTS) != run.checkpoints:
             raise UserError("a job has trained in it meanwhile; run the same command again")
-        renamed = [_take_away(entry.path) for entry in run.removable]
+        for entry in run.removable:
+            try:
+                renamed[entry] = _take_away(entry.path)
+            except OSError as error:
+                complaints.append(_reason(error))
         if made:
             lock.unlink()
     finally:
         os.close(descriptor)
-    for path in filter(None, renamed):
-        shutil.rmtree(path)
+    removed = []
+    for entry, path in renamed.items():
+        try:
+            if path is not None:
+                shutil.rmtree(path)
+            removed.append(entry)
+        except OSError as error:  # a file that is being read over NFS
+            complaints.append(_reason(error))
+    return run._replace(removable=removed, complaints=complaints)
 
 
 def _take_away(path: Path) -> Path | None:
@@ -117,16 +152,7 @@ def _take_away(path: Path) -> Path | None:
     return path if path.name.startswith(PRUNED) else path.rename(path.with_name(f"{PRUNED}{path.name}"))
 
 
-def _config(run: Path) -> str:
-    """The config.yaml of a run; empty where it cannot be read: such a directory is left as it is."""
-    try:
-        config = read_head(run / CONFIG)
-    except OSError:
-        return ""
-    return config if config_value(config, "train", "steps") else ""
-
-
-def _prunable(run: Path, config: str, keep_last: int | None, pinned: Set[str]) -> PrunableRun:
+def _prunable(run: Path, config: str, keep_last: int | None, pinned: Set[str] | None) -> PrunableRun:
     try:
         if run.is_symlink():
             return PrunableRun(run, left="a symbolic link; give the folder that it leads to")
@@ -161,12 +187,12 @@ def _is_old_file(path: Path) -> bool:
 
 
 def _old_checkpoints(
-    run: Path, checkpoints: Sequence[Path], config: str, keep_last: int | None, pinned: Set[str]
+    run: Path, checkpoints: Sequence[Path], config: str, keep_last: int | None, pinned: Set[str] | None
 ) -> Iterator[tuple[Path, str]]:
     """Checkpoints older than the newest valid ones that stay, and those that were found damaged before."""
     damaged = sorted((run / CHECKPOINTS).glob(f"{DAMAGED}step-*"))
     keep = keep_last or max(_FEWEST, int(config_value(config, "checkpoint", "keep_last") or _FEWEST))
-    if (run / CHECKPOINTS).is_symlink() or (len(checkpoints) <= keep and not damaged):
+    if pinned is None or (run / CHECKPOINTS).is_symlink() or (len(checkpoints) <= keep and not damaged):
         return
     from diffpipe.train.checkpoint import manifest_sha256  # noqa: PLC0415 (imports torch)
     from diffpipe.train.checkpoint.verify import damage  # noqa: PLC0415
@@ -181,12 +207,15 @@ def _old_checkpoints(
         yield from ((path, "found damaged by a job") for path in damaged)
     every = int(config_value(config, "checkpoint", "keep_every") or 0)
     for path in older:
+        # A checkpoint whose manifest cannot be read just now may be pinned: it raises OSError, and the run is left.
         if (not every or step_of(path) % every) and manifest_sha256(path) not in pinned and not path.is_symlink():
             yield path, "an old checkpoint"
 
 
 def _reason(error: OSError | ValueError) -> str:
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
 
 
 def _size(path: Path) -> int:

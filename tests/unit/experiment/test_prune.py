@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +121,75 @@ def test_nothing_of_a_run_that_a_job_holds_is_touched(tmp_path: Path) -> None:
     checkpoint(run, 4)
     assert remove(found).left == "a job has trained in it meanwhile; run the same command again"
     assert files(run) > before
+
+
+def test_where_a_run_cannot_be_read_the_checkpoints_of_all_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may need one of them: a first read over NFS may fail, and a colleague's folder may be closed."""
+    run = run_with(tmp_path / "vae", 1, 2, 3)
+    (run / "checkpoints" / ".tmp-step-00000004").mkdir()
+    latent = run_with(tmp_path / "latent", 5)
+    opened = os.open
+
+    def stale(path: Any, *args: Any, **kwargs: Any) -> int:
+        if str(path) == str(latent / "config.yaml"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", stale)
+    unread, vae = prunable_runs(tmp_path)
+    assert unread.run == latent
+    assert "it cannot be read (Stale file handle), and may need checkpoints of the others" in str(unread.left)
+    assert names(vae) == {"checkpoints/.tmp-step-00000004": "a save that was never finished"}
+
+
+def test_a_manifest_that_cannot_be_read_just_now_may_be_one_that_another_run_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with(tmp_path / "run", 1, 2, 3, 4)
+    opened = os.open
+
+    def failing(path: Any, *args: Any, **kwargs: Any) -> int:
+        if str(path) == str(run / "checkpoints" / "step-00000001" / "manifest.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", failing)
+    assert str(one(run).left).endswith("manifest.json: Input/output error")
+
+
+def test_a_disk_without_room_for_a_name_in_the_lock_can_be_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with(tmp_path / "run", 1, 2, 3)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    found = one(run)
+    monkeypatch.setattr(os, "write", full)
+    assert [entry.path.name for entry in remove(found).removable] == ["step-00000001"]
+    assert not (run / "checkpoints" / "step-00000001").exists()
+
+
+def test_what_cannot_be_removed_is_named_and_the_rest_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with(tmp_path / "run", 1, 2, 3, 4)
+    removed = shutil.rmtree
+
+    def busy(path: Path) -> None:
+        if path.name.endswith("2"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        removed(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    pruned = remove(one(run))
+    assert [entry.path.name for entry in pruned.removable] == ["step-00000001"]
+    assert pruned.complaints == [f"{run}/checkpoints/.pruned-step-00000002: Device or resource busy"]
+    monkeypatch.undo()
+    assert names(remove(one(run))) == {"checkpoints/.pruned-step-00000002": "partly removed"}
 
 
 def test_runs_without_a_lock_foreign_and_damaged_ones_are_left(tmp_path: Path) -> None:
