@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -23,6 +24,8 @@ PRUNED = ".pruned-"
 """The prefix of what `diffpipe runs prune` removes; its lock begins with it, too."""
 LATEST = "latest"
 """The file that names the newest checkpoint, for people."""
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""The errors of a file system that has no locks."""
 
 
 def step_name(step: int) -> str:

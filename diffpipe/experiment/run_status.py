@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diffpipe.experiment.find_runs import find_runs
-from diffpipe.files import open_regular
+from diffpipe.files import NOT_A_FILE, open_regular
 from diffpipe.run_folder import (
     CHECKPOINTS,
     CONFIG,
     EVENTS,
     LOCK,
     METRICS,
+    NO_LOCKS,
     committed,
     config_value,
     holder,
@@ -69,11 +70,13 @@ def statuses(folder: Path) -> list[RunStatus]:
 
 
 def read_status(run: Path, now: float) -> RunStatus:
-    """The status of the run in this directory. now: the time, for its age. What cannot be read is a damaged run."""
+    """The status of the run in this directory. now: the time, for its age. What cannot be read now is not damaged."""
     try:
         return _read(run, now)
     except OSError as error:
-        return RunStatus(run, "damaged", f"{error.filename or run}: {error.strerror}")
+        if error.errno in NOT_A_FILE:
+            return RunStatus(run, "damaged", f"{error.filename or run}: {error.strerror}")
+        return RunStatus(run, "unknown", f"{error.filename or run} cannot be read just now: {error.strerror}")
     except ValueError as error:  # a number of thousands of digits
         return RunStatus(run, "damaged", str(error))
 
@@ -81,7 +84,7 @@ def read_status(run: Path, now: float) -> RunStatus:
 def _read(run: Path, now: float) -> RunStatus:
     checkpoints = committed(run / CHECKPOINTS)
     log = _last_line(run / METRICS, lambda line: type(line.get("step")) is int)
-    process, host = holder(run / LOCK)
+    process, host, lockless = _holder(run / LOCK)
     try:
         config = read_head(run / CONFIG)
     except FileNotFoundError:
@@ -108,12 +111,26 @@ def _read(run: Path, now: float) -> RunStatus:
     if stage is None or steps is None or not steps.isdecimal():
         what = f"{CONFIG} is missing" if not config else f"{CONFIG} is not that of a run"
         return status._replace(state="damaged", reason=what)
-    state, reason = _end(run, status, int(steps), unlocked=config_value(config, "run", "lock") == "false")
+    unlocked = "run.lock=false" if config_value(config, "run", "lock") == "false" else lockless
+    state, reason = _end(run, status, int(steps), unlocked)
     return status._replace(state=state, reason=reason)
 
 
-def _end(run: Path, status: RunStatus, steps: int, *, unlocked: bool) -> tuple[State, str | None]:
-    """The state of a run that no process holds, and why it ended. steps: its train.steps."""
+def _holder(lock: Path) -> tuple[int | None, str | None, str | None]:
+    """The process that holds the run and its host; and why nothing says whether one does."""
+    try:
+        return *holder(lock), None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None, None, f"{lock}: {error.strerror}"
+
+
+def _end(run: Path, status: RunStatus, steps: int, unlocked: str | None) -> tuple[State, str | None]:
+    """The state of a run that no process holds, and why it ended.
+
+    steps: its train.steps. unlocked: why nothing says whether a process holds it.
+    """
     event = _last_line(run / EVENTS, lambda line: isinstance(line.get("event"), str))
     by_event: dict[str, tuple[State, str | None]] = {
         "finish": ("finished", "train.minutes are over" if (status.step or 0) < steps else None),
@@ -122,8 +139,11 @@ def _end(run: Path, status: RunStatus, steps: int, *, unlocked: bool) -> tuple[S
         "start": ("killed", f"its processes on {event.get('host')} ended without a last word"),
     }
     by_event["resume"] = by_event["start"]
-    if event.get("event") in ("start", "resume") and unlocked:
-        return "unknown", "run.lock=false: nothing says whether it still runs"
+    if event.get("event") in ("start", "resume"):
+        if status.checkpoint is not None and status.checkpoint >= (status.steps or steps):
+            return "finished", None  # killed after its last save, and before its last word
+        if unlocked is not None:
+            return "unknown", f"{unlocked}: nothing says whether it still runs"
     if event.get("event") in by_event:
         return by_event[event["event"]]
     if status.checkpoint == 0 and status.step == 0:
@@ -149,16 +169,16 @@ def _last_line(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str
 
 
 def _last_score(folder: Path) -> dict[str, Any] | None:
-    """The first number of the newest file of scores."""
+    """The first number of the newest file of scores; None where none can be read."""
     try:
         with os.scandir(folder) as entries:
             files = [
                 entry for entry in entries if entry.name.endswith(".json") and entry.is_file(follow_symlinks=False)
             ]
             newest = max(files, key=lambda entry: entry.stat().st_mtime, default=None)
-    except (FileNotFoundError, NotADirectoryError):
+        tree = {} if newest is None else _parse(read_head(Path(newest.path))) or {}
+    except OSError:
         return None
-    tree = {} if newest is None else _parse(read_head(Path(newest.path))) or {}
     scores = tree.get("scores")
     if newest is None or not isinstance(scores, dict):
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from diffpipe.errors import UserError
 from diffpipe.files import has_name, lock, open_regular, open_writable, why_unwritable
-from diffpipe.run_folder import CHECKPOINTS, LOCK, PRUNED, lock_holder
+from diffpipe.run_folder import CHECKPOINTS, LOCK, NO_LOCKS, PRUNED, lock_holder
 from diffpipe.train.distributed import Communicator
 
 PATIENCE = 120.0
@@ -76,7 +76,7 @@ def lock_refusal(folder: Path, *, use_lock: bool = True) -> str | None:
         with FileIO(open_regular(path)) as file:
             process, holder = lock_holder(file.fileno()), _holder(file)
     except OSError as error:
-        return _unwritable(folder, error.strerror)
+        return _unlockable(path, error) if error.errno in NO_LOCKS else _unwritable(folder, error.strerror)
     if process is None:
         return None
     return _refusal(path, holder) if _is_alive(process) else _remote_refusal(path, holder)
@@ -184,6 +184,13 @@ def _unwritable(folder: Path, reason: str | None) -> str:
     return f"cannot write to the run directory {folder} ({reason}): give another run.dir"
 
 
+def _unlockable(path: Path, error: OSError) -> str:
+    return (
+        f"cannot lock {path} ({error.strerror}): give a run.dir on a file system with locks, or set run.lock=false and "
+        f"see to it that only one job trains there at a time"
+    )
+
+
 def _holder(file: FileIO) -> str:
     """The last process that has locked the file, as it called itself."""
     file.seek(0)
@@ -194,10 +201,7 @@ def _try(file: FileIO, path: Path) -> bool:
     try:
         return lock(file.fileno())  # which loader workers do not inherit
     except OSError as error:
-        raise UserError(
-            f"cannot lock {path} ({error.strerror}): give a run.dir on a file system with locks, or set run.lock=false "
-            f"and see to it that only one job trains there at a time"
-        ) from None
+        raise UserError(_unlockable(path, error)) from None
 
 
 def _held_on_this_machine(file: FileIO) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -31,6 +33,7 @@ def status_of(run: Path) -> RunStatus:
         (5, [START, {"step": 5, "event": "stop", "signal": "SIGTERM"}], "stopped", "by SIGTERM"),
         (5, [START, {"step": 5, "event": "fail", "error": "UserError: the disk"}], "failed", "UserError: the disk"),
         (5, [START], "killed", "its processes on node7 ended without a last word"),
+        (9, [START], "finished", None),  # killed after its last save
         (5, [START, {"step": 5, "event": "stop", "signal": "SIGHUP"}, START | {"event": "resume"}], "killed", "node7"),
         (9, None, "finished", None),
         (5, None, "unknown", None),
@@ -128,6 +131,46 @@ def test_damaged_and_foreign_directories_are_called_so(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "events.jsonl", ".lock"])
+def test_what_cannot_be_read_just_now_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = run_folder(tmp_path / "run", events=[START])
+    opened = os.open
+
+    def stale(path: Any, *args: Any, **kwargs: Any) -> int:
+        if str(path) == str(run / name):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", stale)
+    status = status_of(run)
+    assert (status.state, status.reason) == ("unknown", f"{run / name} cannot be read just now: Stale file handle")
+
+
+def test_a_score_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", events=[START, {"step": 5, "event": "stop", "signal": "SIGTERM"}])
+    (run / "scores").mkdir()
+    os.mkfifo(run / "scores" / "x.json")
+    (run / "scores" / "link.json").symlink_to("gone")
+    assert (status_of(run).state, status_of(run).score) == ("stopped", None)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_says_nothing_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refused(*_: object) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "fcntl", refused)
+    run = run_folder(tmp_path / "run", "run.lock=false", events=[START])
+    assert status_of(run).reason == "run.lock=false: nothing says whether it still runs"
+    moved = run_folder(tmp_path / "moved", events=[START])
+    assert (status_of(moved).state, status_of(moved).reason) == (
+        "unknown",
+        f"{moved / '.lock'}: {os.strerror(code)}: nothing says whether it still runs",
+    )
+
+
 def test_an_imported_run_is_called_so(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", step=0)
     (run / "metrics.jsonl").unlink()
@@ -135,7 +178,7 @@ def test_an_imported_run_is_called_so(tmp_path: Path) -> None:
 
 
 def test_thousands_of_runs_take_seconds_at_most(tmp_path: Path) -> None:
-    template = run_folder(tmp_path / "0000", step=100, events=[START])
+    template = run_folder(tmp_path / "0000", "train.steps=200", step=100, events=[START])
     texts = {name: (template / name).read_text() for name in ("config.yaml", "metrics.jsonl", "events.jsonl")}
     for i in range(1, 2000):
         (tmp_path / f"{i:04d}" / "checkpoints" / "step-00000100").mkdir(parents=True)
