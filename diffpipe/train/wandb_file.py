@@ -22,6 +22,7 @@ def last_step(folder: Path) -> int:
 
 def records(file: Path) -> Iterator[Any]:
     """The records of a file, up to where a killed job has left it. Raises OSError."""
+    from google.protobuf.message import DecodeError  # noqa: PLC0415 (comes with it)
     from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 # pyright: ignore (an extra)
 
     content = read_regular(file)
@@ -40,4 +41,8 @@ def records(file: Path) -> Iterator[Any]:
         record = data if part in (_WHOLE, _FIRST) else record + data
         position += length
         if part in (_WHOLE, _LAST):
-            yield Record.FromString(record)
+            try:
+                parsed = Record.FromString(record)
+            except DecodeError:  # a full disk has left a gap in the file
+                return
+            yield parsed

@@ -46,6 +46,9 @@ def test_the_last_step_is_that_of_the_last_whole_record(tmp_path: Path) -> None:
     assert [record.history.step.num for record in records(file)] == [*range(7)]
     assert [len(record.uuid) for record in records(file)] == [10, 32768, 5, 100_000, 32740, 20, 7]
     assert last_step(tmp_path) == 6
+    gap = len(log) - len(contents[-1]) - 7 - len(contents[-2])  # in the last record but one, as a full disk leaves it
+    file.write_bytes(log[:gap] + b"\xff" * len(contents[-2]) + log[gap + len(contents[-2]) :])
+    assert last_step(tmp_path) == 4
     for lost, step in ((1, 5), (len(contents[-1]) + 6, 5), (len(log) - 7, -1), (len(log) - 20, -1)):
         file.write_bytes(log[: len(log) - lost])
         assert last_step(tmp_path) == step
