@@ -6,9 +6,10 @@ import itertools
 import math
 import os
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from diffpipe.files import open_regular
 from diffpipe.train.logs import parse_line
 
 _LONGEST_LINE = 1 << 20
+_MOST_READ, _BLOCK = 1 << 25, 1 << 15
+"""Bytes that are read of a larger file, in blocks at equal distances: a page takes seconds, whatever was logged."""
 _MOST_KEYS, _LONGEST_KEY = 200, 100
 LARGEST, SMALLEST = 1e100, 1e-100
 """Far beyond float32: a larger value is infinite, and a smaller one 0."""
@@ -35,11 +38,16 @@ class Column(NamedTuple):
 
 @dataclass
 class MetricsLog:
-    """columns: by key, in the order of their first appearance. damaged: the lines that could not be read."""
+    """The lines that were read.
+
+    columns: by key, in the order of their first appearance. damaged: the lines that could not be read. share: of the
+    file, 1 where all of it was read.
+    """
 
     columns: dict[str, Column] = field(default_factory=dict)
     lines: int = 0
     damaged: int = 0
+    share: float = 1.0
 
     def last(self, key: str) -> float | None:
         """The last value of a key, if it is finite."""
@@ -54,35 +62,57 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> MetricsLog:
-    """The lines of a metrics.jsonl; no lines where there is no such file.
+    """The lines of a metrics.jsonl, or an even share of those of a large one; no lines where there is no such file.
 
     A last line without its end is left out: it is being written, or the job was killed. Raises OSError where the file
     is there and cannot be read.
     """
     log = MetricsLog()
-    steps: dict[str, array[float]] = {}
-    values: dict[str, array[float]] = {}
+    read: dict[str, tuple[array[float], array[float]]] = {}
     try:
         descriptor = open_regular(path, follow_links=True)
     except FileNotFoundError:
         return log
     with os.fdopen(descriptor, "rb") as file:
-        while line := file.readline(_LONGEST_LINE):
+        size = os.fstat(descriptor).st_size
+        log.share = min(1.0, _MOST_READ / size) if size else 1.0
+        for line in _lines(file, size):
             entries = parse_line(line)
             if entries is None or not 0 <= entries["step"] < _MOST_STEPS:
                 # A last line without its end is being written, or its job was killed.
                 log.damaged += line.endswith(b"\n") or len(line) == _LONGEST_LINE
                 continue
             log.lines += 1
+            step = entries["step"]
             for key, value in entries.items():
-                number = _number(value)
-                known = key in values or (len(values) < _MOST_KEYS and len(key) <= _LONGEST_KEY)
-                if number is None or not known:
-                    continue
-                steps.setdefault(key, array("d")).append(entries["step"])
-                values.setdefault(key, array("d")).append(number)
-    log.columns = {key: _sorted(np.array(steps[key]), np.array(values[key])) for key in values}
+                usual = type(value) is float and SMALLEST < abs(value) < LARGEST
+                number = value if usual else _number(value)
+                column = read.get(key)
+                if column is None and len(read) < _MOST_KEYS and len(key) <= _LONGEST_KEY and number is not None:
+                    column = read[key] = (array("d"), array("d"))
+                if column is not None and number is not None:
+                    column[0].append(step)
+                    column[1].append(number)
+    log.columns = {key: _sorted(np.array(steps), np.array(values)) for key, (steps, values) in read.items()}
     return log
+
+
+def _lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The lines; of a large file, those of blocks at equal distances. The first and the last line are among them."""
+    if size <= _MOST_READ:
+        while line := file.readline(_LONGEST_LINE):
+            yield line
+        return
+    blocks = _MOST_READ // _BLOCK
+    for i in range(blocks):
+        start = i * (size - _BLOCK) // (blocks - 1)
+        file.seek(start)
+        left = _BLOCK
+        if start:
+            left -= len(file.readline(_LONGEST_LINE))  # the rest of a line
+        while left > 0 and (line := file.readline(_LONGEST_LINE)):
+            left -= len(line)
+            yield line
 
 
 def _number(value: object) -> float | None:

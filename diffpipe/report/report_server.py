@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 from diffpipe.errors import UserError
 from diffpipe.report.run_page import run_page
 from diffpipe.report.run_record import read_run
-from diffpipe.run_folder import CHECKPOINTS, CONFIG, EVENTS, LOCK, METRICS
+from diffpipe.run_folder import CHECKPOINTS, CONFIG, EVENTS, LOCK, METRICS, holder
 
 _ADDRESS = "127.0.0.1"
 _SHARE = 0.1
@@ -80,6 +81,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
         self.live = live
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing where a browser has left before its answer. Any other error is a bug, with its traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # pyright: ignore[reportArgumentType]
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
@@ -96,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
             body = content().encode()
-        except UserError as error:  # the run was removed
+        except (UserError, OSError) as error:  # the run was removed, or cannot be read just now
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, explain=str(error))
             return
         kind = "text/html" if self.path == "/" else "text/plain"
@@ -105,21 +111,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        with contextlib.suppress(OSError):  # the browser has left
-            self.wfile.write(body)
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name of the base class)
         """Print nothing: a request every two seconds is no news."""
 
 
 def _version(home: Path) -> str:
-    """A hash of the sizes and times of the run's files that the page is made from."""
+    """A hash of the sizes and times of the run's files that the page is made from, and of the process that trains."""
     places = [home / name for name in (CONFIG, METRICS, EVENTS, LOCK)]
     for folder in ("samples", "scores", CHECKPOINTS):
         places += sorted((home / folder).glob("*"))
-    stats = []
+    stats: list[tuple[object, ...]] = []
     for place in places:
         with contextlib.suppress(OSError):
             status = place.stat()
             stats.append((place.name, status.st_size, status.st_mtime_ns))
+    with contextlib.suppress(OSError):
+        stats.append(holder(home / LOCK))  # a job that is killed changes no file
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]

@@ -73,9 +73,12 @@ def log_notes(log: MetricsLog, plots: Sequence[Plot]) -> list[str]:
     """Sentences on what the plots do not show of a log."""
     notes = []
     lines = max((curve.lines for plot in plots for curve in plot.curves), default=1)
+    if log.share < 1:
+        notes.append(f"The log is large: of its lines, {log.lines:,} are read, one in {1 / log.share:,.0f}.")
     if lines > 1:
+        read = f"The log has {log.lines:,} lines. " if log.share == 1 else ""
         notes.append(
-            f"The log has {log.lines:,} lines. Each point is the mean of up to {lines:,} of them, and the pale band "
+            f"{read}Each point is the mean of up to {lines:,} of them, and the pale band "
             "reaches from the least to the greatest."
         )
     left_out = len(log.columns.keys() - _NOT_PLOTTED) - sum(len(plot.curves) for plot in plots)

@@ -18,11 +18,11 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import labelled_images, require_likelihood, score_images, scoring_stage
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.run import Run, generated_images
-from diffpipe.files import read_regular
 from diffpipe.interfaces import Borrows, Generates, Reconstructs
 from diffpipe.metrics.feature_sets import CHUNK
+from diffpipe.report.metrics_log import read_metrics
 from diffpipe.rng import KeyedRNG
-from diffpipe.train.logs import parse_line
+from diffpipe.run_folder import METRICS
 from diffpipe.train.runtime import Runtime
 
 TIMED_SECONDS, TIMED_CHUNKS = 2.0, 20
@@ -107,17 +107,14 @@ def training_speed(run: Run) -> dict[str, float] | None:
 
     None where metrics.jsonl has fewer than two lines up to the checkpoint.
     """
-    path = run.home / "metrics.jsonl"
     try:
-        content = read_regular(path, follow_links=True)
-    except OSError:  # a run without the log is a run all the same
+        column = read_metrics(run.home / METRICS).columns["images_per_second"]
+    except (OSError, KeyError):  # a run without the log is a run all the same
         return None
-    lines = [values for line in content.splitlines() if (values := parse_line(line)) is not None]
-    lines = [line for line in lines if line["step"] <= run.checkpoint.step and "images_per_second" in line]
-    rates = [line["images_per_second"] for line in lines[1:]]
-    if not rates:
+    rates = column.values[column.steps <= run.checkpoint.step][1:]
+    if not len(rates):
         return None
-    rate = statistics.median(rates)
+    rate = statistics.median(rates.tolist())
     return {"images_per_second": rate, "seconds": run.checkpoint.state.position / rate}
 
 

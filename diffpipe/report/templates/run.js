@@ -125,16 +125,21 @@
   // While a server keeps the page up to date: asks it every two seconds whether the run has gone on.
   const watch = () => {
     let held = false;
+    const ask = async (path) => {
+      const answer = await fetch(path, { cache: "no-store" });
+      return answer.ok ? await answer.text() : null;
+    };
     document.addEventListener("pointerdown", () => { held = true; });
     document.addEventListener("pointerup", () => { held = false; });
     const look = async () => {
       const live = document.getElementById("live");
       try {
-        const version = await (await fetch("version", { cache: "no-store" })).text();
-        live.textContent = "live";
-        live.classList.remove("gone");
-        if (version !== live.dataset.version && !held) {
-          const page = new DOMParser().parseFromString(await (await fetch(".", { cache: "no-store" })).text(), "text/html");
+        const version = await ask("version");
+        const text = version === null || version === live.dataset.version || held ? null : await ask(".");
+        live.textContent = version === null ? "the run cannot be read" : "live";
+        live.classList.toggle("gone", version === null);
+        if (text !== null) {
+          const page = new DOMParser().parseFromString(text, "text/html");
           const state = readState();
           document.querySelector("main").replaceWith(page.querySelector("main"));
           document.getElementById("points").replaceWith(page.getElementById("points"));

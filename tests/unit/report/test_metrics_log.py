@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from diffpipe.report import metrics_log
 from diffpipe.report.metrics_log import read_metrics
 
 
@@ -50,6 +52,20 @@ def test_a_thousand_keys_and_an_endless_line_are_bounded(tmp_path: Path) -> None
     log = read_metrics(path)
     assert log.lines == 1
     assert len(log.columns) == 200
+
+
+def test_of_a_large_log_lines_at_equal_distances_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_log, "_MOST_READ", 1 << 16)
+    monkeypatch.setattr(metrics_log, "_BLOCK", 1 << 11)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "loss": {step / 2}}}\n' for step in range(100_000)) + '{"step": 7')
+    log = read_metrics(path)
+    steps, values = log.columns["loss"]
+    assert (log.damaged, log.lines) == (0, len(steps))
+    assert 0.8 * log.share * 100_000 < log.lines < 1.2 * log.share * 100_000 < 3000
+    assert (steps[0], steps[-1]) == (0, 99_999)
+    assert np.diff(steps).max() < 1.1 * 100_000 / 32
+    np.testing.assert_array_equal(values, steps / 2)
 
 
 def test_no_file_has_no_lines_and_a_folder_is_an_error(tmp_path: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
+import os
 import shutil
+import socket
+import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +76,45 @@ def test_the_version_changes_with_the_run(run: Path, server: ThreadingHTTPServer
     assert "images seen" in get(server, "/")[1]
     shutil.rmtree(run)
     assert get(server, "/version")[0] == 503
+
+
+def test_the_version_changes_where_a_job_is_killed(run: Path, server: ThreadingHTTPServer) -> None:
+    """It changes no file."""
+    code = (
+        "import sys; from diffpipe.files import *; open_locked(Path(sys.argv[1])); print('held', flush=True); input()"
+    )
+    (run / ".lock").write_text("process 1 on node7\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, run / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as job:
+        assert job.stdout is not None
+        job.stdout.readline()
+        assert "running" in get(server, "/")[1]
+        before = get(server, "/version")[1]
+        job.kill()
+        job.wait()
+        assert get(server, "/version")[1] != before
+
+
+def test_a_browser_that_leaves_is_no_news(server: ThreadingHTTPServer, capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", b"GET /", b""):
+        connection = socket.create_connection(("127.0.0.1", server.server_port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset at its end
+        connection.sendall(words)
+        connection.close()
+    assert get(server, "/version")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_what_cannot_be_read_just_now_is_503(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stale(*_: object) -> str:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(server, "live", SimpleNamespace(page=stale, version=stale))
+    assert [get(server, path)[0] for path in ("/", "/version")] == [503, 503]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_page_that_takes_long_is_not_made_again_at_once(run: Path) -> None:
