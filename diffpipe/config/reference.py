@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 from diffpipe.config.fields import field_models, fields_of
 from diffpipe.config.kinds import Names, kinds_of
 from diffpipe.config.yaml_values import one_line
+from diffpipe.nearest import nearest
 
 
 class Key(NamedTuple):
@@ -46,7 +48,7 @@ def sections(
     for key, field in fields_of(model).items():
         path, models = f"{name}.{key}" if name else key, field_models(field)
         if not models:
-            keys.append(Key(path, _type(field.annotation, field.metadata), _default(field), _line(field.description)))
+            keys.append(Key(path, type_in_words(field), _default(field), _line(field.description)))
         for one in models:
             chosen = [*kinds, f"{path}.kind={'|'.join(map(str, kinds_of(one)))}"] if len(models) > 1 else kinds
             below.append((one, path, chosen, _line(field.description)))
@@ -94,6 +96,25 @@ def choices(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def nearest_keys(model: type[BaseModel], word: str, *, alike: bool = True) -> list[str]:
+    """The keys and sections that a word may stand for: up to two that end with it, else the one most `alike`."""
+    paths = {path for section in sections(model) for key in section.keys for path in _prefixes(key.name)}
+    ending = sorted(path for path in paths if path.endswith(f".{word}"))
+    fewest = min((path.count(".") for path in ending), default=0)
+    highest = [path for path in ending if path.count(".") == fewest][:2]
+    return highest or (nearest(word, sorted(paths), n=1) if alike else [])
+
+
+def type_in_words(field: FieldInfo) -> str:
+    """The type of a field's value, with its bounds, such as `int ≥ 1`."""
+    return _type(field.annotation, field.metadata)
+
+
+def _prefixes(key: str) -> list[str]:
+    """`a`, `a.b` and `a.b.c` of the key `a.b.c`."""
+    return list(itertools.accumulate(key.split("."), "{}.{}".format))
+
+
 def _line(text: str | None) -> str:
     return " ".join((text or "").split())
 
@@ -118,7 +139,7 @@ def _type(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         case origin if origin is Literal:
             words = " | ".join(map(str, args))
         case origin if origin in (Union, UnionType):
-            words = " or ".join("null" if arg is NoneType else _type(arg) for arg in args)
+            return " or ".join("null" if arg is NoneType else _type(arg, metadata) for arg in args)
         case origin if origin is dict:
             words = f"mapping from {_type(args[0])} to {_type(args[1])}"
         case origin if origin is list or args[-1] is ...:

@@ -70,7 +70,7 @@ def test_training_refuses_it_in_one_line(tmp_path: Path, made: Made, case: str, 
     [
         (["sample", "/absent", "{out}"], ["/absent: no such directory"]),
         (["sample", "{run}/config.yaml", "{out}"], ["config.yaml: a file, and no directory", "give a run directory"]),
-        (["sample", "{run}", "{out}", "--eta", "-1"], ["error: stage.sampler.eta: "]),
+        (["sample", "{run}", "{out}", "--eta", "-1"], ["error: stage.sampler.eta is -1.0; give a number ≥ 0, ≤ 1"]),
         (["sample", "{run}", "{out}", "--steps", "2000"], ["steps are 2000", "1 to 1000"]),
         (["sample", "{run}", "{out}", "--label", "10"], ["error: label 10", "0 to 9"]),
         (["sample", "{run}", "{out}", "--n", "0"], ["--n 0"]),

@@ -59,7 +59,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no importance sample": (
         ["nll", "{vae}", "{test}", "--importance-samples", "0"],
-        ["error: stage.sampler.importance_samples: ", "greater than or equal to 1"],
+        ["error: stage.sampler.importance_samples is 0; give an integer ≥ 1"],
     ),
     "the probability flow of a VAE": (
         ["nll", "{vae}", "{test}", "--ode"],
@@ -94,15 +94,15 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "top_p of zero": (
         ["sample", "{ar}", "{out}", "--top-p", "0"],
-        ["stage.sampler.top_p: input should be greater than 0"],
+        ["stage.sampler.top_p is 0; give a number > 0, ≤ 1"],
     ),
     "top_p above one": (
         ["sample", "{ar}", "{out}", "--top-p", "1.5"],
-        ["stage.sampler.top_p: input should be less than or equal to 1"],
+        ["stage.sampler.top_p is 1.5; give a number > 0, ≤ 1"],
     ),
     "a negative temperature": (
         ["sample", "{ar}", "{out}", "--temperature", "-1"],
-        ["stage.sampler.temperature: input should be greater than or equal to 0"],
+        ["stage.sampler.temperature is -1.0; give a number ≥ 0"],
     ),
     "guidance of an autoregressive model without labels": (
         ["sample", "{ar}", "{out}", "--guidance", "2"],
@@ -179,7 +179,7 @@ TRAINING: dict[str, tuple[list[str], str]] = {
     ),
     "a dropout of every label": (
         ["data.labels=true", "stage.conditional=true", "stage.label_dropout=1"],
-        "stage.label_dropout: input should be less than 1",
+        "stage.label_dropout is 1; give a number ≥ 0, < 1",
     ),
     "p2 that overflows": (
         ["stage.weighting={kind: p2, gamma: 1000, k: 0.1}"],
@@ -195,11 +195,11 @@ TRAINING: dict[str, tuple[list[str], str]] = {
     ),
     "a shift to no noise": (
         ["stage.prediction=flow", "stage.schedule={kind: flow, shift: 1e-17}"],
-        "stage.schedule.shift: input should be greater than or equal to 0.01",
+        "stage.schedule.shift is 1e-17; give a number ≥ 0.01",
     ),
     "a spacing by a large power": (
         ["stage.prediction=edm", "stage.schedule={kind: edm, rho: 0.005}"],
-        "stage.schedule.rho: input should be greater than or equal to 1",
+        "stage.schedule.rho is 0.005; give a number ≥ 1",
     ),
     "Muon's momentum with AdamW": (
         ["optimizer.muon_momentum=0.9"],

@@ -113,7 +113,7 @@ def test_a_plugins_network_and_sampler_stand_beside_the_built_in_ones(config: Pa
     ("words", "message"),
     [
         (["stage.kind=mine", "stage.widht=5"], r"unknown key stage\.widht; did you mean stage\.width\?"),
-        (["stage.kind=mine", "stage.width=0"], r"stage\.width: input should be greater than or equal to 1, not 0"),
+        (["stage.kind=mine", "stage.width=0"], r"stage\.width is 0; give an integer ≥ 1"),
         (["stage.network.kind=mlp", "stage.network.hiden=5"], r"unknown key stage\.network\.hiden; did you mean"),
         (["stage.network.kind=uvit"], r"stage\.network\.kind is 'uvit'; it is one of 'unet', .*, 'mlp'; others come"),
         (["stage.sampler.kind=zzz"], r"stage\.sampler\.kind is 'zzz'; it is one of 'ancestral', .*'unipc', 'leap'"),

@@ -214,18 +214,18 @@ def test_a_base_that_cannot_be_used_is_named_after_the_files_that_lead_to_it(
     [
         ({"train": {"setps": 3}}, {}, "child.yaml → {home}/base.yaml: unknown key train.setps; did you mean"),
         ({}, {"train": {"setps": 3}}, "child.yaml: unknown key train.setps; did you mean"),
-        ({"optimizer": {"betas": [0.1, "x"]}}, {}, "child.yaml → {home}/base.yaml: optimizer.betas.1: "),
+        ({"optimizer": {"betas": [0.1, "x"]}}, {}, "child.yaml → {home}/base.yaml: optimizer.betas.1 is 'x'; "),
         (
             {"stage": {"kind": "ddpm", "network": {"groups": 48}}},
             {},
             "child.yaml → {home}/base.yaml: stage.network: channels 128 must",
         ),
-        ({"seed": -1}, {"seed": 1, "train": {"steps": 0}}, "child.yaml: train.steps: "),
+        ({"seed": -1}, {"seed": 1, "train": {"steps": 0}}, "child.yaml: train.steps is 0; "),
         ({"train": {}}, {}, "child.yaml: train.steps is missing; add it to the file"),
         (
             {"seed": -1},
             {"eval": {"n": 0}},
-            "base.yaml: seed: input should be greater than or equal to 0, not -1; {home}/child.yaml: eval.n: ",
+            "base.yaml: seed is -1; give an integer ≥ 0; {home}/child.yaml: eval.n is 0; ",
         ),
     ],
 )
@@ -240,5 +240,5 @@ def test_a_wrong_value_is_answered_with_the_file_that_sets_it(
 
 
 def test_an_override_is_laid_over_all_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^train\.steps: "):
+    with pytest.raises(UserError, match=r"^train\.steps is 0; "):
         load_config(Experiment, child(tmp_path, {}), ["train.steps=0"])

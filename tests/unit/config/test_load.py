@@ -63,9 +63,9 @@ def test_a_dumped_config_loads_as_an_equal_one(path: Path, tmp_path: Path) -> No
         ("train.step=5", ["unknown key train.step", "did you mean train.steps?"]),
         ("stage.network.chanels=5", ["unknown key stage.network.chanels", "did you mean stage.network.channels?"]),
         ("zzz.qqq=5", ["unknown key zzz", "known: checkpoint, data, ema"]),
-        ("train.steps=many", ["train.steps", "'many'"]),
-        ("train.steps=true", ["train.steps: input should be a valid integer", "not 'true'"]),
-        ("train.steps=0", ["train.steps", "greater than or equal to 1", "0"]),
+        ("train.steps=many", ["train.steps is 'many'; give an integer ≥ 1"]),
+        ("train.steps=true", ["train.steps is 'true'; give an integer ≥ 1"]),
+        ("train.steps=0", ["train.steps is 0; give an integer ≥ 1"]),
         ("optimizer.lr=nan", ["optimizer.lr", "'nan'"]),
         ("stage.network.groups=48", ["stage.network", "channels 128 must be a multiple of groups 48"]),
         ("train.precision=fp8", ["train.precision", "'bf16'", "'fp8'"]),
@@ -141,7 +141,7 @@ def test_a_complaint_about_a_large_or_odd_value_is_short(path: Path, text: str) 
 
 def test_a_repeated_section_and_a_path_with_a_hash(path: Path) -> None:
     assert load_config(Experiment, path, ["run.dir=runs/exp #2"]).run.dir == "runs/exp #2"
-    with pytest.raises(UserError, match=r"train\.steps: .*'100 #2'"):
+    with pytest.raises(UserError, match=r"train\.steps is '100 #2'; "):
         load_config(Experiment, path, ["train.steps=100 #2"])
     path.write_text(path.read_text() + "\nseed: 1\nseed: 2\n")
     with pytest.raises(UserError, match=r"x\.yaml: not valid YAML: the key 'seed' comes twice"):

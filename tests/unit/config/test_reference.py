@@ -35,7 +35,7 @@ def _key(name: str) -> Key:
     ("name", "kind", "default"),
     [
         ("train.steps", "int ≥ 1", None),
-        ("train.shard_size", "int or null ≥ 1", "null"),
+        ("train.shard_size", "int ≥ 1 or null", "null"),
         ("train.record_samples", "true | false", "false"),
         ("data.train", "str or list of str or null", "null"),
         ("data.channels", "1 | 3", "3"),

@@ -39,7 +39,7 @@ def test_validation_is_called_validate_in_the_config() -> None:
 )
 def test_numbers_below_their_bound_are_refused(word: str, least: str) -> None:
     key, _, value = word.partition("=")
-    with pytest.raises(UserError, match=rf"{key}\b.*greater than or equal to {least}"):
+    with pytest.raises(UserError, match=rf"^{key} is {value}; give .* ≥ {least}\b"):
         CASES["ddpm"].experiment(word)
     CASES["ddpm"].experiment(f"{key}={least}")
     assert int(value) < int(least)

@@ -76,10 +76,10 @@ def test_an_override_is_refused_without_the_checkpoint_which_is_not_to_blame() -
     checkpoint = Checkpoint(Path("x/checkpoints/step-00000001"), run_state(1, experiment=tree), "0" * 64)
     with pytest.raises(UserError, match=r"^unknown key stage\.sampler\.step; did you mean"):
         stored_config(checkpoint, ["stage.sampler.step=7"])
-    with pytest.raises(UserError, match=r"^stage\.sampler\.steps: input should be greater than or equal to 1, not '?0"):
+    with pytest.raises(UserError, match=r"^stage\.sampler\.steps is 0; give an integer ≥ 1$"):
         stored_config(checkpoint, ["stage.sampler.steps=0"])
     checkpoint = Checkpoint(checkpoint.path, run_state(1, experiment=tree | {"seed": -1}), "0" * 64)
-    with pytest.raises(UserError, match=r"^x/checkpoints/step-00000001: seed: "):
+    with pytest.raises(UserError, match=r"^x/checkpoints/step-00000001: seed is -1; "):
         stored_config(checkpoint)
 
 

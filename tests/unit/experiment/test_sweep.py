@@ -59,7 +59,7 @@ def test_plugins_and_allowed_folders_go_with_the_commands(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("overrides", "sweeps", "message"),
     [
-        (["optimizer.lr=1e-4,x"], [], r"^optimizer\.lr: input should be a valid number"),
+        (["optimizer.lr=1e-4,x"], [], r"^optimizer\.lr is 'x'; give a number > 0$"),
         (["stage.network.groups=4,48"], [], r"^stage\.network: channels 32 must be a multiple of groups 48"),
         (["seed=1,2", "seed=3"], [], r"^seed is given 2 times; give all its values at once: seed=A,B"),
         (["seed=3"], ["seed=1,2"], "^seed is given 2 times"),

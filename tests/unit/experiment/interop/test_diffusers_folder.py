@@ -93,11 +93,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list": (lambda folder: (folder / "unet/config.json").write_text("[]"), "unet/config.json: not a mapping"),
     "wider": (edited("unet/config.json", block_out_channels=[16, 64]), "has shape"),
     "deeper": (edited("unet/config.json", layers_per_block=10**9), "layers_per_block is 1000000000"),
-    "huge": (edited("unet/config.json", block_out_channels=[2**40, 2**41]), "less than or equal to 65536"),
+    "huge": (edited("unet/config.json", block_out_channels=[2**40, 2**41]), "≤ 65536"),
     "two outputs": (edited("unet/config.json", out_channels=2), "out_channels is 2, and"),
     "two channels": (
         edited("unet/config.json", in_channels=2, out_channels=2),
-        "data.channels: input should be 1 or 3",
+        "data.channels is 2; give 1 or 3",
     ),
     "classes": (edited("unet/config.json", num_class_embeds=4), "has 4 rows; give --classes 4, or --classes 3"),
 }

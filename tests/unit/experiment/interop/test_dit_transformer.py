@@ -83,8 +83,8 @@ def test_the_config_of_early_versions_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"norm_elementwise_affine": True}, "norm_elementwise_affine: input should be False"),
-        ({"activation_fn": "geglu"}, "activation_fn: input should be 'gelu-approximate'"),
+        ({"norm_elementwise_affine": True}, "norm_elementwise_affine is True; give False"),
+        ({"activation_fn": "geglu"}, "activation_fn is 'geglu'; give 'gelu-approximate'"),
         ({"num_layers": 10**9}, "num_layers is 1000000000; too many"),
         ({"use_linear_projection": True}, "unknown key use_linear_projection"),
         ({"attention_head_dim": 3}, "width 6 must be a multiple of 4"),

@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "another tensor": (lambda w: w.update({"unet.x": torch.zeros(1)}), "it has unet.x, not of the edm2 network"),
     "latents": (
         lambda w: w.update({"unet.enc.8x8_conv.weight": torch.zeros(16, 5, 3, 3)}),
-        "data.channels: input should be 1 or 3",
+        "data.channels is 4; give 1 or 3",
     ),
     "no axes": (lambda w: w.update({"unet.out_conv.weight": torch.zeros(())}), "unet.out_conv.weight has shape []"),
     "no multiple": (

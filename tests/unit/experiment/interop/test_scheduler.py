@@ -62,8 +62,8 @@ def test_configs_of_early_versions_are_read() -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"beta_schedule": "sigmoid"}, "beta_schedule: input should be 'linear'"),
-        ({"prediction_type": "flow_prediction"}, "prediction_type: input should be 'epsilon'"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'; give 'linear'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'; give 'epsilon'"),
         ({"variance_type": "learned"}, "variance_type is learned"),
         ({"trained_betas": [0.1, 0.5, 0.2]}, "trained_betas are of none of the schedules"),
         ({"trained_betas": []}, "trained_betas has 0 betas, and a schedule has 2 or more"),

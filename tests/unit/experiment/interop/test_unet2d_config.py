@@ -39,10 +39,10 @@ def test_names_of_early_versions_and_null_keys_are_read() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "scale and shift": (
         {"resnet_time_scale_shift": "scale_shift"},
-        "resnet_time_scale_shift: input should be 'default'",
+        "resnet_time_scale_shift is 'scale_shift'; give 'default'",
     ),
-    "no attention in the middle": ({"add_attention": False}, "add_attention: input should be True"),
-    "Fourier features": ({"time_embedding_type": "fourier"}, "time_embedding_type: input should be 'positional'"),
+    "no attention in the middle": ({"add_attention": False}, "add_attention is False; give True"),
+    "Fourier features": ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'; give 'positional'"),
     "another block": ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "it has a SkipDownBlock2D"),
     "another way up": ({"up_block_types": ["UpBlock2D"] * 2}, "at other levels than down_block_types"),
     "no multiple": ({"block_out_channels": [16, 24]}, r"block_out_channels is \[16, 24\] for 2 levels"),
