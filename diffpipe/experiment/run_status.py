@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from diffpipe.experiment.find_runs import find_runs
 from diffpipe.files import NOT_A_FILE, open_regular
+from diffpipe.metrics.names import first_score, is_frechet
 from diffpipe.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -32,14 +33,17 @@ from diffpipe.run_folder import (
 State = Literal["running", "finished", "stopped", "failed", "killed", "imported", "unknown", "damaged", "foreign"]
 _TAIL = 1 << 16
 """Bytes of a log file that are read, from its end."""
+_SCORE_FILES = 20
+"""Newest files of scores that are looked at."""
 
 
 class RunStatus(NamedTuple):
     """A run, or a directory that looks like one.
 
     reason: why it ended, or what is wrong with the directory. step: the last one in its log, or the newest
-    checkpoint's. steps: the last step that it is to train. score: the newest score's name, value and step. process,
-    host: those that train it. age: seconds since it last wrote something. Each is None where nothing says it.
+    checkpoint's. steps: the last step that it is to train. score: the name, value and step of the newest Fréchet
+    distance, or where there is none of the newest score. process, host: those that train it. age: seconds since it last
+    wrote something. Each is None where nothing says it.
     """
 
     run: Path
@@ -169,24 +173,38 @@ def _last_line(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str
 
 
 def _last_score(folder: Path) -> dict[str, Any] | None:
-    """The first number of the newest file of scores; None where none can be read."""
+    """The newest Fréchet distance in the newest files of scores; where they have none, the newest file's first number.
+
+    So a likelihood that was measured later does not hide it, and runs of several stages have one column in common.
+    """
     try:
         with os.scandir(folder) as entries:
             files = [
                 entry for entry in entries if entry.name.endswith(".json") and entry.is_file(follow_symlinks=False)
             ]
-            newest = max(files, key=lambda entry: entry.stat().st_mtime, default=None)
-        tree = {} if newest is None else _parse(read_head(Path(newest.path))) or {}
+            files.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
     except OSError:
         return None
-    scores = tree.get("scores")
-    if newest is None or not isinstance(scores, dict):
+    newest = None
+    for file in files[:_SCORE_FILES]:
+        score = _score_in(Path(file.path))
+        if score is not None and is_frechet(score["name"]):
+            return score
+        newest = newest or score
+    return newest
+
+
+def _score_in(file: Path) -> dict[str, Any] | None:
+    """The first Fréchet distance in a file of scores, else its first number; None where it cannot be read."""
+    try:
+        scores = (_parse(read_head(file)) or {}).get("scores")
+    except OSError:
         return None
-    step = re.search("-step-([0-9]+)-", newest.name)
-    for name, value in scores.items():
-        if _number(value) is not None:
-            return {"name": name, "value": value, "step": int(step[1]) if step else None}
-    return None
+    numbers = {name: n for name, n in scores.items() if _number(n) is not None} if isinstance(scores, dict) else {}
+    if not numbers:
+        return None
+    name, step = first_score(numbers), re.search("-step-([0-9]+)-", file.name)
+    return {"name": name, "value": numbers[name], "step": int(step[1]) if step else None}
 
 
 def _parse(text: str | bytes) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from diffpipe import plugins
@@ -40,6 +41,17 @@ def shown_name(name: str) -> str:
 def shown_value(name: str, value: float) -> float:
     """The value that people read: a kernel distance times 1000, all others as they are."""
     return value * KID_FACTOR if _is_kid(name) else value
+
+
+def is_frechet(name: str) -> bool:
+    """Whether a score of this name is a Fréchet distance: the first one to look at, where a run has several."""
+    return name == "fid" or name.startswith("fd_")
+
+
+def first_score(names: Iterable[str]) -> str:
+    """The one to show of several scores: the first Fréchet distance, else the first of all."""
+    names = [*names]
+    return next(filter(is_frechet, names), names[0])
 
 
 def _is_kid(name: str) -> bool:

@@ -67,6 +67,23 @@ def test_the_last_figures_are_those_of_the_last_whole_line_and_of_the_newest_sco
     assert (status.stage, status.age) == ("ddpm", 60)
 
 
+def test_a_later_likelihood_does_not_hide_the_distance_that_runs_are_compared_by(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "scores").mkdir()
+
+    def write(name: str, time: int, **scores: object) -> None:
+        path = run / "scores" / f"{name}.json"
+        path.write_text(json.dumps({"scores": scores}))
+        os.utime(path, (time, time))
+
+    write("nll-step-00000005-n9-a", 4, nll=3.6, nll_standard_error=0.1)
+    write("broken", 5, nll="x")
+    assert status_of(run).score == {"name": "nll", "value": 3.6, "step": 5}
+    write("eval-step-00000004-n9-b", 3, kid=0.2, fid=31.5)
+    write("eval-step-00000003-n9-b", 2, fid=40.0)
+    assert status_of(run).score == {"name": "fid", "value": 31.5, "step": 4}
+
+
 HOLDER = "import sys; from diffpipe.files import *; open_locked(Path(sys.argv[1])); print('held', flush=True); input()"
 
 

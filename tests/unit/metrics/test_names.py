@@ -6,7 +6,7 @@ import pytest
 
 from diffpipe import plugins
 from diffpipe.errors import UserError
-from diffpipe.metrics.names import NEIGHBOURS, parse_metric, shown_name, shown_value
+from diffpipe.metrics.names import NEIGHBOURS, first_score, parse_metric, shown_name, shown_value
 
 
 def test_metric_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +30,8 @@ def test_people_read_kernel_distances_in_thousandths_and_their_names_say_so() ->
         assert (shown_name(name), shown_value(name, 0.268)) == (f"{name} ×10³", 268)
     for name in ("fid", "nll", "kidney"):
         assert (shown_name(name), shown_value(name, 0.268)) == (name, 0.268)
+
+
+def test_of_several_scores_a_frechet_distance_is_shown() -> None:
+    assert first_score(["kid", "fid", "fd_a"]) == "fid"
+    assert first_score(["recall_inception", "nll"]) == "recall_inception"
