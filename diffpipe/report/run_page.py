@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffpipe.evaluation.score_remarks import TrainingData, score_remarks
-from diffpipe.metrics.names import shown_name, shown_value
+from diffpipe.metrics.names import first_score, is_frechet, shown_name, shown_value
 from diffpipe.plural import plural
 from diffpipe.report.comparison_table import decimals, three_digits
 from diffpipe.report.page import render
@@ -33,7 +33,7 @@ def run_page(record: RunRecord, *, version: str | None = None) -> str:
     last = float(max(record.step, 1))
     plots = metric_plots(record.log, last)
     scores = score_plots(series_of(record.scores.files))
-    grids = record.grids
+    grids, experiment = record.grids, record.config.experiment
     bad_samples = [] if record.state is None else record.state.bad_samples
     return render(
         "run.html",
@@ -47,7 +47,9 @@ def run_page(record: RunRecord, *, version: str | None = None) -> str:
         progress=_progress(record),
         grids=grids.grids,
         grids_note=_grids_note(record),
-        grid_every=None if record.config.experiment is None else record.config.experiment.sample.every,
+        generates=experiment is None or experiment.stage.generates,
+        grid_every=None if experiment is None else experiment.sample.every,
+        score_every=None if experiment is None else experiment.eval.every,
         plots=plots,
         log_notes=log_notes(record.log, plots),
         score_plots=scores,
@@ -118,13 +120,12 @@ def _figures(record: RunRecord) -> list[tuple[str, str, str]]:
     seconds = sum(job.seconds or 0.0 for job in record.jobs)
     if seconds:
         figures.append(("time", duration(seconds), f"in {plural(len(record.jobs), 'job')}"))
-    if record.scores.files:
-        file = record.scores.files[-1]
-        metric, value = next(iter(file.result.scores.items()), (None, 0.0))
-        if metric is not None:
-            floor = file.result.floor.get(metric)
-            note = "" if floor is None else f"{_score_text(metric, floor)} for real images"
-            figures.append((shown_name(metric), _score_text(metric, value), note))
+    scored = [(first_score(file.result.scores), file.result) for file in record.scores.files if file.result.scores]
+    distances = [(metric, result) for metric, result in scored if is_frechet(metric)]
+    for metric, result in (distances or scored)[-1:]:
+        floor = result.floor.get(metric)
+        note = "" if floor is None else f"{_score_text(metric, floor)} for real images"
+        figures.append((shown_name(metric), _score_text(metric, result.scores[metric]), note))
     return figures
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import reduce
@@ -21,6 +21,8 @@ from diffpipe.stages.config import StageConfig
 
 class AutoencoderConfig(StageConfig):
     """A convolutional autoencoder. With noise it is a denoising one (Vincent et al. 2008)."""
+
+    generates: ClassVar[bool] = False
 
     kind: Literal["autoencoder"]
     """A convolutional autoencoder, trained by the squared error."""

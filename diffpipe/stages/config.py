@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from diffpipe.config import Config
 from diffpipe.dependency import Dependency
@@ -15,6 +16,9 @@ class StageConfig(Config):
     It gets by role what `dependencies()` asks for: a `TrainedStage` for a run, a function for a feature network. A role
     that is not needed at the time is not there. It raises UserError where something does not fit.
     """
+
+    generates: ClassVar[bool] = True
+    """Whether its stage makes images from noise (`interfaces.Generates`)."""
 
     def dependencies(self) -> Sequence[Dependency]:
         """The other runs and feature networks that the stage needs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from einops import rearrange, reduce
@@ -49,6 +49,8 @@ _CHUNK = 64
 
 class VQConfig(StageConfig):
     """Vector-quantized autoencoder (van den Oord et al. 2017; with a discriminator, Esser et al. 2021)."""
+
+    generates: ClassVar[bool] = False
 
     kind: Literal["vq"]
     """A vector-quantized autoencoder, whose codes an autoregressive model can learn."""

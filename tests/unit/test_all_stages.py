@@ -120,6 +120,7 @@ def test_every_key_of_it_that_is_mistyped_is_refused_with_the_nearest_that_exist
 def test_the_networks_that_generate_and_their_evaluations_are_as_declared(name: str) -> None:
     """Counted by hooks. A flow generates by its parts: its own forward pass runs the other way."""
     stage = CASES[name].stage()
+    assert CASES[name].experiment().stage.generates == isinstance(stage, Generates)
     if not isinstance(stage, Generates):
         return
     own = {key: net.requires_grad_(False).eval() for key, net in stage.networks().items()}

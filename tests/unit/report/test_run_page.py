@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diffpipe.config import dump_yaml
 from diffpipe.metrics.protocol import Result, write
 from diffpipe.report.run_page import run_page
 from diffpipe.report.run_record import read_run
@@ -24,6 +25,7 @@ from tests.support.report_runs import (
     write_score,
     write_state,
 )
+from tests.support.stage_cases import CASES
 
 EVIL = '</script><b>"evil"</b>'
 
@@ -68,7 +70,9 @@ def test_scores_are_shown_as_eval_prints_them_with_its_remarks(tmp_path: Path) -
     about |= {"generated": {"n": 1000, "step": 10, "images_seen": 160}}
     about |= {"reference": {"n": 2000, "shards": ["shards/photos/photos-000000.tar"]}}
     write(Result({"fid": 297.03, "kid": 0.26849}, {"kid": -0.00092}, about), tmp_path / "scores" / "a.json")
+    write(Result({"nll": 3.6}, {}, {"generated": {"step": 20}}), tmp_path / "scores" / "later.json")
     _, page = page_of(tmp_path)
+    assert "fid297.0" in " ".join(page.text.partition("Samples")[0].split())
     scores = page.text[page.text.index("Scores") : page.text.index("Timeline")]
     assert "kid ×10³ 268.5 (−0.92)" in " ".join(scores.split())
     assert scores.count("kid ×10³") == 2  # the plot and the table
@@ -79,9 +83,28 @@ def test_scores_are_shown_as_eval_prints_them_with_its_remarks(tmp_path: Path) -
 def test_a_run_that_has_just_begun_says_what_is_to_come(tmp_path: Path) -> None:
     write_config(tmp_path)
     _, page = page_of(tmp_path)
-    for words in ("not started", "it is 0: never", "No values yet", "No scores yet", "No job has trained"):
+    for words in ("not started", "sample.every=1000", "No values yet", "eval.every=5000", "No job has trained"):
         assert words in page.text
     assert not page.all("img")
+    assert f"diffpipe eval {tmp_path} --reference" in page.text
+
+
+def test_a_run_that_draws_and_scores_says_when(tmp_path: Path) -> None:
+    write_config(tmp_path, "sample.every=70", "eval.every=90")
+    _, page = page_of(tmp_path)
+    assert "sample.every=70 has one drawn every 70 steps" in page.text
+    assert "eval.every=90 has them measured every 90 steps" in page.text
+
+
+def test_a_run_of_a_stage_that_generates_nothing_says_so(tmp_path: Path) -> None:
+    experiment = CASES["autoencoder"].experiment(f"run.dir={tmp_path}", "sample.every=0")
+    (tmp_path / "config.yaml").write_text(dump_yaml(experiment))
+    _, page = page_of(tmp_path)
+    assert page.texts("h2")[0].strip() == "Reconstructions"
+    assert "This stage generates no images." in page.text
+    assert "this stage generates no images to score. eval.reconstruction=1000" in page.text
+    assert "diffpipe sample" not in page.text
+    assert "diffpipe eval" not in page.text
 
 
 def test_a_run_of_a_million_steps_makes_a_small_page(tmp_path: Path) -> None:
