@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +25,7 @@ from diffpipe.coding.message import CodingError, Message
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import is_conditional, require_scored
+from diffpipe.evaluation.same_machine import coded_on, require_same_machine
 from diffpipe.experiment.run import Run
 from diffpipe.progress_bar import progress_bar
 from diffpipe.rng import fold_in
@@ -174,39 +174,6 @@ def group_sizes(n: int, batch: int, images_before: int) -> list[int]:
     while (done := sum(sizes)) < n:
         sizes.append(min(batch, max(1, done // images_before) if images_before else batch, n - done))
     return sizes
-
-
-def coded_on(runtime: Runtime) -> dict[str, Any]:
-    """The parts of this machine that the bits of a network's output depend on."""
-    if runtime.device.type == "cuda":
-        libraries = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        processor = torch.cuda.get_device_name(runtime.device)
-    else:
-        libraries = {}
-        name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-        processor = f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-    return {
-        "device": runtime.device.type,
-        "processor": processor,
-        "precision": str(runtime.dtype).removeprefix("torch."),
-        "torch": str(torch.__version__),
-        **libraries,
-    }
-
-
-def require_same_machine(header: Header, runtime: Runtime, where: Path) -> None:
-    """Raise UserError where a network's output may have other bits here than where the file was made."""
-    here = coded_on(runtime)
-    differing = [
-        f"{name} {header.coded_on.get(name)}, here {here.get(name)}"
-        for name in sorted(header.coded_on.keys() | here.keys())
-        if header.coded_on.get(name) != here.get(name)
-    ]
-    if differing:
-        raise UserError(
-            f"{where}: was compressed with {'; '.join(differing)}, where networks compute other bits; decompress where "
-            f"it was compressed"
-        )
 
 
 def _blocks(n: int, size: int) -> list[range]:

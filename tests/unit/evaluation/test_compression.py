@@ -11,12 +11,10 @@ import torch
 from diffpipe.data.index import shard_set
 from diffpipe.errors import UserError
 from diffpipe.evaluation.compression import (
-    coded_on,
     coder_of,
     compress_images,
     decompress_images,
     group_sizes,
-    require_same_machine,
 )
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.experiment.run import Run
@@ -81,19 +79,6 @@ def test_networks_that_compute_other_bits_are_noticed(
             parameter.add_(change)
     with pytest.raises(UserError, match=r"images\.dpi: block 0 decodes to other pixels than were compressed"):
         decompress_images(run, file, runtime, FILE)
-
-
-def test_another_machine_or_precision_is_refused(run: Run, images: ShardImages, runtime: Runtime) -> None:
-    header = compress_images(run, images, runtime).file.header
-    require_same_machine(header, runtime, FILE)
-    for name in ("precision", "processor", "torch", "device"):
-        changed = dataclasses.replace(header, coded_on=header.coded_on | {name: "other"})
-        with pytest.raises(UserError, match=rf"images\.dpi: was compressed with {name} other, here "):
-            require_same_machine(changed, runtime, FILE)
-    half = runtime.in_precision("bf16")
-    with pytest.raises(UserError, match="precision float32, here bfloat16"):
-        require_same_machine(header, half, FILE)
-    assert coded_on(runtime)["precision"] == "float32"
 
 
 def test_a_stage_without_a_coder_is_refused(tmp_path: Path) -> None:
