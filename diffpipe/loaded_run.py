@@ -16,7 +16,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.anomaly import AnomalyDetection, detect_anomalies
 from diffpipe.evaluation.classification import ClassifiedImages, classify_images
 from diffpipe.evaluation.compressed_shards import compress_shards
-from diffpipe.evaluation.compression import BATCH, BLOCK
+from diffpipe.evaluation.compression import BATCH, BLOCK, strided
 from diffpipe.evaluation.compression_report import CompressionReport
 from diffpipe.evaluation.counts import note_count
 from diffpipe.evaluation.export import ExportFormat, export
@@ -210,15 +210,17 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         seed: int = 0,
         block: int = BLOCK,
         batch: int = BATCH,
+        steps: int | None = None,
         verify: bool = False,
         compare: bool = True,
     ) -> CompressionReport:
         """Write the images of shards into one file, losslessly, in about as many bits as the run's likelihood says.
 
         n: images; None: all. block: the most images of a part that is coded by itself. batch: the most images that go
-        through the networks together. verify: decode each block again before the file is written. compare: measure the
-        run's likelihood of the same images, and their size as PNG, WebP and JPEG XL. `diffpipe.decompress` reads the
-        file. Raises UserError where the run has no likelihood that codes images.
+        through the networks together. steps: network evaluations per image of a diffusion, along a shorter chain; None:
+        one at every timestep. verify: decode each block again before the file is written. compare: measure the run's
+        likelihood of the same images, and their size as PNG, WebP and JPEG XL. `diffpipe.decompress` reads the file.
+        Raises UserError where the run has no likelihood that codes images.
 
         >>> report = run.compress(shards, "images.dpi", n=2, compare=False)
         >>> len(report.compression.file.header.keys)
@@ -226,10 +228,10 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         """
         options = {"n": n, "seed": seed, "block": block, "batch": batch, "verify": verify, "compare": compare}
         runtime = self._runtime.in_precision("fp32")
-        nets = self.networks
+        run, nets = runtime.comm.raise_on_all_ranks(lambda: strided(self._run, steps)), self.networks
         if runtime.memory_format != self._runtime.memory_format:  # `decompress` has float32's, and bits depend on it
             nets = {name: runtime.place(copy.deepcopy(net)) for name, net in nets.items()}
-        return compress_shards(replace(self._run, nets=nets), shards, Path(out), runtime, **options)
+        return compress_shards(replace(run, nets=nets), shards, Path(out), runtime, **options)
 
     def export(self, out: str | Path, to: ExportFormat = "safetensors", *, merge: bool = False) -> list[str]:
         """Write the weights for other programs. Returns sentences on what the files do not say. Raises UserError.

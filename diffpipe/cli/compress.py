@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block", type=types.positive, default=256, metavar="N", help=text)
     text = "images that go through the networks together (default 32)"
     parser.add_argument("--batch", type=types.positive, default=32, metavar="N", help=text)
+    text = "network evaluations per image of a diffusion, along a shorter chain (default: one at every timestep)"
+    parser.add_argument("--steps", type=types.positive, metavar="K", help=text)
     text = "decode each block again before the file is written, in as much time again"
     parser.add_argument("--verify", action="store_true", help=text)
     text = "leave out what `nll` says of these images, and their size as PNG, WebP and JPEG XL"
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load
 
-    how = options.values(args, "n", "block", "batch", "verify", "compare", "seed")
+    how = options.values(args, "n", "block", "batch", "steps", "verify", "compare", "seed")
     with load(args.run, raw=args.raw, ema=args.ema, precision="fp32", device=args.device) as run:
         report = run.compress(args.shards, args.out, **how)
     if is_main_process():

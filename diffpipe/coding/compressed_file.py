@@ -22,7 +22,7 @@ from diffpipe.errors import UserError
 from diffpipe.files import atomic_file, parse_json, read_regular
 
 MAGIC = b"\x89DPI\r\n\x1a\n"  # as PNG's: a transfer as text changes it
-VERSION = 1
+VERSION = 2  # 1 had no steps
 _PREFIX = struct.Struct("<8sII32s")
 _LONGEST_HEADER = 1 << 30
 
@@ -52,7 +52,8 @@ class Header:
 
     stage: the run's kind. checkpoint: the sha256 of its checkpoint's manifest.json. weights: as `Run.weights`.
     coded_on: what the bits of a network's output depend on. shape: [c h w]. keys: the samples' names. labels: one for
-    each sample, or None. classes: their names, or None. seed: of the initial bits.
+    each sample, or None. classes: their names, or None. seed: of the initial bits. steps: of a diffusion's chain; None:
+    all.
     """
 
     stage: str
@@ -65,6 +66,7 @@ class Header:
     classes: Sequence[str] | None
     seed: int
     blocks: Sequence[Block]
+    steps: int | None = None
 
     @property
     def dims(self) -> int:
@@ -111,7 +113,7 @@ def read_compressed(path: Path) -> CompressedFile:
     end = _PREFIX.size + length
     if len(content) < end:
         raise UserError(f"{path}: {_CUT}")
-    if hashlib.sha256(content[_PREFIX.size : end]).digest() != digest or version != VERSION:
+    if hashlib.sha256(content[_PREFIX.size : end]).digest() != digest or version < 1:
         raise UserError(f"{path}: its header has other bytes than were written; take another copy")
     header = _header(path, content[_PREFIX.size : end])
     return CompressedFile(header, _messages(path, header, memoryview(content)[end:]))
@@ -122,7 +124,7 @@ _CUT = "it ends too early; take another copy, it was cut off"
 
 def _header(path: Path, compressed: bytes) -> Header:
     try:
-        tree = parse_json(zlib.decompressobj().decompress(compressed, _LONGEST_HEADER))
+        tree = {"steps": None} | parse_json(zlib.decompressobj().decompress(compressed, _LONGEST_HEADER))
         blocks = [Block(**block) for block in tree.pop("blocks")]
         header = Header(
             **{field.name: tree[field.name] for field in fields(Header) if field.name != "blocks"}, blocks=blocks

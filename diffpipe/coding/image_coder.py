@@ -9,6 +9,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from diffpipe.coding.message import Message
+from diffpipe.interfaces import Stage
 
 
 @runtime_checkable
@@ -38,5 +39,22 @@ class Compresses(Protocol):
         """The coder of its images. nets: without wrappers, in evaluation mode, in float32.
 
         Raises UserError where the stage, as it is configured, has no such code.
+        """
+        ...
+
+
+@runtime_checkable
+class Strides(Protocol):
+    """A stage whose likelihood is that of a chain, which may have fewer steps.
+
+    chain_steps: their number; None: all that there are.
+    """
+
+    chain_steps: int | None
+
+    def strided(self, steps: int | None) -> Stage:
+        """The same stage, whose likelihood and code are those of a chain of so many steps; None: of all.
+
+        Raises UserError for fewer than 2 steps or more than there are.
         """
         ...

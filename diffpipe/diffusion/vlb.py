@@ -57,14 +57,16 @@ def variational_lower_bound(
     *,
     variance: Variance,
     evaluations: int | None = None,
+    steps: int | None = None,
 ) -> VLBScore:
     """The bound for x_0 in [-1, 1] on the grid of 256 levels.
 
     denoise: gets float64. variance: as in the sampler. evaluations: of the network per image, see `timestep_strata`;
-    None: one at every timestep. Each sample has its own timesteps and noise, keyed by its position ("bound timestep",
-    "bound noise"). All is float64, and the score float32. Raises UserError for a number that does not fit.
+    None: one at every level of the chain. steps: of the chain, see `strided_chain`. Each sample has its own timesteps
+    and noise, keyed by its position ("bound timestep", "bound noise"). All is float64, and the score float32. Raises
+    UserError for a number that does not fit.
     """
-    chain = NoiseLevel(*(torch.as_tensor(column, device=x0.device) for column in schedule.chain()))
+    chain = strided_chain(schedule, steps, x0.device)
     strata = timestep_strata(len(chain.time), evaluations)
 
     def noised(stratum: range, stream: int) -> tuple[Tensor, Tensor, Denoised]:
@@ -162,6 +164,25 @@ def timestep_strata(T: int, evaluations: int | None = None) -> list[range]:  # n
         raise UserError(f"the bound's steps are {evaluations}, but the schedule has {T}: ask for 2 to {T} steps")
     edges = [max(1 + i, int(T ** (i / runs))) for i in range(runs + 1)]
     return [range(*edge) for edge in pairwise(edges)]
+
+
+def strided_chain(schedule: Schedule, steps: int | None, device: torch.device) -> NoiseLevel:
+    """The levels of the schedule's chain on a device. steps: the number of levels that are left; None: all.
+
+    Left are the least and the most noise, and between them the last timestep of each stratum. A network needs no new
+    training for that chain (Nichol & Dhariwal 2021, section 4). Most of the bound lies at the lowest timesteps: even
+    distances, as in the paper, cost several bits/dim at 50 steps. Levels that are no timesteps are even in log(sigma /
+    alpha), and so are those left of them. Raises UserError for fewer than 2 steps or more than there are.
+    """
+    chain = NoiseLevel(*(torch.as_tensor(column, device=device) for column in schedule.chain()))
+    if steps is None:
+        return chain
+    strata = timestep_strata(len(chain.time), steps)
+    if chain.time.is_floating_point():
+        left = torch.linspace(0, strata[-1][-1], steps, dtype=torch.float64).round().long()
+    else:
+        left = torch.tensor([0, *(stratum[-1] for stratum in strata)])
+    return _at(chain, left.to(device))
 
 
 def prior_term(last: NoiseLevel, start_std: float, x0: Float[Tensor, " b *shape"]) -> Float64[Tensor, " b"]:

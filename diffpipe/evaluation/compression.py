@@ -8,6 +8,7 @@ computes with one thread, and another machine is refused.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -20,7 +21,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from diffpipe.coding.compressed_file import Block, CompressedFile, Header, message_sha256
-from diffpipe.coding.image_coder import Compresses, ImageCoder
+from diffpipe.coding.image_coder import Compresses, ImageCoder, Strides
 from diffpipe.coding.message import CodingError, Message
 from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import ShardImages
@@ -67,6 +68,15 @@ def coder_of(run: Run) -> ImageCoder:
             f"flow, a VAE, or an autoregressive run or a diffusion of pixels"
         )
     return run.stage.image_coder(run.nets)
+
+
+def strided(run: Run, steps: int | None) -> Run:
+    """The run with the likelihood and the code of a chain of so many steps; None: of all. Raises UserError."""
+    if isinstance(run.stage, Strides):
+        return dataclasses.replace(run, stage=run.stage.strided(steps))
+    if steps is not None:
+        raise UserError(f"steps is for a diffusion, and {run.home} is of stage.kind {run.experiment.stage.kind}")
+    return run
 
 
 def compress_images(
@@ -116,6 +126,7 @@ def compress_images(
         classes=images.shards.classes,
         seed=seed,
         blocks=[part.block for part in parts],
+        steps=run.stage.chain_steps if isinstance(run.stage, Strides) else None,
     )
     file = CompressedFile(header, [part.message for part in parts])
     return Compression(file, sum(part.initial_bits for part in parts))
@@ -125,7 +136,7 @@ def decompress_images(run: Run, file: CompressedFile, runtime: Runtime, where: P
     """The images of a file, on the CPU. A collective. Raises UserError where this machine decodes other ones."""
     header = file.header
     require_same_machine(header, runtime, where)
-    coder = runtime.comm.raise_on_all_ranks(lambda: coder_of(run))
+    coder = runtime.comm.raise_on_all_ranks(lambda: coder_of(strided(run, header.steps)))
     blocks = _slices([block.n for block in header.blocks])
     labels = torch.tensor(header.labels, device=runtime.device) if is_conditional(run) else None
 

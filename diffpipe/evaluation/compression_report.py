@@ -31,7 +31,9 @@ class CompressionReport(NamedTuple):
         if self.likelihoods is not None:
             mean = f"{self.likelihoods.mean('score'):.3f}"
             error = f" ± {self.likelihoods.standard_error('score'):.3f}" if n > 1 else ""
-            lines.append(("nll", f"{mean} bits/dim", f"{self.likelihoods.kind}{error}"))
+            steps = self.compression.file.header.steps
+            chain = "" if steps is None else f", of a chain of {steps} steps"
+            lines.append(("nll", f"{mean} bits/dim", f"{self.likelihoods.kind}{error}{chain}"))
         if self.formats is not None:
             bits = self.formats.bits_per_dim()
             lines += [
@@ -44,7 +46,8 @@ class CompressionReport(NamedTuple):
 
     def tree(self) -> dict[str, Any]:
         """The same as JSON values."""
-        tree: dict[str, Any] = {"n": len(self.compression.file.header.keys), "bytes": self.bytes}
+        header = self.compression.file.header
+        tree: dict[str, Any] = {"n": len(header.keys), "steps": header.steps, "bytes": self.bytes}
         scores = {"bits_per_dim": self.compression.bits_per_dim}
         if self.likelihoods is not None:
             scores["nll"] = self.likelihoods.mean("score")

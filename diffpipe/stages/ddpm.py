@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -20,7 +21,7 @@ from diffpipe.diffusion.timesteps import draw_level
 from diffpipe.diffusion.training_loss import NoisedBatch, training_loss
 from diffpipe.diffusion.trajectory import ChainState, sample_states
 from diffpipe.diffusion.visited_levels import visited_levels
-from diffpipe.diffusion.vlb import VLBScore, timestep_strata, variational_lower_bound
+from diffpipe.diffusion.vlb import VLBScore, strided_chain, timestep_strata, variational_lower_bound
 from diffpipe.errors import UserError
 from diffpipe.interfaces import Batch, ImageShape, Loss, Phase
 from diffpipe.nn.latent_scale import LatentScale
@@ -66,6 +67,7 @@ class DDPM:
         if config.sampler.guidance_interval is not None:
             check_interval(config.sampler, visited_levels(schedule, config.sampler))
         self.schedule = PerDevice(schedule)
+        self.chain_steps: int | None = None
         self.parameterization = config.parameterization
         if problem := guide and guide_problem(guide, self):
             raise UserError(f"stage.sampler.guide.run: {problem}")
@@ -177,7 +179,8 @@ class DDPM:
         require_pixels(self.codec)
         x0, denoise = self.codec.encode(batch.images, rng), self.denoise(nets, batch.labels, guide=False)
         schedule, sampler = self.schedule.on(x0.device), self.config.sampler
-        options = {"variance": sampler.variance, "evaluations": sampler.vlb_steps}
+        evaluations = sampler.vlb_steps if self.chain_steps is None else None
+        options = {"variance": sampler.variance, "evaluations": evaluations, "steps": self.chain_steps}
         return variational_lower_bound(denoise, schedule, x0, rng, **options)
 
     def ode_score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG, settings: ODESettings) -> ODEScore:
@@ -191,7 +194,14 @@ class DDPM:
         require_pixels(self.codec)
         device, denoise = next(nets[DENOISER].parameters()).device, partial(self.denoise, nets, guide=False)
         variance = self.config.sampler.variance
-        return ChainCoder(denoise, self.schedule.on("cpu"), variance, self.code_shape, device)
+        return ChainCoder(denoise, self.schedule.on("cpu"), variance, self.code_shape, device, self.chain_steps)
+
+    def strided(self, steps: int | None) -> DDPM:
+        """This stage, with the likelihood and the code of a chain of so many steps: see `strided_chain`."""
+        strided_chain(self.schedule.on("cpu"), steps, torch.device("cpu"))  # refuses a number that does not fit
+        stage = copy.copy(self)
+        stage.chain_steps = steps
+        return stage
 
     def _encode(self, nets: Mapping[str, nn.Module], images: Tensor, rng: KeyedRNG) -> Float[Tensor, "b c h w"]:
         codes = self.codec.encode(images, rng)

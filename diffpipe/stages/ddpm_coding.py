@@ -18,7 +18,7 @@ from diffpipe.coding.pixels import LEVELS, PixelProbabilities, pop_pixels, push_
 from diffpipe.diffusion.denoiser import Denoise
 from diffpipe.diffusion.process import CLEAN, Gaussian, NoiseLevel, append_dims, posterior_variance, step_variance
 from diffpipe.diffusion.schedule import Schedule
-from diffpipe.diffusion.vlb import decoder, level_log_prob, per_pixel, reverse_distribution
+from diffpipe.diffusion.vlb import decoder, level_log_prob, per_pixel, reverse_distribution, strided_chain
 
 _BINS = 4  # of the grid at a level, in the narrowest of the distributions that x_t is coded under
 
@@ -43,12 +43,13 @@ class ChainCoder:
         variance: Literal["small", "large"],
         shape: tuple[int, int, int],
         device: torch.device,
+        steps: int | None = None,
     ):
-        """denoise: the denoiser of images with these labels. shape: of an image, [c h w]."""
+        """denoise: the denoiser of images with these labels. shape: of an image, [c h w]. steps: of the chain."""
         self._denoise = denoise
         self._variance: Literal["small", "large"] = variance
         self._shape, self._device, self._start_std = shape, device, schedule.start_std
-        self._chain = NoiseLevel(*(torch.as_tensor(column, device=device) for column in schedule.chain()))
+        self._chain = strided_chain(schedule, steps, device)
         self._grids = _grids(self._chain, schedule.start_std)
 
     def encode(self, message: Message, images: UInt8[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None) -> None:

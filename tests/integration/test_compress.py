@@ -113,6 +113,24 @@ def test_what_cannot_be_compressed_is_one_line(runs: dict[str, Path], shards: st
     assert not out.exists()
 
 
+def test_a_diffusion_codes_along_a_shorter_chain_that_the_file_names(
+    runs: dict[str, Path], files: dict[str, Path], shards: str, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.dpi"
+    text = succeeds("compress", runs["ddpm"], shards, short, "--steps", 4, "--verify")
+    assert "of a chain of 4 steps" in text
+    assert read_compressed(short).header.steps == 4
+    assert read_compressed(files["ddpm"]).header.steps is None
+    succeeds("decompress", short, runs["ddpm"], tmp_path / "out")
+    before, after = (ShardImages(shard_set.load(str(place)), 1, None) for place in (shards, tmp_path / "out"))
+    assert torch.equal(after.images(range(N)), before.images(range(N)))
+    for kind, steps, words in (
+        ("vae", 4, "steps is for a diffusion, and "),
+        ("ddpm", 9, "the schedule has 8: ask for 2 to 8 steps"),
+    ):
+        assert words in refused("compress", runs[kind], shards, tmp_path / "none.dpi", "--steps", steps)
+
+
 def test_the_header_names_the_run_and_the_machine(files: dict[str, Path]) -> None:
     content = files["ddpm"].read_bytes()
     start = compressed_file._PREFIX.size

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffpipe.coding.compressed_file import (
+    _PREFIX,
     MAGIC,
     Block,
     CompressedFile,
@@ -61,6 +65,17 @@ def test_the_same_images_give_the_same_bytes(path: Path, tmp_path: Path) -> None
     assert (tmp_path / "again.dpi").read_bytes() == path.read_bytes()
 
 
+def test_a_file_of_the_first_format_is_of_the_whole_chain(path: Path) -> None:
+    content = path.read_bytes()
+    end = _PREFIX.size + _PREFIX.unpack_from(content)[2]
+    tree = json.loads(zlib.decompress(content[_PREFIX.size : end]))
+    del tree["steps"]
+    header = zlib.compress(json.dumps(tree).encode())
+    prefix = _PREFIX.pack(MAGIC, 1, len(header), hashlib.sha256(header).digest())
+    path.write_bytes(prefix + header + content[end:])
+    assert read_compressed(path).header.steps is None
+
+
 def test_a_file_that_is_cut_anywhere_is_refused(path: Path) -> None:
     content = path.read_bytes()
     for length in range(len(content)):
@@ -82,7 +97,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(path: Path) -> None:
 
 
 def changed_version(content: bytes) -> bytes:
-    return content[:8] + struct.pack("<I", 2) + content[12:]
+    return content[:8] + struct.pack("<I", 3) + content[12:]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,7 @@ def changed_version(content: bytes) -> bytes:
     [
         (lambda content: b"P" + content, "not a file of compressed images"),
         (lambda content: b"", "not a file of compressed images"),
-        (changed_version, "of format 2, and this diffpipe reads up to 1; install a newer one"),
+        (changed_version, "of format 3, and this diffpipe reads up to 2; install a newer one"),
         (lambda content: content + b"\0", "it has bytes after its end"),
         (lambda content: content[:-4] + b"\1\0\0\0", "block 1 has other bytes than were written"),
         (lambda content: MAGIC + content[8:60] + b"x" + content[61:], "its header has other bytes than were written"),

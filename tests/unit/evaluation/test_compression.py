@@ -15,6 +15,7 @@ from diffpipe.evaluation.compression import (
     compress_images,
     decompress_images,
     group_sizes,
+    strided,
 )
 from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.experiment.run import Run
@@ -25,11 +26,11 @@ from tests.support.stage_cases import CASES, SHAPE
 FILE = Path("images.dpi")
 
 
-def untrained(case: str, home: Path) -> Run:
+def untrained(case: str, home: Path, *words: str) -> Run:
     """A run as it is before any training."""
     torch.manual_seed(0)
-    stage = CASES[case].experiment().stage.build(SHAPE, {})
-    run = opened_run(stage, home, case=case, classes=10)
+    stage = CASES[case].experiment(*words).stage.build(SHAPE, {})
+    run = opened_run(stage, home, *words, case=case, classes=10)
     return dataclasses.replace(run, nets={name: net.eval() for name, net in run.nets.items()})
 
 
@@ -79,6 +80,24 @@ def test_networks_that_compute_other_bits_are_noticed(
             parameter.add_(change)
     with pytest.raises(UserError, match=r"images\.dpi: block 0 decodes to other pixels than were compressed"):
         decompress_images(run, file, runtime, FILE)
+
+
+def test_a_chain_of_fewer_steps_is_decoded_by_a_run_of_any_other(
+    tmp_path: Path, images: ShardImages, runtime: Runtime
+) -> None:
+    run = untrained("ddpm", tmp_path / "run", "stage.schedule.steps=8", "stage.sampler.steps=2")
+    file = compress_images(strided(run, 4), images, runtime, block=5).file
+    assert file.header.steps == 4
+    for reader in (run, strided(run, 4), strided(run, 6)):
+        assert torch.equal(decompress_images(reader, file, runtime, FILE), images.images(range(13)))
+    whole = compress_images(run, images, runtime, block=5).file
+    assert whole.header.steps is None
+    assert torch.equal(decompress_images(strided(run, 4), whole, runtime, FILE), images.images(range(13)))
+    with pytest.raises(UserError, match=r"steps is for a diffusion, and .* is of stage\.kind vae"):
+        strided(untrained("vae", tmp_path / "vae"), 4)
+    for steps in (1, 9):
+        with pytest.raises(UserError, match=f"the bound's steps are {steps}, but the schedule has 8"):
+            strided(run, steps)
 
 
 def test_a_stage_without_a_coder_is_refused(tmp_path: Path) -> None:

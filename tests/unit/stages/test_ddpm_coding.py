@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffpipe.coding.message import Message
+from diffpipe.diffusion.continuous import EDMScheduleConfig
 from diffpipe.diffusion.denoiser import Denoise, Denoised
 from diffpipe.diffusion.process import NoiseLevel, append_dims
 from diffpipe.diffusion.schedule import DiscreteScheduleConfig
@@ -58,6 +59,30 @@ def test_the_length_is_the_variational_bound(T: int) -> None:
     coder, message = ChainCoder(gaussian_model, schedule, "small", SHAPE.chw, torch.device("cpu")), Message()
     coder.encode(message, images, None)
     assert (message.bits - message.initial_bits) / images.numel() == pytest.approx(bound, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"), [(DiscreteScheduleConfig(kind="cosine", steps=60), 12), (EDMScheduleConfig(kind="edm"), 60)]
+)
+def test_fewer_steps_take_the_bits_of_the_bound_of_their_chain(
+    config: DiscreteScheduleConfig | EDMScheduleConfig, steps: int
+) -> None:
+    """A chain of fewer steps is another model, of more bits: its bound is no estimate of the whole chain's."""
+    schedule, images = config.build(), real_batch(200).images
+    x0, rng = images.double() / 127.5 - 1, KeyedRNG(0, torch.arange(200))
+
+    def bound(steps: int | None) -> float:
+        options = {"variance": "small", "steps": steps}
+        return variational_lower_bound(gaussian_model(None), schedule, x0, rng, **options).per_sample.mean().item()
+
+    shape, cpu = SHAPE.chw, torch.device("cpu")
+    coder, message = ChainCoder(gaussian_model, schedule, "small", shape, cpu, steps=steps), Message(1)
+    coder.encode(message, images, None)
+    assert (message.bits - message.initial_bits) / images.numel() == pytest.approx(bound(steps), rel=0.03)
+    assert bound(steps) > 1.03 * bound(None)
+    decoder = Message(1, message.words())
+    assert torch.equal(coder.decode(decoder, len(images), None), images)
+    assert decoder.is_initial()
 
 
 def test_latents_have_no_code() -> None:
