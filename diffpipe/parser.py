@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
+
+from diffpipe.nearest import did_you_mean
 
 COMMON_OPTIONS = {
     "--plugin": "a module, or the path of a .py file, that adds stages, networks, …; may be given several times",
@@ -17,6 +18,7 @@ COMMON_OPTIONS = {
     "--debug": "print the traceback of an error, too",
 }
 """The options of every command, which may stand before the command, too."""
+_NUMBERS: dict[Any, str] = {int: "an integer", float: "a number"}
 _METAVARS = {"--plugin": "MODULE", "--allow-base": "URL"}
 
 
@@ -71,7 +73,7 @@ class CommandParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(self.prog, message)
+        raise UsageError(self.prog, message.removeprefix("argument "))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse's own suppresses errors: help that found no room would be a success."""
@@ -81,11 +83,20 @@ class CommandParser(argparse.ArgumentParser):
         """The options that a word may be short for. Those of every command are written in full."""
         return [match for match in super()._get_option_tuples(option_string) if match[1] not in COMMON_OPTIONS]
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            if action.type not in _NUMBERS:
+                raise
+            name = action.metavar if not action.option_strings else " or ".join(action.option_strings)
+            raise argparse.ArgumentError(None, f"{name} is {arg_string!r}; give {_NUMBERS[action.type]}") from None
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = list(action.choices or [])
         if choices and value not in choices:
-            name = action.metavar if isinstance(action.metavar, str) else "/".join(action.option_strings)
-            what = name.lower() if name in ("COMMAND", "ACTION") else f"value of {name}"
+            name = " or ".join(action.option_strings)
+            what = f"value of {name}" if name else str(action.metavar).lower()
             raise argparse.ArgumentError(None, f"no {what} is {value!r}{_nearest(str(value), choices)}")
 
     def advice(self, word: str) -> str:
@@ -134,7 +145,7 @@ def _is_override(word: str) -> bool:
 def _nearest(word: str, known: Iterable[Any]) -> str:
     """`; did you mean …?` with the nearest known words, or all of a few."""
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(word, names, n=2) or [name for name in names if word.startswith(name + "-")][:1]
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
+    longer = next((f"did you mean {name}?" for name in names if word.startswith(name + "-")), None)
+    if near := did_you_mean(word, names) or longer:
+        return f"; {near}"
     return f"; choose from {', '.join(names)}" if len(names) <= 30 else ""

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The exit status: 1 where two configs differ, else 0."""
     from diffpipe.config import dump_yaml
-    from diffpipe.config.reference import as_markdown, as_text, sections
+    from diffpipe.config.reference import as_markdown, as_text, nearest_keys, sections
     from diffpipe.experiment.config import Experiment
 
     if args.action == "show":
@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         keys = [key for section in sections(Experiment) for key in section.keys if key.name.startswith(args.prefix)]
         if not keys:
-            raise UserError(f"no key begins with {args.prefix}; `diffpipe config keys` lists all")
+            near = " or ".join(nearest_keys(Experiment, args.prefix))
+            remedy = f"did you mean {near}?" if near else "`diffpipe config keys` lists all"
+            raise UserError(f"no key begins with {args.prefix}; {remedy}")
         text = as_markdown(Experiment) if args.markdown else as_text(Experiment, args.prefix)
         options.print_result(text.rstrip("\n"), keys=[key._asdict() for key in keys])
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.experiment.stored_tensors import Adapters, load_networks, load_part
 from diffpipe.interfaces import ImageShape, Stage
+from diffpipe.nearest import did_you_mean
 from diffpipe.stages.shard_codec import ShardCodec, shard_codec
 from diffpipe.train.checkpoint.read import Checkpoint, limited_to
 from diffpipe.train.ema import prefix
@@ -88,8 +88,7 @@ class Run:
             return names.index(label)
         if not names:
             raise UserError(f"label {label}: {self.checkpoint.path} has no names of classes; give the class's number")
-        near = difflib.get_close_matches(label, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"its classes are {', '.join(names[:_NAMED_CLASSES])}"
+        hint = did_you_mean(label, names) or f"its classes are {', '.join(names[:_NAMED_CLASSES])}"
         raise UserError(f"label {label}: no class of this run has this name; {hint}")
 
     def as_dependency(self) -> TrainedStage:

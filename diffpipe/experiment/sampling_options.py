@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from diffpipe.errors import UserError
+from diffpipe.nearest import did_you_mean
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -48,8 +48,8 @@ def sampling_overrides(options: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in options.items():
         if name not in _KEYS:
-            near = difflib.get_close_matches(name, NAMES, n=1) or [", ".join(NAMES)]
-            raise UserError(f"{name} is no option of sampling; did you mean {near[0]}?")
+            near = did_you_mean(name, NAMES) or f"they are {', '.join(NAMES)}"
+            raise UserError(f"{name} is no option of sampling; {near}")
         if value is None or name == "ema":
             continue
         if name == "guide":

@@ -26,6 +26,7 @@ from diffpipe.extras import from_extra
 from diffpipe.files import sha256_of, user_cache, user_path
 from diffpipe.metrics.download import download
 from diffpipe.metrics.lite0 import lite0_features
+from diffpipe.nearest import did_you_mean
 from diffpipe.precision import float32_products
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -218,10 +219,11 @@ def find_network(name: str, known: Sequence[str]) -> Callable[..., Any]:
     """The feature network that a plug-in has under this name. Raises UserError, with the `known` ones, without one."""
     network = plugins.find("feature_networks", name)
     if network is None:
-        names = ", ".join([*known, *plugins.names("feature_networks")])
+        names = [*known, *plugins.names("feature_networks")]
+        near = did_you_mean(name, names)
         raise UserError(
-            f"no feature network {name!r}; it is one of {names}; others come with --plugin MODULE or an installed "
-            f"package (diffpipe_feature_networks)"
+            f"no feature network {name!r}; it is one of {', '.join(names)}; others come with --plugin MODULE or an "
+            f"installed package (diffpipe_feature_networks){f'; {near}' if near else ''}"
         )
     if not callable(network):
         raise UserError(f"feature network {name}: not callable; give a callable that takes images [b 3 h w]")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from diffpipe import plugins
 from diffpipe.errors import UserError
+from diffpipe.nearest import did_you_mean
 
 
 class Metric(NamedTuple):
@@ -68,8 +69,10 @@ def parse_metric(name: str) -> Metric:
     if kind in KINDS and extractor in plugged_in:
         return Metric(kind, extractor)
     if name not in METRICS:
-        known = ", ".join([*METRICS, *(f"{kind}_{network}" for network in plugged_in for kind in KINDS)])
+        known = [*METRICS, *(f"{kind}_{network}" for network in plugged_in for kind in KINDS)]
+        near = did_you_mean(name, known)
         raise UserError(
-            f"unknown metric {name!r}; known: {known}; feature networks of your own come with --plugin MODULE"
+            f"unknown metric {name!r}; known: {', '.join(known)}; feature networks of your own come with --plugin "
+            f"MODULE{f'; {near}' if near else ''}"
         )
     return METRICS[name]

@@ -27,6 +27,10 @@ CASES = {
     "a mistyped action": (["config", "shwo", "config.yaml"], "no action is 'shwo'; did you mean show?"),
     "an option of another tool": (["sample", "runs/x", "out", "--n_samples", "4"], "no option is --n_samples"),
     "a wrong choice": (["sample", "runs/x", "out", "--precision", "fp23"], "'fp23'; did you mean fp32"),
+    "a word for an integer": (["sample", "runs/x", "out", "--n", "many"], "error: --n is 'many'; give an integer;"),
+    "a word for a number": (["sample", "runs/x", "out", "--eta", "x"], "error: --eta is 'x'; give a number;"),
+    "a choice of a positional argument": (["completion", "basj"], "error: no shell is 'basj'; did you mean bash?"),
+    "an argument without its value": (["sample", "runs/x", "out", "--n"], "error: --n: expected one argument"),
     "one word too many": (["sample", "runs/x", "out", "more"], "'more' is one argument too many"),
     "a missing word": (["sample", "runs/x"], "the following arguments are required: OUT"),
 }

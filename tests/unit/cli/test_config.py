@@ -86,3 +86,19 @@ def test_keys_are_listed_by_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.count("default") == 1
     assert main(["config", "keys", "stage.zzz"]) == 2
     assert "no key begins with stage.zzz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prefix", "remedy"),
+    [
+        ("stage.netwrk", "did you mean stage.network?"),
+        ("train.setps", "did you mean train.steps?"),
+        ("sampler", "did you mean stage.sampler?"),
+        ("zzz", "`diffpipe config keys` lists all"),
+    ],
+)
+def test_a_prefix_of_no_key_is_answered_with_the_nearest(
+    prefix: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "keys", prefix]) == 2
+    assert capsys.readouterr().err == f"diffpipe config: error: no key begins with {prefix}; {remedy}\n"

@@ -15,7 +15,9 @@ def test_metric_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_metric("kid") == ("kid", "inception")
     assert parse_metric("fd_efficientnet_lite0") == ("fd", "efficientnet_lite0")
     assert parse_metric("kid_a") == ("kid", "a")
-    with pytest.raises(UserError, match=r"unknown metric 'fdi'; known: fd_efficientnet_lite0, .*fid, kid"):
+    with pytest.raises(
+        UserError, match=r"unknown metric 'fdi'; known: fd_efficientnet_lite0, .*fid, kid.*; did you mean fid"
+    ):
         parse_metric("fdi")
 
 
