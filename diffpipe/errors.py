@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 
 
 class UserError(ValueError):
@@ -12,6 +13,11 @@ class UserError(ValueError):
     """
 
     status = 2
+
+
+def shell_command(*words: object) -> str:
+    """A command in a message, to be pasted: a path of somebody else's may hold `$(…)`."""
+    return shlex.join(map(str, words))
 
 
 _REMEDIES = {

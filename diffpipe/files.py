@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import stat
 import tempfile
 from collections import Counter
@@ -211,7 +212,7 @@ def private_folder(path: Path) -> None:
     if {status.st_uid, path.lstat().st_uid} != {os.geteuid()}:
         raise OSError(errno.EPERM, "it belongs to another user", str(path))
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(errno.EPERM, f"other users can write to it; run: chmod 700 {path}", str(path))
+        raise OSError(errno.EPERM, f"other users can write to it; run: chmod 700 {shlex.quote(str(path))}", str(path))
 
 
 def lock(descriptor: int, *, wait: bool = False, owner: Literal["process", "file"] = "process") -> bool:

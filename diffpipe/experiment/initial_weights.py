@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, shell_command
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint, is_run
 from diffpipe.experiment.initial_fit import Fit, fit
@@ -127,7 +127,8 @@ def _of_file(path: Path, experiment: Experiment, shape: ImageShape, runtime: Run
     elif METADATA in WeightsFile(path).metadata:
         options = ImportOptions(codec=codec and Path(codec))
     else:
-        raise UserError(f"{path}: not a file of `diffpipe export`; make a run of it first: diffpipe import {path} RUN")
+        command = shell_command("diffpipe", "import", path)
+        raise UserError(f"{path}: not a file of `diffpipe export`; make a run of it first: {command} RUN")
     words = [f"stage.codec.run={codec}"] if options.codec else []
     opened = open_source(path, experiment.run.dir, words, options, runtime)
     return _Source(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from diffpipe import plugins
 from diffpipe.config import load_config
 from diffpipe.config.sweep_values import split_values, sweep_values
+from diffpipe.config.yaml_values import shortened
 from diffpipe.data.remote import allowed_bases
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
@@ -41,7 +42,21 @@ def sweep_commands(config: str, overrides: Sequence[str], sweeps: Sequence[str] 
         if run in commands:
             raise UserError(f"two runs of this sweep would lie in {run}; give values that differ in letters or digits")
         commands[run] = [*start, *base, *words, f"run.dir={run}"]
+        _require_one_line(commands[run])
     return [*commands.values()]
+
+
+def _require_one_line(command: Sequence[str]) -> None:
+    """Raise UserError unless the command stays one line as it looks, pasted or taken from a file by its number.
+
+    A line break in the run.dir of a config would be a command of its own.
+    """
+    for word in command:
+        if not all(character.isprintable() or "\udc80" <= character <= "\udcff" for character in word):
+            raise UserError(
+                f"{shortened(word, 100)!r} has a line break or another control character, which a printed command "
+                f"cannot have; give another value"
+            )
 
 
 def _values(overrides: Sequence[str], sweeps: Sequence[str]) -> dict[str, list[str]]:

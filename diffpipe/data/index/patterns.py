@@ -13,7 +13,7 @@ from webdataset.shardlists import expand_urls
 
 from diffpipe.data.decode.image_files import is_image_name
 from diffpipe.data.remote.urls import is_remote, redacted
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, shell_command
 from diffpipe.files import user_path
 
 NO_SHARDS = "no shards are named; give a tar, a folder of *.tar, a URL of one, a glob or a brace pattern"
@@ -44,7 +44,8 @@ def local_tars(word: str) -> list[str]:
     else:
         tars = sorted(glob.glob(word))  # noqa: PTH207 (pathlib has no absolute patterns)
     if not tars and _holds_images(Path(word)):
-        raise UserError(f"{word}: holds images and no shards; pack them first: diffpipe pack {word} OUT, and give OUT")
+        command = shell_command("diffpipe", "pack", word)
+        raise UserError(f"{word}: holds images and no shards; pack them first: {command} OUT, and give OUT")
     if not tars:
         raise UserError(f"{word}: no such shards; give a tar, a folder of *.tar, a glob or a brace pattern")
     return tars

@@ -17,7 +17,7 @@ import numpy as np
 
 from diffpipe.data.index.check_index import check_arrays, check_header
 from diffpipe.data.index.mmapped_safetensors import CHECKSUM, map_arrays, verify_checksum
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, shell_command
 from diffpipe.files import parse_json
 
 INDEX_NAME = "index.safetensors"
@@ -63,8 +63,8 @@ class ShardIndex:
         self.path = path
         directory = Path(path).parent
         if not Path(path).exists():
-            raise UserError(f"{path} is missing; make it with: diffpipe index {directory}")
-        remedy = f"write it again with: diffpipe index {directory}"
+            raise UserError(f"{path} is missing; make it with: {shell_command('diffpipe', 'index', directory)}")
+        remedy = f"write it again with: {shell_command('diffpipe', 'index', directory)}"
         try:
             arrays, metadata = map_arrays(Path(path))
             header = parse_json(metadata.get("diffpipe", "null"))

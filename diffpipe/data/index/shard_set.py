@@ -24,7 +24,7 @@ from diffpipe.data.remote.cache import RemoteShard, ShardCache
 from diffpipe.data.remote.download import CachedFile
 from diffpipe.data.remote.storage import MissingError
 from diffpipe.data.remote.urls import is_remote, join, parent, parse, redacted
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, shell_command
 from diffpipe.files import sha256_of
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
@@ -202,7 +202,7 @@ class _Indices:
         if size != shard.bytes:
             raise UserError(
                 f"{path} has {size} bytes, but {shard.bytes} in the index: it was changed or cut after "
-                f"indexing; restore it, or run: diffpipe index {Path(path).parent}"
+                f"indexing; restore it, or run: {shell_command('diffpipe', 'index', Path(path).parent)}"
             )
         return shard
 
@@ -228,7 +228,8 @@ class _Indices:
         header = index.shards.get(name)
         if header is None:
             shown = redacted(folder) if is_remote(folder) else folder
-            raise UserError(f"{path} is not in the index of {shown}; index it with: diffpipe index {shown}")
+            command = shell_command("diffpipe", "index", shown)
+            raise UserError(f"{path} is not in the index of {shown}; index it with: {command}")
         return Shard(
             path=path,
             bytes=header["bytes"],
@@ -263,10 +264,9 @@ class _Indices:
         try:
             path = self.cache.index(join(folder, INDEX_NAME))
         except MissingError as error:
-            raise UserError(
-                f"{error}; index shards that have no index beside them with: diffpipe index {redacted(folder)} --out "
-                "FOLDER, and then give FOLDER instead of their URL"
-            ) from None
+            command = shell_command("diffpipe", "index", redacted(folder))
+            remedy = f"index shards without an index with: {command} --out FOLDER, and give FOLDER instead of their URL"
+            raise UserError(f"{error}; {remedy}") from None
         try:
             return ShardIndex(path)
         except UserError as error:
@@ -296,5 +296,5 @@ def _verify(shard: Shard) -> None:
     if sha256_of(Path(shard.path)) != shard.sha256:
         raise UserError(
             f"{shard.path} was changed after indexing: its sha256 is not the index's; restore it, "
-            f"or, if the change was meant, run: diffpipe index {Path(shard.path).parent}"
+            f"or, if the change was meant, run: {shell_command('diffpipe', 'index', Path(shard.path).parent)}"
         )

@@ -13,7 +13,7 @@ from diffpipe.data.index.shard_index import Sample
 from diffpipe.data.index.shard_set import IMAGE_EXTENSIONS, ShardSet
 from diffpipe.data.remote.cache import mark_used
 from diffpipe.data.remote.prefetch import Prefetcher
-from diffpipe.errors import BadSampleError, UserError
+from diffpipe.errors import BadSampleError, UserError, shell_command
 from diffpipe.files import open_regular
 
 _TIDY_EVERY = 30.0  # seconds
@@ -72,7 +72,7 @@ class Reader:
         if data is None:
             raise BadSampleError(
                 f"{path}: {sample.key}.{extension} was changed after indexing (its crc32 differs); restore the shard, "
-                f"or run: diffpipe index {path.rpartition('/')[0] or '.'}"
+                f"or run: {shell_command('diffpipe', 'index', path.rpartition('/')[0] or '.')}"
             )
         return data
 

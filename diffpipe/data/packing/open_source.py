@@ -15,7 +15,7 @@ from diffpipe.data.packing.hub import SCHEME, HubSource, is_saved
 from diffpipe.data.packing.idx import IdxSource, find_idx
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import Source
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, shell_command
 from diffpipe.files import user_path
 from diffpipe.plural import plural
 
@@ -114,7 +114,7 @@ def _kind(src: str) -> str:
     if find_idx(path, "train") or find_idx(path, "t10k"):
         return _IDX_FOLDERS
     if next(path.glob("*.tar"), None) is not None:
-        raise UserError(f"{src}: holds tars without an index; run: diffpipe index {src}")
+        raise UserError(f"{src}: holds tars without an index; run: {shell_command('diffpipe', 'index', src)}")
     return _FOLDERS
 
 

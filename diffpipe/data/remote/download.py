@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from diffpipe.data.remote.storage import RemoteFile
 from diffpipe.data.remote.urls import parent, redacted
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, shell_command
 from diffpipe.plural import plural
 
 _CHUNK = 1 << 18
@@ -79,5 +79,5 @@ def _complete(file: CachedFile, part: int, least_rate: float | None) -> str:
 def _changed(file: CachedFile, what: str) -> ChangedError:
     return ChangedError(
         f"{redacted(file.url)}: not the file that was indexed: {what}; restore it there, or, where it was changed on "
-        f"purpose, run: diffpipe index {redacted(parent(file.url))}"
+        f"purpose, run: {shell_command('diffpipe', 'index', redacted(parent(file.url)))}"
     )

@@ -6,6 +6,7 @@ A folder is somebody else's: nothing in it is imported or unpickled, whatever it
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -18,7 +19,7 @@ from diffpipe.experiment.interop.dit_transformer import DiTTransformer, from_dit
 from diffpipe.experiment.interop.scheduler import Scheduler, from_scheduler
 from diffpipe.experiment.interop.unet2d_config import UNet2D, from_unet2d
 from diffpipe.experiment.interop.unet2d_names import current_name
-from diffpipe.experiment.interop.weights_file import WeightsFile, refuse_pickle
+from diffpipe.experiment.interop.weights_file import WeightsFile, literal, refuse_pickle
 from diffpipe.files import atomic_write, parse_json, read_regular
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
@@ -191,9 +192,12 @@ def _class_names(labels: Any) -> tuple[str, ...]:
 def _weights(folder: Path, part: str, kind: str) -> WeightsFile:
     path, pickle = folder / weights_path(part), folder / f"{part}/diffusion_pytorch_model.bin"
     if not path.exists() and pickle.exists():
-        place = repr(str(folder / part))
-        code = f"M.from_pretrained({place}, use_safetensors=False).save_pretrained({place})"
-        raise refuse_pickle(pickle, f'python -c "from diffusers import {kind} as M; {code}"')
+        place = literal(folder / part)
+        code = (
+            f"from diffusers import {kind} as M; "
+            f"M.from_pretrained({place}, use_safetensors=False).save_pretrained({place})"
+        )
+        raise refuse_pickle(pickle, f"python -c {shlex.quote(code)}")
     if (folder / f"{weights_path(part)}.index.json").exists():
         raise UserError(f"{path}.index.json: the weights are in several files; save them in one (max_shard_size)")
     return WeightsFile(path, current_name)

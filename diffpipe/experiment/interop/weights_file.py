@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shlex
@@ -38,10 +39,16 @@ def convert_state_dict(path: Path) -> str:
             path.with_suffix(".pt"),
             f"mv {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.pt')))} && ",
         )
-    return (
-        f'{rename}python -c "import torch, safetensors.torch as s; w = torch.load({str(path)!r}, weights_only=True); '
-        f's.save_file({{k: t.contiguous() for k, t in w.items()}}, {str(path.with_suffix(".safetensors"))!r})"'
+    code = (
+        f"import torch, safetensors.torch as s; w = torch.load({literal(path)}, weights_only=True); "
+        f"s.save_file({{k: t.contiguous() for k, t in w.items()}}, {literal(path.with_suffix('.safetensors'))})"
     )
+    return f"{rename}python -c {shlex.quote(code)}"
+
+
+def literal(path: Path) -> str:
+    """The path as text of a Python program, in double quotes: single ones are around the program in a shell."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 class WeightsFile:

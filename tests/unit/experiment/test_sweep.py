@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from diffpipe import plugins
 from diffpipe.data.remote import allowed_bases
@@ -74,3 +75,13 @@ def test_plugins_and_allowed_folders_go_with_the_commands(tmp_path: Path, monkey
 def test_a_sweep_that_cannot_be_is_refused_as_a_whole(overrides: list[str], sweeps: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         sweep_commands(str(CONFIG), overrides, sweeps)
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\u2028", "\u202e"])
+def test_a_command_that_would_not_be_one_plain_line_is_refused(tmp_path: Path, character: str) -> None:
+    """A stranger's config could have a command of its own in run.dir, which a Slurm array runs by its line."""
+    config = tmp_path / "config.yaml"
+    text = yaml.safe_dump({"defaults": str(CONFIG.absolute()), "run": {"dir": f"runs/a{character}touch b #"}})
+    config.write_text(text)
+    with pytest.raises(UserError, match=r"^'run\.dir=runs/a.* has a line break or another control character"):
+        sweep_commands(str(config), ["seed=0,1"])

@@ -64,7 +64,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
         WeightsFile(path, lambda name: name.replace("old", "new")).read()
 
 
-@pytest.mark.parametrize("name", ["w.pt", "w.bin", "renamed.safetensors"])
+@pytest.mark.parametrize("name", ["w.pt", "w.bin", "renamed.safetensors", """it's "$(touch ü)`false`.pt"""])
 def test_a_pickle_is_refused_and_the_command_converts_it(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     torch.save({"a": torch.arange(6.0).reshape(2, 3).T}, path)
