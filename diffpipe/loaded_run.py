@@ -226,6 +226,10 @@ class LoadedRun(LoadedSamples, LoadedLatents):
         >>> len(report.compression.file.header.keys)
         2
         """
+        if self._overrides:
+            raise UserError(
+                f"a file is decoded by the run as it was trained; to compress, load it without {self._overrides[0]}"
+            )
         options = {"n": n, "seed": seed, "block": block, "batch": batch, "verify": verify, "compare": compare}
         runtime = self._runtime.in_precision("fp32")
         run, nets = runtime.comm.raise_on_all_ranks(lambda: strided(self._run, steps)), self.networks

@@ -115,3 +115,9 @@ def test_compression_copies_the_networks_only_into_another_memory_format(
     run = diffpipe.load(tiny_run, precision=precision, device="cpu")
     unchecked(run.compress)("shards", "images.dpi")
     assert (compressed[0].nets["denoiser"] is not run.networks["denoiser"]) == copied
+
+
+def test_a_run_with_overrides_that_decompression_does_not_have_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    run = diffpipe.load(tiny_run, overrides=["stage.sampler.clip=false"])
+    with pytest.raises(UserError, match=r"to compress, load it without stage\.sampler\.clip=false"):
+        run.compress("shards", tmp_path / "images.dpi")
