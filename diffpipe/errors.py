@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import errno
 import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MOST_FAULTS = 10
+"""Independent faults that are looked for. One cause, such as an old index, may have thousands."""
 
 
 class UserError(ValueError):
     """An error that the user can fix. Its message says in a sentence or two what is wrong, where, and what to do.
 
-    The command line prints only the message and exits with `status`.
+    The command line prints only the message and exits with `status`. faults: the messages of the independent faults
+    that it stands for, itself included; empty where it stands for itself alone.
     """
 
     status = 2
+    faults: Sequence[str] = ()
 
 
 def shell_command(*words: object) -> str:
@@ -69,3 +76,36 @@ class LostPeerError(RankError):
     """Another process of the job has died or hangs, so collective operations are no longer possible."""
 
     status = 1
+
+
+class NoAnswerError(UserError):
+    """A server does not answer, although it was asked several times."""
+
+
+def all_of(*actions: Callable[[], Any]) -> list[Any]:
+    """The results of actions that do not depend on one another.
+
+    Where some raise a UserError, the others run all the same, up to ten errors, or until a server does not answer. Then
+    the first error is raised: its `faults` are the messages of all.
+    """
+    results: list[Any] = []
+    errors: list[UserError] = []
+    for action in actions:
+        try:
+            results.append(action())
+        except RankError:
+            raise
+        except UserError as error:
+            errors.append(error)
+            if len(errors) == MOST_FAULTS or isinstance(error, NoAnswerError):
+                break
+    raise_first(errors)
+    return results
+
+
+def raise_first(errors: Sequence[UserError]) -> None:
+    """Raise the first of several independent errors, if there is one. Its `faults` are the messages of all."""
+    if errors:
+        faults = dict.fromkeys(fault for error in errors for fault in error.faults or (str(error),))
+        errors[0].faults = [*faults][:MOST_FAULTS]
+        raise errors[0]

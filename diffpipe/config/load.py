@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -18,7 +19,7 @@ from diffpipe.config.fields import fields_of
 from diffpipe.config.kinds import kinds_of, models_in
 from diffpipe.config.overrides import override
 from diffpipe.config.yaml_values import shortened
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, all_of
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -32,8 +33,7 @@ def load_config(model: type[T], path: str | Path, overrides: Sequence[str] = ())
     Raises UserError that names the file, the key, and what it should be.
     """
     tree, origins = read_merged(model, path)
-    for word in overrides:
-        override(model, tree, word)
+    all_of(*(functools.partial(override, model, tree, word) for word in overrides))
     return validate(model, tree, source=str(path), overrides=overrides, origins=origins)
 
 
@@ -61,15 +61,17 @@ def validate(
         words = {word.partition("=")[0] for word in overrides}
         overridden = all(_is_overridden(complaint.key, words) for complaint in found)
         named = [
-            (None if overridden else _origin(key, origins or {}, source), sentence)
+            (None if overridden else _origin(key, origins or {}, source), shortened(sentence, _MAX_COMPLAINT))
             for key, sentence in found[:_NAMED_COMPLAINTS]
         ]
         more = [f"and {len(found) - _NAMED_COMPLAINTS} more"] if len(found) > _NAMED_COMPLAINTS else []
         groups = [
-            (f"{file}: " if file else "") + "; ".join(shortened(sentence, _MAX_COMPLAINT) for _, sentence in group)
+            (f"{file}: " if file else "") + "; ".join(sentence for _, sentence in group)
             for file, group in itertools.groupby(named, key=itemgetter(0))
         ]
-        raise UserError("; ".join([*groups, *more])) from error
+        user_error = UserError("; ".join([*groups, *more]))
+        user_error.faults = [f"{file}: {sentence}" if file else sentence for file, sentence in named]
+        raise user_error from error
 
 
 def _origin(key: str, origins: Mapping[str, str], source: str | None) -> str | None:

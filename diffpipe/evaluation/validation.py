@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader.dataset import Dataset, check
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, all_of
 from diffpipe.evaluation.map_over_ranks import map_over_ranks
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.preflight import require_codec_of_latents
@@ -49,21 +49,8 @@ class Validation(NamedTuple):
     @classmethod
     def of(cls, experiment: Experiment, stage: Stage) -> Validation | None:
         """None where validate.every is 0. Raises UserError where data.test is missing or does not fit the run."""
-        if not experiment.validation.every:
-            return None
-        if experiment.data.test is None:
-            raise UserError("validate.every needs images that are not trained on; set data.test to held-out shards")
-        data = experiment.data.model_copy(update={"flip": False, "crop": "center"})
-        shards, n = shard_set.load(experiment.data.test, cache=data.shard_cache), experiment.validation.n
-        check(data, shards)
-        if are_latents(shards):
-            require_codec_of_latents(experiment, shards)
-        if n > shards.total:
-            raise UserError(
-                f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds "
-                f"{plural(shards.total, 'sample')}; give that many or fewer"
-            )
-        return cls(stage, Dataset(data, shards, SEED), n)
+        dataset = held_out_dataset(experiment)
+        return None if dataset is None else cls(stage, dataset, experiment.validation.n)
 
     def about(self) -> ValidationSet:
         """The held-out samples. Losses can be compared where these are equal."""
@@ -111,6 +98,30 @@ class Validation(NamedTuple):
             for name, value in loss.metrics.items():  # as in training, a metric is nan for samples that it is not about
                 sums[f"{prefix}validation_{name}"] = _sum(value.detach(), valid & torch.isfinite(value))
         return sums, [*batch.errors]
+
+
+def held_out_dataset(experiment: Experiment) -> Dataset | None:
+    """The images to validate on; None where validate.every is 0. Raises UserError: see `Validation.of`."""
+    if not experiment.validation.every:
+        return None
+    if experiment.data.test is None:
+        raise UserError("validate.every needs images that are not trained on; set data.test to held-out shards")
+    data = experiment.data.model_copy(update={"flip": False, "crop": "center"})
+    shards, n = shard_set.load(experiment.data.test, cache=data.shard_cache), experiment.validation.n
+
+    def require_enough() -> None:
+        if n > shards.total:
+            raise UserError(
+                f"validate.n is {n}, and data.test ({shards.paths[0]} and its set) holds "
+                f"{plural(shards.total, 'sample')}; give that many or fewer"
+            )
+
+    all_of(
+        lambda: check(data, shards),
+        lambda: require_codec_of_latents(experiment, shards) if are_latents(shards) else None,
+        require_enough,
+    )
+    return Dataset(data, shards, SEED)
 
 
 def _sum(value: Tensor, counts: Tensor) -> tuple[float, int]:

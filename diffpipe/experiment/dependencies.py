@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from diffpipe.config import validate
 from diffpipe.dependency import Dependency, TrainedStage
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, all_of
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint
 from diffpipe.files import user_path
@@ -49,15 +50,16 @@ def resolve(
     opened: dict[str, Any] = {}
     runs: dict[str, Checkpoint] = {}
     hashes: dict[str, str | None] = {}
-    for dependency in experiment.stage.dependencies():
+
+    def open_one(dependency: Dependency) -> None:
         if dependency.kind == "features" and training:
             opened[dependency.role], hashes[dependency.section] = _features(dependency, shape, runtime)
-            continue
+            return
         if dependency.kind == "features":
-            continue
+            return
         generates = dependency.needed == "generation"
         if generates and not training and dependency.key not in named:
-            continue  # where it generates, the stage says what is missing
+            return  # where it generates, the stage says what is missing
         sha256 = dependency.sha256 or (None if generates else _stored_hash(trained, dependency))
         if dependency.needed in ("always", "generation") or (training and trained is None):
             if sha256 is None and not training and dependency.key not in named:
@@ -69,6 +71,8 @@ def resolve(
             runs[dependency.role], opened[dependency.role] = checkpoint, stage
             sha256 = checkpoint.manifest_sha256
         hashes[dependency.section] = sha256
+
+    all_of(*(functools.partial(open_one, dependency) for dependency in experiment.stage.dependencies()))
     return Resolved(_pinned(experiment, hashes), opened, runs)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ class InitialWeights(NamedTuple):
         return [f"starting from {self.name}: {sentence}" for sentence in self.fit.sentences()]
 
 
-class _Source(NamedTuple):
+class WeightsSource(NamedTuple):
     """Weights, unread. blank: their tensors by `network.tensor`, without values. read: reads those of these names."""
 
     name: str
@@ -72,28 +73,42 @@ class _Source(NamedTuple):
     read: Callable[[list[str]], dict[str, Tensor]]
 
 
-def initial_weights(experiment: Experiment, stage: Stage, shape: ImageShape, runtime: Runtime) -> InitialWeights:
-    """The weights that `run.init` names, verified and compared with the stage's networks.
+def weights_source(experiment: Experiment, shape: ImageShape, runtime: Runtime) -> WeightsSource | None:
+    """The weights that `run.init` names, verified; None where it names none.
 
-    A collective. Raises UserError, which begins with the key, where they cannot be read or do not fit.
+    A collective. Raises UserError, which begins with the key, where they cannot be read.
     """
-    assert experiment.run.init is not None, "the caller has asked"
+    if experiment.run.init is None:
+        return None
     path = user_path(experiment.run.init)
-    try:
+    with _named():
         if runtime.comm.on_rank_zero(lambda: is_run(path)):
-            source = _of_run(path, experiment, runtime)
-        else:
-            source = _of_file(path, experiment, shape, runtime)
-        nets = without_values(stage)
-        fitted = fit(source.blank, nets, source.experiment, experiment)
+            return _of_run(path, experiment, runtime)
+        return _of_file(path, experiment, shape, runtime)
+
+
+def initial_weights(source: WeightsSource, experiment: Experiment, stage: Stage, runtime: Runtime) -> InitialWeights:
+    """The weights of a source that the stage's networks start from. A collective.
+
+    Raises UserError, which begins with `run.init`, where they do not fit.
+    """
+    with _named():
+        fitted = fit(source.blank, without_values(stage), source.experiment, experiment)
         read = lambda: _finite(source.read(fitted.loaded)) if runtime.main else {}  # noqa: E731
         values = runtime.comm.raise_on_all_ranks(read)
-    except UserError as error:
-        raise UserError(f"run.init: {error}") from error
     return InitialWeights(source.name, source.sha256, fitted, values)
 
 
-def _of_run(path: Path, experiment: Experiment, runtime: Runtime) -> _Source:
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Errors in the block begin with the key."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"run.init: {error}") from error
+
+
+def _of_run(path: Path, experiment: Experiment, runtime: Runtime) -> WeightsSource:
     init = experiment.init
     if init.sha256 is None:
         found = find_checkpoint(path, runtime)
@@ -107,10 +122,10 @@ def _of_run(path: Path, experiment: Experiment, runtime: Runtime) -> _Source:
         load_networks(found, tensors, part, functools.partial(load_part, found, part), stored.lora)
         return tensors
 
-    return _Source(f"{found.path} ({init.weights})", stored, found.manifest_sha256, blank, read)
+    return WeightsSource(f"{found.path} ({init.weights})", stored, found.manifest_sha256, blank, read)
 
 
-def _of_file(path: Path, experiment: Experiment, shape: ImageShape, runtime: Runtime) -> _Source:
+def _of_file(path: Path, experiment: Experiment, shape: ImageShape, runtime: Runtime) -> WeightsSource:
     """The weights of a diffusers folder or of an exported file. Its hash is checked before anything in it is parsed."""
     init = experiment.init
     sha256 = runtime.comm.on_rank_zero(lambda: _hash(path))
@@ -131,7 +146,7 @@ def _of_file(path: Path, experiment: Experiment, shape: ImageShape, runtime: Run
         raise UserError(f"{path}: not a file of `diffpipe export`; make a run of it first: {command} RUN")
     words = [f"stage.codec.run={codec}"] if options.codec else []
     opened = open_source(path, experiment.run.dir, words, options, runtime)
-    return _Source(
+    return WeightsSource(
         str(path),
         opened.experiment,
         sha256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from diffpipe.data.index.shard_set import ShardSet, number_of_classes
 from diffpipe.data.loader import mixture
 from diffpipe.data.loader.reader import Reader
 from diffpipe.data.loader.stream import check
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, all_of
 from diffpipe.evaluation.reconstruction import originals
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.resources import JobSize
@@ -42,28 +43,47 @@ def with_class_names(experiment: Experiment, shards: ShardSet) -> Experiment:
 
 def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:
     """Raise UserError where the stage, the shards, and the scores during training do not fit each other."""
-    if are_latents(shards):
-        require_codec_of_latents(experiment, shards)
-        if experiment.eval.every:
-            raise UserError("eval.every needs images in data.train for the floor of a score; set eval.every=0")
-    if experiment.eval.every:
-        if not isinstance(stage, Generates):
-            raise UserError(
-                f"eval.every scores generated images, and stage.kind {experiment.stage.kind} generates none; "
-                f"set eval.every=0"
-            )
-        if experiment.data.test is None:
+    latents, config = are_latents(shards), experiment.eval
+    all_of(
+        lambda: require_codec_of_latents(experiment, shards) if latents else None,
+        lambda: _require_scored_stage(experiment, stage, latents=latents) if config.every else None,
+        lambda: require_scores(experiment, shards),
+        lambda: originals(experiment, stage) if config.reconstruction else None,
+    )
+
+
+def _require_scored_stage(experiment: Experiment, stage: Stage, *, latents: bool) -> None:
+    if latents:
+        raise UserError("eval.every needs images in data.train for the floor of a score; set eval.every=0")
+    if not isinstance(stage, Generates):
+        raise UserError(
+            f"eval.every scores generated images, and stage.kind {experiment.stage.kind} generates none; "
+            f"set eval.every=0"
+        )
+
+
+def require_scores(experiment: Experiment, shards: ShardSet | None) -> None:
+    """Raise UserError where scores during training lack images, or where eval.metrics names none that is known.
+
+    shards: those of data.train; None where they cannot be opened.
+    """
+    config, data = experiment.eval, experiment.data
+
+    def require_test() -> None:
+        if data.test is None:
             raise UserError("eval.every needs images to compare with; set data.test to held-out shards")
-        shard_set.load(experiment.data.test, cache=experiment.data.shard_cache)
-        for name in experiment.eval.metrics:
-            parse_metric(name)
-        if experiment.eval.n > shards.total:
+        shard_set.load(data.test, cache=data.shard_cache)
+
+    def require_enough() -> None:
+        if shards is not None and config.n > shards.total:
             raise UserError(
-                f"eval.n is {experiment.eval.n}, and data.train ({shards.paths[0]} and its set) holds "
+                f"eval.n is {config.n}, and data.train ({shards.paths[0]} and its set) holds "
                 f"{plural(shards.total, 'sample')}, of which as many give the floor of a score; give that many or fewer"
             )
-    if experiment.eval.reconstruction:
-        originals(experiment, stage)
+
+    if config.every:
+        metrics = [functools.partial(parse_metric, name) for name in config.metrics]
+        all_of(require_test, *metrics, require_enough)
 
 
 def require_writable(folder: Path) -> None:

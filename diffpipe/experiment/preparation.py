@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from diffpipe.data.index.shard_set import ShardSet
+from diffpipe.errors import all_of
 from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.initial_weights import InitialWeights, initial_weights
+from diffpipe.experiment.initial_weights import InitialWeights, WeightsSource, initial_weights, weights_source
 from diffpipe.experiment.preflight import require_fit, with_class_names
 from diffpipe.experiment.resume_compat import with_order_version, with_stored_init
 from diffpipe.experiment.run import build_stage
@@ -27,14 +28,15 @@ class PreparedStage(NamedTuple):
     """The stage of a run, and the run's experiment with all that was left open in it.
 
     trained: the same with the adapters of `lora`. runs: the checkpoints of other runs that the stage needs, by their
-    role. initial: the weights of `run.init`, for a new run.
+    role. source, initial: the weights of `run.init`, for a new run.
     """
 
     experiment: Experiment
     stage: Stage
     trained: Stage
     runs: Mapping[str, Checkpoint]
-    validation: Validation | None
+    source: WeightsSource | None
+    validation: Validation | None = None
     initial: InitialWeights | None = None
 
 
@@ -45,24 +47,47 @@ def prepare_stage(
 
     checkpoint: the one that the run resumes from.
     """
+    return fit_stage(open_stage(experiment, shards, shape, checkpoint, runtime), shards, runtime)
+
+
+def open_stage(
+    experiment: Experiment, shards: ShardSet, shape: ImageShape, checkpoint: Checkpoint | None, runtime: Runtime
+) -> PreparedStage:
+    """The stage with all that it is built of, unchecked. Arguments as for `prepare_stage`."""
     experiment = with_order_version(experiment, checkpoint)
     if checkpoint is not None:
         experiment = with_stored_network(experiment, checkpoint)
         experiment = with_stored_correction(experiment, checkpoint)
         experiment = with_stored_init(experiment, checkpoint)
-    experiment, stage, runs = build_stage(experiment, shape, runtime, training=True, trained=checkpoint)
-    runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards))
-    experiment = with_class_names(experiment, shards)
-    validation = runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage))
-    trained, initial = stage, None
-    if experiment.lora is not None:
-        trained = with_adapters(stage, experiment.lora, experiment.init.fresh)
-        without_values(trained)  # what cannot have adapters is refused here
-    if checkpoint is None and experiment.run.init is not None:
-        initial = initial_weights(experiment, stage, shape, runtime)
+    (experiment, stage, runs), source = all_of(
+        lambda: build_stage(experiment, shape, runtime, training=True, trained=checkpoint),
+        lambda: weights_source(experiment, shape, runtime) if checkpoint is None else None,
+    )
+    trained = _with_adapters(experiment, stage)
+    return PreparedStage(with_class_names(experiment, shards), stage, trained, runs, source)
+
+
+def fit_stage(opened: PreparedStage, shards: ShardSet, runtime: Runtime) -> PreparedStage:
+    """The stage with its held-out images and initial weights. Raises UserError where they or the shards do not fit."""
+    experiment, stage, source = opened.experiment, opened.stage, opened.source
+    _, validation, initial = all_of(
+        lambda: runtime.comm.raise_on_all_ranks(lambda: require_fit(experiment, stage, shards)),
+        lambda: runtime.comm.raise_on_all_ranks(lambda: Validation.of(experiment, stage)),
+        lambda: source and initial_weights(source, experiment, stage, runtime),
+    )
+    if initial is not None:
         init = experiment.init.model_copy(update={"sha256": initial.sha256})
         experiment = experiment.model_copy(update={"init": init})
-    return PreparedStage(experiment, stage, trained, runs, validation, initial)
+    return opened._replace(experiment=experiment, validation=validation, initial=initial)
+
+
+def _with_adapters(experiment: Experiment, stage: Stage) -> Stage:
+    """The stage with the adapters of `lora`, or as it is. Raises UserError where it cannot have them."""
+    if experiment.lora is None:
+        return stage
+    trained = with_adapters(stage, experiment.lora, experiment.init.fresh)
+    without_values(trained)  # what cannot have adapters is refused here
+    return trained
 
 
 def build_trainer(

@@ -56,18 +56,27 @@ def resource_warnings(experiment: Experiment, trainer: Trainer, shards: ShardSet
             micro_batch = size.micro_batch(experiment)
             values = micro_batch * shape.channels * shape.resolution.pixels
             networks["the activations of the networks"] = micro_batch * _activations(trainer, shape, values)
-    return memory_warnings(experiment, shards, size, networks)
+    return loader_warnings(experiment, shards, size) + memory_warnings(experiment, size, networks)
 
 
-def memory_warnings(experiment: Experiment, shards: ShardSet, size: JobSize, networks: Mapping[str, int]) -> list[str]:
-    """The same, by the bytes that each process needs for its networks in this machine's memory: none on a GPU."""
-    data, micro_batch = experiment.data, size.micro_batch(experiment)
+def loader_warnings(experiment: Experiment, shards: ShardSet, size: JobSize) -> list[str]:
+    """Sentences on loader processes and batches that are too many or too large."""
+    data = experiment.data
     warnings = process_warnings("data.workers", data.workers * size.local, "loader processes", size=0)
     if data.batch_size > shards.total:
         warnings.append(
             f"data.batch_size={data.batch_size} is more than there are samples ({shards.total}): a step sees samples "
             f"several times; lower it"
         )
+    return warnings
+
+
+def memory_warnings(experiment: Experiment, size: JobSize, networks: Mapping[str, int]) -> list[str]:
+    """A sentence where this machine's memory is hardly enough. Raises UserError where it is not.
+
+    networks: the bytes that each process needs for its networks, by what they are for; none on a GPU.
+    """
+    data, micro_batch = experiment.data, size.micro_batch(experiment)
     slots = data.workers * data.prefetch + 2 * experiment.train.accumulate + 1
     image, images = data.channels * data.resolution.pixels, plural(micro_batch, "image")
     needs = {
@@ -77,7 +86,7 @@ def memory_warnings(experiment: Experiment, shards: ShardSet, size: JobSize, net
     if networks:
         needs[f"the images of a micro-batch of {micro_batch} as numbers"] = 4 * micro_batch * image
     needs |= networks
-    return warnings + _memory_warnings({what: size.local * need for what, need in needs.items()}, available_memory())
+    return _memory_warnings({what: size.local * need for what, need in needs.items()}, available_memory())
 
 
 def _activations(trainer: Trainer, shape: ImageShape, values: int) -> int:

@@ -9,7 +9,7 @@ from diffpipe.config.differences import flatten
 from diffpipe.data.index.dataset_diff import describe_changes
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import VERSION
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, raise_first
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.files import user_path
@@ -119,21 +119,24 @@ def allowed_changes(checkpoint: Checkpoint, experiment: Experiment, shape: Image
     changed += _changed_decay(checkpoint, stored_config(checkpoint), experiment)
     imported = checkpoint.state.imported_from is not None
     model = [c for c in changed if _of_model(c.key) or (c.key in _OF_MOMENTS and not imported)]
+    others = [] if imported else [change for change in changed if change not in model]
+    refused = [change for change in others if not any(f"{change.key}.".startswith(f"{key}.") for key in allowed)]
+    errors = []
     if model:
         changes = ", ".join(map(str, model))
-        raise UserError(
-            f"{checkpoint.path} is of another model: {changes}; restore the config, or give another run.dir"
+        errors.append(
+            UserError(f"{checkpoint.path} is of another model: {changes}; restore the config, or give another run.dir")
         )
-    if imported:
-        return []
-    refused = [change for change in changed if not any(f"{change.key}.".startswith(f"{key}.") for key in allowed)]
     if refused:
         changes, keys = ", ".join(map(str, refused)), ",".join([*allowed, *(change.key for change in refused)])
-        raise UserError(
-            f"{checkpoint.path} is of another experiment: {changes}; restore the config, allow the change by "
-            f"run.allow_changes=[{keys}], or give another run.dir"
+        errors.append(
+            UserError(
+                f"{checkpoint.path} is of another experiment: {changes}; restore the config, allow the change by "
+                f"run.allow_changes=[{keys}], or give another run.dir"
+            )
         )
-    return changed
+    raise_first(errors)
+    return others
 
 
 def allowed_data_change(checkpoint: Checkpoint, experiment: Experiment, shards: ShardSet, listings: Path) -> str | None:

@@ -17,7 +17,7 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.image_sources import GeneratedImages
 from diffpipe.experiment import post_hoc_ema, sampling_options
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.dependencies import resolve
+from diffpipe.experiment.dependencies import OpenStage, resolve
 from diffpipe.experiment.find_checkpoint import find_checkpoint
 from diffpipe.experiment.stored_config import stored_config
 from diffpipe.experiment.stored_tensors import Adapters, load_networks, load_part
@@ -178,6 +178,11 @@ def _takes(stage: Any, key: str) -> bool:
     return key.removeprefix("stage.sampler.").partition(".")[0] in type(stage.sampler).model_fields
 
 
+def open_dependency(runtime: Runtime) -> OpenStage:
+    """The function that opens a run for the stage of a run that depends on it."""
+    return lambda checkpoint: _opened(checkpoint, [], runtime).as_dependency()
+
+
 class Built(NamedTuple):
     """An experiment with the hash of each dependency in its config, the stage, and the runs among them by role."""
 
@@ -199,11 +204,9 @@ def build_stage(
 
     training, trained, named: see `dependencies.resolve`.
     """
-
-    def open_stage(checkpoint: Checkpoint) -> TrainedStage:
-        return _opened(checkpoint, [], runtime).as_dependency()
-
-    resolved = resolve(experiment, shape, runtime, open_stage, training=training, trained=trained, named=named)
+    resolved = resolve(
+        experiment, shape, runtime, open_dependency(runtime), training=training, trained=trained, named=named
+    )
     stage = runtime.comm.raise_on_all_ranks(lambda: resolved.experiment.stage.build(shape, resolved.opened))
     return Built(resolved.experiment, stage, resolved.runs)
 

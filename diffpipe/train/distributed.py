@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffpipe.errors import UserError, os_error
+from diffpipe.errors import UserError, os_error, raise_first
 
 T = TypeVar("T")
 
@@ -81,14 +81,18 @@ class Communicator:
 
         Otherwise the ranks without an error would wait in their next collective for the one that has left.
         """
-        result, message, cause = None, None, None
+        result, failure, cause = None, None, None
         try:
             result = action()
         except (UserError, OSError) as error:
-            message, cause = str(os_error(error) if isinstance(error, OSError) else error), error
-        for other in self.gather(message):
-            if other is not None:
-                raise UserError(other) from cause  # on its own rank the traceback is whole
+            user_error, cause = os_error(error) if isinstance(error, OSError) else error, error
+            failure = (str(user_error), [*user_error.faults])
+        errors = []
+        for message, faults in filter(None, self.gather(failure)):
+            errors.append(UserError(message))
+            errors[-1].faults = faults
+            errors[-1].__cause__ = cause  # on its own rank the traceback is whole
+        raise_first(errors)
         return result  # pyright: ignore[reportReturnType]
 
     def on_rank_zero(self, action: Callable[[], T]) -> T:

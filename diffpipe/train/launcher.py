@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, raise_first
 
 # By environment variable: its default, and what to use here instead.
 _REFUSED = {
@@ -29,11 +29,13 @@ def launched_for_fsdp() -> bool:
     accelerate shards one network only, and none on a CPU. Raises UserError for an option that has no effect here.
     """
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    for name, (default, instead) in (_REFUSED | (_REFUSED_WITH_FSDP if fsdp else {})).items():
-        value = os.environ.get(name, default)
-        if value.lower() != default:
-            raise UserError(
-                f"accelerate launch was given an option that diffpipe does not use ({name}={value}); leave it out, and "
-                f"use {instead} instead"
-            )
+    refused = [
+        UserError(
+            f"accelerate launch was given an option that diffpipe does not use ({name}={value}); leave it out, and "
+            f"use {instead} instead"
+        )
+        for name, (default, instead) in (_REFUSED | (_REFUSED_WITH_FSDP if fsdp else {})).items()
+        if (value := os.environ.get(name, default)).lower() != default
+    ]
+    raise_first(refused)
     return fsdp

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, raise_first
 from diffpipe.files import atomic_write, parse_json, read_regular
 from diffpipe.train.tracker_kinds import KINDS, TrackedRun, Tracker
 
@@ -92,12 +92,15 @@ class Trackers:
 
 def require_installed(names: Iterable[str]) -> None:
     """Raise UserError where the package of a tracker is absent. Without TensorBoard, the default, a run goes on."""
-    for name in names:
-        if name in KINDS and name != "tensorboard" and importlib.util.find_spec(name) is None:
-            raise UserError(
-                f"{name} is not installed; install it with: pip install 'diffpipe[trackers]', or leave it out of "
-                "train.trackers"
-            )
+    absent = [
+        UserError(
+            f"{name} is not installed; install it with: pip install 'diffpipe[trackers]', or leave it out of "
+            f"train.trackers"
+        )
+        for name in names
+        if name in KINDS and name != "tensorboard" and importlib.util.find_spec(name) is None
+    ]
+    raise_first(absent)
 
 
 def _identities(path: Path, warn: Callable[[str], object]) -> dict[str, dict[str, str]]:

@@ -194,7 +194,11 @@ TROUBLES = {
         refused=True,
     ),
     "an image that cannot be decoded": Trouble(
-        "error", "a.tar: .*: not an image that can be decoded", "replace or remove it", undecodable
+        "error",
+        "a.tar: .*: not an image that can be decoded",
+        "replace or remove it",
+        undecodable,
+        ("data.batch_size=1",),
     ),
     "a batch that cannot be split": Trouble(
         "error", "data.batch_size=4 cannot be split over 8 processes", "make it 8 or more", words=("--world=8",)

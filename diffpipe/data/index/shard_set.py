@@ -9,6 +9,8 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from diffpipe.data.remote.cache import RemoteShard, ShardCache
 from diffpipe.data.remote.download import CachedFile
 from diffpipe.data.remote.storage import MissingError
 from diffpipe.data.remote.urls import is_remote, join, parent, parse, redacted
-from diffpipe.errors import UserError, shell_command
+from diffpipe.errors import UserError, all_of, shell_command
 from diffpipe.files import sha256_of
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
@@ -161,18 +163,14 @@ def load(
     fetched.) Raises UserError that names the file and the remedy.
     """
     indices = _Indices(cache or ShardCache())
-    shards = [
-        shard
-        for pattern in ([patterns] if isinstance(patterns, str) else patterns)
-        for shard in indices.shards(pattern)
-    ]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    shards = [*chain.from_iterable(all_of(*(partial(indices.shards, pattern) for pattern in patterns)))]
     if not shards:
         raise UserError(NO_SHARDS)
     require_distinct([os.path.realpath(s.path) if s.remote is None else s.remote.file.url for s in shards])
     local = [shard for shard in shards if shard.remote is None]
-    if sum(shard.bytes for shard in local) <= verify_limit:
-        for shard in local:
-            _verify(shard)
+    verify = sum(shard.bytes for shard in local) <= verify_limit
+    all_of(*(partial(_check, shard, verify=verify) for shard in local))
     return ShardSet(shards)
 
 
@@ -185,26 +183,17 @@ class _Indices:
 
     def shards(self, pattern: str) -> list[Shard]:
         """The shards that one pattern names."""
-        if is_remote(pattern):
-            return [shard for url in braceexpand(pattern) for shard in self._remote(url)]
-        shards: list[Shard] = []
-        for word in expand_braces(pattern):
-            folder, name = (word, "*") if Path(word).is_dir() else (str(Path(word).parent), Path(word).name)
-            if self._are_remote(folder):
-                shards += self._matching(folder, name)
-            else:
-                shards += [self._local(path) for path in local_tars(word)]
-        return shards
+        remote = is_remote(pattern)
+        words, find = (braceexpand(pattern), self._remote) if remote else (expand_braces(pattern), self._local)
+        return [*chain.from_iterable(all_of(*(partial(find, word) for word in words)))]
 
-    def _local(self, path: str) -> Shard:
-        shard = self._shard(str(Path(path).parent), Path(path).name, path)
-        size = Path(path).stat().st_size
-        if size != shard.bytes:
-            raise UserError(
-                f"{path} has {size} bytes, but {shard.bytes} in the index: it was changed or cut after "
-                f"indexing; restore it, or run: {shell_command('diffpipe', 'index', Path(path).parent)}"
-            )
-        return shard
+    def _local(self, word: str) -> list[Shard]:
+        """The shards that a path, a directory or a glob names."""
+        folder, name = (word, "*") if Path(word).is_dir() else (str(Path(word).parent), Path(word).name)
+        if self._are_remote(folder):
+            return self._matching(folder, name)
+        tars = local_tars(word)
+        return all_of(*(partial(self._shard, str(Path(path).parent), Path(path).name, path) for path in tars))
 
     def _remote(self, url: str) -> list[Shard]:
         """The shards that a URL names: a tar, a folder, or one whose last part is a glob."""
@@ -292,9 +281,16 @@ def number_of_classes(shard_set: ShardSet) -> int:
     return len(shard_set.classes or ()) or largest
 
 
-def _verify(shard: Shard) -> None:
-    if sha256_of(Path(shard.path)) != shard.sha256:
+def _check(shard: Shard, *, verify: bool) -> None:
+    """Raise UserError where a local tar is not the one that was indexed. verify: compare its sha256, too."""
+    size, folder = Path(shard.path).stat().st_size, Path(shard.path).parent
+    if size != shard.bytes:
+        raise UserError(
+            f"{shard.path} has {size} bytes, but {shard.bytes} in the index: it was changed or cut after "
+            f"indexing; restore it, or run: {shell_command('diffpipe', 'index', folder)}"
+        )
+    if verify and sha256_of(Path(shard.path)) != shard.sha256:
         raise UserError(
             f"{shard.path} was changed after indexing: its sha256 is not the index's; restore it, "
-            f"or, if the change was meant, run: {shell_command('diffpipe', 'index', Path(shard.path).parent)}"
+            f"or, if the change was meant, run: {shell_command('diffpipe', 'index', folder)}"
         )

@@ -20,7 +20,7 @@ from diffpipe.data.loader.buffer_pool import empty_batch
 from diffpipe.data.loader.mixture import Mixture, build_order
 from diffpipe.data.loader.order import Order
 from diffpipe.data.loader.reader import Reader
-from diffpipe.errors import BadSampleError, UserError
+from diffpipe.errors import BadSampleError, UserError, all_of
 from diffpipe.interfaces import Batch
 from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
@@ -173,7 +173,14 @@ def check_split(config: DataConfig, world: int, accumulate: int) -> None:
 
 def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: int = 1) -> None:
     """Raise UserError where the shards or the batch size do not fit the config."""
-    check_split(config, world, accumulate)
+    all_of(
+        lambda: check_split(config, world, accumulate),
+        lambda: _check_images(config, shard_set),
+        lambda: _check_labels(shard_set) if config.labels else None,
+    )
+
+
+def _check_images(config: DataConfig, shard_set: ShardSet) -> None:
     latents = are_latents(shard_set)
     if latents and (config.flip or config.crop != "center"):
         path = shard_set.paths[0]
@@ -181,14 +188,14 @@ def check(config: DataConfig, shard_set: ShardSet, world: int = 1, accumulate: i
     lacking = shard_set.lacks_images()
     if lacking is not None and not latents:
         raise UserError(f"{lacking}; each needs one of {', '.join(IMAGE_EXTENSIONS)}")
-    if config.labels:
-        path = shard_set.lacking("cls")
-        if path is not None:
-            raise UserError(
-                f"{path}: some samples have no .cls member; pack the shards with labels or set data.labels=false"
-            )
-        path = next((shard.path for shard in shard_set.shards if shard.classes is None), None)
-        if path is not None:
-            raise UserError(
-                f"{path}: some .cls members are not integers ≥ 0; pack integer labels or set data.labels=false"
-            )
+
+
+def _check_labels(shard_set: ShardSet) -> None:
+    path = shard_set.lacking("cls")
+    if path is not None:
+        raise UserError(
+            f"{path}: some samples have no .cls member; pack the shards with labels or set data.labels=false"
+        )
+    path = next((shard.path for shard in shard_set.shards if shard.classes is None), None)
+    if path is not None:
+        raise UserError(f"{path}: some .cls members are not integers ≥ 0; pack integer labels or set data.labels=false")

@@ -14,6 +14,7 @@ Each source has its share of the lanes, so all of them together read from no mor
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -26,7 +27,7 @@ from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import VERSION, Order
 from diffpipe.data.remote.cache import ShardCache
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, all_of
 from diffpipe.plural import plural
 from diffpipe.rng import fold_in, philox
 
@@ -62,7 +63,7 @@ def load_sources(
     """The shards of `data.train`, or of all `data.sources`. Raises UserError, also where these disagree."""
     if train is not None:
         return shard_set.load(train, cache=cache)
-    sets = [shard_set.load(source.url, cache=cache) for source in sources]
+    sets = all_of(*(functools.partial(shard_set.load, source.url, cache=cache) for source in sources))
     return sets[0] if len(sets) == 1 else MixedShardSet(sets, [source.weight for source in sources])
 
 

@@ -17,7 +17,7 @@ from fsspec.exceptions import FSTimeoutError
 
 from diffpipe.data.remote.rate import LONGEST_PAUSE, LeastRate, SlowServerError, least_rate, pause
 from diffpipe.data.remote.urls import parse, redacted, resolve
-from diffpipe.errors import UserError
+from diffpipe.errors import NoAnswerError, UserError
 from diffpipe.plural import plural
 
 WAITS = (0.1, 0.4, 1.6, 6.4, 25.6)
@@ -251,13 +251,13 @@ def retry(store: _Store, name: str, attempt: Callable[[], T]) -> T:
             remedy = "check the address" if missing else access
             raise (MissingError if missing else UserError)(f"{name}: cannot be read ({reason}); {remedy}")
         if asked > LONGEST_PAUSE:
-            raise UserError(
+            raise NoAnswerError(
                 f"{name}: cannot be read ({reason}), and the server asks to wait {asked:.0f} seconds; run the same "
                 "command again then"
             )
         if wait is not None:
             time.sleep(max(wait, asked))
-    raise UserError(
+    raise NoAnswerError(
         f"{name}: cannot be read ({reason}), tried {plural(len(WAITS) + 1, 'time')}; check the address and that the "
         "server is up, and run the same command again"
     )

@@ -11,7 +11,7 @@ import re
 import urllib.parse
 from typing import NamedTuple
 
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, raise_first
 
 SCHEMES = ("http", "https", "s3", "gs")
 
@@ -105,11 +105,13 @@ def parent(url: str) -> str:
 def resolve(url: RemoteURL) -> str:
     """The URL with the values of its environment variables in it: never print it."""
 
+    unset = [name for name in _NAME.findall(f"{url.user}{url.rest}") if name not in os.environ]
+    raise_first(
+        [UserError(f"{redacted(str(url))}: the environment variable {name} is not set; set it") for name in unset]
+    )
+
     def value(match: re.Match[str]) -> str:
-        secret = os.environ.get(match[1])
-        if secret is None:
-            raise UserError(f"{redacted(str(url))}: the environment variable {match[1]} is not set; set it")
-        return secret
+        return os.environ[match[1]]
 
     user = _NAME.sub(lambda match: urllib.parse.quote(value(match), safe=""), url.user)
     return str(url._replace(user=user, rest=_NAME.sub(value, url.rest)))

@@ -13,7 +13,7 @@ import torch
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.order import rank_positions
 from diffpipe.data.loader.stream import batches
-from diffpipe.errors import UserError, as_user_error
+from diffpipe.errors import UserError, as_user_error, raise_first
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.doctor.findings import Finding
 from diffpipe.experiment.preparation import PreparedStage, build_trainer, load_progress, trained_already
@@ -62,7 +62,10 @@ def _dry_step(
         return DryStep("not tried, as none is left", [Finding("note", sentence)])
     remote = any(shard.remote is not None for shard in shards.shards)
     started = time.perf_counter()
-    read = _blank(prepared.experiment, shape, trainer) if remote else _read(prepared.experiment, shards, trainer)
+    if remote:
+        read = _blank(prepared.experiment, shape, trainer)
+    else:
+        read = runtime.comm.raise_on_all_ranks(lambda: _read(prepared.experiment, shards, trainer))
     reading = time.perf_counter() - started
     trainer.bad.add(trainer.step, read)
     first = sorted({max(trainer.step, phase.start) for phase in prepared.stage.phases()})
@@ -80,9 +83,10 @@ def _dry_step(
 
 
 def _read(experiment: Experiment, shards: ShardSet, trainer: Trainer) -> list[Batch]:
-    runtime, accumulate = trainer.runtime, experiment.train.accumulate
+    """The rank's samples of a step. Raises UserError, for all samples together that cannot be read."""
+    runtime, accumulate, limit = trainer.runtime, experiment.train.accumulate, experiment.data.max_bad_samples
     stream = batches(
-        experiment.data,
+        experiment.data.model_copy(update={"max_bad_samples": limit or experiment.data.batch_size}),
         shards,
         experiment.seed,
         start=trainer.position,
@@ -93,7 +97,11 @@ def _read(experiment: Experiment, shards: ShardSet, trainer: Trainer) -> list[Ba
     )
     with contextlib.closing(stream):
         # Copies: the loader's buffers go with it.
-        return [batch._replace(images=batch.images.clone()) for batch in itertools.islice(stream, accumulate)]
+        read = [batch._replace(images=batch.images.clone()) for batch in itertools.islice(stream, accumulate)]
+    if limit:
+        return read
+    raise_first([UserError(complaint) for batch in read for complaint in batch.errors])
+    return [batch._replace(valid=None) for batch in read]
 
 
 def _blank(experiment: Experiment, shape: ImageShape, trainer: Trainer) -> list[Batch]:

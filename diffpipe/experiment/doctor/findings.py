@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from diffpipe.errors import UserError, as_user_error
+from diffpipe.errors import MOST_FAULTS, UserError, as_user_error
 from diffpipe.plural import plural
 from diffpipe.train.distributed import Communicator
 
@@ -49,8 +49,8 @@ class Diagnosis:
 
     def add(self, subject: str, *findings: Finding | None) -> None:
         """Add findings on a subject, each once; None is no finding."""
-        rows = [(subject, finding) for finding in findings if finding is not None]
-        self.findings += [row for row in dict.fromkeys(rows) if row not in self.findings]
+        known = {finding for _, finding in self.findings}
+        self.findings += [(subject, finding) for finding in dict.fromkeys(findings) if finding and finding not in known]
 
     def attempt(self, subject: str, action: Callable[[], T]) -> T | None:
         """The result of `action`, or None where it raises a UserError, which is an error on the subject. A collective.
@@ -70,7 +70,11 @@ class Diagnosis:
         try:
             return self.comm.raise_on_all_ranks(reported)
         except UserError as error:
-            self.add(subject, Finding("error", " ".join(str(error).split())))
+            faults = error.faults or [str(error)]
+            self.add(subject, *(Finding("error", " ".join(fault.split())) for fault in faults))
+            if len(faults) == MOST_FAULTS:
+                words = f"{MOST_FAULTS} errors of the {subject} are listed, and there may be more"
+                self.add(subject, Finding("note", f"{words}; run the same command again when they are corrected"))
             return None
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffpipe.data.remote.storage import ACCESS, STORES
 from diffpipe.data.remote.urls import is_remote, parse, redacted, resolve
-from diffpipe.errors import UserError
+from diffpipe.errors import UserError, all_of
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.doctor.findings import Finding
 
@@ -38,13 +38,11 @@ def remote_urls(experiment: Experiment) -> list[str]:
 def access(urls: Sequence[str], environ: Mapping[str, str], home: Path) -> Iterator[Finding]:
     """Findings on URLs whose library or whose secret is missing, or that no credentials are there for."""
     for url in urls:
+        parts = parse(url)
         try:
-            parts = parse(url)
-            resolve(parts)
-            STORES[parts.scheme].system()
+            all_of(lambda: resolve(parts), STORES[parts.scheme].system)  # noqa: B023 (called at once)
         except UserError as error:
-            yield Finding("error", str(error))
-            continue
+            yield from (Finding("error", fault) for fault in error.faults)
         yield from _credentials(parts.scheme, redacted(url), environ, home)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,10 +19,10 @@ def missing_weights(experiment: Experiment) -> Iterator[Finding]:
     """Findings on feature networks of eval.metrics whose weights are not here, or are others."""
     if not experiment.eval.every:
         return
-    try:
-        extractors = dict.fromkeys(parse_metric(name).extractor for name in experiment.eval.metrics)
-    except UserError:
-        return  # a wrong name is refused with the rest of the config
+    extractors = dict[str, None]()
+    for name in experiment.eval.metrics:
+        with contextlib.suppress(UserError):  # a wrong name is refused with the stage
+            extractors[parse_metric(name).extractor] = None
     for extractor in extractors:
         path = inception_path()
         if extractor == "inception" and find_spec("cleanfid") is None:

@@ -15,6 +15,7 @@ import pytest
 from diffpipe.__main__ import main
 from diffpipe.metrics import features
 from tests.support.commands import CONFIG
+from tests.support.doctor_pairs import PAIRS, Pair
 from tests.support.doctor_troubles import TROUBLES, WARMUP, Site, Trouble
 from tests.support.runs import TINY_WORDS, indexed_shards
 
@@ -84,6 +85,14 @@ def test_each_trouble_is_found_with_its_remedy_and_in_the_words_of_train(
         refusal = capsys.readouterr().err.strip().removeprefix("diffpipe train: error: ")
         assert found[0]["problem"] in refusal
         assert refusal.endswith(found[0]["remedy"])
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_independent_troubles_are_found_in_one_run(pair: Pair, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    pair.plant(site)
+    _, report = doctor(capsys, *site.words(*pair.words))
+    for finding in pair.findings:
+        assert [f for f in report["findings"] if re.search(finding, f["problem"])], report
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who holds a lock")

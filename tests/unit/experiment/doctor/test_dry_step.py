@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from diffpipe.experiment.doctor.dry_step import DryStep, dry_step
 from diffpipe.experiment.preflight import open_data
@@ -17,6 +18,7 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import indexed_shards
 from tests.support.stage_cases import CASES
+from tests.support.tars import write_tar
 
 
 def step(home: Path, runtime: Runtime, case: str, *words: str, remote: bool = False) -> DryStep:
@@ -31,6 +33,15 @@ def step(home: Path, runtime: Runtime, case: str, *words: str, remote: bool = Fa
         shards.shards = tuple(shard._replace(remote=object()) for shard in shards.shards)  # pyright: ignore[reportAttributeAccessIssue]
     prepared = prepare_stage(experiment, shards, shape, checkpoint, runtime)
     return dry_step(prepared, shards, shape, checkpoint, runtime)
+
+
+def test_all_samples_of_the_step_that_cannot_be_read_are_named(tmp_path: Path, runtime: Runtime) -> None:
+    (tmp_path / "images").mkdir()
+    write_tar(tmp_path / "images" / "a.tar", {f"{i}.{e}": b"1" for i in range(4) for e in ("png", "cls")})
+    write_index(tmp_path / "images")
+    with pytest.raises(UserError, match="not an image") as caught:
+        step(tmp_path, runtime, "ddpm")
+    assert sorted(fault.split(": ")[1] for fault in caught.value.faults) == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize(

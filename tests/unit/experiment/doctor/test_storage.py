@@ -56,4 +56,5 @@ def test_a_missing_library_and_a_secret_that_is_not_set_are_errors_in_the_loader
     monkeypatch.setitem(stores.STORES, "s3", missing)
     with pytest.raises(UserError) as caught:
         missing.system()
-    assert messages(S3, tmp_path) == [("error", str(caught.value))]
+    assert messages(S3, tmp_path, AWS_PROFILE="me") == [("error", str(caught.value))]
+    assert [level for level, _ in messages(S3, tmp_path)] == ["error", "warning"]  # the credentials are missing, too
