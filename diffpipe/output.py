@@ -21,7 +21,7 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False):
         self.as_json, self.quiet = as_json, quiet
         self._values: dict[str, Any] = {}
-        self._files: list[str] = []
+        self._files: list[Path] = []
         self._notes: list[str] = []
         self._stdout: TextIO | None = None
         self._descriptor: int | None = None
@@ -46,9 +46,9 @@ class Output:
             self._descriptor = None
 
     def result(self, text: str, *files: Path, **values: Any) -> None:
-        """Print a result, and on stderr the files that hold it and that it does not name.
+        """Print a result, and on stderr the files or folders that hold it and that it does not name.
 
-        values: the result as JSON; see `add`.
+        files, values: the result as JSON; see `add`.
         """
         self.add(*files, **values)
         if not self.as_json:
@@ -57,10 +57,10 @@ class Output:
                 self.remark(path)
 
     def add(self, *files: Path, **values: Any) -> None:
-        """Add files and values to the document. A list is added to the list of the same name."""
+        """Add files and values to the document: of a folder, all files in it. A list is added to that of its name."""
         for name, value in values.items():
             self._values[name] = self._values.get(name, []) + value if isinstance(value, list) else value
-        self._files += map(str, files)
+        self._files += files
 
     def note(self, text: str) -> None:
         """Print a remark on the result on stderr, and add it to the document."""
@@ -75,13 +75,19 @@ class Output:
     def document(self, command: str | None, status: int, error: str | None) -> str:
         """The JSON document: the command, its exit status, the error where there is one, and the result."""
         head = {"command": command, "status": status} | ({} if error is None else {"error": error})
-        tree = {**head, **self._values, "files": self._files, "notes": self._notes}
+        files = [file for path in self._files for file in _files(path)]
+        tree = {**head, **self._values, "files": files, "notes": self._notes}
         return json.dumps(_plain(tree), indent=2, allow_nan=False)
 
 
 def printable(text: str) -> str:
     """The text as a terminal shows it as it is: a name of a file may hold control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or all files in the folder, in alphabetical order."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def _plain(value: Any) -> Any:

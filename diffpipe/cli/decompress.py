@@ -27,4 +27,4 @@ def run(args: argparse.Namespace) -> None:
 
     n = decompress(args.file, args.run, args.out, device=args.device)
     if is_main_process():
-        options.print_result(f"{plural(n, 'image')}: {args.out}", run=args.run, n=n, folder=args.out)
+        options.print_result(f"{plural(n, 'image')}: {args.out}", args.out, run=args.run, n=n, folder=args.out)

@@ -29,4 +29,5 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         encoded, about = codec.encoded
         text = f"{plural(shards.total, 'image')} as {encoded} in {plural(len(shards.shards), 'shard')}"
-        options.print_result(f"{text}: {args.out}", run=args.run, n=shards.total, **about, folder=args.out)
+        about |= {"run": args.run, "n": shards.total, "folder": args.out}
+        options.print_result(f"{text}: {args.out}", args.out, **about)

@@ -57,4 +57,4 @@ def run(args: argparse.Namespace) -> None:
         parameters = f"{imported.parameters / 1e6:.2f} M parameters"
         text = f"{imported.experiment.stage.describe()}, {parameters}, images of {size}: {args.run}"
         about = {"stage": imported.experiment.stage.describe(), "parameters": imported.parameters}
-        options.print_result(text, run=args.run, **about)
+        options.print_result(text, args.run, run=args.run, **about)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from diffpipe import output
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
 from diffpipe.process import is_main_process
+
+if TYPE_CHECKING:
+    from diffpipe.data.index.index_changes import IndexChanges
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
                 "the index of remote shards is written to a folder of its own; name it with --out, and index local "
                 "folders by another command"
             )
-        write_remote_index(remote_shards(remote), args.out, workers=workers, max_member=max_member)
-        _report(args.out, None)
+        changes = write_remote_index(remote_shards(remote), args.out, workers=workers, max_member=max_member)
+        _report(args.out, None, changes)
         return
     folders: dict[Path, list[str]] = {}
     for path in map(Path, expand_patterns(args.path)):
@@ -59,12 +64,17 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None and len(folders) > 1:
         raise UserError("--out takes the index of one folder; index the others by another command")
     for folder, names in folders.items():
-        write_index(folder, extra=names, out=args.out, workers=workers, max_member=max_member)
-        _report(args.out or folder, names)
+        changes = write_index(folder, extra=names, out=args.out, workers=workers, max_member=max_member)
+        _report(args.out or folder, names, changes)
 
 
-def _report(folder: Path, names: list[str] | None) -> None:
+def _report(folder: Path, names: list[str] | None, changes: IndexChanges | None) -> None:
+    from diffpipe.data.index.shard_index import INDEX_NAME
     from diffpipe.data.index.summary import describe, notes
 
     shards, remarks = describe(folder, names), notes(folder)
-    options.print_result("\n".join([str(shards), *remarks]), shards=[shards._asdict()], remarks=remarks)
+    since = [] if changes is None else [f"{folder}: since the last index, {changes}"]
+    about = {"shards": [shards._asdict()], "remarks": remarks}
+    changed = [{"folder": folder, **changes._asdict()}] if changes else []
+    options.print_result("\n".join([str(shards), *since, *remarks]), **about, changes=changed)
+    output.current.add(folder / INDEX_NAME)

@@ -78,6 +78,6 @@ def run(args: argparse.Namespace) -> None:
     shards = [] if isinstance(packed, str) else packed
     lines = [*map(str, shards or [packed]), *(f"{args.src}: {note}" for note in notes)]
     about = {"shards": [summary._asdict() for summary in shards], "remarks": notes, "skipped": bad}
-    options.print_result("\n".join(lines), *([] if shards else [args.out]), **about)
+    options.print_result("\n".join(lines), args.out, **about)
     for reason in bad:
         output.current.remark(f"warning: skipped: {reason}")

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     total = sum(entry.bytes for entry in entries)
     lines = [f"{entry.bytes / 1e6:>10,.1f} MB  {printable(str(entry.path))}: {entry.reason}" for entry in entries]
     what = f"{plural(len(entries), 'file or directory', 'files and directories')}, {total / 1e6:,.1f} MB"
-    remedy = "" if args.yes or not entries else "; --yes removes them"
-    lines.append(f"{what}{' removed' if args.yes else ' may go'}{remedy}")
-    about = {"removable": [entry._asdict() for entry in entries], "bytes": total, "removed": args.yes}
+    remedy = "" if args.yes else "; --yes removes them"
+    lines.append(f"{what}{' removed' if args.yes else ' may go'}{remedy}" if entries else "nothing to remove")
+    about = {"removable": [entry._asdict() for entry in entries], "bytes": total, "removed": args.yes and entries != []}
     options.print_result("\n".join(lines), folder=args.folder, **about)

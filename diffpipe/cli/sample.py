@@ -43,11 +43,10 @@ def run(args: argparse.Namespace) -> None:
             trajectory = trajectory_grid(run.trajectory(min(args.n, 8), **how), title)
         run.write_samples(args.out, args.n, **how)
     if is_main_process():
-        files = [args.out / "grid.png"]
+        grids = [args.out / "grid.png"]
         if trajectory is not None:
-            files.append(args.out / "trajectory.png")
-            save(trajectory, files[-1])
-        written = " and ".join(map(str, files))
-        text = f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {written}"
+            grids.append(args.out / "trajectory.png")
+            save(trajectory, grids[-1])
+        text = f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {' and '.join(map(str, grids))}"
         about = {"run": args.run, "step": run.step, "weights": run.weights}
-        options.print_result(text, *files, **about, n=args.n, folder=args.out)
+        options.print_result(text, args.out, **about, n=args.n, folder=args.out)

@@ -40,5 +40,6 @@ def run(args: argparse.Namespace) -> int:
 
     options = {"steps": args.steps, "worlds": args.worlds, "kills": args.kills, "seed": args.seed}
     verdict = verify(ResumePlan.make(args.config, args.overrides, **options), args.out, keep=args.keep)
-    print_result(verdict.text(), **verdict.tree())
+    files = [] if args.out is None else [args.out / name for name in ("verdict.txt", "verdict.json")]
+    print_result(verdict.text(), *files, **verdict.tree())
     return 0 if verdict.exact else 1

@@ -118,7 +118,7 @@ def test_json_is_one_document_of_all_processes(tmp_path: Path, made: dict[str, P
     result = diffpipe(*words, processes=processes, cwd=tmp_path)
     document = json.loads(result.stdout)
     assert (result.returncode, document["status"], document["n"], document["step"]) == (0, 0, 2, 1)
-    assert document["files"] == ["out/grid.png"]
+    assert document["files"] == [f"out/{name}" for name in ("000000.png", "000001.png", "grid.png", "samples.json")]
     result = diffpipe(*words, "--label", "10", processes=processes, cwd=tmp_path)
     document = json.loads(result.stdout)
     assert (document["command"], document["status"]) == ("sample", 2)

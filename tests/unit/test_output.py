@@ -26,6 +26,16 @@ def test_values_of_a_document_are_plain() -> None:
     }
 
 
+def test_the_files_of_a_folder_are_listed_by_themselves(tmp_path: Path) -> None:
+    files = [tmp_path / "a.png", tmp_path / "b" / "c.json", tmp_path / "d.png"]
+    (tmp_path / "b").mkdir()
+    for file in files:
+        file.touch()
+    out = Output(as_json=True)
+    out.add(tmp_path, Path("absent.json"))
+    assert json.loads(out.document("sample", 0, None))["files"] == [*map(str, files), "absent.json"]
+
+
 def test_text_is_printed_at_once_and_the_files_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     Output().result("two images", Path("a.png"))
     assert capsys.readouterr() == ("two images\n", "a.png\n")

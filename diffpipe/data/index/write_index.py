@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffpipe.data import own_places
+from diffpipe.data.index.index_changes import IndexChanges, index_changes
 from diffpipe.data.index.link_shards import link_shards
 from diffpipe.data.index.mmapped_safetensors import StreamedArray, write_arrays
 from diffpipe.data.index.parallel_scan import ShardScan, scan_all, scans_folder
@@ -30,12 +31,13 @@ def write_index(
     out: Path | None = None,
     workers: int = 0,
     max_member: int = MAX_MEMBER,
-) -> None:
+) -> IndexChanges | None:
     """Scan every `*.tar` of `directory`, and those named in `extra`, and write the index: wholly or not at all.
 
     out: the folder for the index, with a symbolic link to each shard, where `directory` cannot be written; shards are
     read there then. Where `classes` is None, the class names of an existing index are kept. workers, max_member: see
-    `scan_all`. Shards that an interrupted call has scanned are not scanned again. Raises UserError.
+    `scan_all`. Shards that an interrupted call has scanned are not scanned again. Returns what differs from an index
+    that was there. Raises UserError.
     """
     directory = Path(directory)
     names = sorted({path.name for path in directory.glob("*.tar")} | set(extra))
@@ -45,7 +47,7 @@ def write_index(
     if out is not None and out.resolve() != directory.resolve():
         link_shards(directory, names, out)
         target = out
-    _scan_and_write(target, {name: str(directory / name) for name in names}, None, classes, workers, max_member)
+    return _scan_and_write(target, {name: str(directory / name) for name in names}, None, classes, workers, max_member)
 
 
 def write_remote_index(
@@ -55,7 +57,7 @@ def write_remote_index(
     *,
     workers: int = 0,
     max_member: int = MAX_MEMBER,
-) -> None:
+) -> IndexChanges | None:
     """Scan remote tars of one folder and write their index into the local folder `out`.
 
     Each tar is read through once and not kept. Otherwise as `write_index`.
@@ -72,7 +74,7 @@ def write_remote_index(
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
     by_name = {parse(url).path.rpartition("/")[2]: url for url in urls}
-    _scan_and_write(out, dict(sorted(by_name.items())), folders[0], classes, workers, max_member)
+    return _scan_and_write(out, dict(sorted(by_name.items())), folders[0], classes, workers, max_member)
 
 
 def _scan_and_write(
@@ -82,12 +84,14 @@ def _scan_and_write(
     classes: Sequence[str] | None,
     workers: int,
     max_member: int,
-) -> None:
+) -> IndexChanges | None:
     """Write the index of the shards `paths` (by name: a path or URL) into `directory`."""
     target = directory / INDEX_NAME
-    if classes is None:
-        with contextlib.suppress(UserError):  # there is no index yet, or one that cannot be read
-            classes = ShardIndex(str(target)).classes
+    replaced = None
+    with contextlib.suppress(UserError):  # there is no index yet, or one that cannot be read
+        replaced = ShardIndex(str(target))
+    if classes is None and replaced is not None:
+        classes = replaced.classes
     try:
         with scans_folder(directory) as folder:
             scans = scan_all(list(paths.items()), folder, workers, max_member)
@@ -109,6 +113,8 @@ def _scan_and_write(
             write_arrays(target, _index_arrays(scans, extensions), {"diffpipe": json.dumps(header)}, checksum=True)
             if base is not None:
                 own_places.note(target, sha256_of(target), base)
+            shards = {shard["name"]: shard for shard in header["shards"]}
+            return None if replaced is None else index_changes(replaced.shards, shards)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror}); free some space, change the rights, or name a folder for "

@@ -68,3 +68,21 @@ def test_remote_shards_have_the_fingerprint_of_local_ones_and_no_secret_is_writt
     assert output.out.split(": ", 1)[1] == local
     assert "hunter2" not in output.out + output.err
     assert b"hunter2" not in (tmp_path / "here" / INDEX_NAME).read_bytes()
+
+
+def test_an_index_that_is_written_again_says_which_shards_have_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path, [3, 2])
+    assert main(["index", str(tmp_path)]) == 0
+    assert "since the last index" not in capsys.readouterr().out
+    (tmp_path / "shard-000.tar").unlink()
+    write_tar(tmp_path / "shard-001.tar", {"a.png": b"changed"})
+    write_tar(tmp_path / "shard-002.tar", {"b.png": b"new"})
+    assert main(["index", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        f"{tmp_path}: since the last index, 1 shard is new (shard-002.tar), 1 shard is gone (shard-000.tar), 1 shard "
+        "has changed (shard-001.tar), 3 samples fewer"
+    )
+    assert main(["index", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"{tmp_path}: since the last index, no shard has changed"

@@ -41,8 +41,11 @@ def test_pack_and_index_say_which_shards_they_wrote_and_what_they_left_out(
     (shards,) = packed["shards"]
     assert (shards["folder"], shards["shards"], shards["samples"]) == (str(out), 1, 3)
     assert "3.png" in packed["skipped"][0]
+    assert packed["files"] == sorted(map(str, out.iterdir()))
     indexed = document(capsys, "index", out, "--workers", 1)
     assert indexed["shards"] == packed["shards"]
+    assert indexed["changes"] == [{"folder": str(out), "new": [], "gone": [], "changed": [], "samples": 0}]
+    assert indexed["files"] == [str(out / "index.safetensors")]
     archive = document(capsys, "pack", out, tmp_path / "images.zip", "--to", "edm-zip", "--workers", 0)
     assert (archive["shards"], archive["files"]) == ([], [str(tmp_path / "images.zip")])
     refused = document(capsys, "pack", source, out)
@@ -75,3 +78,13 @@ def test_status_lists_the_runs_and_imports_nothing_heavy(tmp_path: Path, capsys:
 def test_a_sweep_is_a_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     commands = document(capsys, "train", CONFIG, "seed=0,1")["commands"]
     assert [any(word == f"seed={seed}" for word in words) for seed, words in enumerate(commands)] == [True, True]
+
+
+def test_pruning_says_that_nothing_was_removed_where_there_was_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder(tmp_path / "a")
+    pruned = document(capsys, "runs", "prune", tmp_path, "--yes")
+    assert (pruned["removable"], pruned["bytes"], pruned["removed"]) == ([], 0, False)
+    assert main(["runs", "prune", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
