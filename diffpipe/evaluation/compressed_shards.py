@@ -126,7 +126,8 @@ def require_exact(images: ShardImages, indices: range) -> None:
         for place, data in images.encoded(indices):
             if (loss := loss_in_decoding(data, place)) is not None:
                 raise UserError(
-                    f"{place}: {loss}; compression loses nothing, so pack the images with `diffpipe pack` first"
+                    f"{place}: {loss}; compression loses nothing, so first pack the images with "
+                    f"`diffpipe pack --format png`"
                 )
             yield place, data
 

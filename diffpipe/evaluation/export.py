@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from diffpipe.config import dump_yaml
 from diffpipe.errors import UserError
 from diffpipe.evaluation.export_diffusers import export_diffusers
+from diffpipe.experiment.find_checkpoint import is_run
 from diffpipe.experiment.interop.single_file import metadata, single_file_tensors
 from diffpipe.experiment.interop.weights_file import save_weights
 from diffpipe.experiment.run import Run
@@ -35,6 +36,8 @@ def export(run: Run, out: Path, to: ExportFormat, *, merge: bool = False) -> lis
     single = out.suffix == SINGLE_FILE and not out.is_dir()
     if to == "diffusers" and single:
         raise UserError(f"{out}: a diffusers pipeline is a folder; give a name without {SINGLE_FILE}")
+    if is_run(out):  # its config.yaml would be replaced, and a file more makes a checkpoint a damaged one
+        raise UserError(f"{out}: a run directory or a checkpoint; give another folder for the exported weights")
     try:
         if to == "diffusers":
             return export_diffusers(run, out, merge=merge)

@@ -9,6 +9,7 @@ from diffpipe.files import user_path
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.checkpoint.verify import read_patiently
+from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 
@@ -18,14 +19,30 @@ def is_run(path: Path) -> bool:
 
 
 def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
-    """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError."""
+    """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError.
+
+    Newer ones that are damaged are named in warnings: the results are then of an earlier step than the run's last one.
+    """
     path = user_path(path)
     if runtime.comm.on_rank_zero(lambda: _is_checkpoint(path, "give a run directory or one of its checkpoints")):
         return checkpoints.open_checkpoint(path, runtime.comm)
-    found, _ = checkpoints.newest_valid(path / "checkpoints", runtime.comm)
+    found, complaints = checkpoints.newest_valid(path / "checkpoints", runtime.comm)
     if found is None:
-        raise UserError(f"{path}: no checkpoint in it; give a run directory that training has saved to")
+        raise UserError(f"{path}: {runtime.comm.on_rank_zero(lambda: _why_no_checkpoint(path))}")
+    for complaint in complaints:
+        print_on_rank_zero(
+            runtime, f"warning: skipping a damaged checkpoint: {complaint}; step {found.step} takes its place"
+        )
     return found
+
+
+def _why_no_checkpoint(path: Path) -> str:
+    if checkpoints.committed(path):
+        return "the folder of a run's checkpoints; give the run directory above it, or one of the checkpoints in it"
+    runs = sorted({checkpoint.parents[1] for checkpoint in path.glob("*/checkpoints/step-*")})
+    if runs:
+        return f"a folder of runs; give one of them: {', '.join(map(str, runs[:8]))}{', …' if runs[8:] else ''}"
+    return "no checkpoint in it; give a run directory that training has saved to"
 
 
 def find_pinned_checkpoint(path: Path, sha256: str, runtime: Runtime, *, role: str, place: str) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 from safetensors.torch import load_file
 
 from diffpipe.errors import UserError
-from diffpipe.evaluation.export import export
+from diffpipe.evaluation.export import ExportFormat, export
 from diffpipe.rng import KeyedRNG
 from tests.support.randomized import randomized
-from tests.support.runs import Noise, opened_run
+from tests.support.runs import Noise, opened_run, saved_run
 from tests.support.stage_cases import CASES, SHAPE
 
 
@@ -34,6 +34,18 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="give a folder that can be written"):
         export(opened_run(Noise(), tmp_path / "run"), tmp_path / "out", "safetensors")
+
+
+@pytest.mark.parametrize("to", get_args(ExportFormat))
+def test_nothing_is_written_into_a_run_or_a_checkpoint(tmp_path: Path, to: ExportFormat) -> None:
+    saved_run(tmp_path / "other")
+    run = opened_run(Noise(), tmp_path / "run")
+    (checkpoint,) = (tmp_path / "other" / "checkpoints").glob("step-*")
+    for out in (tmp_path / "other", checkpoint):
+        before = sorted(path.name for path in out.iterdir())
+        with pytest.raises(UserError, match="a run directory or a checkpoint; give another folder"):
+            export(run, out, to)
+        assert sorted(path.name for path in out.iterdir()) == before
 
 
 SAMPLED: dict[str, tuple[list[str], dict[str, Any]]] = {

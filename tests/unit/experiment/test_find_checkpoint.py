@@ -47,6 +47,29 @@ def test_places_without_a_checkpoint_are_refused(tmp_path: Path, runtime: Runtim
         find_checkpoint(tmp_path, runtime)
 
 
+def test_a_folder_of_checkpoints_and_a_folder_of_runs_are_refused_with_what_to_give(
+    home: Path, runtime: Runtime
+) -> None:
+    with pytest.raises(
+        UserError, match="photos/checkpoints: the folder of a run's checkpoints; give the run directory"
+    ):
+        find_checkpoint(home / "checkpoints", runtime)
+    with pytest.raises(UserError, match=f"a folder of runs; give one of them: {home}$"):
+        find_checkpoint(home.parent, runtime)
+
+
+def test_a_damaged_checkpoint_is_named_where_an_older_one_takes_its_place(
+    tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_run(tmp_path, steps=(2, 10))
+    (tmp_path / "checkpoints" / "step-00000010" / "config.yaml").touch()
+    assert find_checkpoint(tmp_path, runtime).step == 2
+    warning = capsys.readouterr().err
+    assert "warning: skipping a damaged checkpoint: " in warning
+    assert "step-00000010: config.yaml is not in manifest.json; step 2 takes its place" in warning
+    assert (tmp_path / "checkpoints" / "step-00000010").is_dir()
+
+
 def test_a_hash_finds_its_checkpoint_in_the_run_though_it_is_not_the_newest(home: Path, runtime: Runtime) -> None:
     older = home / "checkpoints" / "step-00000002"
     for path in (home, older):
