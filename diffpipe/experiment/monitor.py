@@ -31,6 +31,9 @@ from diffpipe.train.loop import Trainer
 from diffpipe.train.runtime import Runtime
 from diffpipe.train.tracker_kinds import grid_path
 
+_COLUMNS = 8
+"""Columns of a grid of reconstructions without classes."""
+
 
 class Monitor(NamedTuple):
     """The hooks of a run that look at its averaged networks. Each of `draw`, `validate` and `score` is a collective."""
@@ -46,14 +49,15 @@ class Monitor(NamedTuple):
 
     def draw(self) -> None:
         """A grid in samples/: generated images, or real images above their reconstructions."""
-        n = self.experiment.sample.n
+        n, columns = self.experiment.sample.n, self.shape.classes or None
         if isinstance(self.stage, Generates):
             images = torch.cat(map_over_ranks(n, self._generated(n).images, self.runtime))
         else:
-            images = self._reconstructed(n)
+            columns = columns or _COLUMNS
+            images = self._reconstructed(n, columns)
         if self.runtime.main and images is not None:
             path = grid_path(self.experiment.run.path, self.trainer.step)
-            picture = grid(images, self.shape.classes or None)
+            picture = grid(images, columns)
             self.runtime.trackers.log_grid(picture, self.trainer.step)
             try:
                 path.parent.mkdir(exist_ok=True)
@@ -101,11 +105,10 @@ class Monitor(NamedTuple):
         nets, seed = self.trainer.ema_networks(), self.experiment.seed
         return GeneratedImages(self.stage, nets, self.shape, self.runtime, n=n, seed=seed, about=about)
 
-    def _reconstructed(self, n: int) -> Tensor | None:
+    def _reconstructed(self, n: int, columns: int) -> Tensor | None:
         """About n images: rows of real ones, each above a row of their reconstructions."""
         if not isinstance(self.stage, Reconstructs):
             return None
-        columns = self.shape.classes or 8
         rows = max(1, n // (2 * columns))
         real = ShardImages(held_out_images(self.experiment), self.shape.channels, self.shape.resolution)
         images = real.images(range(rows * columns))

@@ -68,9 +68,12 @@ def test_a_stage_that_only_reconstructs_draws_real_images_above_their_reconstruc
     tmp_path: Path, runtime: Runtime
 ) -> None:
     monitor(Coder(), tmp_path, runtime, "sample.n=12").draw()
-    real = torch.from_numpy(np.stack([random_pixels(i) for i in range(6)]))[:, None]
-    rows = torch.cat([real[:3], 255 - real[:3], real[3:], 255 - real[3:]])
+    real = torch.from_numpy(np.stack([random_pixels(i) for i in range(8)]))[:, None]
+    rows = torch.cat([real[:3], 255 - real[:3], real[3:6], 255 - real[3:6]])
     assert np.array_equal(saved_grid(tmp_path), np.asarray(grid(rows, columns=3)))
+    without_classes = monitor(Coder(), tmp_path, runtime, "sample.n=16")._replace(shape=ImageShape(1, square(8)))
+    without_classes.draw()
+    assert np.array_equal(saved_grid(tmp_path), np.asarray(grid(torch.cat([real, 255 - real]), columns=8)))
 
 
 def test_validation_is_measured_and_printed(
