@@ -14,6 +14,7 @@ from diffpipe.config.yaml_values import parse_yaml
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
 from diffpipe.files import read_regular
+from diffpipe.resolution import Resolution
 
 _LONGEST = 400  # characters of a value
 _LONGEST_FILE = 1 << 20
@@ -100,6 +101,8 @@ def _plain_rows(tree: object, path: str = "") -> Iterator[ConfigRow]:
 
 def _text(value: Any) -> str:
     """A value as in YAML, on one line."""
+    if isinstance(value, Resolution):
+        value = value.plain()
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     if isinstance(value, str):

@@ -149,18 +149,16 @@ def _score_text(metric: str, value: float) -> str:
 
 
 def _score_row(file: ScoreFile) -> dict[str, Any]:
-    generated = file.result.protocol.get("generated")
-    generated = generated if isinstance(generated, dict) else {}
-    sampler = generated.get("sampler")
+    sampler = file.about.get("sampler")
     sampler = sampler if isinstance(sampler, dict) else {}
-    floor = file.result.floor
+    floor, n = file.result.floor, file.about.get("n", "")
     return {
         "name": file.name,
         "protocol": file.protocol,
         "step": "" if file.step is None else f"{file.step:,}",
-        "n": str(generated.get("n", ""))[:_LONGEST_WORD],
+        "n": (f"{n:,}" if isinstance(n, int) else str(n))[:_LONGEST_WORD],
         "sampler": " ".join(str(sampler[key])[:_LONGEST_WORD] for key in ("kind", "steps") if key in sampler),
-        "weights": str(generated.get("weights", ""))[:_LONGEST_WORD],
+        "weights": str(file.about.get("weights", ""))[:_LONGEST_WORD],
         "scores": [
             (
                 shown_name(metric),

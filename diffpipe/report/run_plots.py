@@ -55,10 +55,10 @@ def metric_plots(log: MetricsLog, last: float) -> list[Plot]:
 
 
 def score_plots(series: Sequence[ScoreSeries]) -> list[Plot]:
-    """A plot per metric: a curve for each set of scores that may be compared, over the images seen."""
+    """A plot per metric that was measured twice: a curve for each set of scores that may be compared, over images."""
     plots = []
     last = max((point.images for one in series for point in one.points), default=0.0)
-    for metric in dict.fromkeys(one.metric for one in series):
+    for metric in dict.fromkeys(one.metric for one in series if len(one.points) > 1):
         shown = [one for one in series if one.metric == metric][:MOST_CURVES]
         curves = [one.curve() for one in shown]
         floors = {one.floor for one in shown}

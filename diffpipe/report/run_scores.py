@@ -57,6 +57,13 @@ class ScoreFile(NamedTuple):
     result: Result
 
     @property
+    def about(self) -> Mapping[str, Any]:
+        """The protocol's section about the run, with the number of images that were generated, or scored."""
+        name = _measured(self.result)
+        counted = "reference" if name == "model" else name
+        return {**_section(self.result, counted), **_section(self.result, name)}
+
+    @property
     def text(self) -> str:
         """The file's protocol as JSON."""
         text = json.dumps(self.result.protocol, indent=2, ensure_ascii=False)
@@ -124,17 +131,23 @@ def _floats(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(values[name]) for name in [*values][:_MOST_METRICS] if len(name) <= _LONGEST_NAME}
 
 
-def _generated(result: Result) -> Mapping[str, Any]:
-    generated = result.protocol.get("generated")
-    return generated if isinstance(generated, Mapping) else {}
+def _section(result: Result, key: str) -> Mapping[str, Any]:
+    section = result.protocol.get(key)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _measured(result: Result) -> str:
+    """The protocol's section about the run: of images that it generated, or of the model that scored others."""
+    return "generated" if "generated" in result.protocol else "model"
 
 
 def _whole(result: Result, key: str) -> int | None:
-    value = _generated(result).get(key)
+    value = _section(result, _measured(result)).get(key)
     return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
 def _protocol(result: Result) -> str:
     """The hash of a protocol without what tells the checkpoints of one run apart."""
-    generated = {key: value for key, value in _generated(result).items() if key not in _OF_THE_CHECKPOINT}
-    return protocol_hash({**result.protocol, "generated": generated})
+    name = _measured(result)
+    about = {key: value for key, value in _section(result, name).items() if key not in _OF_THE_CHECKPOINT}
+    return protocol_hash({**result.protocol, name: about})

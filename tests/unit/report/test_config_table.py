@@ -26,6 +26,7 @@ def test_what_differs_from_the_default_is_marked(tmp_path: Path) -> None:
     assert not rows["ema.kind"].changed
     assert not rows["validate.every"].changed
     assert not rows["stage.codec.kind"].changed
+    assert rows["data.resolution"].value == "28"
     assert rows["stage.kind"] == ConfigRow("stage.kind", "ddpm", None, changed=True)
 
 

@@ -38,6 +38,19 @@ def test_other_images_or_another_reference_are_another_protocol(tmp_path: Path) 
     assert [file.protocol for file in read_scores(tmp_path / "scores").files] == ["A", "B", "C"]
 
 
+def test_a_likelihood_is_of_its_step_and_of_the_images_that_were_scored(tmp_path: Path) -> None:
+    write_score(tmp_path, 100, 1.0)
+    for step in (200, 300):
+        model = {"step": step, "images_seen": 16 * step, "weights": "ema", "checkpoint": f"{step:064d}"}
+        about = {"model": model, "reference": {"n": 50, "fingerprint": "f"}}
+        write(Result({"nll": 3.5}, {}, about), tmp_path / "scores" / f"nll-step-{step:08d}-n50-a.json")
+    files = read_scores(tmp_path / "scores").files
+    assert [(file.step, file.images, file.protocol) for file in files] == [
+        (100, 1600, "A"), (200, 3200, "B"), (300, 4800, "B")
+    ]  # fmt: skip
+    assert (files[-1].about["n"], files[-1].about["weights"], files[0].about["n"]) == (50, "ema", 100)
+
+
 def test_a_score_whose_images_are_unknown_is_listed_but_not_drawn(tmp_path: Path) -> None:
     write_score(tmp_path, 100, 1.0, images_seen="<many>")
     scores = read_scores(tmp_path / "scores")
