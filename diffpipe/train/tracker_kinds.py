@@ -26,6 +26,9 @@ from diffpipe.train.wandb_file import last_step
 
 GRID = "samples"
 """The name of grids of samples."""
+WANDB_OFFLINE = ("offline", "dryrun", "disabled")
+"""The modes of Weights & Biases without a server."""
+WANDB_ACCESS = "no credentials; give WANDB_API_KEY or run `wandb login`, or WANDB_MODE=offline to keep the values here"
 
 
 def grid_path(directory: Path, step: int) -> Path:
@@ -121,11 +124,9 @@ class WandB(Tracker):
         import wandb  # noqa: PLC0415 (an extra)
 
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # else a job without a network waits at its end, for good
-        online = wandb.setup().settings.mode not in ("offline", "dryrun", "disabled")
+        online = wandb.setup().settings.mode not in WANDB_OFFLINE
         if online and not wandb.login(prompt=False, verify=False):
-            raise UserError(
-                "no credentials; give WANDB_API_KEY or run `wandb login`, or WANDB_MODE=offline to keep the values here"
-            )
+            raise UserError(WANDB_ACCESS)
         if not self.continued:
             self.identity = {"project": self.project, "name": self.title, "id": secrets.token_hex(4)}
         folder = os.environ.get("WANDB_DIR", str(self.run.directory))

@@ -25,6 +25,7 @@ from diffpipe.experiment.doctor import (
     run_directory,
     schedule,
     storage,
+    trackers,
     weights,
 )
 from diffpipe.experiment.doctor.findings import Diagnosis, Finding
@@ -35,6 +36,7 @@ from diffpipe.files import user_path
 from diffpipe.interfaces import ImageShape
 from diffpipe.machine import processor_count
 from diffpipe.plural import plural
+from diffpipe.process import is_main_process
 from diffpipe.train import checkpoint as checkpoints
 from diffpipe.train.checkpoint.read import Checkpoint
 from diffpipe.train.distributed import Communicator
@@ -59,6 +61,8 @@ def diagnose(
     train = experiment.train
     diagnosis.add("schedule", *schedule.too_few_steps(experiment))
     diagnosis.attempt("trackers", lambda: require_installed(train.trackers))
+    if is_main_process():
+        diagnosis.add("trackers", *trackers.no_access(train.trackers))
     start = functools.partial(Runtime.start, timeout=train.timeout, deterministic=train.deterministic)
     runtime = diagnosis.attempt("device", lambda: start(train.precision, train.device))
     no_device = runtime is None
