@@ -18,6 +18,8 @@ LOCK = ".lock"
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "ema"
 NAME = re.compile("step-[0-9]+")
 """The name of a checkpoint."""
+MANIFEST = "manifest.json"
+"""The file of a checkpoint that lists its other files."""
 TEMPORARY, OLD, DAMAGED = ".tmp-", ".old-", "damaged-"
 """The prefixes of a checkpoint that was never committed, of one that is being removed, and of a quarantined one."""
 PRUNED = ".pruned-"
@@ -26,6 +28,11 @@ LATEST = "latest"
 """The file that names the newest checkpoint, for people."""
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """The errors of a file system that has no locks."""
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory or a checkpoint."""
+    return (path / MANIFEST).exists() or (path / CHECKPOINTS).is_dir()
 
 
 def step_name(step: int) -> str:

@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
     from diffpipe.api import load, score
     from diffpipe.evaluation.score_files import require_own_folder
     from diffpipe.evaluation.scores import table
-    from diffpipe.experiment.find_checkpoint import is_run
     from diffpipe.metrics import protocol
+    from diffpipe.run_folder import is_run
 
     metrics = args.metrics.split(",")
     for name in metrics:

@@ -13,9 +13,9 @@ from diffpipe.errors import UserError
 from diffpipe.evaluation.counts import DEFAULT_COUNT
 from diffpipe.evaluation.file_images import FileImages
 from diffpipe.evaluation.image_sources import GeneratedImages, ShardImages, StoredImages
-from diffpipe.experiment.find_checkpoint import is_run
 from diffpipe.files import user_path
 from diffpipe.resolution import Resolution
+from diffpipe.run_folder import is_run
 
 SPLIT = "split"
 

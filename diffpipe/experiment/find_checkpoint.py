@@ -13,11 +13,6 @@ from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 
-def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory or a checkpoint."""
-    return (path / checkpoints.MANIFEST).exists() or (path / "checkpoints").is_dir()
-
-
 def find_checkpoint(path: Path, runtime: Runtime) -> Checkpoint:
     """The checkpoint at `path`, or the newest valid one of the run there. A collective. Raises UserError.
 

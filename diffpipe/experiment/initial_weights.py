@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffpipe.errors import UserError, shell_command
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint, is_run
+from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint
 from diffpipe.experiment.initial_fit import Fit, fit
 from diffpipe.experiment.interop.diffusers_folder import read_folder, weights_file
 from diffpipe.experiment.interop.import_run import open_source
@@ -24,6 +24,7 @@ from diffpipe.experiment.stored_config import stored_config
 from diffpipe.experiment.stored_tensors import blank_tensors, load_networks, load_part
 from diffpipe.files import sha256_of, user_path
 from diffpipe.interfaces import ImageShape, Stage
+from diffpipe.run_folder import is_run
 from diffpipe.train.ema import prefix
 from diffpipe.train.initialization import StartFunction
 from diffpipe.train.lora import plain_name

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from diffpipe.files import open_locked
-from diffpipe.run_folder import committed, lock_holder, step_name, step_of
+from diffpipe.run_folder import committed, is_run, lock_holder, step_name, step_of
+from tests.support.run_folders import run_folder
 
 
 def test_a_name_gives_its_step_and_names_sort_as_steps() -> None:
@@ -25,6 +26,15 @@ def test_only_folders_named_after_a_step_are_committed_newest_first(tmp_path: Pa
     (tmp_path / "step-00000011").touch()
     assert [path.name for path in committed(tmp_path)] == ["step-00000010", "step-00000003", "step-2"]
     assert committed(tmp_path / "none") == []
+
+
+def test_runs_and_checkpoints_are_told_from_other_folders(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run")
+    (checkpoint, *_) = committed(tmp_path / "run" / "checkpoints")
+    assert is_run(tmp_path / "run")
+    assert is_run(checkpoint)
+    assert not is_run(checkpoint.parent)
+    assert not is_run(tmp_path / "absent")
 
 
 HOLDER = "import sys; from diffpipe.files import *; open_locked(Path(sys.argv[1])); print('held', flush=True); input()"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffpipe.errors import UserError
-from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint, is_run
+from diffpipe.experiment.find_checkpoint import find_checkpoint, find_pinned_checkpoint
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import saved_run
 
@@ -28,13 +28,6 @@ def sha256(checkpoint: Path) -> str:
 def test_a_run_stands_for_its_newest_checkpoint_and_a_checkpoint_for_itself(home: Path, runtime: Runtime) -> None:
     assert find_checkpoint(home, runtime).step == 10
     assert find_checkpoint(home / "checkpoints" / "step-00000002", runtime).step == 2
-
-
-def test_runs_and_checkpoints_are_told_from_other_folders(home: Path) -> None:
-    assert is_run(home)
-    assert is_run(home / "checkpoints" / "step-00000002")
-    assert not is_run(home / "checkpoints")
-    assert not is_run(home / "absent")
 
 
 def test_places_without_a_checkpoint_are_refused(tmp_path: Path, runtime: Runtime) -> None:
