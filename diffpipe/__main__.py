@@ -24,6 +24,7 @@ from diffpipe.process import (
 )
 
 # A command is a module of diffpipe.cli (a dash is an underscore there) with `add_arguments(parser)` and `run(args)`.
+# `check`, a default of its parser, refuses arguments that do not go together.
 # Only the one that runs is imported, and it imports torch only when it runs: so --help is quick.
 COMMANDS = {
     "pack": "image folders, archives, datasets and shards → WebDataset shards with their index",
@@ -126,6 +127,8 @@ def _run(words: list[str], common: CommonOptions) -> int:
         plugins.load(module)
     for url in common.bases:
         importlib.import_module("diffpipe.data.remote.allowed_bases").allow(url)  # imports torch
+    if hasattr(args, "check"):
+        args.check(args)
     return _module(args.command).run(args) or 0
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
+from diffpipe.errors import UserError
 from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffpipe.api import import_run
 
+    if not args.source.exists() and (args.run.is_file() or (args.run / "model_index.json").exists()):
+        raise UserError(
+            f"SOURCE is {args.source}, which is not there; RUN is {args.run}, which looks like one: swap them"
+        )
     imported = import_run(
         args.source,
         args.run,

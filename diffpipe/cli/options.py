@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from diffpipe import output
+from diffpipe.errors import UserError
 from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
+from diffpipe.run_folder import is_run
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -49,6 +52,17 @@ def worker_processes(args: argparse.Namespace) -> int:
 
 def add_run(parser: argparse.ArgumentParser, text: str = "a run directory, or one checkpoint in it") -> None:
     parser.add_argument("run", type=user_path, metavar="RUN", help=text)
+    parser.set_defaults(check=require_run_in_its_place)
+
+
+def require_run_in_its_place(args: argparse.Namespace) -> None:
+    """Raise UserError where the argument RUN is no run and another argument is one: they were swapped."""
+    others = {name.upper(): value for name in ("file", "shards", "out") if (value := getattr(args, name, None))}
+    with contextlib.suppress(OSError):  # such as a pattern of shards that is too long for a name
+        runs = [name for name, value in others.items() if not is_run(args.run) and is_run(user_path(value))]
+        if runs:
+            other = f"{runs[0]} is {others[runs[0]]}, which looks like one"
+            raise UserError(f"RUN is {args.run}, which is no run; {other}: swap them")
 
 
 def add_shards(parser: argparse.ArgumentParser, text: str) -> None:
