@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from diffpipe.config import dump_yaml
 from diffpipe.errors import UserError
 from diffpipe.evaluation.export_diffusers import export_diffusers
-from diffpipe.experiment.find_checkpoint import is_run
 from diffpipe.experiment.interop.single_file import metadata, single_file_tensors
 from diffpipe.experiment.interop.weights_file import save_weights
 from diffpipe.experiment.run import Run
 from diffpipe.files import atomic_write
+from diffpipe.run_folder import is_run
 
 ExportFormat = Literal["safetensors", "diffusers"]
 SINGLE_FILE = ".safetensors"
