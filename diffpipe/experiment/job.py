@@ -22,7 +22,7 @@ from diffpipe.evaluation.validation import Validation
 from diffpipe.experiment import snapshots
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.monitor import Monitor
-from diffpipe.experiment.preflight import cache_warning, require_writable
+from diffpipe.experiment.preflight import cache_warning, enlarged_images, require_writable
 from diffpipe.experiment.preparation import build_trainer, load_progress, prepare_stage, trained_already
 from diffpipe.experiment.resources import JobSize, resource_warnings
 from diffpipe.experiment.resume_compat import allowed_changes, allowed_data_change
@@ -106,8 +106,7 @@ class Job:
             runtime, start_summary(experiment, runtime, trainer.nets, total, self.shape, trainer.step, parallel)
         )
         stream = self._stream()
-        if (warning := cache_warning(experiment, self.shards, JobSize.launched(runtime.world))) is not None:
-            print_on_rank_zero(runtime, f"warning: {warning}")
+        self._remark_on_data()
         checkpointer = AsyncCheckpointer(
             experiment.run.checkpoints,
             experiment.checkpoint,
@@ -175,6 +174,13 @@ class Job:
             flatten(self.experiment.model_dump(mode="json")),
             lambda message: print_on_rank_zero(self.runtime, f"warning: {message}"),
         )
+
+    def _remark_on_data(self) -> None:
+        if (warning := cache_warning(self.experiment, self.shards, JobSize.launched(self.runtime.world))) is not None:
+            print_on_rank_zero(self.runtime, f"warning: {warning}")
+        first = self.runtime.main and self.checkpoint is None  # the remark comes once in a run
+        if first and (remark := enlarged_images(self.experiment, self.shards)) is not None:
+            print_on_rank_zero(self.runtime, f"note: {remark}")
 
     def _stream(self) -> Generator[Batch, None, None]:
         experiment, runtime = self.experiment, self.runtime

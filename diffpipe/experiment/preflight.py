@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from diffpipe.data.decode.image import image_resolution
 from diffpipe.data.decode.latents import LATENTS, are_latents, encoder, from_bytes
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.shard_set import ShardSet, number_of_classes
@@ -21,6 +23,8 @@ from diffpipe.experiment.resources import JobSize
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.names import parse_metric
 from diffpipe.plural import plural
+
+_SAMPLED = 64
 
 
 def open_data(experiment: Experiment, world: int) -> tuple[ShardSet, ImageShape]:
@@ -126,6 +130,32 @@ def _are_codes(shards: ShardSet) -> bool:
     first = next(number for number, shard in enumerate(shards.shards) if shard.samples)
     data = Reader(shards).read(first, shards.sample(first, 0), LATENTS)
     return from_bytes(data, shards.paths[first]).dtype == np.int32
+
+
+def enlarged_images(experiment: Experiment, shards: ShardSet) -> str | None:
+    """A remark where training enlarges images, by the headers of some that are spread over the shards.
+
+    None for latents, and for remote shards, of which none is fetched for it.
+    """
+    resolution, looked_at, smaller = experiment.data.resolution, 0, 0
+    if are_latents(shards) or any(shard.remote is not None for shard in shards.shards):
+        return None
+    reader, ends = Reader(shards, open_files=1), np.cumsum(shards.counts)
+    for i in np.linspace(0, shards.total - 1, min(_SAMPLED, shards.total), dtype=np.int64).tolist():
+        shard = int(np.searchsorted(ends, i, side="right"))
+        sample = shards.sample(shard, i - int(ends[shard] - shards.counts[shard]))
+        with contextlib.suppress(Exception):  # a damaged image is refused where it is trained on
+            height, width = image_resolution(reader.image(shard, sample))
+            looked_at += 1
+            smaller += height < resolution.height or width < resolution.width
+    if not smaller:
+        return None
+    size = f"{resolution.height}" if resolution.is_square else f"[{resolution.height},{resolution.width}]"
+    are = plural(smaller, f"of {looked_at} sampled images is", f"of {looked_at} sampled images are")
+    return (
+        f"{are} smaller than data.resolution={size}: training enlarges them, and samples will be as blurred; lower "
+        f"data.resolution, or leave small images out"
+    )
 
 
 def cache_warning(experiment: Experiment, shards: ShardSet, size: JobSize) -> str | None:

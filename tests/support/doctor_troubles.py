@@ -200,6 +200,13 @@ TROUBLES = {
         undecodable,
         ("data.batch_size=1",),
     ),
+    "images that are smaller than the resolution": Trouble(
+        "note",
+        "12 of 12 sampled images are smaller than data.resolution=16",
+        "lower data.resolution",
+        lambda site: shutil.rmtree(site.run),
+        words=("data.resolution=16",),
+    ),
     "a batch that cannot be split": Trouble(
         "error", "data.batch_size=4 cannot be split over 8 processes", "make it 8 or more", words=("--world=8",)
     ),

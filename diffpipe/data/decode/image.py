@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F  # noqa: N812
 
 from diffpipe.data.decode.image_header import before_scan, check_jpeg, check_png, format_of
@@ -46,6 +46,17 @@ def decode(
     with refused(where, max_pixels):
         image = _oriented(data, max_pixels)
         return _convert(image if isinstance(image, Image.Image) else Image.fromarray(image), channels, background)
+
+
+def image_resolution(data: bytes) -> Resolution:
+    """Height and width of an image in the orientation of its EXIF data, by its header alone.
+
+    Raises OSError, ValueError or another error of PIL where it is damaged.
+    """
+    kind = format_of(data)
+    image = Image.open(io.BytesIO(data), formats=(kind,))
+    turned = kind != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) > 4  # of a PNG it is after the pixels
+    return Resolution(*(image.size if turned else image.size[::-1]))
 
 
 def loss_in_decoding(data: bytes, where: str) -> str | None:

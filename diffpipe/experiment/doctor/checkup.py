@@ -30,7 +30,7 @@ from diffpipe.experiment.doctor import (
 )
 from diffpipe.experiment.doctor.findings import Diagnosis, Finding
 from diffpipe.experiment.doctor.stage_checkup import StageCheckup
-from diffpipe.experiment.preflight import cache_warning, open_data
+from diffpipe.experiment.preflight import cache_warning, enlarged_images, open_data
 from diffpipe.experiment.resources import JobSize
 from diffpipe.files import user_path
 from diffpipe.interfaces import ImageShape
@@ -138,6 +138,8 @@ class Checkup:
         add("data", processes.shared_lanes(experiment, shards, size))
         if (sentence := cache_warning(experiment, shards, size)) is not None:
             add("data", Finding("warning", sentence))
+        if (sentence := enlarged_images(experiment, shards)) is not None:
+            add("data", Finding("note", sentence))
         return opened
 
     def check_scores(self) -> None:

@@ -14,12 +14,18 @@ from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.index.write_index import write_index
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
-from diffpipe.experiment.preflight import open_data, require_codec_of_latents, require_fit, require_writable
+from diffpipe.experiment.preflight import (
+    enlarged_images,
+    open_data,
+    require_codec_of_latents,
+    require_fit,
+    require_writable,
+)
 from diffpipe.interfaces import ImageShape
 from diffpipe.resolution import square
 from tests.support.runs import Coder, Noise, indexed_shards
 from tests.support.stage_cases import CASES
-from tests.support.tars import write_tar
+from tests.support.tars import png, random_pixels, write_tar
 
 SHA256 = "ab" * 32
 
@@ -75,6 +81,25 @@ def test_scores_that_the_stage_or_the_data_cannot_give_are_refused(tmp_path: Pat
         require_fit(experiment(tmp_path, images, "eval.every=1", f"data.test={images}", "eval.n=13"), Noise(), shards)
     with pytest.raises(UserError, match=r"eval\.reconstruction: .* hold 12 images, fewer than 13"):
         require_fit(experiment(tmp_path, images, "eval.reconstruction=13"), Coder(), shards)
+
+
+def test_images_that_training_enlarges_are_counted_in_a_sample(tmp_path: Path, images: str, encoded: ShardSet) -> None:
+    assert enlarged_images(experiment(tmp_path, images, "data.resolution=8"), shard_set.load(images)) is None
+    remark = enlarged_images(experiment(tmp_path, images, "data.resolution=16"), shard_set.load(images))
+    assert remark is not None
+    assert remark.startswith("12 of 12 sampled images are smaller than data.resolution=16: ")
+    assert enlarged_images(experiment(tmp_path, images, "data.resolution=16"), encoded) is None
+    names = [f"{i:03d}" for i in range(200)]
+    sizes = {name: (8, 8) if i == 199 else (16, 16) for i, name in enumerate(names)}
+    members = {f"{name}.png": png(random_pixels(0, size)) for name, size in sizes.items()}
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for shard, part in enumerate((names[:7], names[7:])):
+        write_tar(folder / f"{shard}.tar", {f"{name}.png": members[f"{name}.png"] for name in part})
+    write_index(folder)
+    remark = enlarged_images(experiment(tmp_path, images, "data.resolution=[9,16]"), shard_set.load(str(folder)))
+    assert remark is not None
+    assert remark.startswith("1 of 64 sampled images is smaller than data.resolution=[9,16]: ")
 
 
 def test_a_checkpoints_folder_is_made_and_one_that_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from diffpipe.data.decode import image as image_module
-from diffpipe.data.decode.image import decode, decode_to, fit, pixels
+from diffpipe.data.decode.image import decode, decode_to, fit, image_resolution, pixels
 from diffpipe.data.packing.encode import Encoding
 from diffpipe.data.packing.source import PackItem
 from diffpipe.errors import BadSampleError, UserError
@@ -40,6 +40,21 @@ def test_grey_and_colour_are_exact() -> None:
     assert np.array_equal(decoded(png(colour), 3), colour)
     luma = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R 601-2
     assert np.abs(decoded(png(colour), 1)[..., 0] - luma).max() <= 1
+
+
+def test_the_resolution_is_that_of_the_decoded_image() -> None:
+    image, turned = Image.new("L", (7, 5)), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for kind, options in (
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("WEBP", {}),
+        ("JPEG", {"exif": turned}),
+        ("WEBP", {"exif": turned}),
+    ):
+        data = encoded(image, kind, **options)
+        assert image_resolution(data) == decode(data, 1, "here").size[::-1]
+    assert image_resolution(data) == (7, 5)
 
 
 def test_sixteen_bits_are_scaled_not_clamped() -> None:
