@@ -1,11 +1,12 @@
 """The autoregressive stage: tokens per second in training and in sampling, beside plain code on the same network.
 
-    python -m eval.speed.autoregressive
+    OMP_NUM_THREADS=1 python -m eval.speed.autoregressive
     python -m eval.speed.autoregressive --config configs/cifar10/autoregressive.yaml data.batch_size=2
 
 Training: steps of the trainer, and of a plain loop as in nanoGPT: autocast, forward, backward, clip, AdamW. The trainer
 does all this, and beside it the average of the weights, the check for non-finite gradients and the noise by position.
-They take turns. Both train the config's network with AdamW on the same images of noise.
+They take turns. Both train the config's network with AdamW on the same images of noise. A ratio is the median of those
+of two steps in turn, so that it holds on a machine that does other things, too. The CPU time is that of this process.
 
 Sampling: with cached keys and values, and with a whole forward pass for each value. Of the latter, `--passes` are timed
 and multiplied. The network has as many tokens in each pass as an image has.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -27,10 +28,12 @@ from diffpipe.rng import KeyedRNG
 from diffpipe.stages.autoregressive import TRANSFORMER, AutoregressiveStage
 from eval.speed.benchmark import (
     NoiseTraining,
+    StepTime,
     add_arguments,
     load_experiment,
     setting_in_words,
     start_runtime,
+    step_time,
     synchronized_time,
     table,
 )
@@ -69,13 +72,12 @@ class PlainTraining:
 def training_rows(args: argparse.Namespace, training: NoiseTraining) -> list[dict[str, str]]:
     loops = {"the trainer": training.timed_step, "a plain loop": PlainTraining(training).timed_step}
     tokens = len(training.batch.images) * cast(AutoregressiveStage, training.trainer.stage).grid.tokens
-    times: dict[str, list[float]] = {name: [] for name in loops}
+    times: dict[str, list[StepTime]] = {name: [] for name in loops}
     for i in tqdm(range(args.steps + 1), desc="training"):
         for name, step in [*loops.items()][:: 1 if i % 2 else -1]:
-            times[name].append(step())
-    seconds = {name: statistics.median(measured[1:]) for name, measured in times.items()}  # the first one warms up
-    plain = seconds["a plain loop"]
-    return [_row(f"training by {name}", tokens / t, plain / t, "a plain loop's") for name, t in seconds.items()]
+            times[name].append(step_time(step))
+    plain = times["a plain loop"][1:]  # the first one warms up
+    return [_row(f"training by {name}", tokens, steps[1:], plain, "a plain loop's") for name, steps in times.items()]
 
 
 @torch.no_grad()
@@ -92,18 +94,25 @@ def sampling_rows(args: argparse.Namespace, training: NoiseTraining) -> list[dic
         return synchronized_time(runtime) - since
 
     with runtime.autocast():
-        cached = timed(lambda: stage.generate({TRANSFORMER: net}, rng, labels))
-        passes = [timed(lambda: net(images, labels)) for _ in tqdm(range(args.passes + 1), desc="passes")]
-    uncached = statistics.median(passes[1:]) * stage.dims
-    tokens = args.images * stage.grid.tokens
+        cached = step_time(lambda: timed(lambda: stage.generate({TRANSFORMER: net}, rng, labels)))
+        turns = tqdm(range(args.passes + 1), desc="passes")
+        passes = [step_time(lambda: timed(lambda: net(images, labels))) for _ in turns]
+    wall, cpu = (stage.dims * statistics.median(times) for times in zip(*passes[1:], strict=True))
+    uncached, tokens = [StepTime(wall, cpu)], args.images * stage.grid.tokens
     return [
-        _row(f"sampling {args.images} images, {name}", tokens / seconds, uncached / seconds, "uncached")
-        for name, seconds in (("cached", cached), ("uncached", uncached))
+        _row(f"sampling {args.images} images, {name}", tokens, times, uncached, "uncached")
+        for name, times in (("cached", [cached]), ("uncached", uncached))
     ]
 
 
-def _row(name: str, tokens_per_second: float, ratio: float, reference: str) -> dict[str, str]:
-    return {"": name, "tokens/s": f"{tokens_per_second:,.0f}", "ratio": f"{ratio:.3f}", "to": reference}
+def _row(
+    name: str, tokens: int, times: Sequence[StepTime], references: Sequence[StepTime], reference: str
+) -> dict[str, str]:
+    """The tokens per second, and the medians of their ratios to the reference's in the same turns."""
+    turns = list(zip(times, references, strict=True))
+    wall, cpu = (statistics.median(other[i] / own[i] for own, other in turns) for i in (0, 1))
+    speed = tokens / statistics.median(time.wall for time in times)
+    return {"": name, "tokens/s": f"{speed:,.0f}", "ratio": f"{wall:.3f}", "by CPU time": f"{cpu:.3f}", "to": reference}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -66,6 +66,20 @@ class NoiseTraining:
         """Free the memory before the next training is built: a trainer has reference cycles."""
         del self.trainer
         gc.collect()
+
+
+class StepTime(NamedTuple):
+    """Seconds of a step: by the clock, to its end on the device, and of this process's CPU time."""
+
+    wall: float
+    cpu: float
+
+
+def step_time(timed_step: Callable[[], float]) -> StepTime:
+    """The times of a step. timed_step: takes it, and returns its seconds by the clock."""
+    cpu = time.process_time()
+    wall = timed_step()
+    return StepTime(wall, time.process_time() - cpu)
 
 
 def synchronized_time(runtime: Runtime) -> float:

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from typing import NamedTuple
 
 from eval.speed.benchmark import (
     NoiseTraining,
+    StepTime,
     add_arguments,
     load_experiment,
     progress,
     setting_in_words,
     start_runtime,
+    step_time,
     table,
 )
 from eval.speed.launch import machine
@@ -32,19 +32,6 @@ TARGETS = {
     "edm": ("stage.prediction=edm", "stage.schedule={kind: edm}"),
     "flow": ("stage.prediction=flow", "stage.schedule={kind: flow}"),
 }
-
-
-class StepTime(NamedTuple):
-    """Seconds of a step: by the clock, to its end on the device, and of this process's CPU time."""
-
-    wall: float
-    cpu: float
-
-
-def timed_step(training: NoiseTraining) -> StepTime:
-    cpu = time.process_time()
-    wall = training.timed_step()
-    return StepTime(wall, time.process_time() - cpu)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         for i in progress(range(args.rounds), "rounds", runtime):
             first = i % len(names)
             for name in names[first:] + names[:first]:
-                times[name].append(timed_step(trainings[name]))
+                times[name].append(step_time(trainings[name].timed_step))
         if runtime.main:
             print(table([row(name, steps, times["eps"]) for name, steps in times.items()]))
             print(f"\n{setting_in_words(runtime)}; medians of {args.rounds} steps; {busy}")
