@@ -80,6 +80,6 @@ def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether a folder, path or glob names a shard, by its words alone: no file is looked at."""
-    shard, name = (Path(os.path.normpath(word)) for word in (path, pattern))
+    """Whether a folder, path or glob names a shard, by its words alone."""
+    shard, name = (Path(os.path.abspath(word)) for word in (path, pattern))  # noqa: PTH100 (no file is looked at)
     return name in (shard, shard.parent) or fnmatch.fnmatchcase(str(shard), str(name))

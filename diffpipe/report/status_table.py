@@ -10,7 +10,7 @@ from diffpipe.output import printable
 from diffpipe.plural import duration
 
 _LONGEST = 160  # characters of a reason
-_HEADINGS = ("run", "state", "step", "loss", "images/s", "score", "age", "")
+_HEADINGS = ("run", "stage", "state", "step", "loss", "images/s", "score", "age", "")
 
 
 def status_table(statuses: Sequence[RunStatus]) -> str:
@@ -27,10 +27,13 @@ def _cells(status: RunStatus) -> tuple[str, ...]:
     score = ""
     if status.score is not None:
         name, value = status.score["name"], status.score["value"]
+        older = status.score["step"] not in (None, status.step)
         score = f"{shown_name(name)} {shown_value(name, value):.4g}"
+        score += f" at step {status.score['step']}" if older else ""
     where = "" if status.host is None else f"process {status.process or '?'} on {status.host}"
     return (
         printable(str(status.run)),
+        printable(status.stage or ""),
         status.state,
         step,
         "" if status.loss is None else f"{status.loss:.4f}",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import diffpipe
-from diffpipe import loaded_run
+from diffpipe import loaded_run, plugins
 from diffpipe.data.index import shard_set
 from diffpipe.data.loader import sequential_reader
 from diffpipe.errors import UserError
@@ -82,6 +82,19 @@ def test_arguments_that_would_have_no_effect_are_refused(tiny_run: Path) -> None
         run.score(SHARDS / "test", n=2, metrics="fid", floor="split")
     with pytest.raises(UserError, match="overrides is 'a=b'; give a list"):
         diffpipe.load(tiny_run, overrides="a=b")
+
+
+def test_a_score_against_training_images_says_so(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = lambda images: images.float().mean((2, 3))  # noqa: E731
+    monkeypatch.setitem(plugins._parts, "feature_networks", {"grey": network})
+    run = diffpipe.load(tiny_run)
+    run.score(SHARDS / "test" / "test-000000.tar", n=2, metrics=["fd_grey"], steps=2)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert ["fd_grey is of 2 images" in notes[0], "shards that the run was trained on" in notes[1]] == [True, True]
+    run.score(SHARDS / "train" / "train-000000.tar", n=2, metrics=["fd_grey"], steps=2)
+    assert "trained on" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n", [0, -1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ def test_a_score_of_many_images_and_one_without_a_frechet_distance_have_no_remar
         (TrainingData("e" * 64, "elsewhere"), False),
         (TrainingData(None, "shards/photos/"), True),
         (TrainingData(None, "./shards/photos/photos-000001.tar"), True),
+        (TrainingData(None, str(Path("shards/photos").absolute())), True),
         (TrainingData(None, ["shards/a", "shards/photos/photos-*.tar"]), True),
         (TrainingData(None, ["shards", "shards/photo"]), False),
         (NOWHERE, False),
