@@ -12,7 +12,6 @@ UNIT = HOME.parent / "tests" / "unit"
 # Modules without a test file of their own, and the reason. A folder stands for the modules in it.
 WITHOUT_TESTS = {
     "cli": "each command runs in tests/integration; those with words of their own have tests in tests/unit/cli",
-    "errors.py": "declarations; tests/unit/test___main__.py has the status of each error",
     "train/callbacks.py": "methods that do nothing until they are overridden; tests/unit/test_api.py does",
     "train/config.py": "fields with bounds that pydantic checks; tests/unit/config reads them all",
 }
