@@ -141,6 +141,8 @@ class Message:
             self._supply(n)
         symbols = self._coder.decode(model, *parameters)
         words = self._coder.num_words()
+        if words < _STATE:  # an encoder has put more beneath
+            raise CodingError("more symbols are popped than were pushed")
         self._least = min(self._least, words)
         return cast(np.ndarray, symbols).astype(np.int64)
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from diffpipe.coding.compressed_file import CompressedFile, Header, read_compressed, write_compressed
+from diffpipe.coding.compressed_file import CompressedFile, Header, read_compressed, require_room, write_compressed
 from diffpipe.data.decode.image import loss_in_decoding
 from diffpipe.data.decode.stack import differ, stack_images
 from diffpipe.data.index import shard_set
@@ -50,7 +50,9 @@ def compress_shards(
             raise UserError(f"{out}: its folder is missing; make it first, or give another name")
         require_writable(out)
         coder_of(run)
-        return stored_images(shards, run, n)
+        images = stored_images(shards, run, n)
+        require_room(images.keys())
+        return images
 
     images = runtime.comm.raise_on_all_ranks(prepare)
     map_over_ranks(images.n, lambda indices: require_exact(images, indices), runtime)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from diffpipe.coding.compressed_file import Block, CompressedFile, Header, message_sha256
+from diffpipe.coding.compressed_file import LARGEST_GROUP, Block, CompressedFile, Header, message_sha256
 from diffpipe.coding.image_coder import Compresses, ImageCoder, Strides
 from diffpipe.coding.message import CodingError, Message
 from diffpipe.errors import UserError
@@ -28,6 +28,7 @@ from diffpipe.evaluation.image_sources import ShardImages
 from diffpipe.evaluation.likelihood import is_conditional, require_scored
 from diffpipe.evaluation.same_machine import coded_on, require_same_machine
 from diffpipe.experiment.run import Run
+from diffpipe.plural import plural
 from diffpipe.progress_bar import progress_bar
 from diffpipe.rng import fold_in
 from diffpipe.train.runtime import Runtime
@@ -102,7 +103,7 @@ def compress_images(
 
     def work(number: int, advance: Callable[[int], object]) -> CompressedBlock:
         pixels, labels = images.images(blocks[number]), _labels(run, images, blocks[number], runtime)
-        groups = group_sizes(len(pixels), batch, coder.images_before)
+        groups = group_sizes(len(pixels), min(batch, LARGEST_GROUP), coder.images_before)
         message = Message(_key(seed, number))
         for part in _slices(groups):
             coder.encode(message, pixels[part].to(runtime.device), None if labels is None else labels[part])
@@ -137,6 +138,7 @@ def decompress_images(run: Run, file: CompressedFile, runtime: Runtime, where: P
     header = file.header
     require_same_machine(header, runtime, where)
     coder = runtime.comm.raise_on_all_ranks(lambda: coder_of(strided(run, header.steps)))
+    _require_fitting(run, header, where)
     blocks = _slices([block.n for block in header.blocks])
     labels = torch.tensor(header.labels, device=runtime.device) if is_conditional(run) else None
 
@@ -147,6 +149,20 @@ def decompress_images(run: Run, file: CompressedFile, runtime: Runtime, where: P
 
     ranges = [range(block.start, block.stop) for block in blocks]
     return torch.cat(_map_blocks(ranges, work, runtime, "decompress"))
+
+
+def _require_fitting(run: Run, header: Header, where: Path) -> None:
+    """Raise UserError where the images of the header are none of the run's."""
+    if tuple(header.shape) != tuple(run.shape.chw):
+        raise UserError(
+            f"{where}: its images have the shape {list(header.shape)}, and the run's {list(run.shape.chw)}: it was "
+            f"changed; take another copy"
+        )
+    if is_conditional(run) and (header.labels is None or max(header.labels) >= run.shape.classes):
+        raise UserError(
+            f"{where}: its labels are not those of {plural(run.shape.classes, 'class', 'classes')}, which the run has: "
+            f"it was changed; take another copy"
+        )
 
 
 def decode_block(

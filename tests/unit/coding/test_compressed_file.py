@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -20,6 +21,7 @@ from diffpipe.coding.compressed_file import (
     Header,
     message_sha256,
     read_compressed,
+    require_room,
     write_compressed,
 )
 from diffpipe.errors import UserError
@@ -127,3 +129,63 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give a file that `diffpipe compress` has written"):
         read_compressed(tmp_path / "none")
+
+
+def write_forged(path: Path, text: bytes) -> None:
+    """A file with this header, whose hash is right, and without messages."""
+    header = zlib.compress(text)
+    path.write_bytes(struct.pack("<8sII32s", MAGIC, 1, len(header), hashlib.sha256(header).digest()) + header)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("checkpoint", []),
+        ("weights", "ema nan"),
+        ("weights", "ema 0.1\n"),
+        ("coded_on", []),
+        ("shape", [1, 8]),
+        ("shape", [1, 8.0, 8]),
+        ("shape", [1, -8, -8]),
+        ("keys", []),
+        ("keys", ["a", "b", "c", 4]),
+        ("labels", [0, 3, 1, True]),
+        ("labels", [0, 3, 1, -1]),
+        ("labels", 5),
+        ("classes", "abc"),
+        ("classes", [1]),
+        ("seed", 1.5),
+        ("steps", "2"),
+        *(
+            ("blocks", [{"groups": groups, "words": 1, "sha256": "", "pixels_sha256": ""}])
+            for groups in ([-1, 5], [0, 4], [4.0], ["4"], [True] * 4, 4, [1 << 17])
+        ),
+    ],
+)
+def test_a_header_that_is_forged_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    path, tree = tmp_path / "images.dpi", dataclasses.asdict(compressed().header)
+    write_forged(path, json.dumps(tree | {name: value}).encode())
+    with pytest.raises(
+        UserError, match=rf"its header cannot be read \(its {name} cannot be\); compress the images again"
+    ):
+        read_compressed(path)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"5", b'{"blocks": 5}', b"[" * 10**6, b"{}"])
+def test_what_is_no_header_is_refused(tmp_path: Path, text: bytes) -> None:
+    write_forged(tmp_path / "images.dpi", text)
+    with pytest.raises(UserError, match="its header cannot be read"):
+        read_compressed(tmp_path / "images.dpi")
+
+
+def test_what_is_larger_than_it_says_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "images.dpi"
+    write_compressed(path, compressed())
+    os.truncate(path, 1 << 40)
+    with pytest.raises(UserError, match="it has bytes after its end"):
+        read_compressed(path)
+    write_forged(path, b"[" + b"0," * (1 << 26) + b"0]")
+    with pytest.raises(UserError, match=r"its header cannot be read \(it is longer than"):
+        read_compressed(path)
+    with pytest.raises(UserError, match="1000 images: more than one file can name; compress them in parts"):
+        require_room(["x" * 70_000] * 1000)
