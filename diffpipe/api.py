@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpipe import plugins
-from diffpipe.config import load_config, override, validate
+from diffpipe.config import override, validate
 from diffpipe.data.config import DataConfig
 from diffpipe.data.loader import mixture
 from diffpipe.data.loader.stream import batches
@@ -26,6 +26,7 @@ from diffpipe.evaluation.score_sources import ScoreSources, open_images, score_s
 from diffpipe.experiment import training
 from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.interop.import_run import import_run
+from diffpipe.experiment.load_experiment import load_experiment
 from diffpipe.files import user_path
 from diffpipe.interfaces import Batch
 from diffpipe.loaded_run import LoadedRun, load
@@ -130,7 +131,7 @@ def train(
             override(Experiment, tree, word)
         experiment = validate(Experiment, tree, source="diffpipe.train")
     else:
-        experiment = load_config(Experiment, config, list(overrides))
+        experiment = load_experiment(config, list(overrides))
     return training.train(experiment, callbacks)
 
 

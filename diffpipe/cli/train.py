@@ -29,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The exit status: 0, or EX_TEMPFAIL (75) after a signal: the run has saved, and the same command resumes it."""
     from diffpipe.api import train
-    from diffpipe.config import load_config
-    from diffpipe.experiment.config import Experiment
+    from diffpipe.experiment.load_experiment import load_experiment
     from diffpipe.experiment.sweep import sweep_commands
     from diffpipe.run_folder import committed, step_of
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     stopped_by = train(args.config, args.overrides)
     if is_main_process():
-        run = load_config(Experiment, args.config, args.overrides).run
+        run = load_experiment(args.config, args.overrides).run
         (newest, *_) = committed(run.checkpoints)
         output.current.add(run=run.path, step=step_of(newest), signal=stopped_by and stopped_by.name)
     return os.EX_TEMPFAIL if stopped_by else 0

@@ -85,6 +85,8 @@ def _read_text(path: Path, chain: str, named_by: Path | None) -> str:
             return file.read(MAX_CHARACTERS + 1)
     except OSError as error:
         remedy = "give the config first, and key=value words after it" if "=" in str(path) else "give a YAML file"
+        if (path / "config.yaml").is_file():
+            remedy = f"give {path / 'config.yaml'}"
         if named_by:
             remedy = f"correct `{DEFAULTS}` in {named_by}"
         raise UserError(f"{chain}: cannot read the config ({error.strerror}); {remedy}") from error

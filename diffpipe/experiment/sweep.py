@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from diffpipe import plugins
-from diffpipe.config import load_config
 from diffpipe.config.sweep_values import split_values, sweep_values
 from diffpipe.config.yaml_values import shortened
 from diffpipe.data.remote import allowed_bases
 from diffpipe.errors import UserError
 from diffpipe.experiment.config import Experiment
+from diffpipe.experiment.load_experiment import load_experiment
 
 _MAX_NAME = 200
 """Bytes of the name of a run directory; file systems take 255."""
@@ -38,7 +38,7 @@ def sweep_commands(config: str, overrides: Sequence[str], sweeps: Sequence[str] 
     for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
         words = [f"{key}={value}" for key, value in chosen.items()]
-        run = f"{load_config(Experiment, config, [*fixed, *words]).run.dir}/{_name(chosen)}"
+        run = f"{load_experiment(config, [*fixed, *words]).run.dir}/{_name(chosen)}"
         if run in commands:
             raise UserError(f"two runs of this sweep would lie in {run}; give values that differ in letters or digits")
         commands[run] = [*start, *base, *words, f"run.dir={run}"]

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from diffpipe.config import load_config
 from diffpipe.data.index.shard_set import ShardSet
 from diffpipe.data.loader.dataset import check_split
 from diffpipe.experiment.config import Experiment
@@ -30,6 +29,7 @@ from diffpipe.experiment.doctor import (
 )
 from diffpipe.experiment.doctor.findings import Diagnosis, Finding
 from diffpipe.experiment.doctor.stage_checkup import StageCheckup
+from diffpipe.experiment.load_experiment import load_experiment
 from diffpipe.experiment.preflight import cache_warning, enlarged_images, open_data
 from diffpipe.experiment.resources import JobSize
 from diffpipe.files import user_path
@@ -55,7 +55,7 @@ def diagnose(
     diagnosis = Diagnosis()
     diagnosis.add("libraries", *libraries.wrong_versions(metadata.requires, metadata.version))
     diagnosis.checked["libraries"] = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "accelerate"))
-    experiment = diagnosis.attempt("config", lambda: load_config(Experiment, config, [*overrides]))
+    experiment = diagnosis.attempt("config", lambda: load_experiment(config, [*overrides]))
     if experiment is None:
         return diagnosis
     train = experiment.train

@@ -172,6 +172,14 @@ def test_only_a_file_is_inherited_from_and_a_pipe_without_a_writer_is_not_waited
         load_config(Experiment, tmp_path / "pipe")
 
 
+def test_a_run_directory_is_answered_with_its_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the config \(Is a directory\); give a YAML file"):
+        load_config(Experiment, tmp_path)
+    write(tmp_path / "config.yaml", BASE)
+    with pytest.raises(UserError, match=rf"\(Is a directory\); give {tmp_path}/config\.yaml"):
+        load_config(Experiment, tmp_path)
+
+
 def test_a_config_may_come_through_a_pipe() -> None:
     reader, writer = os.pipe()
     os.write(writer, yaml.safe_dump(BASE).encode())
