@@ -20,6 +20,8 @@ NAME = re.compile("step-[0-9]+")
 """The name of a checkpoint."""
 MANIFEST = "manifest.json"
 """The file of a checkpoint that lists its other files."""
+STATE = "state.json"
+"""The file of a checkpoint that holds its config and its place in the data."""
 TEMPORARY, OLD, DAMAGED = ".tmp-", ".old-", "damaged-"
 """The prefixes of a checkpoint that was never committed, of one that is being removed, and of a quarantined one."""
 PRUNED = ".pruned-"

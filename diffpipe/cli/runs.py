@@ -14,7 +14,9 @@ from diffpipe.process import is_main_process
 
 _NOTES = """What may go: checkpoints older than the newest valid ones that a run keeps, those that were found damaged,
 and what killed jobs have left. What stays: a run that trains, two valid checkpoints in any case, those at multiples of
-checkpoint.keep_every, those that another run here needs, and whatever is not known."""
+checkpoint.keep_every, those that another run there or beside DIR needs (a codec, a guide, initial weights), snapshots
+of averages, and whatever is not known. Not known is who needs a checkpoint from elsewhere: files of `diffpipe
+compress`, and latents that no run has trained on."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     for run in runs:
         if run.left is not None:
             output.current.note(f"{printable(str(run.run))} is left as it is: {run.left}")
+        for checkpoint, by in run.needed:
+            output.current.note(f"{printable(str(checkpoint))} stays: {printable(str(by))} needs it")
         for complaint in run.complaints:
             output.current.note(f"{printable(complaint)}: it is not removed; run the same command again")
     total = sum(entry.bytes for entry in entries)

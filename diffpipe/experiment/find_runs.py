@@ -24,8 +24,10 @@ class Place(NamedTuple):
     error: str | None = None
 
 
-def find_runs(folder: Path) -> list[Place]:
+def find_runs(folder: Path, depth: int = _DEEPEST) -> list[Place]:
     """The runs below a folder, itself included, in alphabetical order, and the directories without any.
+
+    depth: of the directories below the folder that are searched.
 
     Runs below a run are found, too. A symbolic link is followed to a run, and not searched: it may lead anywhere. No
     run comes twice. Hidden directories are left out. Raises UserError where there is no such folder.
@@ -33,7 +35,7 @@ def find_runs(folder: Path) -> list[Place]:
     if not folder.is_dir():
         what = "a file, and no folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder that holds your runs")
-    places = _search(folder, set(), _DEEPEST)
+    places = _search(folder, set(), depth)
     return sorted(place for place in places if place.is_run or place.error or place.path != folder)
 
 

@@ -1,7 +1,8 @@
 """Files and directories that may be removed from the runs below a folder, and their removal.
 
 Only what a run is known to need no more: checkpoints beyond those that are kept, and what killed jobs have left. A run
-that trains is never touched. Neither are the newest valid checkpoints, nor those that another run here has pinned.
+that trains is never touched. Neither are the newest valid checkpoints, which a resume and an export read, snapshots of
+averages, nor what another run here or beside the folder has pinned.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from diffpipe.run_folder import (
     OLD,
     PRUNED,
     SNAPSHOTS,
+    STATE,
     TEMPORARY,
     committed,
     config_value,
@@ -38,6 +40,8 @@ from diffpipe.run_folder import (
 
 _FEWEST = 2
 """Valid checkpoints that stay in any case."""
+_BESIDE = 2
+"""The depth to which runs beside the folder are searched: they may need checkpoints of those in it."""
 _TRAINS = "a job trains in it"
 _HASH = re.compile(r"\b[0-9a-f]{64}\b")
 _UNFINISHED_FILE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -54,16 +58,24 @@ class Removable(NamedTuple):
     reason: str
 
 
+class NeededCheckpoint(NamedTuple):
+    """An old checkpoint that stays, and a run that needs it: its codec, its guide, its initial weights."""
+
+    path: Path
+    by: Path
+
+
 class PrunableRun(NamedTuple):
     """A run, and what may go.
 
-    left: why nothing in it is touched. checkpoints: those that it had at that moment. complaints: on what could not be
-    removed.
+    left: why nothing in it is touched. needed: the old checkpoints that other runs need. checkpoints: those that it had
+    at that moment. complaints: on what could not be removed.
     """
 
     run: Path
     removable: Sequence[Removable] = ()
     left: str | None = None
+    needed: Sequence[NeededCheckpoint] = ()
     checkpoints: Sequence[Path] = ()
     complaints: Sequence[str] = ()
 
@@ -87,13 +99,25 @@ def prunable_runs(folder: Path, keep_last: int | None = None) -> list[PrunableRu
                 continue
             except OSError as unreadable:
                 unread[path] = unreadable.strerror
-    pinned = None if unread else {digest for config in configs.values() for digest in _HASH.findall(config)}
+    beside = [place.path for place in find_runs(folder.absolute().parent, _BESIDE) if place.is_run]
+    pinned = None if unread else _pinned([*configs, *beside])
     runs = [run for run, config in configs.items() if config_value(config, "train", "steps")]
     why = "and may need checkpoints of the others, which stay; make it readable, or give a folder without it"
     return [
         *(PrunableRun(path, left=f"it cannot be read ({reason}), {why}") for path, reason in unread.items()),
         *(_prunable(run, configs[run], keep_last, pinned) for run in runs),
     ]
+
+
+def _pinned(runs: Sequence[Path]) -> dict[str, Path]:
+    """The hashes in the configs of runs and of their checkpoints, each with a run that names it."""
+    pinned: dict[str, Path] = {}
+    for run in runs:
+        with contextlib.suppress(OSError):
+            for path in (run / CONFIG, *(checkpoint / STATE for checkpoint in committed(run / CHECKPOINTS))):
+                with contextlib.suppress(FileNotFoundError):
+                    pinned = dict.fromkeys(_HASH.findall(read_head(path)), run) | pinned
+    return pinned
 
 
 def remove(run: PrunableRun) -> PrunableRun:
@@ -152,7 +176,7 @@ def _take_away(path: Path) -> Path | None:
     return path if path.name.startswith(PRUNED) else path.rename(path.with_name(f"{PRUNED}{path.name}"))
 
 
-def _prunable(run: Path, config: str, keep_last: int | None, pinned: Set[str] | None) -> PrunableRun:
+def _prunable(run: Path, config: str, keep_last: int | None, pinned: Mapping[str, Path] | None) -> PrunableRun:
     try:
         if run.is_symlink():
             return PrunableRun(run, left="a symbolic link; give the folder that it leads to")
@@ -161,24 +185,25 @@ def _prunable(run: Path, config: str, keep_last: int | None, pinned: Set[str] | 
         if holder(run / LOCK)[0] is not None:
             return PrunableRun(run, left=_TRAINS)
         checkpoints = committed(run / CHECKPOINTS)
-        entries = [*_leftovers(run), *_old_checkpoints(run, checkpoints, config, keep_last, pinned)]
-        removable = [Removable(path, _size(path), reason) for path, reason in entries]
-        return PrunableRun(run, removable, checkpoints=checkpoints)
+        old = [*_old_checkpoints(run, checkpoints, config, keep_last, pinned)]
+        needed = [entry for entry in old if isinstance(entry, NeededCheckpoint)]
+        removable = [*_leftovers(run), *(entry for entry in old if isinstance(entry, Removable))]
+        return PrunableRun(run, removable, needed=needed, checkpoints=checkpoints)
     except (OSError, ValueError) as error:  # a config that was written by hand may hold no numbers
         return PrunableRun(run, left=_reason(error))
 
 
-def _leftovers(run: Path) -> Iterator[tuple[Path, str]]:
+def _leftovers(run: Path) -> Iterator[Removable]:
     """The leftovers of jobs and prunes that were killed. A command that holds no lock may be writing a young file."""
     for folder in (run, run / CHECKPOINTS, run / SNAPSHOTS, run / "samples", run / "scores"):
         of_checkpoints = folder in (run / CHECKPOINTS, run / SNAPSHOTS)
         for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
             if of_checkpoints and path.name.startswith(f"{TEMPORARY}step-"):
-                yield path, "a save that was never finished"
+                yield _removable(path, "a save that was never finished")
             elif of_checkpoints and path.name.startswith((f"{OLD}step-", PRUNED)):
-                yield path, "partly removed"
+                yield _removable(path, "an old checkpoint that was being removed")
             elif _UNFINISHED_FILE.fullmatch(path.name) and _is_old_file(path):
-                yield path, "a file that was never finished"
+                yield _removable(path, "a file that was never finished")
 
 
 def _is_old_file(path: Path) -> bool:
@@ -187,8 +212,8 @@ def _is_old_file(path: Path) -> bool:
 
 
 def _old_checkpoints(
-    run: Path, checkpoints: Sequence[Path], config: str, keep_last: int | None, pinned: Set[str] | None
-) -> Iterator[tuple[Path, str]]:
+    run: Path, checkpoints: Sequence[Path], config: str, keep_last: int | None, pinned: Mapping[str, Path] | None
+) -> Iterator[Removable | NeededCheckpoint]:
     """Checkpoints older than the newest valid ones that stay, and those that were found damaged before."""
     damaged = sorted((run / CHECKPOINTS).glob(f"{DAMAGED}step-*"))
     keep = keep_last or max(_FEWEST, int(config_value(config, "checkpoint", "keep_last") or _FEWEST))
@@ -204,12 +229,14 @@ def _old_checkpoints(
         if valid == keep:
             break
     if valid >= _FEWEST:
-        yield from ((path, "found damaged by a job") for path in damaged)
+        yield from (_removable(path, "found damaged by a job") for path in damaged)
     every = int(config_value(config, "checkpoint", "keep_every") or 0)
     for path in older:
-        # A checkpoint whose manifest cannot be read just now may be pinned: it raises OSError, and the run is left.
-        if (not every or step_of(path) % every) and manifest_sha256(path) not in pinned and not path.is_symlink():
-            yield path, "an old checkpoint"
+        if (not every or step_of(path) % every) and not path.is_symlink():
+            # One whose manifest cannot be read just now may be pinned: it raises OSError, and the run is left.
+            by = pinned.get(manifest_sha256(path) or "")
+            reason = f"an old checkpoint: {keep} newer ones are whole"
+            yield _removable(path, reason) if by is None else NeededCheckpoint(path, by)
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -218,8 +245,8 @@ def _reason(error: OSError | ValueError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
 
 
-def _size(path: Path) -> int:
-    """The bytes of a file, or of all files in a directory."""
+def _removable(path: Path, reason: str) -> Removable:
     if path.is_symlink() or not path.is_dir():
-        return path.lstat().st_size
-    return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+        return Removable(path, path.lstat().st_size, reason)
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return Removable(path, sum(file.lstat().st_size for file in files), reason)

@@ -15,8 +15,8 @@ from diffpipe.report.metrics_log import MetricsLog, read_metrics
 from diffpipe.report.run_jobs import RunJob, read_jobs
 from diffpipe.report.run_scores import RunScores, read_scores
 from diffpipe.report.sample_grids import SampleGrids, read_grids
-from diffpipe.run_folder import CHECKPOINTS, CONFIG, DAMAGED, METRICS, committed, step_of
-from diffpipe.train.checkpoint.format import STATE, STATE_LIMIT
+from diffpipe.run_folder import CHECKPOINTS, CONFIG, DAMAGED, METRICS, STATE, committed, step_of
+from diffpipe.train.checkpoint.format import STATE_LIMIT
 from diffpipe.train.checkpoint.state import RunState, parse_state
 
 _MOST_STEPS = 1 << 53  # a stranger's checkpoint may have any number in its name

@@ -8,8 +8,8 @@ from typing import Any
 
 from diffpipe.config import dump_yaml, load_config
 from diffpipe.experiment.config import Experiment
-from diffpipe.run_folder import MANIFEST, step_name
-from diffpipe.train.checkpoint.format import STATE, Manifest, describe
+from diffpipe.run_folder import MANIFEST, STATE, step_name
+from diffpipe.train.checkpoint.format import Manifest, describe
 from diffpipe.train.checkpoint.state import FORMAT
 
 _CONFIG = Path(__file__).parents[2] / "configs" / "fashion_mnist" / "ddpm.yaml"

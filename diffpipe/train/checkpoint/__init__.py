@@ -5,9 +5,9 @@ A checkpoint is a directory `step-00001000` of safetensors shards (torch.distrib
 name; times and other files do not count. Nothing is parsed before its hash has been checked, and nothing is unpickled.
 """
 
-from diffpipe.run_folder import MANIFEST, committed, step_name, step_of
+from diffpipe.run_folder import MANIFEST, STATE, committed, step_name, step_of
 from diffpipe.train.checkpoint.config import CheckpointConfig
-from diffpipe.train.checkpoint.format import STATE, manifest_sha256
+from diffpipe.train.checkpoint.format import manifest_sha256
 from diffpipe.train.checkpoint.read import Checkpoint, load, newest_valid, open_checkpoint
 from diffpipe.train.checkpoint.state import RunState
 from diffpipe.train.checkpoint.verify import Damage, damage

@@ -11,7 +11,6 @@ from diffpipe.files import NOT_A_FILE, sha256_of
 from diffpipe.run_folder import MANIFEST
 from diffpipe.train.checkpoint.state import FORMAT
 
-STATE = "state.json"
 MANIFEST_LIMIT, STATE_LIMIT = 1 << 26, 1 << 28
 """The most bytes that the two JSON files may have."""
 

@@ -26,8 +26,8 @@ from torch.overrides import TorchFunctionMode
 from diffpipe.errors import UserError
 from diffpipe.files import parse_json, read_regular
 from diffpipe.plural import plural
-from diffpipe.run_folder import MANIFEST
-from diffpipe.train.checkpoint.format import MANIFEST_LIMIT, STATE, STATE_LIMIT, Manifest
+from diffpipe.run_folder import MANIFEST, STATE
+from diffpipe.train.checkpoint.format import MANIFEST_LIMIT, STATE_LIMIT, Manifest
 from diffpipe.train.checkpoint.state import FORMAT, MISSING_NETWORKS, RENAMED_PARTS, RunState, parse_state
 from diffpipe.train.checkpoint.stored_tensors import is_count, require_counts, require_stored
 from diffpipe.train.checkpoint.verify import Damage, damage, newest_valid_path, read_patiently

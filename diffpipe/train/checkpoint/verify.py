@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 from diffpipe.errors import UserError
 from diffpipe.files import parse_json, read_regular
 from diffpipe.plural import plural
-from diffpipe.run_folder import DAMAGED, MANIFEST, NAME, committed, step_of
-from diffpipe.train.checkpoint.format import MANIFEST_LIMIT, STATE, FileEntry, Manifest, describe
+from diffpipe.run_folder import DAMAGED, MANIFEST, NAME, STATE, committed, step_of
+from diffpipe.train.checkpoint.format import MANIFEST_LIMIT, FileEntry, Manifest, describe
 from diffpipe.train.checkpoint.state import FORMAT
 from diffpipe.train.distributed import Communicator
 

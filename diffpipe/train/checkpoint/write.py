@@ -19,8 +19,8 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 
 from diffpipe.errors import UserError
 from diffpipe.files import atomic_write, sync
-from diffpipe.run_folder import LATEST, MANIFEST, TEMPORARY, step_name
-from diffpipe.train.checkpoint.format import STATE, FileEntry, Manifest, describe
+from diffpipe.run_folder import LATEST, MANIFEST, STATE, TEMPORARY, step_name
+from diffpipe.train.checkpoint.format import FileEntry, Manifest, describe
 from diffpipe.train.checkpoint.retention import retire
 from diffpipe.train.checkpoint.state import FORMAT
 from diffpipe.train.distributed import Communicator

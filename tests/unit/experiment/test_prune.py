@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.prune import PrunableRun, prunable_runs, remove
 from diffpipe.train.checkpoint import manifest_sha256
 from tests.support.run_folders import checkpoint, run_folder
+
+OLD = "an old checkpoint: {} newer ones are whole"
+HALF_GONE = "an old checkpoint that was being removed"
 
 
 def run_with(path: Path, *steps: int, overrides: tuple[str, ...] = ()) -> Path:
@@ -41,8 +45,8 @@ def files(folder: Path) -> set[str]:
 
 def test_checkpoints_beyond_those_that_the_config_keeps_may_go(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", 1, 2, 3, 4, 5, 6, overrides=("checkpoint.keep_last=3", "checkpoint.keep_every=2"))
-    assert names(one(run)) == {f"checkpoints/step-0000000{step}": "an old checkpoint" for step in (3, 1)}
-    assert names(one(run, 5)) == {"checkpoints/step-00000001": "an old checkpoint"}
+    assert names(one(run)) == {f"checkpoints/step-0000000{step}": OLD.format(3) for step in (3, 1)}
+    assert names(one(run, 5)) == {"checkpoints/step-00000001": OLD.format(5)}
     removable = one(run, 2).removable
     assert [entry.bytes for entry in removable] == [
         sum(file.stat().st_size for file in entry.path.iterdir()) for entry in removable
@@ -55,7 +59,7 @@ def test_the_newest_valid_checkpoints_stay_whatever_is_newer(tmp_path: Path) -> 
     run = run_with(tmp_path / "run", 1, 2, 3, 4, 5)
     (run / "checkpoints" / "step-00000005" / "state.json").write_text("{}")
     (run / "checkpoints" / "step-00000003" / "manifest.json").unlink()
-    assert names(one(run)) == {"checkpoints/step-00000001": "an old checkpoint"}
+    assert names(one(run)) == {"checkpoints/step-00000001": OLD.format(2)}
     (run / "checkpoints" / "step-00000002" / "state.json").write_text("{}")
     assert names(one(run)) == {}  # 4 and 1 are the only valid ones
     (run / "checkpoints" / "step-00000001" / "state.json").write_text("{}")
@@ -67,8 +71,8 @@ def test_what_killed_jobs_have_left_may_go_and_the_unknown_stays(tmp_path: Path)
     run = run_with(tmp_path / "run", 3, 4)
     known = {
         "checkpoints/.tmp-step-00000005": "a save that was never finished",
-        "checkpoints/.old-step-00000002": "partly removed",
-        "checkpoints/.pruned-step-00000001": "partly removed",
+        "checkpoints/.old-step-00000002": HALF_GONE,
+        "checkpoints/.pruned-step-00000001": HALF_GONE,
         "checkpoints/damaged-step-00000002": "found damaged by a job",
         "ema/.tmp-step-00000005": "a save that was never finished",
     }
@@ -98,7 +102,21 @@ def test_a_checkpoint_that_another_run_needs_stays(tmp_path: Path) -> None:
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(f"{config}# stage.codec.sha256: {needed}\n")
     removable = {run.run.name: names(run) for run in prunable_runs(tmp_path)}
-    assert removable == {"latent": {}, "vae": {"checkpoints/step-00000002": "an old checkpoint"}}
+    assert removable == {"latent": {}, "vae": {"checkpoints/step-00000002": OLD.format(2)}}
+    assert one(run).needed == [(run / "checkpoints" / "step-00000001", other)]  # it is beside the one that is named
+    (other / "config.yaml").write_text(config)
+    assert len(one(run).removable) == 2
+    state = next((other / "checkpoints").glob("*/state.json"))
+    state.write_text(json.dumps({"experiment": {"stage": {"sampler": {"guide": {"sha256": needed}}}}}))
+    assert len(one(run).removable) == 1  # a checkpoint can be sampled as it was trained
+
+
+def test_snapshots_of_averages_stay_for_averages_of_any_length(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", 1, 2, 3, overrides=("ema={kind: power, snapshot_every: 1, keep_snapshots: 1}",))
+    (run / "ema").mkdir()
+    for step in (1, 2, 3):
+        checkpoint(run, 10).rename(run / "ema" / f"step-{step:08d}")
+    assert names(one(run)) == {"checkpoints/step-00000001": OLD.format(2)}
 
 
 HOLDER = "import sys; from diffpipe.files import *; open_locked(Path(sys.argv[1])); print('held', flush=True); input()"
@@ -189,7 +207,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_is_removed(
     assert [entry.path.name for entry in pruned.removable] == ["step-00000001"]
     assert pruned.complaints == [f"{run}/checkpoints/.pruned-step-00000002: Device or resource busy"]
     monkeypatch.undo()
-    assert names(remove(one(run))) == {"checkpoints/.pruned-step-00000002": "partly removed"}
+    assert names(remove(one(run))) == {"checkpoints/.pruned-step-00000002": HALF_GONE}
 
 
 def test_runs_without_a_lock_foreign_and_damaged_ones_are_left(tmp_path: Path) -> None:
