@@ -15,6 +15,7 @@ from diffpipe.data.packing.hub import SCHEME, HubSource, is_saved
 from diffpipe.data.packing.idx import IdxSource, find_idx
 from diffpipe.data.packing.shards import ShardSource
 from diffpipe.data.packing.source import Source
+from diffpipe.data.remote.urls import is_remote, redacted
 from diffpipe.errors import UserError, shell_command
 from diffpipe.files import user_path
 from diffpipe.plural import plural
@@ -53,6 +54,11 @@ def open_source(
     """
     name, _, place = src.partition(":")
     plugin = plugins.find("packing_sources", name)
+    if plugin is None and is_remote(src):
+        raise UserError(
+            f"{redacted(src)}: a URL, and images are packed from files here; copy them here, or index remote shards by "
+            "diffpipe index; a dataset of the Hugging Face hub is hf:NAME"
+        )
     src = str(user_path(src))
     kind = _kind(src) if plugin is None else f"a plug-in's {name}"
     options = {"labels_file": labels_file, "labels": labels, "split": split, "classes": classes, "columns": columns}

@@ -89,6 +89,14 @@ def test_an_option_of_another_kind_is_refused(pets: Path, options: dict[str, Any
         open_source(str(pets), **options)
 
 
+@pytest.mark.parametrize(
+    "url", ["s3://key:secret@bucket/images", "https://host/a.zip?token=secret", "hf://datasets/a/b"]
+)
+def test_a_url_is_no_source_and_its_secrets_are_not_shown(url: str) -> None:
+    with pytest.raises(UserError, match=r"^\w+://[\w/.]+: a URL, and images are packed from files here"):
+        open_source(url)
+
+
 def test_nothing_is_no_source(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         open_source(str(tmp_path / "missing"))
