@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_run(parser, "a run that encodes without classes, or one checkpoint in it")
     options.add_shards(parser, "labelled images; read at the run's resolution")
     parser.add_argument(
-        "out", type=user_path, metavar="OUT", help="the picture, a .png; the figures go beside it as .json"
+        "out", type=types.local_path, metavar="OUT", help="the picture, a .png; the figures go beside it as .json"
     )
     parser.add_argument("--from", type=int, required=True, dest="source", metavar="CLASS", help="class to move from")
     parser.add_argument("--to", type=int, required=True, dest="target", metavar="CLASS", help="class to move to")

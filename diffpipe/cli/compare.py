@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 
 _METRICS = [f"{kind}_efficientnet_lite0" for kind in ("fd", "kid", "precision", "recall", "density", "coverage")]
 _EPILOG = """
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bits/dim from 60 timesteps instead of all",
     )
     parser.add_argument("--reference", required=True, metavar="SHARDS", help="the real images to compare with")
-    parser.add_argument("--out", required=True, type=user_path, metavar="DIR", help="for index.html, compare.json, …")
+    parser.add_argument(
+        "--out", required=True, type=types.local_path, metavar="DIR", help="for index.html, compare.json, …"
+    )
     parser.add_argument("--n", type=int, help="images per run to generate and score (1000, or all of a smaller floor)")
     options.add_seed(parser, "seed of the images and of the likelihood's noise")
     parser.add_argument(

@@ -6,7 +6,6 @@ import argparse
 
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 _NOTES = """A VAE, a flow and a diffusion of pixels code by bits-back, an autoregressive run by its conditional
@@ -18,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe compress runs/vae shards/photos photos.dpi --n 500", notes=_NOTES)
     options.add_run(parser)
     options.add_shards(parser, "images to compress; their keys and labels are kept, other members are not")
-    parser.add_argument("out", type=user_path, metavar="OUT", help="the file to write")
+    parser.add_argument("out", type=types.local_path, metavar="OUT", help="the file to write")
     parser.add_argument("--n", type=types.positive, help="images, the same that `nll --n` takes (default: all)")
     text = "images of a part that is coded by itself, on one process (default 256)"
     parser.add_argument("--block", type=types.positive, default=256, metavar="N", help=text)

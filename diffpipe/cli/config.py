@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
 
 if TYPE_CHECKING:
     from diffpipe.experiment.config import Experiment
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print the resolved config: the file, the overrides and all defaults")
-    show.add_argument("config", type=user_path, metavar="CONFIG", help=_CONFIG)
+    show.add_argument("config", type=types.local_path, metavar="CONFIG", help=_CONFIG)
     show.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file, such as train.steps=100")
     diff = actions.add_parser("diff", help="print the keys that differ between two resolved configs, with both values")
-    diff.add_argument("first", type=user_path, metavar="A", help=_CONFIG)
-    diff.add_argument("second", type=user_path, metavar="B", help="the same")
+    diff.add_argument("first", type=types.local_path, metavar="A", help=_CONFIG)
+    diff.add_argument("second", type=types.local_path, metavar="B", help="the same")
     schema = actions.add_parser("schema", help="print the JSON schema of a config, for editors and other tools")
     schema.add_argument(
-        "config", nargs="?", type=user_path, metavar="CONFIG", help="only with the stage of this YAML file"
+        "config", nargs="?", type=types.local_path, metavar="CONFIG", help="only with the stage of this YAML file"
     )
     keys = actions.add_parser("keys", help="print every key with its type, default and meaning")
     keys.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only these, such as stage.network")

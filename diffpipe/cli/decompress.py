@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
@@ -16,9 +16,11 @@ _NOTES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe decompress photos.dpi runs/vae shards/decompressed", notes=_NOTES)
-    parser.add_argument("file", type=user_path, metavar="FILE", help="a file that `diffpipe compress` has written")
+    parser.add_argument(
+        "file", type=types.local_path, metavar="FILE", help="a file that `diffpipe compress` has written"
+    )
     options.add_run(parser, "the run directory, or the checkpoint in it, that it was compressed with")
-    parser.add_argument("out", type=user_path, metavar="OUT", help="folder for shards and their index")
+    parser.add_argument("out", type=types.local_path, metavar="OUT", help="folder for shards and their index")
     parser.add_argument("--device", choices=options.DEVICES, default="auto", help="default %(default)s")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe encode runs/vae shards/photos shards/latents")
     options.add_run(parser, "a run of stage.kind=vae or vq, or one checkpoint in it")
     options.add_shards(parser, "images to encode; read at the run's resolution")
-    parser.add_argument("out", type=user_path, metavar="OUT", help="folder for the shards of latents and their index")
+    parser.add_argument(
+        "out", type=types.local_path, metavar="OUT", help="folder for the shards of latents and their index"
+    )
     options.add_runtime(parser)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "DDIMPipeline or DiTPipeline.from_pretrained; of a run with lora the adapter alone, without --merge.",
     )
     options.add_run(parser)
-    parser.add_argument("out", type=user_path, metavar="OUT", help="a folder, or a file that ends in .safetensors")
+    parser.add_argument(
+        "out", type=types.local_path, metavar="OUT", help="a folder, or a file that ends in .safetensors"
+    )
     parser.add_argument(
         "--to", choices=["safetensors", "diffusers"], default="safetensors", help="format (default %(default)s)"
     )

@@ -7,7 +7,6 @@ import argparse
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 
@@ -22,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "DDIMScheduler, its weights in safetensors; or a file that `diffpipe export RUN FILE.safetensors` wrote; "
         "or weights of guided-diffusion or EDM2 in safetensors. No code of it is run.",
     )
-    parser.add_argument("source", type=user_path, metavar="SOURCE", help="a diffusers folder, or a .safetensors file")
-    parser.add_argument("run", type=user_path, metavar="RUN", help="the run directory to make")
+    parser.add_argument(
+        "source", type=types.local_path, metavar="SOURCE", help="a diffusers folder, or a .safetensors file"
+    )
+    parser.add_argument("run", type=types.local_path, metavar="RUN", help="the run directory to make")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="laid over the run's config")
     parser.add_argument(
         "--classes", type=int, metavar="N", help="classes of a diffusers folder whose network has a class embedding"

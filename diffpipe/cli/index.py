@@ -10,7 +10,6 @@ from diffpipe import output
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = (
         "the folder for the index: of remote shards, or of a folder that cannot be written; shards are read there then"
     )
-    add("--out", type=user_path, metavar="FOLDER", help=out)
+    add("--out", type=types.local_path, metavar="FOLDER", help=out)
     text = "processes that scan one shard each (as many as there are cores)"
     add("--workers", type=types.natural, metavar="N", help=text)
     add("--max-member", type=types.natural, metavar="BYTES", help="refuse a tar with a larger member (268435456)")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options, sampling_options
-from diffpipe.files import user_path
 from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
@@ -13,7 +13,7 @@ from diffpipe.process import is_main_process
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe interpolate runs/vae between.png --shards shards/photos --n 4")
     options.add_run(parser)
-    parser.add_argument("out", type=user_path, metavar="OUT", help="the picture, a .png")
+    parser.add_argument("out", type=types.local_path, metavar="OUT", help="the picture, a .png")
     parser.add_argument("--shards", help="interpolate between these images, by their latents (default: between noises)")
     options.add_count(parser, 8, "pairs, one row each")
     parser.add_argument("--columns", type=int, default=9, help="points from one to the other (default %(default)s)")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe latent-map runs/vae shards/photos map.png")
     options.add_run(parser, "a run of an autoencoder, VAE or flow, or one checkpoint in it")
     options.add_shards(parser, "labelled images; read at the run's resolution")
-    parser.add_argument("out", type=user_path, metavar="OUT", help="the picture, a .png")
+    parser.add_argument("out", type=types.local_path, metavar="OUT", help="the picture, a .png")
     options.add_count(parser, 2000, "most images in the map")
     options.add_seed(parser, "seed that draws the images")
     options.add_weights(parser)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpipe import output
+from diffpipe.cli import argument_types as types
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
@@ -51,7 +52,7 @@ def worker_processes(args: argparse.Namespace) -> int:
 
 
 def add_run(parser: argparse.ArgumentParser, text: str = "a run directory, or one checkpoint in it") -> None:
-    parser.add_argument("run", type=user_path, metavar="RUN", help=text)
+    parser.add_argument("run", type=types.local_path, metavar="RUN", help=text)
     parser.set_defaults(check=require_run_in_its_place)
 
 
@@ -97,4 +98,6 @@ def add_runtime(parser: argparse.ArgumentParser, precision: str = "fp32") -> Non
 
 
 def add_output_file(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--out", type=user_path, metavar="FILE", help=f"{text} (default: a file in the run's scores/)")
+    parser.add_argument(
+        "--out", type=types.local_path, metavar="FILE", help=f"{text} (default: a file in the run's scores/)"
+    )

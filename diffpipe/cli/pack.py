@@ -9,7 +9,6 @@ from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.cli.interrupts import stop_cleanly
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 _SRC = """a folder or zip of images or of class folders; an images idx file, or a folder of an MNIST's; shards;
@@ -24,10 +23,10 @@ _TO = "shards (the default), or one OUT.zip in the form of StyleGAN's and EDM's 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe pack photos shards --resolution 64 --split-by group")
     parser.add_argument("src", metavar="SRC", help=_SRC)
-    parser.add_argument("out", type=user_path, metavar="OUT", help="the folder to create, whole or not at all")
+    parser.add_argument("out", type=types.local_path, metavar="OUT", help="the folder to create, whole or not at all")
     add = parser.add_argument_group("what is in SRC").add_argument
-    add("--labels-file", type=user_path, metavar="FILE", help=_LABELS_FILE)
-    add("--labels", type=user_path, metavar="FILE", help="the labels idx file of an images idx file")
+    add("--labels-file", type=types.local_path, metavar="FILE", help=_LABELS_FILE)
+    add("--labels", type=types.local_path, metavar="FILE", help="the labels idx file of an images idx file")
     add("--split", metavar="NAME", help="train (the default) or test, or a split of a Hugging Face dataset")
     add("--classes", type=types.words, default=[], metavar="A,B,C", help="class names, for idx and labels files")
     add("--columns", type=types.words, default=[], metavar="IMAGE,LABEL", help="of a Hugging Face dataset with several")

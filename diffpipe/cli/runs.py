@@ -7,7 +7,6 @@ import argparse
 from diffpipe import output
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 from diffpipe.output import printable
 from diffpipe.plural import plural
 from diffpipe.process import is_main_process
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prune", help="list what may be removed from runs, with its size, and remove it with --yes"
     )
     text = "the folder whose runs are looked at, at any depth (default: runs)"
-    prune.add_argument("folder", nargs="?", type=user_path, default="runs", metavar="DIR", help=text)
+    prune.add_argument("folder", nargs="?", type=types.local_path, default="runs", metavar="DIR", help=text)
     text = "newest valid checkpoints that stay, 2 or more (default: checkpoint.keep_last of each run)"
     prune.add_argument("--keep-last", type=types.natural, metavar="N", help=text)
     prune.add_argument("--yes", action="store_true", help="remove what is listed")

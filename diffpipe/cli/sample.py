@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options, sampling_options
 from diffpipe.errors import UserError
-from diffpipe.files import user_path
 from diffpipe.plural import plural
 from diffpipe.process import is_main_process
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe sample runs/photos samples/photos --n 64 --sampler ddim --steps 50")
     options.add_run(parser)
     parser.add_argument(
-        "out", type=user_path, metavar="OUT", help="folder for 000000.png … by sample index, and grid.png"
+        "out", type=types.local_path, metavar="OUT", help="folder for 000000.png … by sample index, and grid.png"
     )
     options.add_count(parser, 64, "images to generate")
     parser.add_argument(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.files import user_path
 from diffpipe.process import is_main_process
 
 _NOTES = """A run is running, finished, stopped (by a signal, after a save), failed (with its error), killed (it ended
@@ -16,7 +16,7 @@ directory lacks its config; a foreign one is no run. Symbolic links to runs are 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options.example("diffpipe status runs", "diffpipe status --json | jq '.runs[].state'", notes=_NOTES)
     text = "the folder whose runs are listed, at any depth (default: runs)"
-    parser.add_argument("folder", nargs="?", type=user_path, default="runs", metavar="DIR", help=text)
+    parser.add_argument("folder", nargs="?", type=types.local_path, default="runs", metavar="DIR", help=text)
 
 
 def run(args: argparse.Namespace) -> None:

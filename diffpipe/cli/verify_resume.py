@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
+from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 from diffpipe.cli.options import print_result
-from diffpipe.files import user_path
 
 _EPILOG = """
 example: 12 steps of your config at 1, 2 and 4 processes:
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kills", type=int, help="kills of the run that changes its world size (default: as many as --worlds)"
     )
     options.add_seed(parser, "seed of the times of the kills")
-    parser.add_argument("--out", type=user_path, help="an empty folder for verdict.txt, verdict.json and the runs")
+    parser.add_argument(
+        "--out", type=types.local_path, help="an empty folder for verdict.txt, verdict.json and the runs"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the runs even where they do not differ")
 
 

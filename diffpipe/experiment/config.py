@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from diffpipe.config import Config
 from diffpipe.config.kinds import Kinds, default_kind
 from diffpipe.data.config import DataConfig
+from diffpipe.data.remote.urls import is_remote
 from diffpipe.files import user_path
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.autoencoder import AutoencoderConfig
@@ -47,6 +48,13 @@ class RunConfig(Config):
     lock: bool = True
     """Lock the run directory against a second job. false: for file systems without locks, where you see to it yourself
     that only one job trains there at a time."""
+
+    @field_validator("dir")
+    @classmethod
+    def _on_this_machine(cls, value: str) -> str:
+        if is_remote(value):
+            raise ValueError("it is a URL, and a run trains in a folder; give one on a disk of these machines")
+        return value
 
     @property
     def path(self) -> Path:

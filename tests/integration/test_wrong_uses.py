@@ -16,6 +16,8 @@ USES: dict[str, tuple[list[str], str]] = {
     "no command": ([], "required: COMMAND"),
     "a mistyped command": (["trian", "{config}"], "did you mean train?"),
     "a command of another tool": (["fit", "{config}"], "no command is 'fit'"),
+    "a URL as the output": (["sample", "{run}", "s3://bucket/out"], "an address of s3:// is no path on this machine"),
+    "a URL as the run directory": (["train", "{config}", "run.dir=gs://bucket/run"], "run.dir: it is a URL"),
     "a mistyped option": (["sample", "{run}", "{out}", "--sampeler", "ddim"], "did you mean --sampler"),
     "a mistyped option of every command": (["status", "{home}", "--jason"], "did you mean --json"),
     "an option before its command": (["--steps", "5", "sample", "{run}", "{out}"], "no command is '5'"),

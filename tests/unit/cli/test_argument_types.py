@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +46,9 @@ def test_a_wrong_word_is_refused(convert: Callable[[str], Any], text: str, messa
     with pytest.raises(argparse.ArgumentTypeError) as raised:
         convert(text)
     assert str(raised.value).startswith(message)
+
+
+def test_a_url_is_no_path_here() -> None:
+    assert types.local_path("runs/a:b") == Path("runs/a:b")
+    with pytest.raises(argparse.ArgumentTypeError, match="s3:// is no path on this machine"):
+        types.local_path("s3://bucket/out?token=secret")
