@@ -77,7 +77,7 @@ def read_run(home: Path) -> RunRecord:
         config=read_config(home / CONFIG),
         jobs=read_jobs(home, log, running=status.state == "running"),
         grids=grids,
-        scores=read_scores(home / "scores"),
+        scores=read_scores(home / "scores", log),
         checkpoints=[step_of(path) for path in paths],
         damaged=damaged,
         state=_newest_state(paths),

@@ -18,7 +18,7 @@ from diffpipe.metrics import protocol
 from diffpipe.metrics.names import shown_value
 from diffpipe.metrics.protocol import Result
 from diffpipe.report.curve import Curve
-from diffpipe.report.metrics_log import LARGEST
+from diffpipe.report.metrics_log import LARGEST, MetricsLog
 
 _MOST_FILES, _MOST_METRICS, _LONGEST_NAME = 400, 20, 100
 _LONGEST_TEXT = 20_000  # characters of a protocol
@@ -78,8 +78,11 @@ class RunScores(NamedTuple):
     left_out: int
 
 
-def read_scores(folder: Path) -> RunScores:
-    """The newest files of a scores/ folder. A link to another folder is not followed."""
+def read_scores(folder: Path, log: MetricsLog | None = None) -> RunScores:
+    """The newest files of a scores/ folder. A link to another folder is not followed.
+
+    log: has the images of a step for scores that do not say how many were seen, which are those of training.
+    """
     paths = [] if folder.is_symlink() else sorted(folder.glob("*.json"), key=lambda path: _order(path.name))
     read: list[tuple[str, Result]] = []
     unreadable = []
@@ -96,7 +99,11 @@ def read_scores(folder: Path) -> RunScores:
     files = []
     for name, result in read:
         letter = letters.setdefault(_protocol(result), letter_of(len(letters)))
-        files.append(ScoreFile(name, letter, _whole(result, "step"), _whole(result, "images_seen"), result))
+        step, images = _whole(result, "step"), _whole(result, "images_seen")
+        if images is None and step is not None and log is not None:
+            seen = log.at("images", float(step))
+            images = int(seen) if seen is not None and math.isfinite(seen) else None
+        files.append(ScoreFile(name, letter, step, images, result))
     return RunScores(files, unreadable, max(0, len(paths) - _MOST_FILES))
 
 

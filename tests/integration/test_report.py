@@ -57,6 +57,10 @@ def test_a_page_fits_its_window_in_light_and_dark(
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert _contrast(page, "body") >= 7
         assert all(_contrast(page, place) >= 4.5 for place in ("small", ".soft, caption"))
+        for caption in page.locator("caption").all():  # no column of single words
+            assert caption.evaluate("node => node.getBoundingClientRect().width") > 0.75 * min(width, 900)
+        if name == "report":  # nothing to scroll to on a phone
+            assert page.evaluate("[...document.querySelectorAll('.scroll')].every(n => n.scrollWidth <= n.clientWidth)")
         assert printed == []
     with Image.open(tmp_path / "page.png") as picture:
         corner = picture.convert("L").getpixel((2, 2))

@@ -55,7 +55,7 @@ def write_grid(home: Path, step: int, size: tuple[int, int] = (240, 120), *, noi
 
 
 def write_score(home: Path, step: int, value: float, *, sampler: str = "ddim", **generated: Any) -> Path:
-    """A score file of training after `step`, with a protocol as short as can be."""
+    """A score file of `eval` after `step`, with a protocol as short as can be."""
     metric = {"extractor": "efficientnet_lite0", "distance": "frechet"}
     about = {"n": 100, "seed": 0, "step": step, "images_seen": 16 * step, "checkpoint": f"{step:064d}"}
     about |= {"weights": "ema", "sampler": {"kind": sampler, "steps": 20}, **generated}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffpipe.metrics.protocol import Result, write
+from diffpipe.report.metrics_log import read_metrics
 from diffpipe.report.run_scores import letter_of, read_scores, series_of
-from tests.support.report_runs import write_score
+from tests.support.report_runs import log_line, write_lines, write_score
 
 
 def test_scores_of_one_protocol_are_one_curve_over_the_images_seen(tmp_path: Path) -> None:
@@ -56,6 +57,18 @@ def test_a_score_whose_images_are_unknown_is_listed_but_not_drawn(tmp_path: Path
     scores = read_scores(tmp_path / "scores")
     assert [(file.step, file.images) for file in scores.files] == [(100, None)]
     assert series_of(scores.files) == []
+
+
+def test_a_score_of_training_has_the_images_of_its_step_in_the_log(tmp_path: Path) -> None:
+    for step in (50, 100):
+        write(Result({"fid": 3.0}, {}, {"generated": {"n": 9, "step": step}}), tmp_path / "scores" / f"{step}.json")
+    write_lines(tmp_path / "metrics.jsonl", [log_line(step) for step in (50, 75, 100, 125)])
+    files = read_scores(tmp_path / "scores", read_metrics(tmp_path / "metrics.jsonl")).files
+    assert [(file.step, file.images) for file in files] == [(50, 800), (100, 1600)]
+    assert [len(series.points) for series in series_of(files)] == [2]
+    (tmp_path / "metrics.jsonl").unlink()
+    unlogged = read_scores(tmp_path / "scores", read_metrics(tmp_path / "metrics.jsonl")).files
+    assert [file.images for file in unlogged] == [None, None]
 
 
 def test_a_link_and_a_missing_folder_hold_no_scores(tmp_path: Path) -> None:
