@@ -29,7 +29,7 @@ from diffpipe.process import (
 COMMANDS = {
     "pack": "image folders, archives, datasets and shards → WebDataset shards with their index",
     "index": "index existing tars",
-    "encode": "encode images to shards of latents by a VAE, to train a latent diffusion on",
+    "encode": "encode images to shards of latents by a VAE, or of codes by a vq, to train a second stage on",
     "train": "train, or resume where the run directory has checkpoints",
     "status": "the runs below a folder: their steps, losses and scores, where they train, and why they ended",
     "runs": "list what may be removed from the runs below a folder, with its size, and remove it",
@@ -38,6 +38,7 @@ COMMANDS = {
     "export": "the weights of a run as safetensors files or a diffusers pipeline",
     "import": "a diffusers pipeline or a file of weights as a run to sample from, score or train further",
     "eval": "scores of a run, a folder or shards against reference images, with their protocol",
+    "nll": "the likelihood of images under a run, in bits/dim or as a bound, with its terms",
     "attribute": "images moved in latent space along the direction from one class to another",
     "interpolate": "images between two images, through their latents, or between two noises",
     "latent-map": "a map of the latents of images, coloured by class",
@@ -48,9 +49,8 @@ COMMANDS = {
     "doctor": "what would break a training or make it slow, before it starts",
     "config": "the resolved config, the keys in which two differ, the JSON schema, or every key with its meaning",
     "compress": "images as one file, losslessly, by the likelihood of a run",
-    "decompress": "the images of such a file as shards, by the same run",
+    "decompress": "the images of a file of `compress` as shards, by the same run",
     "completion": "the script that completes commands, options and config keys in bash, zsh or fish",
-    "nll": "the likelihood of images under a run, in bits/dim or as a bound, with its terms",
 }
 
 
@@ -102,8 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], common: CommonOptions) -> int:
-    import argparse
-
     from diffpipe import plugins
 
     parser = CommandParser(prog="diffpipe", description="Distributed training of image generators.")
@@ -111,16 +109,11 @@ def _run(words: list[str], common: CommonOptions) -> int:
     add_common_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the lines of the example
-        )
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if words[:1] in ([name], ["completion"]):  # which completes the options of all
             command.register("type", Path, user_path)  # every argument of `type=Path` takes a ~
-            add_common_options(command)
             _module(name).add_arguments(command)
+            add_common_options(command)
     parser.set_defaults(parser=parser)
     args = parser.parse_args(words)
     for module in common.plugins:

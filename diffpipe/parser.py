@@ -59,8 +59,18 @@ class UsageError(SystemExit):
         self.line = f"{prog}: error: {message}; see {prog} --help"
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the examples. An option that takes a number shows N or X instead of its own name."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X"}.get(action.type) or super()._get_default_metavar_for_optional(action)
+
+
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser whose refusals say in one line what is wrong and what to write instead."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": _HelpFormatter, **options})
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)

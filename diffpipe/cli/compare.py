@@ -8,15 +8,13 @@ from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
 
 _METRICS = [f"{kind}_efficientnet_lite0" for kind in ("fd", "kid", "precision", "recall", "density", "coverage")]
-_EPILOG = """
-example: a VAE and a DDPM, and the same DDPM with a faster sampler:
-  diffpipe compare runs/vae runs/ddpm --row "DDIM at 4 steps" runs/ddpm sampler=ddim steps=4 \\
-    --reference shards/test --out compare
-"""
+_EXAMPLE = """diffpipe compare runs/vae runs/ddpm --row "DDIM at 4 steps" runs/ddpm sampler=ddim steps=4 \\
+    --reference shards/test --out compare"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
+    notes = "The example compares a VAE and a DDPM, and the same DDPM with a faster sampler."
+    parser.epilog = options.example(_EXAMPLE, notes=notes)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a run or a checkpoint; a row named after its directory")
     parser.add_argument(
         "--row",
@@ -32,16 +30,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=types.local_path, metavar="DIR", help="for index.html, compare.json, …"
     )
-    parser.add_argument("--n", type=int, help="images per run to generate and score (1000, or all of a smaller floor)")
+    parser.add_argument(
+        "--n", type=int, help="images per run to generate and score (default: 1000, or all of a smaller floor)"
+    )
     options.add_seed(parser, "seed of the images and of the likelihood's noise")
     parser.add_argument(
-        "--nll-n", type=int, default=500, help="reference images for bits/dim and the reconstruction (%(default)s)"
+        "--nll-n",
+        type=int,
+        default=500,
+        help="reference images for bits/dim and the reconstruction (default %(default)s)",
     )
     parser.add_argument(
         "--metrics",
         default=",".join(_METRICS),
-        help="with commas: fid, kid, or fd, kid, precision, recall, density or coverage with _efficientnet_lite0 "
-        "(default: all six of them)",
+        metavar="NAMES",
+        help="separated by commas: fid, kid, or fd, kid, precision, recall, density or coverage with "
+        "_efficientnet_lite0 (default: all six of them)",
     )
     parser.add_argument(
         "--floor",
@@ -51,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "compress the images of --nll-n, too: by each run that can, and as PNG, WebP and JPEG XL"
     parser.add_argument("--compress", action="store_true", help=text)
-    parser.add_argument("--inception", metavar="FILE", help="weights for fid and kid (default: downloaded once)")
+    parser.add_argument("--inception", metavar="FILE", help="Inception weights for fid and kid (default: downloaded)")
     parser.add_argument("--fresh", action="store_true", help="measure also the scores that the runs hold already")
     options.add_weights(parser)
     options.add_runtime(parser, "auto")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-comparison", dest="compare", action="store_false", help=text)
     options.add_seed(parser, "seed of the initial bits and of the likelihood's noise")
     options.add_weights(parser)
-    parser.add_argument("--device", choices=options.DEVICES, default="auto", help="default %(default)s")
+    options.add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -25,17 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         notes="`diff` exits with status 1 where the configs differ, and 0 where they are the same.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="print the resolved config: the file, the overrides and all defaults")
+    show = options.add_action(actions, "show", "print the resolved config: the file, the overrides and all defaults")
     show.add_argument("config", type=types.local_path, metavar="CONFIG", help=_CONFIG)
-    show.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file, such as train.steps=100")
-    diff = actions.add_parser("diff", help="print the keys that differ between two resolved configs, with both values")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help=options.OVERRIDES)
+    text = "print the keys that differ between two resolved configs, with both values"
+    diff = options.add_action(actions, "diff", text)
     diff.add_argument("first", type=types.local_path, metavar="A", help=_CONFIG)
-    diff.add_argument("second", type=types.local_path, metavar="B", help="the same")
-    schema = actions.add_parser("schema", help="print the JSON schema of a config, for editors and other tools")
+    diff.add_argument("second", type=types.local_path, metavar="B", help=_CONFIG)
+    schema = options.add_action(actions, "schema", "print the JSON schema of a config, for editors and other tools")
     schema.add_argument(
         "config", nargs="?", type=types.local_path, metavar="CONFIG", help="only with the stage of this YAML file"
     )
-    keys = actions.add_parser("keys", help="print every key with its type, default and meaning")
+    keys = options.add_action(actions, "keys", "print every key with its type, default and meaning")
     keys.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="only these, such as stage.network")
     keys.add_argument("--markdown", action="store_true", help="as the tables in configs/README.md")
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_run(parser, "the run directory, or the checkpoint in it, that it was compressed with")
     parser.add_argument("out", type=types.local_path, metavar="OUT", help="folder for shards and their index")
-    parser.add_argument("--device", choices=options.DEVICES, default="auto", help="default %(default)s")
+    options.add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,12 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         notes="It writes nothing into the run directory. The exit status is 1 where there is an error, else 0.",
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the file: train.steps=9")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=options.OVERRIDES)
     parser.add_argument(
-        "--world", type=positive, help="rehearse a job of so many processes, by arithmetic and without a step"
+        "--world",
+        type=positive,
+        metavar="N",
+        help="rehearse a job of so many processes, by arithmetic and without a step",
     )
     parser.add_argument(
-        "--machines", type=positive, help="machines of the rehearsed job (default: as many as its GPUs need)"
+        "--machines",
+        type=positive,
+        metavar="N",
+        help="machines of the rehearsed job (default: as many as its GPUs need)",
     )
 
 

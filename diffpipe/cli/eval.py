@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     defaults, known = ",".join(DEFAULT_METRICS), ", ".join(METRICS)
     parser.add_argument(
-        "--metrics", default=defaults, help=f"separated by commas (default %(default)s); known: {known}"
+        "--metrics",
+        metavar="NAMES",
+        default=defaults,
+        help=f"separated by commas (default %(default)s); known: {known}",
     )
     parser.add_argument("--inception", metavar="FILE", help="Inception weights for fid and kid (default: downloaded)")
     parser.add_argument(

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", type=types.local_path, metavar="SOURCE", help="a diffusers folder, or a .safetensors file"
     )
     parser.add_argument("run", type=types.local_path, metavar="RUN", help="the run directory to make")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="laid over the run's config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the run's config")
     parser.add_argument(
         "--classes", type=int, metavar="N", help="classes of a diffusers folder whose network has a class embedding"
     )

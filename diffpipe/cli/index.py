@@ -30,10 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = (
         "the folder for the index: of remote shards, or of a folder that cannot be written; shards are read there then"
     )
-    add("--out", type=types.local_path, metavar="FOLDER", help=out)
-    text = "processes that scan one shard each (as many as there are cores)"
+    add("--out", type=types.local_path, metavar="DIR", help=out)
+    text = "processes that scan one shard each (default: as many as there are processors)"
     add("--workers", type=types.natural, metavar="N", help=text)
-    add("--max-member", type=types.natural, metavar="BYTES", help="refuse a tar with a larger member (268435456)")
+    add(
+        "--max-member",
+        type=types.natural,
+        metavar="BYTES",
+        help="refuse a tar with a larger member (default 268435456)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

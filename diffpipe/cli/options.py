@@ -14,8 +14,11 @@ from diffpipe.cli import argument_types as types
 from diffpipe.errors import UserError
 from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
+from diffpipe.parser import add_common_options
 from diffpipe.run_folder import is_run
 
+OVERRIDES = "replaces a value of the file: train.steps=9"
+"""The help of `key=value` words."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -24,6 +27,13 @@ def example(*commands: str, notes: str = "") -> str:
     """The end of a command's --help, which is printed as it is: notes, filled to the line, and examples."""
     lines = ["example:", *(f"  {command}" for command in commands)]
     return "\n".join([*textwrap.wrap(notes, 100), *([""] if notes else []), *lines])
+
+
+def add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    """The parser of one action of a command, such as `config show`. actions: what `add_subparsers` returns."""
+    parser = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    add_common_options(parser)
+    return parser
 
 
 def print_result(text: str, *files: Path, **values: Any) -> None:
@@ -91,10 +101,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def add_runtime(parser: argparse.ArgumentParser, precision: str = "fp32") -> None:
     """--precision and --device, as `Runtime.start` takes them."""
-    parser.add_argument("--precision", choices=PRECISIONS, default=precision, help="default %(default)s")
-    parser.add_argument(
-        "--device", choices=DEVICES, default="auto", help="default %(default)s: CUDA where there is one"
-    )
+    text = "precision of the networks (default %(default)s)"
+    parser.add_argument("--precision", choices=PRECISIONS, default=precision, help=text)
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    text = "where the networks run (default %(default)s: CUDA where there is one)"
+    parser.add_argument("--device", choices=DEVICES, default="auto", help=text)
 
 
 def add_output_file(parser: argparse.ArgumentParser, text: str) -> None:

@@ -29,7 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=types.local_path, metavar="FILE", help="the labels idx file of an images idx file")
     add("--split", metavar="NAME", help="train (the default) or test, or a split of a Hugging Face dataset")
     add("--classes", type=types.words, default=[], metavar="A,B,C", help="class names, for idx and labels files")
-    add("--columns", type=types.words, default=[], metavar="IMAGE,LABEL", help="of a Hugging Face dataset with several")
+    add(
+        "--columns",
+        type=types.words,
+        default=[],
+        metavar="IMAGE,LABEL",
+        help="of a Hugging Face dataset that has several of them",
+    )
     stray = "leave out images beside class folders, and class folders without images"
     add("--skip-stray", action="store_true", help=stray)
     add = parser.add_argument_group("how images are written").add_argument
@@ -38,20 +44,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resolution", type=types.resolution, metavar="N|HxW", help=resized)
     kept = "keep (the default): PNG, JPEG and WebP of the right size unchanged, and PNG for the rest"
     add("--format", choices=["keep", "png", "jpeg", "webp"], default="keep", help=kept)
-    add("--quality", type=types.quality, metavar="Q", help="of JPEG and WebP, 1 to 100 (95)")
+    add("--quality", type=types.quality, metavar="Q", help="of JPEG and WebP, 1 to 100 (default 95)")
     add("--background", type=types.colour, metavar="COLOUR", help="under transparent pixels: white, #102030 …")
     add = parser.add_argument_group("which images").add_mutually_exclusive_group().add_argument
     add("--only", type=types.labels, default=[], metavar="0,1,2", help="only images with these labels")
     add("--leave-out", type=types.labels, default=[], metavar="3", help="all images but those with these labels")
     add = parser.add_argument
     add("--per-class", type=types.positive, metavar="N", help="N images of each class, chosen by the seed")
-    add("--max-bad", type=types.natural, default=0, metavar="N", help="skip up to N bad images, with warnings (0)")
+    add(
+        "--max-bad",
+        type=types.natural,
+        default=0,
+        metavar="N",
+        help="skip up to N bad images, with warnings (default 0)",
+    )
     add("--split-by", metavar="GROUP", help=_SPLIT_BY)
-    add("--test-fraction", type=types.fraction, metavar="F", help="fraction of the groups to test on (0.1)")
-    add("--seed", type=int, default=0, metavar="N", help="of the shuffle and the choice (0)")
-    add("--shard-samples", type=types.positive, default=1000, metavar="N", help="samples per shard (1000)")
-    add("--prefix", default="shard", metavar="WORD", help="shards are named WORD-000000.tar (shard)")
-    add("--workers", type=types.natural, metavar="N", help="processes; they do not change the output (as many as CPUs)")
+    add("--test-fraction", type=types.fraction, metavar="F", help="fraction of the groups to test on (default 0.1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the shuffle and the choice (default 0)")
+    add("--shard-samples", type=types.positive, default=1000, metavar="N", help="samples per shard (default 1000)")
+    add("--prefix", default="shard", metavar="WORD", help="shards are named WORD-000000.tar (default shard)")
+    add(
+        "--workers",
+        type=types.natural,
+        metavar="N",
+        help="processes; they do not change the output (default: one per processor)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

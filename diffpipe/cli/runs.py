@@ -23,9 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "diffpipe runs prune runs", "diffpipe runs prune runs --keep-last 2 --yes", notes=_NOTES
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    prune = actions.add_parser(
-        "prune", help="list what may be removed from runs, with its size, and remove it with --yes"
-    )
+    text = "list what may be removed from runs, with its size, and remove it with --yes"
+    prune = options.add_action(actions, "prune", text)
     text = "the folder whose runs are looked at, at any depth (default: runs)"
     prune.add_argument("folder", nargs="?", type=types.local_path, default="runs", metavar="DIR", help=text)
     text = "newest valid checkpoints that stay, 2 or more (default: checkpoint.keep_last of each run)"

@@ -21,7 +21,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="steps from noise to image")
     parser.add_argument(
-        "--spacing", help="trailing, leading, linspace, karras or log_snr: which noise levels they visit"
+        "--spacing",
+        metavar="NAME",
+        help="trailing, leading, linspace, karras or log_snr: which noise levels they visit",
     )
     parser.add_argument("--eta", type=float, help="noise of ddim, from 0 (none) to 1")
     parser.add_argument("--churn", type=float, help="noise of edm over all steps, such as 40; 0 is none")

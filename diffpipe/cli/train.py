@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "several values, nothing is trained: the commands are printed, one per line.",
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the file: train.steps=9")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=options.OVERRIDES)
     text = "several values of a key that takes text, where a comma may be part of a value; may be given several times"
     parser.add_argument("--sweep", action="append", default=[], metavar="KEY=A,B", help=text)
 

@@ -11,26 +11,24 @@ import argparse
 
 from diffpipe.cli import argument_types as types
 from diffpipe.cli import options
-from diffpipe.cli.options import print_result
 
-_EPILOG = """
-example: 12 steps of your config at 1, 2 and 4 processes:
-  diffpipe verify-resume configs/own_images/ddpm.yaml data.train=shards/photos --steps 12 --worlds 1,2,4
-"""
+_EXAMPLE = "diffpipe verify-resume configs/own_images/ddpm.yaml data.train=shards/photos --steps 12 --worlds 1,2,4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = _EPILOG, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("config", help="YAML file of the experiment whose data and model are used")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override the file: train.parallel=fsdp")
+    parser.epilog = options.example(_EXAMPLE)
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment whose data and model are used")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=options.OVERRIDES)
     parser.add_argument("--steps", type=int, default=24, help="steps of each of the four runs (default %(default)s)")
-    parser.add_argument("--worlds", help="numbers of processes, in turn (default 1,2,4 as far as there are GPUs)")
+    parser.add_argument(
+        "--worlds", metavar="N,N", help="numbers of processes, in turn (default 1,2,4 as far as there are GPUs)"
+    )
     parser.add_argument(
         "--kills", type=int, help="kills of the run that changes its world size (default: as many as --worlds)"
     )
     options.add_seed(parser, "seed of the times of the kills")
     parser.add_argument(
-        "--out", type=types.local_path, help="an empty folder for verdict.txt, verdict.json and the runs"
+        "--out", type=types.local_path, metavar="DIR", help="an empty folder for verdict.txt, verdict.json and the runs"
     )
     parser.add_argument("--keep", action="store_true", help="keep the runs even where they do not differ")
 
@@ -40,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from diffpipe.verify.resume import verify
     from diffpipe.verify.resume_plan import ResumePlan
 
-    options = {"steps": args.steps, "worlds": args.worlds, "kills": args.kills, "seed": args.seed}
-    verdict = verify(ResumePlan.make(args.config, args.overrides, **options), args.out, keep=args.keep)
+    plan = ResumePlan.make(args.config, args.overrides, **options.values(args, "steps", "worlds", "kills", "seed"))
+    verdict = verify(plan, args.out, keep=args.keep)
     files = [] if args.out is None else [args.out / name for name in ("verdict.txt", "verdict.json")]
-    print_result(verdict.text(), *files, **verdict.tree())
+    options.print_result(verdict.text(), *files, **verdict.tree())
     return 0 if verdict.exact else 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from diffpipe.__main__ import main
+from diffpipe.__main__ import COMMANDS, main
 from diffpipe.parser import CommandParser, CommonOptions, add_common_options, take_common_options
 
 CASES = {
@@ -70,3 +72,30 @@ def test_an_option_may_be_short_for_one_of_its_command_but_not_of_every_command(
     assert parser.parse_args(["--de", "cpu"]).device == "cpu"
     with pytest.raises(SystemExit):
         parser.parse_args(["--js"])
+
+
+ACTIONS = [["config", action] for action in ("show", "diff", "schema", "keys")] + [["runs", "prune"]]
+
+
+def shown(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [*([command] for command in COMMANDS), *ACTIONS], ids=" ".join)
+def test_the_help_of_every_command_has_one_shape(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    text = shown(words, capsys)
+    _, description, *_ = text.split("\n\n")
+    assert description[0].isupper()
+    assert description.endswith(".")
+    assert "options of every command:" in text
+    for option, value in re.findall(r"--([a-z-]+) ([A-Z_]+)\b", text):
+        twice = option.upper().replace("-", "_") == value and value not in ("N", "SHARDS")
+        assert not twice, f"--{option} {value} says its name twice"
+    assert not re.search(r"\([\d.]+\)", text), "a default without this word"
+    if words not in ACTIONS:
+        assert "\nexample:\n  diffpipe" in text
