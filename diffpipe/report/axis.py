@@ -27,9 +27,14 @@ class Axis:
 
     @property
     def labels(self) -> list[tuple[float, str]]:
-        """The place of each tick, and its number."""
+        """The place of each tick, and its number in as many digits as tell it from the others."""
         size = None if self.log else max(map(abs, self.ticks), default=None)
-        return [(self.place(tick), short_text(tick, size)) for tick in self.ticks]
+        texts: list[str] = []
+        for digits in range(4, 17):
+            texts = [short_text(tick, size, digits) for tick in self.ticks]
+            if len(set(texts)) == len(texts):
+                break
+        return [(self.place(tick), text) for tick, text in zip(self.ticks, texts, strict=True)]
 
 
 def linear_axis(low: float, high: float, ticks: int = 4) -> Axis:
@@ -71,18 +76,18 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def short_text(value: float, size: float | None = None) -> str:
+def short_text(value: float, size: float | None = None, digits: int = 4) -> str:
     """A number in few characters: 0.05, 200k, 1.5M, 1e−5. size: of the numbers that stand beside it."""
     if value == 0:
         return "0"
     if abs(value) < 1e13:
         for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= unit:
-                return f"{value / unit:.4g}{letter}".replace("-", "−")
+                return f"{value / unit:.{digits}g}{letter}".replace("-", "−")
     if abs(value) >= 1e13 or (abs(value) if size is None else size) < 1e-3:
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        mantissa, _, exponent = f"{value:.{digits - 2}e}".partition("e")
         return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def _round_step(least: float) -> float:

@@ -23,6 +23,7 @@ def test_a_linear_axis_holds_its_values_between_few_round_ticks(low: float, high
     assert 2 <= len(axis.ticks) <= 8
     assert [axis.place(tick) for tick in axis.ticks] == sorted(axis.place(tick) for tick in axis.ticks)
     assert (axis.place(axis.low), axis.place(axis.high)) == (0, 1)
+    assert len({text for _, text in axis.labels}) == len(axis.ticks)
 
 
 @given(st.integers(0, 10**12))
@@ -55,6 +56,11 @@ def test_other_values_have_a_linear_axis(values: list[float]) -> None:
 def test_numbers_are_short() -> None:
     values = [0.0, 0.05, 2e5, 1.5e6, 1e-5, -0.25, 2e9, 3e-12, 0.002]
     assert [*map(short_text, values)] == ["0", "0.05", "200k", "1.5M", "1e−5", "−0.25", "2G", "3e−12", "0.002"]
+
+
+def test_ticks_that_lie_close_together_have_the_digits_that_tell_them_apart() -> None:
+    assert [text for _, text in linear_axis(1540.2, 1540.26).labels] == ["1.5402k", "1.54022k", "1.54024k", "1.54026k"]
+    assert [text for _, text in linear_axis(0.0, 0.3).labels] == ["0", "0.1", "0.2", "0.3"]
 
 
 def test_the_ticks_of_one_axis_are_written_alike() -> None:
