@@ -37,4 +37,6 @@ def train(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> signal.
                 job = Job.prepare(experiment, runtime, shards, shape, callbacks)
                 if runtime.main:
                     own_places.note_run(home, experiment.data.trained_on)
-                return job.run(stop_consensus)
+                stopped_by = job.run(stop_consensus)
+                runtime.trackers.finish()  # which may take a minute: the run is locked, and signals are caught
+                return stopped_by

@@ -187,6 +187,44 @@ def test_loader_processes_ignore_the_signals_that_stop_the_job(
     assert_resumes(tmp_path, uninterrupted(2), step + 2, "data.workers=1", processes=2)
 
 
+SLOW = """
+import time
+from pathlib import Path
+from accelerate.tracking import GeneralTracker
+
+
+class Slow(GeneralTracker):
+    name, requires_logging_directory, tracker = "slow", True, None
+
+    def __init__(self, run_dir):
+        super().__init__()
+        self.end = Path(run_dir) / "tracker-has-finished"
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step, **_):
+        pass
+
+    def finish(self):
+        time.sleep(6)
+        self.end.touch()
+
+
+diffpipe_trackers = {"slow": Slow}
+"""
+
+
+def test_a_tracker_that_takes_long_to_finish_is_waited_for(tmp_path: Path) -> None:
+    """As Weights & Biases, which sends what it has left. The launcher ends it as soon as another rank has left."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = ["--plugin", str(tmp_path / "slow.py"), "train.trackers=[slow]"]
+    run = tmp_path / "run"
+    status, stderr = faulty_job(run, *LONG, *words, processes=2, events=[["step", 2, 1, "SIGTERM"]]).wait()
+    assert (status, exit_statuses(run)) == (1, {0: STOPPED, 1: STOPPED}), stderr
+    assert (run / "tracker-has-finished").exists()
+
+
 def test_a_rank_that_exits_late_is_not_ended_before_it_is_done(tmp_path: Path) -> None:
     """The launcher sends SIGTERM to the others as soon as one has exited."""
     events = [["step", 2, 1, "SIGUSR1"], ["close", -1, 0, "hold"]]
