@@ -90,6 +90,11 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
+def utf8(text: str) -> str:
+    """The text with escapes for what is not UTF-8: the name of a file may hold any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _plain(value: Any) -> Any:
     """The value as JSON has it: a path as text, and null for a number that is not finite."""
     if isinstance(value, Mapping):

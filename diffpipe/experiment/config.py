@@ -12,6 +12,7 @@ from diffpipe.config.kinds import Kinds, default_kind
 from diffpipe.data.config import DataConfig
 from diffpipe.data.remote.urls import is_remote
 from diffpipe.files import user_path
+from diffpipe.output import utf8
 from diffpipe.stages.adversarial import AdversarialConfig
 from diffpipe.stages.autoencoder import AutoencoderConfig
 from diffpipe.stages.autoregressive import AutoregressiveConfig
@@ -54,6 +55,10 @@ class RunConfig(Config):
     def _on_this_machine(cls, value: str) -> str:
         if is_remote(value):
             raise ValueError("it is a URL, and a run trains in a folder; give one on a disk of these machines")
+        if utf8(value) != value:
+            raise ValueError(
+                f"its name is not UTF-8, and no checkpoint in it could be read: {utf8(value)}; give another"
+            )
         return value
 
     @property

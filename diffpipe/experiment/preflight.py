@@ -22,6 +22,7 @@ from diffpipe.experiment.config import Experiment
 from diffpipe.experiment.resources import JobSize
 from diffpipe.interfaces import Generates, ImageShape, Stage
 from diffpipe.metrics.names import parse_metric
+from diffpipe.output import utf8
 from diffpipe.plural import plural
 
 _SAMPLED = 64
@@ -42,7 +43,9 @@ def with_class_names(experiment: Experiment, shards: ShardSet) -> Experiment:
     data = experiment.data
     if not data.labels or data.class_names or not shards.classes:
         return experiment
-    return experiment.model_copy(update={"data": data.model_copy(update={"class_names": tuple(shards.classes)})})
+    return experiment.model_copy(
+        update={"data": data.model_copy(update={"class_names": tuple(map(utf8, shards.classes))})}
+    )
 
 
 def require_fit(experiment: Experiment, stage: Stage, shards: ShardSet) -> None:

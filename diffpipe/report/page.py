@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from diffpipe.output import utf8
+
 _LOADER = jinja2.PackageLoader("diffpipe.report")
 
 
@@ -29,4 +31,4 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
         source, _, _ = _LOADER.get_source(environment, script)
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
         values |= {"script": source, "script_hash": f"sha256-{digest}"}
-    return environment.get_template(template).render(values)
+    return utf8(environment.get_template(template).render(values))

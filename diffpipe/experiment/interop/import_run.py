@@ -120,5 +120,5 @@ def _write(
         for name, nets in tensors.items()
         for key, tensor in nets.items()
     }
-    commit(home / "checkpoints", 0, values if comm.main else {}, state.model_dump_json(indent=1), comm)
+    commit(home / "checkpoints", 0, values if comm.main else {}, state.text(), comm)
     comm.on_rank_zero(lambda: atomic_write(home / "config.yaml", dump_yaml(experiment)))

@@ -29,7 +29,7 @@ class SingleFile(NamedTuple):
 def metadata(run: Run) -> dict[str, str]:
     """The metadata of a run's file. One key only: safetensors writes several in random order."""
     tree = run.experiment.model_dump(mode="json")
-    return {METADATA: run.checkpoint.state.model_copy(update={"experiment": tree}).model_dump_json()}
+    return {METADATA: run.checkpoint.state.model_copy(update={"experiment": tree}).text(indent=None)}
 
 
 def single_file_tensors(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

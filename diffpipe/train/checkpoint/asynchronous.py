@@ -91,7 +91,7 @@ class AsyncCheckpointer:
         due = [one for one in destinations if self._saved.get(one.directory) != state.step]
         if not due:
             return
-        text = state.model_dump_json(indent=1)
+        text = state.text()
         kept = tuple(one.prefix for one in due)
         staged, copied = self._stage({name: tensor for name, tensor in tensors.items() if name.startswith(kept)})
         arguments = (due, state.step, staged, text, copied, self._thread)

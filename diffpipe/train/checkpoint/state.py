@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from pydantic_core import PydanticSerializationError
 
+from diffpipe.output import utf8
 from diffpipe.resolution import Resolution
 
 FORMAT = 3
@@ -74,6 +76,21 @@ class RunState(BaseModel, extra="forbid", frozen=True):
     validation: ValidationSet | None = None
     time: TrainingTime | None = None
     imported_from: str | None = None
+
+    def text(self, indent: int | None = 1) -> str:
+        """The state as JSON. Escapes stand for what is not UTF-8, as a name of a file or a key of a sample may be."""
+        try:
+            return self.model_dump_json(indent=indent)
+        except PydanticSerializationError:
+            return self.model_validate(_escaped(self.model_dump())).model_dump_json(indent=indent)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, dict):
+        return {key: _escaped(entry) for key, entry in value.items()}
+    return [_escaped(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _from_format_1(tree: dict[str, Any]) -> dict[str, Any]:

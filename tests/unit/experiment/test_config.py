@@ -18,6 +18,11 @@ def test_a_run_knows_its_files() -> None:
     assert run.interrupted == run.path / ".interrupted"
 
 
+def test_a_run_directory_that_safetensors_cannot_read_is_refused() -> None:
+    with pytest.raises(UserError, match=r"run\.dir.*its name is not UTF-8.*runs/\\udcff; give another"):
+        CASES["ddpm"].experiment("run.dir=runs/\udcff")
+
+
 def test_validation_is_called_validate_in_the_config() -> None:
     experiment = CASES["ddpm"].experiment("run.dir=x", "validate.every=3", "validate.n=5")
     assert (experiment.validation.every, experiment.validation.n) == (3, 5)

@@ -29,6 +29,10 @@ def test_values_are_escaped_and_a_missing_one_is_an_error() -> None:
         page.render("hello.html")
 
 
+def test_a_name_that_is_not_utf8_is_shown_with_an_escape() -> None:
+    assert page.render("hello.html", name="run\udcff") == "<p>run\\udcff</p>\n"
+
+
 def test_the_hash_is_of_the_script_in_the_page() -> None:
     text = page.render("hello.html", script="hello.js", name="")
     script = re.search("<script>(.*)</script>", text, re.DOTALL)

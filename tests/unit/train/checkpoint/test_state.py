@@ -91,3 +91,16 @@ def test_a_state_of_another_format_than_its_manifest_says_is_refused(other: int,
 def test_what_is_no_object_is_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         parse_state(json.loads(text), FORMAT)
+
+
+def test_a_name_that_is_not_utf8_is_saved_with_an_escape() -> None:
+    """A key of a sample, a folder of shards: without this, no save of the run would ever succeed."""
+    data = {"train": "shards\udcff", "mixture": [{"shards": ["a", "b\udcff"]}], "batch_size": 8}
+    state = parse_state(tree(bad_samples=["a.tar: k\udcff20: no image"], experiment={"data": data}), FORMAT)
+    read = parse_state(json.loads(state.text().encode()), FORMAT)
+    assert read.bad_samples == ["a.tar: k\\udcff20: no image"]
+    expected = {"train": "shards\\udcff", "mixture": [{"shards": ["a", "b\\udcff"]}], "batch_size": 8}
+    assert read.experiment == {"data": expected}
+    plain = parse_state(tree(bad_samples=["ключ"]), FORMAT)
+    assert plain.text() == plain.model_dump_json(indent=1)
+    assert plain.text(indent=None) == plain.model_dump_json()
