@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffpipe import output
@@ -28,13 +27,21 @@ class TrainingData(NamedTuple):
         return cls(run.checkpoint.state.fingerprint, run.experiment.data.trained_on)
 
     def holds(self, images: Mapping[str, Any]) -> bool:
-        """Whether images, as a protocol describes them, are of these shards, by their fingerprint or their paths."""
+        """Whether images, as a protocol describes them, are of these shards: by their fingerprint, or by their names.
+
+        No file is looked at: the config may be somebody else's.
+        """
         if self.fingerprint is not None and images.get("fingerprint") == self.fingerprint:
             return True
-        patterns = [self.trained_on] if isinstance(self.trained_on, str) else self.trained_on
+        words = [self.trained_on] if isinstance(self.trained_on, str) else self.trained_on
+        places = {os.path.abspath(word) for word in words}  # noqa: PTH100 (Path.resolve follows links)
+        globs = [place for place in places if set(place) & set("*?[")]
         shards = images.get("shards")
         paths = [path for path in shards if isinstance(path, str)] if isinstance(shards, list) else []
-        return any(_matches(path, pattern) for path in paths for pattern in patterns)
+        for path in (os.path.abspath(path) for path in paths):  # noqa: PTH100
+            if {path, os.path.dirname(path)} & places or any(fnmatch.fnmatchcase(path, g) for g in globs):  # noqa: PTH120
+                return True
+        return False
 
 
 def score_remarks(protocol: Mapping[str, Any], trained: TrainingData | None = None) -> list[str]:
@@ -57,7 +64,7 @@ def print_remarks(remarks: Iterable[str], runtime: Runtime) -> None:
 
 
 def _on_few_images(metrics: Mapping[str, Any], *counts: Any) -> list[str]:
-    """Chong and Forsyth 2020: the expected Fréchet distance of N images is that of endless ones and about c/N more."""
+    """The expected Fréchet distance of N images exceeds that of infinitely many by about c/N (Chong and Forsyth)."""
     known = [n for n in counts if isinstance(n, int)]
     dims: dict[int, list[str]] = {}
     for name in metrics:
@@ -77,9 +84,3 @@ def _section(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The mapping at a key of a protocol, which may be somebody else's; empty where there is none."""
     value = tree.get(key)
     return value if isinstance(value, Mapping) else {}
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """Whether a folder, path or glob names a shard, by its words alone."""
-    shard, name = (Path(os.path.abspath(word)) for word in (path, pattern))  # noqa: PTH100 (no file is looked at)
-    return name in (shard, shard.parent) or fnmatch.fnmatchcase(str(shard), str(name))

@@ -94,7 +94,7 @@ class Monitor(NamedTuple):
             except UserError as error:  # the table below has the scores
                 print_on_rank_zero(self.runtime, f"warning: {error}")
         print_on_rank_zero(self.runtime, f"step {self.trainer.step}\n{table(result)}")
-        if self.trainer.step <= config.every:  # once in a run; that it trained on the reference, the floor has said
+        if self.trainer.step <= config.every:  # once in a run; training images in the reference are the floor's remark
             for remark in score_remarks(result.protocol):
                 print_on_rank_zero(self.runtime, f"note: {remark}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ def run_page(record: RunRecord, *, version: str | None = None) -> str:
         version=version,
         name=record.home.resolve().name,
         home=str(record.home.resolve()),
+        home_word=shlex.quote(str(record.home.resolve())),
         stage=_stage(record),
         status=_status(record),
         figures=_figures(record),
@@ -175,9 +177,9 @@ def _score_remarks(record: RunRecord) -> list[str]:
     experiment, state = record.config.experiment, record.state
     trained_on = [] if experiment is None else experiment.data.trained_on
     trained = TrainingData(None if state is None else state.fingerprint, trained_on)
-    files = reversed(record.scores.files)
-    remarks = dict.fromkeys(remark for file in files for remark in score_remarks(file.result.protocol, trained))
-    return [*remarks][:_MOST_REMARKS]
+    alike = {file.protocol: file.result.protocol for file in record.scores.files}  # one of each letter
+    remarks = dict.fromkeys(r for protocol in reversed(alike.values()) for r in score_remarks(protocol, trained))
+    return [remark[:_LONGEST_REASON] for remark in [*remarks][:_MOST_REMARKS]]
 
 
 def _protocols(files: Sequence[ScoreFile]) -> list[tuple[str, str, str]]:

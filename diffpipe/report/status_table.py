@@ -10,7 +10,7 @@ from diffpipe.output import printable
 from diffpipe.plural import duration
 
 _LONGEST = 160  # characters of a reason
-_HEADINGS = ("run", "stage", "state", "step", "loss", "images/s", "score", "age", "")
+_HEADINGS = ("run", "state", "step", "stage", "loss", "images/s", "score", "age", "")
 
 
 def status_table(statuses: Sequence[RunStatus]) -> str:
@@ -33,9 +33,9 @@ def _cells(status: RunStatus) -> tuple[str, ...]:
     where = "" if status.host is None else f"process {status.process or '?'} on {status.host}"
     return (
         printable(str(status.run)),
-        printable(status.stage or ""),
         status.state,
         step,
+        printable(status.stage or ""),
         "" if status.loss is None else f"{status.loss:.4f}",
         "" if status.images_per_second is None else f"{status.images_per_second:.0f}",
         printable(score),

@@ -144,7 +144,7 @@ def test_numbers_of_any_size_are_drawn(tmp_path: Path, values: tuple[float, floa
 
 
 def test_what_strangers_wrote_is_text(tmp_path: Path) -> None:
-    home = tmp_path / "<b>run"
+    home = tmp_path / "<b>run; $(rm x)"
     home.mkdir()
     (home / "config.yaml").write_text(json.dumps({"stage": {"kind": EVIL}, EVIL: EVIL}))
     write_lines(home / "metrics.jsonl", [log_line(10, **{EVIL: 1.0})])
@@ -158,6 +158,7 @@ def test_what_strangers_wrote_is_text(tmp_path: Path) -> None:
     (home / "scores" / "<b>.json").write_text("")
     text, page = page_of(home)
     assert EVIL not in text
+    assert f"diffpipe sample '{home}' OUT" in page.text
     assert page.text.count(EVIL) >= 8
     assert [attributes for attributes in page.all("b") if attributes] == []
     assert '"evil"' not in page.texts("b")

@@ -14,8 +14,8 @@ def test_each_run_is_one_line_that_a_terminal_shows_as_it_is() -> None:
     failed = RunStatus(Path("runs/b\x1b[2J\nc"), "failed", "the disk\nis full", step=3)
     lines = status_table([running, failed]).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "run stage state step loss images/s score age",
-        "runs/a ddpm running 1500/3000 0.0312 41 fd_efficientnet_lite0 282.1 12 s process 77 on n7",
+        "run state step stage loss images/s score age",
+        "runs/a running 1500/3000 ddpm 0.0312 41 fd_efficientnet_lite0 282.1 12 s process 77 on n7",
         r"runs/b\x1b[2J\nc failed 3/? the disk\nis full",
     ]
     kid = running._replace(score={"name": "kid_x", "value": 0.26849, "step": 1500})
