@@ -47,4 +47,5 @@ def run(args: argparse.Namespace) -> None:
         picture = out.with_suffix(".png")
         protocol.write_json(tree := result.tree(), out)
         save(most_and_least_anomalous(result.scores, result.pixels), picture)
-        options.print_result(result.table(), out, picture, run=args.run, n=result.n, **tree)
+        about = options.about_run(args.run, run) | {"n": result.n}
+        options.print_result(result.table(), out, picture, **about, **tree)

@@ -41,4 +41,4 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         save(attribute_grid(result.pair, result.moved, args.rows, run.title), args.out)
         protocol.write_json(tree := result.tree(), figures := args.out.with_suffix(".json"))
-        options.print_result(result.text(), args.out, figures, run=args.run, **tree)
+        options.print_result(result.text(), args.out, figures, **options.about_run(args.run, run), **tree)

@@ -45,5 +45,5 @@ def run(args: argparse.Namespace) -> None:
         plot = out.with_suffix(".png")
         protocol.write_json(tree := result.tree(), out)
         save(plot_classification(result.classification, result.classes, run.title), plot)
-        n = result.classification.n
-        options.print_result(result.classification.table(), out, plot, run=args.run, n=n, **tree)
+        about = options.about_run(args.run, run) | {"n": result.classification.n}
+        options.print_result(result.classification.table(), out, plot, **about, **tree)

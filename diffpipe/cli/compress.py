@@ -41,4 +41,4 @@ def run(args: argparse.Namespace) -> None:
     with load(args.run, raw=args.raw, ema=args.ema, precision="fp32", device=args.device) as run:
         report = run.compress(args.shards, args.out, **how)
     if is_main_process():
-        options.print_result(report.table(), args.out, run=args.run, **report.tree())
+        options.print_result(report.table(), args.out, **options.about_run(args.run, run), **report.tree())

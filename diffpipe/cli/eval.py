@@ -71,9 +71,12 @@ def run(args: argparse.Namespace) -> None:
                 )
             result = run.score(n=args.n, seed=args.seed, label=args.label, **how)
         out = args.out or run.score_file("eval", result.protocol["generated"]["n"], result.protocol)
+        about = options.about_run(args.images, run)
     else:
         result, out = score(args.images, n=args.n, resolution=args.resolution, **how, **runtime), args.out
+        about = {}
     if is_main_process():
+        about |= {"images": args.images, "n": result.protocol["generated"]["n"]}
         if out is not None:
             protocol.write(result, out)
-        options.print_result(table(result), *([] if out is None else [out]), images=args.images, **asdict(result))
+        options.print_result(table(result), *([] if out is None else [out]), **about, **asdict(result))

@@ -38,5 +38,5 @@ def run(args: argparse.Namespace) -> None:
         notes = run.export(args.out, args.to, merge=args.merge)
     if is_main_process():
         options.print_notes(notes)
-        about = {"run": args.run, "step": run.step, "weights": run.weights}
-        options.print_result(f"{run.weights} weights of step {run.step}: {args.out}", args.out, **about)
+        text = f"{run.weights} weights of step {run.step}: {args.out}"
+        options.print_result(text, args.out, **options.about_run(args.run, run))

@@ -33,4 +33,4 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         save(interpolation_grid(interpolation, run.title), args.out)
         text = f"{plural(args.n, 'pair')}, {plural(args.columns, 'point')} from one to the other: {args.out}"
-        options.print_result(text, args.out, run=args.run, step=run.step, n=args.n)
+        options.print_result(text, args.out, **options.about_run(args.run, run), n=args.n)

@@ -32,4 +32,5 @@ def run(args: argparse.Namespace) -> None:
     if is_main_process():
         n, by_class = len(latents.points), ", each given its class" if latents.decoded is None else ""
         save(plot_latent_map(latents, f"{run.title}: the latents of {plural(n, 'image')}{by_class}"), args.out)
-        options.print_result(f"{plural(n, 'latent')}{latents.plane.text()}: {args.out}", args.out, run=args.run, n=n)
+        text = f"{plural(n, 'latent')}{latents.plane.text()}: {args.out}"
+        options.print_result(text, args.out, **options.about_run(args.run, run), n=n)

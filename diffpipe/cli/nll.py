@@ -61,4 +61,5 @@ def run(args: argparse.Namespace) -> None:
         if nll.likelihoods.vlb_by_timestep:
             files.append(out.with_suffix(".png"))
             save(plot_vlb(nll, run.title), files[-1])
-        options.print_result(nll.table(), *files, run=args.run, n=nll.likelihoods.n, **asdict(nll.result))
+        about = options.about_run(args.run, run) | {"n": nll.likelihoods.n}
+        options.print_result(nll.table(), *files, **about, **asdict(nll.result))

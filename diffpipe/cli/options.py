@@ -7,7 +7,7 @@ import contextlib
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffpipe import output
 from diffpipe.cli import argument_types as types
@@ -16,6 +16,9 @@ from diffpipe.files import user_path
 from diffpipe.machine import process_warnings, processor_count
 from diffpipe.parser import add_common_options
 from diffpipe.run_folder import is_run
+
+if TYPE_CHECKING:
+    from diffpipe.loaded_run import LoadedRun
 
 OVERRIDES = "replaces a value of the file: train.steps=9"
 """The help of `key=value` words."""
@@ -39,6 +42,11 @@ def add_action(actions: Any, name: str, summary: str) -> argparse.ArgumentParser
 def print_result(text: str, *files: Path, **values: Any) -> None:
     """Print the result on stdout, and on stderr the files that hold it. values: the same result for --json."""
     output.current.result(text, *files, **values)
+
+
+def about_run(path: str | Path, run: LoadedRun) -> dict[str, Any]:
+    """The run at `path`, the step and the kind of its weights, for --json."""
+    return {"run": path, "step": run.step, "weights": run.weights}
 
 
 def print_notes(notes: Iterable[str]) -> None:

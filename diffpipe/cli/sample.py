@@ -48,5 +48,4 @@ def run(args: argparse.Namespace) -> None:
             grids.append(args.out / "trajectory.png")
             save(trajectory, grids[-1])
         text = f"{plural(args.n, 'image')} of step {run.step}, {run.weights} weights: {' and '.join(map(str, grids))}"
-        about = {"run": args.run, "step": run.step, "weights": run.weights}
-        options.print_result(text, args.out, **about, n=args.n, folder=args.out)
+        options.print_result(text, args.out, **options.about_run(args.run, run), n=args.n, folder=args.out)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffpipe.__main__ import main
 from tests.support.run_folders import run_folder
+from tests.support.runs import saved_run
 
 PAGE = Path(__file__).parents[3] / "launch" / "README.md"
 CONFIG = str(Path(__file__).parents[3] / "configs" / "fashion_mnist" / "flow.yaml")
@@ -68,7 +69,7 @@ def test_status_lists_the_runs_and_imports_nothing_heavy(tmp_path: Path, capsys:
     assert (first["run"], first["state"], first["step"], first["steps"]) == (str(tmp_path / "a"), "unknown", 5, 9)
     assert (second["state"], second["loss"]) == ("foreign", None)
     assert main(["status", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == [str(tmp_path / "a"), "unknown", "5/9"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == [str(tmp_path / "a"), "ddpm", "unknown", "5/9"]
     assert "no such folder" in document(capsys, "status", tmp_path / "absent")["error"]
     program = "import sys; from diffpipe.__main__ import main; main(); print('torch' in sys.modules)"
     words = [sys.executable, "-c", program, "status", str(tmp_path)]
@@ -88,3 +89,19 @@ def test_pruning_says_that_nothing_was_removed_where_there_was_nothing(
     assert (pruned["removable"], pruned["bytes"], pruned["removed"]) == ([], 0, False)
     assert main(["runs", "prune", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"
+
+
+def test_a_command_on_a_run_names_the_run_its_step_and_weights_and_every_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_run(run := tmp_path / "run", steps=(2,))
+    about = {"run": str(run), "step": 2, "weights": "ema"}
+    out = tmp_path / "out"
+    for words, names in (
+        (["sample", run, out / "a", "--n", 2, "--steps", 2], ["000000.png", "000001.png", "grid.png", "samples.json"]),
+        (["export", run, out / "b"], ["config.yaml", "denoiser.safetensors"]),
+        (["interpolate", run, out / "c.png", "--n", 1, "--columns", 2, "--steps", 2], [None]),
+    ):
+        shown = document(capsys, *words)
+        assert shown == shown | about
+        assert shown["files"] == [str(words[2] / name if name else words[2]) for name in names]
