@@ -16,7 +16,7 @@ from diffpipe.experiment.doctor.findings import Finding
 from diffpipe.experiment.resources import JobSize, blank_samples
 from diffpipe.interfaces import ImageShape, Stage
 from diffpipe.machine import gigabytes
-from diffpipe.train.activation_memory import activation_bytes
+from diffpipe.train.activation_memory import TooSlowError, activation_bytes_of
 from diffpipe.train.blocks import checkpoint_activations
 from diffpipe.train.initialization import initial_networks
 from diffpipe.train.muon import hidden_matrices
@@ -24,6 +24,7 @@ from diffpipe.train.parallel import trainable_parameters
 from diffpipe.train.runtime import Runtime
 
 _PADDED = 1.25
+_SECONDS = 5.0
 
 
 class ModelBytes(NamedTuple):
@@ -60,13 +61,16 @@ def model_bytes(nets: Mapping[str, nn.Module], experiment: Experiment, shards: i
     return ModelBytes(weights + buffers, gradients, moments, averages)
 
 
-def activations_per_sample(experiment: Experiment, stage: Stage, shape: ImageShape, runtime: Runtime) -> int:
-    """Bytes of activations per sample, as the device computes them."""
+def activations_per_sample(experiment: Experiment, stage: Stage, shape: ImageShape, runtime: Runtime) -> int | None:
+    """Bytes of activations per sample, as the device computes them; None where that takes too long."""
     nets = initial_networks(stage, runtime, experiment.seed)
     if experiment.train.activation_checkpointing:
         for net in nets.values():
             checkpoint_activations(net)
-    return activation_bytes(stage, nets, blank_samples(shape), runtime)
+    try:
+        return activation_bytes_of(stage, nets, blank_samples(shape), runtime, _SECONDS)
+    except TooSlowError:  # a large network on a CPU
+        return None
 
 
 def needs(model: ModelBytes, activations: int, micro_batch: int) -> dict[str, int]:
@@ -123,6 +127,8 @@ def in_words(whole: ModelBytes, sharded: ModelBytes, activations: int | None, si
     if activations is not None:
         parts[f"activations of {micro_batch}"] = rest
     listed = ", ".join(f"{name} {megabytes(n)}" for name, n in parts.items())
+    if activations is None:
+        listed += ", activations not measured"
     total = megabytes(sum(whole) + rest)
     if size.world == 1:
         return f"{total} per process ({listed})"

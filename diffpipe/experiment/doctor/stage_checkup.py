@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from diffpipe.data.decode.latents import are_latents
 from diffpipe.data.index.shard_set import ShardSet
@@ -61,10 +63,11 @@ class StageCheckup:
             changed = attempt("resume", lambda: resume.changes(checkpoint, prepared.experiment, shape, shards))
             if changed:
                 self.diagnosis.checked["resume"] += f", with changes that are allowed: {'; '.join(changed)}"
-        shared_by = self.check_networks(prepared)
+        nets = without_values(prepared.trained)
+        shared_by = self.check_networks(prepared, nets)
         if not self.no_device:
-            self.check_memory(prepared, shards, shape, shared_by)
-        self.check_disk(prepared, shape)
+            self.check_memory(prepared, nets, shards, shape, shared_by)
+        self.check_disk(prepared, nets, shape)
         if self.rehearsed:
             return
         if any(self.diagnosis.comm.gather(self.diagnosis.errors)):
@@ -90,10 +93,13 @@ class StageCheckup:
             attempt("resume", lambda: resume.data_changes(checkpoint, experiment, shards))
         self.diagnosis.checked["stage"] = "not built, as there are errors; memory and disk are not checked"
 
-    def check_networks(self, prepared: PreparedStage) -> int:
-        """The options of the networks and of the optimizer. Returns the processes that share a copy of the networks."""
+    def check_networks(self, prepared: PreparedStage, nets: Mapping[str, nn.Module]) -> int:
+        """The options of the networks and of the optimizer. Returns the processes that share a copy of the networks.
+
+        nets: the trained networks, without values.
+        """
         attempt, size, experiment = self.diagnosis.attempt, self.size, prepared.experiment
-        train, nets = experiment.train, without_values(prepared.trained)
+        train = experiment.train
         fsdp = self.runtime.launched_for_fsdp
         layout = attempt(
             "processes",
@@ -107,10 +113,17 @@ class StageCheckup:
         self.diagnosis.add("processes", memory.padded(nets, shared_by))
         return shared_by
 
-    def check_memory(self, prepared: PreparedStage, shards: ShardSet, shape: ImageShape, shared_by: int) -> None:
+    def check_memory(
+        self,
+        prepared: PreparedStage,
+        nets: Mapping[str, nn.Module],
+        shards: ShardSet,
+        shape: ImageShape,
+        shared_by: int,
+    ) -> None:
         """The memory for parameters and what comes with them on a process. shared_by: see `check_networks`."""
         add, attempt, size, experiment = self.diagnosis.add, self.diagnosis.attempt, self.size, prepared.experiment
-        nets, runtime = without_values(prepared.trained), self.runtime
+        runtime = self.runtime
         whole, held, sharded = (memory.model_bytes(nets, experiment, n) for n in (1, shared_by, size.world))
         on_gpu = runtime.device.type == "cuda"
         available = torch.cuda.mem_get_info(runtime.device)[0] if on_gpu else available_memory()
@@ -134,10 +147,10 @@ class StageCheckup:
         where = "a GPU" if on_gpu else "this machine"
         self.diagnosis.checked["memory"] = f"{of_process}; {gigabytes(available)} of {where} are free"
 
-    def check_disk(self, prepared: PreparedStage, shape: ImageShape) -> None:
+    def check_disk(self, prepared: PreparedStage, nets: Mapping[str, nn.Module], shape: ImageShape) -> None:
         """The room for checkpoints and what else is saved."""
         attempt, experiment = self.diagnosis.attempt, prepared.experiment
-        whole = memory.model_bytes(without_values(prepared.trained), experiment)
+        whole = memory.model_bytes(nets, experiment)
         free, saved = disk.free_bytes(experiment.run.path), attempt("disk", lambda: disk.saved_bytes(experiment))
         sizes = whole.checkpoint, whole.averages
         self.diagnosis.add("disk", *disk.too_little_room(experiment, shape, *sizes, saved=saved or [], free=free))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from diffpipe.interfaces import Batch, Loss, Phase
 from diffpipe.rng import KeyedRNG
-from diffpipe.train.activation_memory import activation_bytes
+from diffpipe.train.activation_memory import TooSlowError, activation_bytes, activation_bytes_of
 from diffpipe.train.runtime import Runtime
 from tests.support.toy_stages import Duel, batch
 
@@ -46,6 +47,11 @@ def test_it_is_what_autograd_keeps_for_each_sample_of_the_largest_phase(runtime:
         assert all(torch.equal(value, before[name][key]) for key, value in net.state_dict().items())
         assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_it_ends_where_it_takes_too_long(runtime: Runtime) -> None:
+    with pytest.raises(TooSlowError):
+        activation_bytes_of(Wide(), Wide().networks(), lambda n: batch(range(n)), runtime, seconds=-1.0)
 
 
 def test_a_stage_of_several_phases_is_measured(runtime: Runtime) -> None:
