@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 NOT_A_FILE = {errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 """The errors of `open_regular` where something else is there than a file. Others, of a file server say, may pass."""
 _LONGEST_INT = 4000  # digits of an integer in JSON; Python reads 4300
+_DEEPEST = 100  # levels of JSON
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -158,11 +160,24 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         text = text if isinstance(text, str) else text.decode("utf-8", "strict")
-        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_int=_bounded_int)
+        tree = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant, parse_int=_bounded_int)
+        _require_shallow(tree)
+        return tree
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
+
+
+def _require_shallow(tree: Any) -> None:
+    """Raise RecursionError for values so deep that Python could not copy or write them again."""
+    level = [tree]
+    for _ in range(_DEEPEST):
+        values = itertools.chain.from_iterable(v.values() if isinstance(v, dict) else v for v in level)
+        level = [value for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

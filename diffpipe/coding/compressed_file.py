@@ -154,7 +154,9 @@ def _header(path: Path, compressed: bytes) -> Header:
         tree = {"steps": None} | parse_json(text)
         _check(tree)
         blocks = [Block(**block) for block in tree["blocks"]]
-        header = Header(**{field.name: tree[field.name] for field in fields(Header)} | {"blocks": blocks})
+        values: dict[str, Any] = {field.name: tree[field.name] for field in fields(Header)}
+        values["blocks"] = blocks
+        header = Header(**values)
         if sum(block.n for block in blocks) != len(header.keys):
             raise ValueError("its blocks hold another number of images than it names")
         if header.labels is not None and len(header.labels) != len(header.keys):

@@ -83,12 +83,13 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Print nothing where a browser has left before its answer. Any other error is a bug, with its traceback."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)  # pyright: ignore[reportArgumentType]
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
+    timeout = 60  # seconds without a request: each connection holds a thread
 
     def do_GET(self) -> None:
         # A page of somebody else's could have its own name point at this machine, and read the answer.

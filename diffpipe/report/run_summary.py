@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
@@ -112,6 +113,7 @@ def training_speed(run: Run) -> dict[str, float] | None:
     except (OSError, KeyError):  # a run without the log is a run all the same
         return None
     rates = column.values[column.steps <= run.checkpoint.step][1:]
+    rates = rates[np.isfinite(rates) & (rates > 0)]  # the file may be somebody else's
     if not len(rates):
         return None
     rate = statistics.median(rates.tolist())

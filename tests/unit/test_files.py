@@ -373,6 +373,7 @@ def test_a_private_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytes
         ("[-Infinity]", "-Infinity is not a number"),
         ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
         ('{"a":' * 50_000 + "1" + "}" * 50_000, "nested too deeply"),
+        ('{"a": [1, 2, ' + "[" * 200 + "]" * 200 + "]}", "nested too deeply"),  # parsed, but not copied
         ("9" * 5000, "^a number has 5000 digits, and 4000 are the most$"),
         ('{"a": {"\\ud800": 1}}', r"the key '\\ud800' is no text: it holds half of a surrogate pair"),
         (b'{"\xff": 1}', "not UTF-8 at byte 2"),

@@ -21,6 +21,10 @@ MISSING_NETWORKS = {1: {"latent_scale"}}
 """By format: networks that its checkpoints lack. Loading leaves them as they are built."""
 
 
+_MOST = 1 << 53
+"""Steps and samples of a run: a float holds each number exactly."""
+
+
 class LatentStatistics(BaseModel, extra="forbid", frozen=True):
     """Mean and standard deviation of each latent channel of a VAE, over so many images. Only format 1 wrote them."""
 
@@ -64,8 +68,8 @@ class RunState(BaseModel, extra="forbid", frozen=True):
     """
 
     format: Literal[3] = FORMAT
-    step: int = Field(ge=0, strict=True)
-    position: int = Field(ge=0, strict=True)
+    step: int = Field(ge=0, le=_MOST, strict=True)
+    position: int = Field(ge=0, le=_MOST, strict=True)
     skipped: int = Field(default=0, ge=0)
     bad_samples: list[str] = []
     fingerprint: str

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -65,6 +66,25 @@ def test_the_page_and_its_version_are_served_to_this_machine_alone(server: Threa
     assert get(server, "/", host="example.com")[0] == 403
     assert get(server, "/", host=f"example.com:{server.server_port}")[0] == 403
     assert get(server, "/../config.yaml")[0] == 404
+
+
+def test_a_client_that_says_nothing_or_leaves_ends_its_thread_without_a_word(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module._Handler, "timeout", 0.1)
+    address, before = ("127.0.0.1", server.server_port), threading.active_count()
+    silent = socket.create_connection(address)
+    for request in (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTT", b"\x16\x03\x01" * 99, b"A" * 70000):
+        with socket.create_connection(address) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+            client.sendall(request)
+    end = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert threading.active_count() == before
+    silent.close()
+    assert get(server, "/version")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_the_version_changes_with_the_run(run: Path, server: ThreadingHTTPServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,9 @@ def test_the_training_speed_is_the_median_of_the_lines_up_to_the_checkpoint_but_
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, lines[0][:9]]))  # the last line is not complete
     assert training_speed(run) == {"images_per_second": 20.0, "seconds": run.checkpoint.state.position / 20.0}
     (tmp_path / "metrics.jsonl").write_text(lines[0])
+    assert training_speed(run) is None
+    forged = [json.dumps({"step": step, "images_per_second": rate}) for step, rate in enumerate([1, 0, -3, math.inf])]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*forged, ""]))
     assert training_speed(run) is None
 
 
