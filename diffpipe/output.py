@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class Output:
@@ -52,7 +55,7 @@ class Output:
         """
         self.add(*files, **values)
         if not self.as_json:
-            print(text, flush=True)  # noqa: T201
+            print(_without_controls(text), flush=True)  # noqa: T201
             for path in filter(lambda path: path not in text, map(str, files)):
                 self.remark(path)
 
@@ -70,7 +73,7 @@ class Output:
     def remark(self, text: str) -> None:
         """Print a line on stderr. A quiet command prints only those that begin with `warning: `."""
         if not self.quiet or text.startswith("warning: "):
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            print(_without_controls(text), file=sys.stderr, flush=True)  # noqa: T201
 
     def document(self, command: str | None, status: int, error: str | None) -> str:
         """The JSON document: the command, its exit status, the error where there is one, and the result."""
@@ -93,6 +96,11 @@ def _files(path: Path) -> list[Path]:
 def utf8(text: str) -> str:
     """The text with escapes for what is not UTF-8: the name of a file may hold any bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _without_controls(text: str) -> str:
+    """The lines of a text, whose characters that command a terminal or turn its direction are shown by their codes."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _plain(value: Any) -> Any:

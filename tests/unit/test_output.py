@@ -54,6 +54,13 @@ print(out.document("eval", 0, None))
 """
 
 
+def test_names_of_somebody_else_command_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output()
+    out.result("a\x1b[31mb\tü\u202ec\nd", Path("e\x07.png"))
+    out.note("f\x9b\r")
+    assert capsys.readouterr() == ("a\\x1b[31mb\tü\\u202ec\nd\n", "e\\x07.png\nnote: f\\x9b\\r\n")
+
+
 def test_what_compiled_code_and_children_print_on_stdout_goes_to_stderr() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["command"] == "eval"
