@@ -79,7 +79,7 @@ class StageCheckup:
             self.diagnosis.add("step", *step.findings)
 
     def check_parts(self, shards: ShardSet | None, checkpoint: Checkpoint | None) -> None:
-        """What a stage that cannot be built hides."""
+        """The checks that a stage which cannot be built would hide."""
         attempt, experiment, runtime = self.diagnosis.attempt, self.experiment, self.runtime
         attempt("scores", lambda: require_scores(experiment, shards))
         attempt("scores", lambda: held_out_dataset(experiment))
