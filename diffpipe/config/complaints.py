@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -24,13 +25,6 @@ _MEMBERS = {"str", "int", "float", "bool"}
 _PLAIN = {"int": "an integer", "float": "a number", "str": "text", "list": "a list", "mapping": "a mapping"}
 
 
-class Complaint(NamedTuple):
-    """key: the dotted key that it is about. sentence: what is wrong with it, and what to give."""
-
-    key: str
-    sentence: str
-
-
 class _Place(NamedTuple):
     """Where in a config an error is.
 
@@ -44,20 +38,42 @@ class _Place(NamedTuple):
     field: FieldInfo | None
     owner: str
 
+    @property
+    def key(self) -> str:
+        return ".".join(self.path)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A complaint of pydantic about a config of the class `model`."""
+
+    model: type[BaseModel]
+    error: Mapping[str, Any]
+    place: _Place
+
+    @property
+    def key(self) -> str:
+        """The dotted key that it is about."""
+        return self.place.key
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong with the key, and what to give. It takes some milliseconds: there may be thousands."""
+        return _sentence(self.model, self.error, self.place)
+
 
 def complaints(model: type[BaseModel], error: ValidationError) -> list[Complaint]:
     """The complaints in an error about a config of this class, at most one about the value of a key."""
-    first: dict[str, Complaint] = {}  # pydantic has one for each member of a union
+    first: dict[tuple[str, str], Complaint] = {}  # pydantic has one for each member of a union
     for detail in error.errors():
-        place = _place(model, detail["loc"])
-        complaint = Complaint(".".join(place.path), _sentence(model, dict(detail), place))
-        of_value = _WRONG_VALUE.fullmatch(detail["type"]) or detail["type"] == "literal_error"
-        first.setdefault(place.owner if of_value else complaint.sentence, complaint)
+        place, kind = _place(model, detail["loc"]), detail["type"]
+        of_value = _WRONG_VALUE.fullmatch(kind) or kind == "literal_error"
+        first.setdefault(("", place.owner) if of_value else (kind, place.key), Complaint(model, detail, place))
     return list(first.values())
 
 
-def _sentence(model: type[BaseModel], error: dict[str, Any], place: _Place) -> str:
-    key = ".".join(place.path)
+def _sentence(model: type[BaseModel], error: Mapping[str, Any], place: _Place) -> str:
+    key = place.key
     match error["type"]:
         case "extra_forbidden":
             return _unknown_key(model, place)
@@ -75,7 +91,7 @@ def _sentence(model: type[BaseModel], error: dict[str, Any], place: _Place) -> s
             return _wrong_value(key, error, place)
 
 
-def _wrong_value(key: str, error: dict[str, Any], place: _Place) -> str:
+def _wrong_value(key: str, error: Mapping[str, Any], place: _Place) -> str:
     """A value that is not of the type of its key, or out of its bounds, and what the key takes."""
     words = "" if place.field is None else type_in_words(place.field)
     is_pair = words.startswith("[") and error["type"] in ("missing", "too_long")
@@ -104,7 +120,7 @@ def _plain(words: str) -> str:
     return words.replace(" | ", " or ") if " | " in words else f"{_PLAIN.get(head, head)}{space}{rest}"
 
 
-def _unknown_name(key: str, error: dict[str, Any], place: _Place) -> str:
+def _unknown_name(key: str, error: Mapping[str, Any], place: _Place) -> str:
     """A kind or another word that is none of those that are known, the nearest of them, and where others come from."""
     about = error["ctx"]
     literal = error["type"] == "literal_error"
@@ -120,7 +136,7 @@ def _unknown_name(key: str, error: dict[str, Any], place: _Place) -> str:
 def _unknown_key(model: type[BaseModel], place: _Place) -> str:
     """The complaint about an unknown key: its new name, else the nearest known key, else all known keys beside it."""
     *sections, name = place.path
-    key, section = ".".join(place.path), ".".join(sections)
+    key, section = place.key, ".".join(sections)
     if name in place.renamed:
         return f"{key} is called {'.'.join([*sections, place.renamed[name]])} now; rename it"
     near = [f"{section}.{sibling}" for sibling in nearest(name, place.siblings, n=1)] if sections else []

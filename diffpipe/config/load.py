@@ -61,8 +61,11 @@ def validate(
         words = {word.partition("=")[0] for word in overrides}
         overridden = all(_is_overridden(complaint.key, words) for complaint in found)
         named = [
-            (None if overridden else _origin(key, origins or {}, source), shortened(sentence, _MAX_COMPLAINT))
-            for key, sentence in found[:_NAMED_COMPLAINTS]
+            (
+                None if overridden else _origin(complaint.key, origins or {}, source),
+                shortened(complaint.sentence, _MAX_COMPLAINT),
+            )
+            for complaint in found[:_NAMED_COMPLAINTS]
         ]
         more = [f"and {len(found) - _NAMED_COMPLAINTS} more"] if len(found) > _NAMED_COMPLAINTS else []
         groups = [

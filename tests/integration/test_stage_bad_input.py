@@ -94,7 +94,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "top_p of zero": (
         ["sample", "{ar}", "{out}", "--top-p", "0"],
-        ["stage.sampler.top_p is 0; give a number > 0, ≤ 1"],
+        ["stage.sampler.top_p is 0.0; give a number > 0, ≤ 1"],
     ),
     "top_p above one": (
         ["sample", "{ar}", "{out}", "--top-p", "1.5"],
@@ -195,7 +195,7 @@ TRAINING: dict[str, tuple[list[str], str]] = {
     ),
     "a shift to no noise": (
         ["stage.prediction=flow", "stage.schedule={kind: flow, shift: 1e-17}"],
-        "stage.schedule.shift is 1e-17; give a number ≥ 0.01",
+        "stage.schedule.shift is '1e-17'; give a number ≥ 0.01, ≤ 100",
     ),
     "a spacing by a large power": (
         ["stage.prediction=edm", "stage.schedule={kind: edm, rho: 0.005}"],

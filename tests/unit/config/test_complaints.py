@@ -25,7 +25,7 @@ def sentences(change: dict[str, Any]) -> list[str]:
         section[leaf] = value
     with pytest.raises(ValidationError) as caught:
         Experiment.model_validate(tree)
-    return [sentence for _, sentence in complaints(Experiment, caught.value)]
+    return [complaint.sentence for complaint in complaints(Experiment, caught.value)]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_a_section_without_its_kind_is_answered_with_all_kinds() -> None:
     del tree["stage"]["kind"]
     with pytest.raises(ValidationError) as caught:
         Experiment.model_validate(tree)
-    ((key, sentence),) = complaints(Experiment, caught.value)
-    assert key == "stage"
-    assert sentence.startswith("stage.kind is missing; it is one of 'adversarial', 'autoencoder', ")
+    (complaint,) = complaints(Experiment, caught.value)
+    assert complaint.key == "stage"
+    assert complaint.sentence.startswith("stage.kind is missing; it is one of 'adversarial', 'autoencoder', ")
 
 
 OWN = flatten(CASES["ddpm"].experiment().model_dump(mode="json")).keys() - {"stage.network.attention"}  # a list here
