@@ -17,6 +17,7 @@ from diffpipe.coding.compressed_file import CompressedFile, Header, read_compres
 from diffpipe.data.decode.image import loss_in_decoding
 from diffpipe.data.decode.stack import differ, stack_images
 from diffpipe.data.index import shard_set
+from diffpipe.data.index.scan import split_name
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.packing.output_folder import output_folder
 from diffpipe.data.packing.shard_writer import TarWriter
@@ -67,6 +68,9 @@ def compress_shards(
 def read_for(path: Path, out: Path) -> CompressedFile:
     """The file at `path`, to be decompressed into the folder `out`. Raises UserError, also where `out` exists."""
     file = read_compressed(path)
+    strange = next((key for key in file.header.keys if split_name(f"{key}.png") != (key, "png")), None)
+    if strange is not None:
+        raise UserError(f"{path}: an image is called {strange[:80]!r}, and none in shards is: take another copy")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; remove it or give another name")
     require_writable(out)

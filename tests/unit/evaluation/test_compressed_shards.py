@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpipe.coding.compressed_file import Header
+from diffpipe.coding.compressed_file import Block, CompressedFile, Header, message_sha256, write_compressed
 from diffpipe.data.index import shard_set
 from diffpipe.data.index.write_index import write_index
 from diffpipe.data.packing.encode import Encoding
@@ -187,3 +187,13 @@ def test_grey_images_in_colour_files_of_one_size_are_exact(tmp_path: Path) -> No
     for indices in (range(1, 3), range(2, 3)):
         with pytest.raises(UserError, match=r"it has 4x4 pixels \(height x width\) and the images before it 8x8"):
             require_exact(images, indices)
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/"])
+def test_a_name_that_no_shard_gives_back_is_refused_before_anything_is_decoded(tmp_path: Path, key: str) -> None:
+    message = np.zeros(0, np.uint32)
+    block = Block([1], 0, message_sha256(message), "")
+    header = dataclasses.replace(HEADER, keys=[key], labels=[0], blocks=[block])
+    write_compressed(tmp_path / "images.dpi", CompressedFile(header, [message]))
+    with pytest.raises(UserError, match=r"images\.dpi: an image is called '.*', and none in shards is"):
+        read_for(tmp_path / "images.dpi", tmp_path / "out")
