@@ -87,7 +87,7 @@ def _remedy(loaded: Sequence[str], unfit: Iterable[str]) -> str:
     if not loaded:
         return "give the weights of such networks, or change the stage section"
     modules = sorted({name.rpartition(".")[0] for name in unfit})
-    fresh = f"init.fresh=[{','.join(modules)}] to start these fresh, " if 0 < len(modules) <= _NAMED else ""
+    fresh = f"init.fresh=[{','.join(modules)}] to start these fresh, or " if 0 < len(modules) <= _NAMED else ""
     return f"change the stage section, or set {fresh}init.strict=false to load what fits"
 
 

@@ -183,6 +183,10 @@ class DDPM:
         options = {"variance": sampler.variance, "evaluations": evaluations, "steps": self.chain_steps}
         return variational_lower_bound(denoise, schedule, x0, rng, **options)
 
+    def score_evaluations(self) -> int:
+        """The network evaluations of `score` per image."""
+        return self.chain_steps or self.config.sampler.vlb_steps or len(self.schedule.on("cpu").chain().time)
+
     def ode_score(self, nets: Mapping[str, nn.Module], batch: Batch, rng: KeyedRNG, settings: ODESettings) -> ODEScore:
         """The same by the probability flow, see `ode_likelihood`: without guidance, whose flow reverses no noising."""
         require_pixels(self.codec)

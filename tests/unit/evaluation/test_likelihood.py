@@ -24,9 +24,10 @@ from diffpipe.evaluation.likelihood import (
 )
 from diffpipe.interfaces import Batch, Score
 from diffpipe.rng import KeyedRNG
+from diffpipe.stages.ddpm import DDPM
 from diffpipe.train.runtime import Runtime
 from tests.support.runs import Coder, indexed_shards, opened_run
-from tests.support.stage_cases import CASES
+from tests.support.stage_cases import CASES, SHAPE
 from tests.support.tars import png, random_pixels, write_tar
 from tests.support.toy_stages import Toy
 
@@ -59,6 +60,27 @@ def test_each_image_has_its_score_in_order_and_the_mean_has_an_error(tmp_path: P
     np.testing.assert_allclose(likelihoods.values["score"].numpy(), MEANS, rtol=1e-6)
     assert likelihoods.mean("half") == pytest.approx(MEANS.mean() / 2)
     assert likelihoods.standard_error("score") == pytest.approx(stats.sem(MEANS), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "remark"),
+    [([], "1,000"), (["stage.sampler.vlb_steps=300"], "300"), (["stage.sampler.vlb_steps=9"], None)],
+)
+def test_a_bound_of_many_evaluations_says_so_before_it_begins(
+    tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str], words: list[str], remark: str | None
+) -> None:
+    experiment = CASES["ddpm"].experiment(f"run.dir={tmp_path}", "stage.schedule.steps=1000", *words)
+    stage = experiment.stage.build(SHAPE, {})
+    assert isinstance(stage, DDPM)
+    run = opened_run(stage, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "score", Coder().score)
+        score_images(run, IMAGES, 0, runtime, title="nll")
+    error = capsys.readouterr().err
+    if remark is None:
+        assert "evaluations" not in error
+    else:
+        assert f"nll: 70 images, {remark} network evaluations for each; fewer steps are faster" in error
 
 
 def test_a_given_label_is_compared_with_the_own_one_under_the_same_noise(tmp_path: Path, runtime: Runtime) -> None:

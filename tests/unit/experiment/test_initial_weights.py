@@ -93,7 +93,7 @@ def test_a_label_embedding_of_other_classes_starts_fresh_only_when_asked(
     with pytest.raises(UserError) as refused:
         prepared(tmp_path, runtime, f"run.init={source}", classes=3)
     assert "of other shape: denoiser.label.weight ([11, 32] there, [4, 32] here)" in str(refused.value)
-    assert "init.fresh=[denoiser.label] to start these fresh, init.strict=false to load" in str(refused.value)
+    assert "init.fresh=[denoiser.label] to start these fresh, or init.strict=false to load" in str(refused.value)
     for word in ("init.fresh=[denoiser.label]", "init.strict=false"):
         _, trainer, sentences = prepared(tmp_path, runtime, f"run.init={source}", word, classes=3)
         state = trainer.state()
