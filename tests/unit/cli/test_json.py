@@ -69,7 +69,7 @@ def test_status_lists_the_runs_and_imports_nothing_heavy(tmp_path: Path, capsys:
     assert (first["run"], first["state"], first["step"], first["steps"]) == (str(tmp_path / "a"), "unknown", 5, 9)
     assert (second["state"], second["loss"]) == ("foreign", None)
     assert main(["status", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:4] == [str(tmp_path / "a"), "ddpm", "unknown", "5/9"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == [str(tmp_path / "a"), "unknown", "5/9", "ddpm"]
     assert "no such folder" in document(capsys, "status", tmp_path / "absent")["error"]
     program = "import sys; from diffpipe.__main__ import main; main(); print('torch' in sys.modules)"
     words = [sys.executable, "-c", program, "status", str(tmp_path)]
