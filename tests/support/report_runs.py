@@ -70,7 +70,8 @@ def write_state(home: Path, step: int, **fields: Any) -> None:
     """A checkpoint's state.json, and nothing else of the checkpoint."""
     folder = home / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(run_state(step, **fields).model_dump_json())
+    state = run_state(0, **fields).model_dump(mode="json")  # a stranger's may have a step that no state takes
+    (folder / "state.json").write_text(json.dumps(state | {"step": step, "position": 8 * step}))
 
 
 def write_config(home: Path, *words: str) -> Experiment:
