@@ -163,6 +163,13 @@ def test_a_page_that_is_watched_follows_the_run_and_keeps_the_slider(browser: Br
                 write_grid(tmp_path, 40)
                 expect(page.locator("#step")).to_have_text("step 40", timeout=60_000)  # it was at the newest
                 assert printed == []
+                (tmp_path / "metrics.jsonl").rename(tmp_path / "aside")  # as over a file server that fails for a while
+                (tmp_path / "metrics.jsonl").mkdir()
+                expect(page.locator("#live")).to_have_text("the run cannot be read", timeout=60_000)
+                expect(page.locator(".progress")).to_contain_text("step 30")
+                (tmp_path / "metrics.jsonl").rmdir()
+                (tmp_path / "aside").rename(tmp_path / "metrics.jsonl")
+                expect(page.locator("#live")).to_have_text("live", timeout=60_000)
                 server.send_signal(signal.SIGINT)
                 assert server.wait(30) == 0
                 expect(page.locator("#live")).to_have_text("the server has stopped", timeout=10_000)
