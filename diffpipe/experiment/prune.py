@@ -88,7 +88,8 @@ def prunable_runs(folder: Path, keep_last: int | None = None) -> list[PrunableRu
     """
     if keep_last is not None and keep_last < _FEWEST:
         raise UserError(f"--keep-last {keep_last}: give {_FEWEST} or more, since a disk can lose part of the newest")
-    configs, unread = {}, {}
+    configs: dict[Path, str] = {}
+    unread: dict[Path, str] = {}
     for path, is_run, error in find_runs(folder):
         if error is not None:
             unread[path] = error
@@ -98,25 +99,30 @@ def prunable_runs(folder: Path, keep_last: int | None = None) -> list[PrunableRu
             except FileNotFoundError:
                 continue
             except OSError as unreadable:
-                unread[path] = unreadable.strerror
+                unread[path] = str(unreadable.strerror)
     beside = [place.path for place in find_runs(folder.absolute().parent, _BESIDE) if place.is_run]
-    pinned = None if unread else _pinned([*configs, *beside])
+    pinned = _pinned(beside, {}) | _pinned([*configs], unread)
     runs = [run for run, config in configs.items() if config_value(config, "train", "steps")]
     why = "and may need checkpoints of the others, which stay; make it readable, or give a folder without it"
     return [
         *(PrunableRun(path, left=f"it cannot be read ({reason}), {why}") for path, reason in unread.items()),
-        *(_prunable(run, configs[run], keep_last, pinned) for run in runs),
+        *(_prunable(run, configs[run], keep_last, None if unread else pinned) for run in runs if run not in unread),
     ]
 
 
-def _pinned(runs: Sequence[Path]) -> dict[str, Path]:
-    """The hashes in the configs of runs and of their checkpoints, each with a run that names it."""
+def _pinned(runs: Sequence[Path], unread: dict[Path, str]) -> dict[str, Path]:
+    """The hashes in the configs of runs and of their checkpoints, each with a run that names it.
+
+    unread: gets the runs that cannot be read, with the reason.
+    """
     pinned: dict[str, Path] = {}
     for run in runs:
-        with contextlib.suppress(OSError):
+        try:
             for path in (run / CONFIG, *(checkpoint / STATE for checkpoint in committed(run / CHECKPOINTS))):
                 with contextlib.suppress(FileNotFoundError):
                     pinned = dict.fromkeys(_HASH.findall(read_head(path)), run) | pinned
+        except OSError as error:
+            unread[run] = str(error.strerror)
     return pinned
 
 

@@ -141,8 +141,9 @@ def test_nothing_of_a_run_that_a_job_holds_is_touched(tmp_path: Path) -> None:
     assert files(run) > before
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/step-00000005/state.json"])
 def test_where_a_run_cannot_be_read_the_checkpoints_of_all_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """It may need one of them: a first read over NFS may fail, and a colleague's folder may be closed."""
     run = run_with(tmp_path / "vae", 1, 2, 3)
@@ -151,7 +152,7 @@ def test_where_a_run_cannot_be_read_the_checkpoints_of_all_stay(
     opened = os.open
 
     def stale(path: Any, *args: Any, **kwargs: Any) -> int:
-        if str(path) == str(latent / "config.yaml"):
+        if str(path) == str(latent / name):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         return opened(path, *args, **kwargs)
 
