@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diffpipe import output
-from diffpipe.plural import plural
+from diffpipe.plural import duration, plural
 
 SECONDS = 15.0
 """Seconds between two lines."""
@@ -59,6 +59,8 @@ class ProgressLines:
 
     def _write(self) -> None:
         seconds = self._clock() - self._start
-        rate = f"{(self.n - self._first) / seconds:.4g}" if seconds > 0 else "0"
-        done = f"{self.n}/{plural(self.total, self._unit)}"
-        output.current.remark(f"{self._name}: {done} in {seconds:.0f} s, {rate} {self._unit}s/s")
+        done = self.n - self._first
+        words = f"{self.n}/{plural(self.total, self._unit)} in {seconds:.0f} s"
+        rate = f"{done / seconds:.4g}" if seconds > 0 else "0"
+        left = f", {duration(seconds * (self.total - self.n) / done)} left" if done and self.n < self.total else ""
+        output.current.remark(f"{self._name}: {words}, {rate} {self._unit}s/s{left}")

@@ -38,8 +38,8 @@ def open_images(
     place = os.fspath(place)
     if is_run(user_path(place)):
         raise UserError(
-            f"{place}: a run, and no images; score it with diffpipe.load({place!r}).score, or give images that it has "
-            "sampled"
+            f"{place}: a run, and no images; a run is scored as the first argument of diffpipe eval, or by "
+            "diffpipe.load(RUN).score; here give images, such as those it has sampled"
         )
     if _are_files(place):
         return FileImages(place, channels, resolution, n=n)

@@ -11,14 +11,13 @@ import numpy as np
 
 from diffpipe.evaluation.score_remarks import TrainingData, score_remarks
 from diffpipe.metrics.names import first_score, is_frechet, shown_name, shown_value
-from diffpipe.plural import plural
+from diffpipe.plural import duration, plural
 from diffpipe.report.comparison_table import decimals, three_digits
 from diffpipe.report.page import render
 from diffpipe.report.run_plots import log_notes, metric_plots, score_plots
 from diffpipe.report.run_record import RunRecord
 from diffpipe.report.run_scores import ScoreFile, series_of
 from diffpipe.report.timeline import MOST_JOBS, job_rows, timeline, when
-from diffpipe.train.progress import duration
 
 _JOBS_SHOWN = 5
 _SCORES_SHOWN = 10

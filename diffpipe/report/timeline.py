@@ -6,10 +6,9 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from diffpipe.plural import plural
+from diffpipe.plural import duration, plural
 from diffpipe.report.axis import step_axis
 from diffpipe.report.run_jobs import RunJob
-from diffpipe.train.progress import duration
 
 MOST_JOBS = 200
 """The newest jobs that are shown."""

@@ -122,7 +122,7 @@ def _lost(name: str, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or (
         str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     )
-    return f"{' '.join(str(reason).split())[:300]}: the tracker {name} gets no more values; the run goes on without"
+    return f"the tracker {name} gets no values from here on, and the run goes on: {' '.join(str(reason).split())[:300]}"
 
 
 def _keep_tensorboard_threads_quiet() -> None:

@@ -75,7 +75,10 @@ def test_training_refuses_it_in_one_line(tmp_path: Path, made: Made, case: str, 
         (["sample", "{run}", "{out}", "--label", "10"], ["error: label 10", "0 to 9"]),
         (["sample", "{run}", "{out}", "--n", "0"], ["--n 0"]),
         (["eval", "{run}", "--reference", "/absent"], ["/absent", "there is nothing of this name"]),
-        (["eval", "{run}", "--reference", "{run}"], ["a run, and no images", "give images that it has sampled"]),
+        (
+            ["eval", "{run}", "--reference", "{run}"],
+            ["a run, and no images", "give images, such as those it has sampled"],
+        ),
         (["eval", "{run}", "--reference", "{unlabelled}", "--metrics", "fids"], ["'fids'", "known: fd_efficientnet"]),
         (["eval", "{run}", "--reference", "{unlabelled}", "--n", "1"], ["n is 1", "at least 2"]),
         (

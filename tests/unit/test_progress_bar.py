@@ -15,7 +15,7 @@ def test_a_file_has_plain_lines_at_least_15_seconds_apart(capsys: pytest.Capture
         bar.update(300)
         bar.update(600)
     assert capsys.readouterr().err == (
-        "score: 400/1000 images in 16 s, 25 images/s\nscore: 1000/1000 images in 25 s, 40 images/s\n"
+        "score: 400/1000 images in 16 s, 25 images/s, 24 s left\nscore: 1000/1000 images in 25 s, 40 images/s\n"
     )
 
 
