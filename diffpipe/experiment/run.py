@@ -26,6 +26,7 @@ from diffpipe.nearest import did_you_mean
 from diffpipe.stages.shard_codec import ShardCodec, shard_codec
 from diffpipe.train.checkpoint.read import Checkpoint, limited_to
 from diffpipe.train.ema import prefix
+from diffpipe.train.network_limits import MOST_TENSORS, MOST_VALUES, limited_networks
 from diffpipe.train.runtime import Runtime
 
 # The option of a command, and argument of a method, for a key of the config, and the stages that have it. Others refuse
@@ -46,6 +47,10 @@ _OPTIONS = {
 }
 
 _NAMED_CLASSES = 20
+_TOO_LARGE = (
+    f"the networks of section stage have more than {MOST_TENSORS:,} tensors or {MOST_VALUES:.0e} values: too large for "
+    "any machine; give smaller sizes there"
+)
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,12 @@ def build_stage(
     resolved = resolve(
         experiment, shape, runtime, open_dependency(runtime), training=training, trained=trained, named=named
     )
-    stage = runtime.comm.raise_on_all_ranks(lambda: resolved.experiment.stage.build(shape, resolved.opened))
+
+    def build() -> Stage:
+        with limited_networks(_TOO_LARGE):
+            return resolved.experiment.stage.build(shape, resolved.opened)
+
+    stage = runtime.comm.raise_on_all_ranks(build)
     return Built(resolved.experiment, stage, resolved.runs)
 
 

@@ -42,7 +42,7 @@ class TrainConfig(Config):
     launch/fsdp.yaml (or another accelerate config for FSDP), else ddp."""
     shard_size: int | None = Field(default=None, ge=1)
     """Processes that share one copy of the networks under hsdp; null: those of a node."""
-    timeout: float = Field(default=300, gt=0)
+    timeout: float = Field(default=300, gt=0, le=10**7)
     """Seconds that processes wait for one another before the job ends with an error."""
     activation_checkpointing: bool = False
     """Recompute the activations within the networks' blocks in the backward pass: the same numbers in less memory and

@@ -6,22 +6,20 @@ torch.distributed.checkpoint unpickles a `.metadata` file (FileSystemReader) and
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from diffpipe.errors import UserError
 from diffpipe.files import parse_json, read_regular
@@ -32,6 +30,7 @@ from diffpipe.train.checkpoint.state import FORMAT, MISSING_NETWORKS, RENAMED_PA
 from diffpipe.train.checkpoint.stored_tensors import is_count, require_counts, require_stored
 from diffpipe.train.checkpoint.verify import Damage, damage, newest_valid_path, read_patiently
 from diffpipe.train.distributed import Communicator
+from diffpipe.train.network_limits import limited_networks
 
 
 @dataclass(frozen=True)
@@ -119,61 +118,18 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Tensor], comm: Communicator,
     _read(checkpoint.path, tensors, comm)
 
 
-_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
-_FREE = 1 << 24
-"""Values that a tensor may have in any network while it is built: tables that are not stored may be larger than it."""
-
-
-class _LimitedTensors(TorchFunctionMode):
-    """In the block, a new tensor of more than `most` values is refused before its memory is taken: see `refuse`."""
-
-    def __init__(self, most: int, refuse: Callable[[], NoReturn]):
-        super().__init__()
-        self.most, self.refuse = most, refuse
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _FACTORIES:
-            size = args[0] if args and isinstance(args[0], tuple | list) else kwargs.get("size", args)
-            if math.prod(n for n in size if isinstance(n, int)) > self.most:
-                self.refuse()
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def limited_to(checkpoint: Checkpoint) -> Iterator[None]:
+def limited_to(checkpoint: Checkpoint) -> AbstractContextManager[None]:
     """In the block, networks are built from the checkpoint's config: of no more values than the checkpoint holds.
 
-    A config can ask for a billion blocks, or a state for a billion classes, in a few bytes. Raises UserError.
+    A config can ask for a billion blocks, or a state for a billion classes. Raises UserError.
     """
     most = sum(math.prod(getattr(stored, "size", ())) for stored in _metadata(checkpoint.path).values())
-    count = 0
-
-    def refuse() -> NoReturn:
-        raise UserError(
-            f"{checkpoint.path} is a checkpoint of another model: the networks of its config, with "
-            f"{plural(checkpoint.state.shape.classes, 'class', 'classes')}, have more than the {most} values that it "
-            f"holds; take another checkpoint"
-        )
-
-    def count_values(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal count
-        count += 0 if parameter is None else parameter.numel()
-        if count > most:
-            refuse()
-
-    handle = register_module_parameter_registration_hook(count_values)
-    try:
-        with _LimitedTensors(max(most, _FREE), refuse):
-            yield
-    except (RuntimeError, OverflowError, TypeError) as error:
-        if "overflow" not in str(error).lower() and not isinstance(error, OverflowError):
-            raise
-        raise UserError(
-            f"{checkpoint.path}: the networks of its config are too large for any machine; take another checkpoint"
-        ) from error
-    finally:
-        handle.remove()
+    return limited_networks(
+        f"{checkpoint.path} is a checkpoint of another model: the networks of its config, with "
+        f"{plural(checkpoint.state.shape.classes, 'class', 'classes')}, have more than the {most} values that it "
+        f"holds; take another checkpoint",
+        values=most,
+    )
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:

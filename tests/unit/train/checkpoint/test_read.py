@@ -207,8 +207,6 @@ def test_networks_of_a_forged_config_are_refused_before_they_fill_the_memory(tmp
     for wide in (2**62, 10**40):
         with pytest.raises(UserError, match=f"have more than the {most} values that it holds"), limited_to(checkpoint):
             nn.Linear(8, wide)
-    with pytest.raises(UserError, match="too large for any machine"), limited_to(checkpoint):
-        torch.arange(10**40)
     nn.Linear(1, most + 1)  # elsewhere there is no limit
 
 
