@@ -38,6 +38,8 @@ def export(run: Run, out: Path, to: ExportFormat, *, merge: bool = False) -> lis
         raise UserError(f"{out}: a diffusers pipeline is a folder; give a name without {SINGLE_FILE}")
     if is_run(out):  # its config.yaml would be replaced, and a file more makes a checkpoint a damaged one
         raise UserError(f"{out}: a run directory or a checkpoint; give another folder for the exported weights")
+    if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
+        raise UserError(f"{out} exists already; remove it or give another name")
     try:
         if to == "diffusers":
             return export_diffusers(run, out, merge=merge)

@@ -30,10 +30,24 @@ def test_each_network_is_a_file_of_its_tensors(tmp_path: Path) -> None:
     torch.testing.assert_close(load_file(tmp_path / "out" / "denoiser.safetensors"), dict(net.state_dict()))
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out").touch()
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="give a folder that can be written"):
-        export(opened_run(Noise(), tmp_path / "run"), tmp_path / "out", "safetensors")
+        export(opened_run(Noise(), tmp_path / "run"), tmp_path / "file" / "out", "safetensors")
+
+
+@pytest.mark.parametrize("to", get_args(ExportFormat))
+def test_what_is_there_is_never_replaced(tmp_path: Path, to: ExportFormat) -> None:
+    run = opened_run(Noise(), tmp_path / "run")
+    folder, file = tmp_path / "photos", tmp_path / "weights.safetensors"
+    folder.mkdir()
+    for path in (folder / "a.png", file):
+        path.write_bytes(b"mine")
+    for out in (folder, folder / "a.png", *([file] if to == "safetensors" else [])):
+        with pytest.raises(UserError, match="exists already; remove it or give another name"):
+            export(run, out, to)
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+    assert file.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("to", get_args(ExportFormat))
