@@ -171,7 +171,7 @@ def parse_json(text: str | bytes) -> Any:
 
 def _require_shallow(tree: Any) -> None:
     """Raise RecursionError for values so deep that Python could not copy or write them again."""
-    level = [tree]
+    level = [tree] if isinstance(tree, dict | list) else []
     for _ in range(_DEEPEST):
         values = itertools.chain.from_iterable(v.values() if isinstance(v, dict) else v for v in level)
         level = [value for value in values if isinstance(value, dict | list)]

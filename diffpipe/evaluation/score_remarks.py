@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from diffpipe import output
 from diffpipe.experiment.run import Run
+from diffpipe.plural import plural
 from diffpipe.train.runtime import Runtime
 
 _FEW = 1000
@@ -73,9 +74,9 @@ def _on_few_images(metrics: Mapping[str, Any], *counts: Any) -> list[str]:
         if metric.get("distance") == "frechet" and isinstance(dim, int) and known and min(known) < max(_FEW, dim):
             dims.setdefault(dim, []).append(name)
     return [
-        f"{' and '.join(names)} is of {min(known):,} images in {dim:,} feature dimensions: the Fréchet distance of few "
-        "images is biased upwards, so compare it at equal numbers of images alone (Chong and Forsyth 2020, "
-        "arXiv:1911.07023)"
+        f"{' and '.join(names)} is of {plural(f'{min(known):,}', 'image')} in {dim:,} feature dimensions: the Fréchet "
+        "distance of few images is biased upwards, so compare it at equal numbers of images alone (Chong and Forsyth "
+        "2020, arXiv:1911.07023)"
         for dim, names in dims.items()
     ]
 

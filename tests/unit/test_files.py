@@ -390,6 +390,7 @@ def test_what_is_not_json_is_a_value_error_of_few_words(text: str | bytes, words
 def test_json_is_parsed_as_by_python() -> None:
     text = '{"a": [1, 2.5, null, true], "ä": {"a": "\\ud800"}, "\\ud83d\\ude00": 4}'
     assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+    assert [parse_json(text) for text in ("null", "2", '"a"', "[]", "{}")] == [None, 2, "a", [], {}]
 
 
 def test_a_folder_that_cannot_be_written_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

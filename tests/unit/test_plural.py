@@ -25,6 +25,7 @@ RIGHT = {
     "{images.shape[1]} channels": "neither 1 nor 3",
     "{self.T} steps": "of 1 to T steps",
     "{T} steps": "of 2 to T steps",
+    "{steps} steps": "of a chain, 2 or more",
     "{len(images)} columns": "0, or 2 and more",
     "{most} values": "of a checkpoint, many",
     "{log.lines:,} lines": "more than the points of a curve",
@@ -36,7 +37,7 @@ RIGHT = {
     "{values['images_per_second']:.0f} images": "a rate",
 }
 PLURALS = [f"{word}es" if word.endswith(("s", "ch")) else f"{word}s" for word in COUNTED.split()]
-PATTERN = re.compile(rf"\{{(?!_?[A-Z_]+\}})[^{{}}]*\}} (?:{'|'.join(PLURALS)})\b")
+PATTERN = re.compile(rf"\{{(?!_?[A-Z_]+(?::[^{{}}]*)?\}})[^{{}}]*\}} (?:{'|'.join(PLURALS)})\b")
 
 
 @pytest.mark.parametrize(
