@@ -58,7 +58,7 @@ class Complaint:
 
     @property
     def sentence(self) -> str:
-        """What is wrong with the key, and what to give. It takes some milliseconds: there may be thousands."""
+        """The fault of the key, and what to give. It takes some milliseconds: there may be thousands."""
         return _sentence(self.model, self.error, self.place)
 
 

@@ -24,7 +24,7 @@ class ShardCodec(Protocol):
 
     @property
     def encoded(self) -> tuple[str, dict[str, Any]]:
-        """What an image becomes, in words that follow `as`, and as a value for --json."""
+        """The code of an image in words that follow `as`, and as values for --json."""
         ...
 
     def describe(self, images: UInt8[Tensor, "b c h w"]) -> Tensor:
