@@ -103,7 +103,7 @@ def write_json(tree: Mapping[str, Any], path: str | Path) -> None:
         atomic_write(path, text)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot write the scores ({error.strerror}); free some space, or give another --out"
+            f"{path}: cannot write the scores ({error.strerror}); free some space, or write them elsewhere"
         ) from error
 
 
