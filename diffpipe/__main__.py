@@ -12,7 +12,6 @@ from types import ModuleType
 
 from diffpipe import __version__, output
 from diffpipe.errors import RankError, UserError, as_user_error, os_error
-from diffpipe.files import user_path
 from diffpipe.parser import CommandParser, CommonOptions, UsageError, add_common_options, take_common_options
 from diffpipe.process import (
     INTERRUPTED,
@@ -111,7 +110,6 @@ def _run(words: list[str], common: CommonOptions) -> int:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if words[:1] in ([name], ["completion"]):  # which completes the options of all
-            command.register("type", Path, user_path)  # every argument of `type=Path` takes a ~
             _module(name).add_arguments(command)
             add_common_options(command)
     parser.set_defaults(parser=parser)

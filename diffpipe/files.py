@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import secrets
 import shlex
 import stat
@@ -60,6 +61,12 @@ def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> N
     """Make this the content of a file, text in UTF-8: wholly or not at all, as `atomic_file`. Raises OSError."""
     with atomic_file(path, durable=durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def url_scheme(text: str) -> str | None:
+    """The beginning of a URL, such as `s3://`; None for a path."""
+    match = re.match(r"[A-Za-z][\w+.-]*://", text)
+    return match and match[0]
 
 
 def user_path(path: str | Path) -> Path:

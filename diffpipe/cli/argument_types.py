@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-from diffpipe.files import user_path
+from diffpipe.files import url_scheme, user_path
 from diffpipe.resolution import MAX_SIDE, Resolution, parse_resolution
 
 
 def local_path(text: str) -> Path:
     """A path on this machine."""
-    if scheme := re.match(r"[A-Za-z][\w+.-]*://", text):
+    if scheme := url_scheme(text):
         raise argparse.ArgumentTypeError(
-            f"an address of {scheme[0]} is no path on this machine; give a file or folder here"
+            f"an address of {scheme} is no path on this machine; give a file or folder here"
         )
     return user_path(text)
 

@@ -23,12 +23,20 @@ from diffpipe.experiment.run import Run
 from diffpipe.interfaces import Batch, Generates, Score, Scores, Unscored
 from diffpipe.plural import plural
 from diffpipe.rng import KeyedRNG
-from diffpipe.stages.ddpm import DDPM
 from diffpipe.train.logs import print_on_rank_zero
 from diffpipe.train.runtime import Runtime
 
 _MANY_EVALUATIONS = 200
 """Network evaluations per image that are announced: without a GPU, minutes may pass before the first progress."""
+
+
+@runtime_checkable
+class CountsEvaluations(Protocol):
+    """A stage whose score takes many evaluations of its network."""
+
+    def score_evaluations(self) -> int:
+        """The network evaluations of `Scores.score` per image."""
+        ...
 
 
 @runtime_checkable
@@ -97,7 +105,7 @@ def score_images(
     """
     score_batch = scoring_stage(run).score if ode is None else partial(ode_stage(run).ode_score, settings=ode)
     conditional = is_conditional(run)
-    if ode is None and isinstance(run.stage, DDPM) and run.stage.score_evaluations() >= _MANY_EVALUATIONS:
+    if ode is None and isinstance(run.stage, CountsEvaluations) and run.stage.score_evaluations() >= _MANY_EVALUATIONS:
         each = f"{run.stage.score_evaluations():,} network evaluations"
         print_on_rank_zero(runtime, f"{title}: {plural(images.n, 'image')}, {each} for each; fewer steps are faster")
 

@@ -12,6 +12,7 @@ import urllib.parse
 from typing import NamedTuple
 
 from diffpipe.errors import UserError, raise_first
+from diffpipe.files import url_scheme
 
 SCHEMES = ("http", "https", "s3", "gs")
 
@@ -41,7 +42,7 @@ class RemoteURL(NamedTuple):
 
 def is_remote(path: str) -> bool:
     """Whether this is a URL rather than a path."""
-    return _PARTS.match(path) is not None
+    return url_scheme(path) is not None
 
 
 def redacted(url: str) -> str:

@@ -17,6 +17,7 @@ from diffpipe.errors import UserError
 from diffpipe.experiment.prune import PrunableRun, prunable_runs, remove
 from diffpipe.train.checkpoint import manifest_sha256
 from tests.support.run_folders import checkpoint, run_folder
+from tests.support.stale_files import make_stale
 
 OLD = "an old checkpoint: {} newer ones are whole"
 HALF_GONE = "an old checkpoint that was being removed"
@@ -149,14 +150,7 @@ def test_where_a_run_cannot_be_read_the_checkpoints_of_all_stay(
     run = run_with(tmp_path / "vae", 1, 2, 3)
     (run / "checkpoints" / ".tmp-step-00000004").mkdir()
     latent = run_with(tmp_path / "latent", 5)
-    opened = os.open
-
-    def stale(path: Any, *args: Any, **kwargs: Any) -> int:
-        if str(path) == str(latent / name):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
-        return opened(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", stale)
+    make_stale(monkeypatch, latent / name)
     unread, vae = prunable_runs(tmp_path)
     assert unread.run == latent
     assert "it cannot be read (Stale file handle), and may need checkpoints of the others" in str(unread.left)

@@ -17,6 +17,7 @@ import pytest
 
 from diffpipe.experiment.run_status import RunStatus, read_status, statuses
 from tests.support.run_folders import run_folder
+from tests.support.stale_files import make_stale
 
 START = {"step": 0, "event": "start", "time": 1.0, "processes": 2, "host": "node7"}
 
@@ -153,14 +154,7 @@ def test_what_cannot_be_read_just_now_is_not_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     run = run_folder(tmp_path / "run", events=[START])
-    opened = os.open
-
-    def stale(path: Any, *args: Any, **kwargs: Any) -> int:
-        if str(path) == str(run / name):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
-        return opened(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", stale)
+    make_stale(monkeypatch, run / name)
     status = status_of(run)
     assert (status.state, status.reason) == ("unknown", f"{run / name} cannot be read just now: Stale file handle")
 
